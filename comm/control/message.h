@@ -1,0 +1,235 @@
+// Every control message, as owned, checked values. The wire form is comm/control/message.capnp; codec.h turns
+// one into the other at the edge, and nothing past it sees a frame or a Cap'n Proto reader.
+//
+// Who talks to whom:
+//   worker daemon <-> coordinator   one DEALER/ROUTER pair, reconnecting by itself
+//   rank <-> its worker daemon      one DEALER/ROUTER pair on a local endpoint
+// A message of an epoch below the receiver's is dropped by the receiver; ranks never talk to the
+// coordinator, the daemon relays.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "comm/base/hash.h"
+#include "comm/base/ids.h"
+#include "comm/run/program.h"
+
+namespace penstock {
+
+inline constexpr uint32_t kProtocolVersion = 1;
+
+// Bounds of what a frame may carry; a frame beyond one is refused whole.
+inline constexpr size_t kFrameBytesMax = 16 << 20;
+inline constexpr size_t kTextBytesMax = 1 << 20;   // spec, log chunk
+inline constexpr size_t kNameBytesMax = 4096;      // names, paths, reasons
+inline constexpr size_t kRanksMax = 1 << 20;
+inline constexpr size_t kSlicesMax = 1 << 20;
+inline constexpr size_t kInstructionsMax = 1 << 20;
+inline constexpr size_t kAddressBytesMax = 64 << 10;
+
+enum class RankState : uint8_t { kStarting, kReady, kTraining, kFinished };
+
+// One running rank process, as its daemon sees it.
+struct RankStatus {
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+  RankState state = RankState::kStarting;
+  int64_t step = 0;  // last finished
+};
+
+// Worker -> coordinator: first message of every connection, repeated until answered. `ranks` is the truth about
+// what runs there, from which a restarted coordinator re-learns it.
+struct Register {
+  uint32_t protocol_version = kProtocolVersion;
+  std::string name;          // host-unique, stable over restarts of the daemon
+  uint64_t incarnation = 0;  // random, new for each daemon process
+  std::string host;
+  int32_t device_count = 0;
+  std::string device_kind;   // "cpu" or the GPU's name
+  std::string http_address;  // host:port of the daemon's /metrics
+  std::vector<RankStatus> ranks;
+};
+
+// Coordinator -> worker: the answer to Register. A non-empty refusal means: exit, and print it.
+struct Registered {
+  WorkerId worker;
+  int64_t heartbeat_interval_ms = 0;
+  std::string refusal;
+};
+
+// Worker -> coordinator. Loss-tolerant: the newest wins, nothing is resent.
+struct Heartbeat {
+  WorkerId worker;
+  uint64_t incarnation = 0;
+  uint64_t sequence = 0;  // strictly increasing per incarnation; gaps legal, repeats dropped
+  std::vector<RankStatus> ranks;
+};
+
+// Coordinator -> worker: start one rank process. Idempotent per (job, epoch, rank).
+struct StartRank {
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+  int32_t device = 0;             // index on that worker
+  std::string spec_json;          // canonical job spec
+  Program program;
+  std::string checkpoint_dir;     // of this job, absolute
+  std::string restore_manifest;   // absolute path; empty: start from initial weights
+  int64_t restore_step = 0;       // step the manifest holds; 0 with no manifest
+  int64_t first_unreported_step = 0;  // steps below were recorded by an earlier attempt (replay is reported all the same)
+};
+
+// Rank -> daemon -> coordinator: loaded, listening at this data-plane address.
+struct RankReady {
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+  std::string address;  // opaque, transport's own
+};
+
+// Coordinator -> workers -> ranks: every rank is ready; begin.
+struct BeginTraining {
+  JobId job;
+  Epoch epoch;
+  std::vector<std::string> addresses;  // by rank
+};
+
+// Coordinator -> worker: end every rank of this job up to and including `epoch`. grace_ms 0: SIGKILL at once.
+struct StopRanks {
+  JobId job;
+  Epoch epoch;
+  int64_t grace_ms = 0;
+  std::string reason;
+};
+
+// Daemon -> coordinator: a rank process ended. Repeated until acknowledged by StopRanks or a newer epoch.
+struct RankExited {
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+  int32_t exit_code = 0;  // as in comm/base/exit_codes.h; -1 when a signal ended it
+  int32_t signal = 0;     // 0 when it exited by itself
+  std::string reason;     // the rank's own last words, or what the daemon knows
+};
+
+// Rank 0 -> daemon -> coordinator, once per step. Ordered per epoch.
+struct StepReport {
+  JobId job;
+  Epoch epoch;
+  int64_t step = 0;          // 1 is the first
+  double loss = 0.0;         // mean next-token cross-entropy over the global batch, nats
+  double grad_norm = 0.0;    // before clipping
+  double learning_rate = 0.0;
+  int64_t tokens = 0;        // trained in this step
+  double step_seconds = 0.0;
+  double expert_load_max_ratio = 0.0;  // largest over layers of max load / mean load
+  int64_t finished_at_ns = 0;          // wall clock of rank 0
+};
+
+// Rank 0 -> daemon -> coordinator.
+struct EvaluationReport {
+  JobId job;
+  Epoch epoch;
+  int64_t step = 0;
+  double loss = 0.0;  // mean held-out cross-entropy, nats per token
+  int64_t tokens = 0;
+};
+
+// One box of one tensor in a segment file, as DESIGN §8: ranks never appear in names.
+struct SavedSlice {
+  std::string name;                  // logical: "model.layers.3.mlp.experts.7.up_proj.weight|weight"
+  std::string dtype;                 // "f32", "i64", …
+  std::vector<int64_t> shape;        // of the whole tensor
+  std::vector<int64_t> box_offset;
+  std::vector<int64_t> box_size;
+  uint64_t file_offset = 0;
+  uint64_t byte_count = 0;
+  Digest digest;                     // of the slice's bytes
+};
+
+// Rank -> daemon -> coordinator: this rank's segment of a checkpoint is durable.
+struct SegmentSaved {
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+  int64_t step = 0;
+  std::string file;          // relative to the job's checkpoint directory
+  uint64_t byte_count = 0;
+  Digest footer_digest;
+  std::vector<SavedSlice> slices;
+};
+
+// Rank -> daemon -> coordinator: this rank could not save; the attempt at this step is dead, the run goes on.
+struct SaveFailed {
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+  int64_t step = 0;
+  std::string reason;
+};
+
+// Coordinator -> workers -> ranks: what became of the checkpoint of `step`.
+struct CheckpointOutcome {
+  JobId job;
+  Epoch epoch;
+  int64_t step = 0;
+  bool committed = false;
+  std::string reason;  // when not committed
+};
+
+// Rank -> daemon -> coordinator: every step is done, and (rank by rank) the digest of its final weights.
+struct RankFinished {
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+  int64_t step = 0;
+};
+
+// Daemon -> coordinator. Lines of one rank's stdout and stderr; offset is the byte position in that log.
+struct LogChunk {
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+  uint64_t offset = 0;
+  std::string text;
+};
+
+// Rank -> daemon, at its start: binds the connection to a rank the daemon spawned.
+struct RankHello {
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+  int32_t pid = 0;
+};
+
+// Rank -> daemon, after each step; becomes RankStatus and the daemon's metrics.
+struct RankProgress {
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+  int64_t step = 0;
+  double step_seconds = 0.0;
+  double compute_seconds = 0.0;        // of the step: kernels
+  double expert_wait_seconds = 0.0;    // waiting for dispatch and combine
+  double pipeline_wait_seconds = 0.0;  // waiting for neighbours
+  double reduce_seconds = 0.0;         // gradient reduction and weight gathering
+  double optimizer_seconds = 0.0;
+  double checkpoint_seconds = 0.0;     // stall for saving
+  uint64_t bytes_sent = 0;             // cumulative
+  uint64_t arena_bytes = 0;
+};
+
+using ControlMessage =
+    std::variant<Register, Registered, Heartbeat, StartRank, RankReady, BeginTraining, StopRanks, RankExited,
+                 StepReport, EvaluationReport, SegmentSaved, SaveFailed, CheckpointOutcome, RankFinished,
+                 LogChunk, RankHello, RankProgress>;
+
+// The message's name, for logs and metrics: "step_report".
+std::string_view message_name(const ControlMessage& message);
+
+}  // namespace penstock

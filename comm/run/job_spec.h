@@ -1,0 +1,106 @@
+// A job as a user writes it: YAML in, checked values out, and the canonical JSON that is stored with the
+// job, sent to workers and put into every checkpoint. JSON is a subset of YAML, so one parser reads both.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "comm/base/hash.h"
+#include "comm/base/status.h"
+#include "comm/run/model_config.h"
+
+namespace penstock {
+
+enum class Schedule { kDualPipe, kOneForwardOneBackward };  // "dualpipe", "1f1b"
+
+struct DataSource {
+  std::string path;     // Megatron prefix: <path>.bin and <path>.idx
+  double weight = 1.0;  // share of sampled sequences, relative to the other sources; > 0
+  bool operator==(const DataSource&) const = default;
+};
+
+struct DataSpec {
+  std::vector<DataSource> train;       // at least one
+  std::vector<DataSource> validation;  // may be empty: no evaluation
+  std::string tokenizer;               // "bytes", or the path of a SentencePiece model
+  int64_t seq_length = 0;              // tokens per sequence
+  bool operator==(const DataSpec&) const = default;
+};
+
+// World size = pipeline · expert · data. Each of the expert · data replicas of the pipeline trains its own
+// `microbatches` micro-batches of `micro_batch_size` sequences per step (both DualPipe directions together).
+struct ParallelismSpec {
+  int64_t pipeline = 1;
+  int64_t expert = 1;
+  int64_t data = 1;
+  Schedule schedule = Schedule::kDualPipe;
+  int64_t microbatches = 1;
+  int64_t micro_batch_size = 1;
+  int64_t world_size() const { return pipeline * expert * data; }
+  bool operator==(const ParallelismSpec&) const = default;
+};
+
+struct OptimizerSpec {  // AdamW (Loshchilov & Hutter, 2019)
+  double lr = 0.0;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;
+  double clip_grad_norm = 1.0;  // global L2 norm; 0 turns clipping off
+  int64_t warmup_steps = 0;     // linear 0 -> lr
+  double min_lr_ratio = 0.1;    // cosine from lr to min_lr_ratio · lr at the last step
+  double bias_update_speed = 0.001;  // gamma of the router's balance rule; 0 turns it off
+  bool operator==(const OptimizerSpec&) const = default;
+};
+
+struct TrainingSpec {
+  int64_t steps = 0;
+  uint64_t seed = 0;
+  int64_t evaluation_interval = 0;  // steps between held-out evaluations; 0: only before and after
+  int64_t evaluation_batches = 4;   // step-sized batches per evaluation
+  bool operator==(const TrainingSpec&) const = default;
+};
+
+struct CheckpointSpec {
+  std::string dir;        // empty: the coordinator chooses one under its state directory
+  int64_t interval = 0;   // steps; 0: only after the last step
+  int64_t keep_last = 3;  // committed checkpoints kept
+  bool operator==(const CheckpointSpec&) const = default;
+};
+
+struct RecoverySpec {
+  int64_t max_restarts = 5;        // over the job's life; the next failure is final
+  bool operator==(const RecoverySpec&) const = default;
+};
+
+struct JobSpec {
+  std::string name;
+  ModelConfig model;
+  DataSpec data;
+  ParallelismSpec parallelism;
+  OptimizerSpec optimizer;
+  TrainingSpec training;
+  CheckpointSpec checkpoint;
+  RecoverySpec recovery;
+  bool operator==(const JobSpec&) const = default;
+
+  int64_t sequences_per_step() const {
+    return parallelism.microbatches * parallelism.micro_batch_size * parallelism.expert *
+           parallelism.data;
+  }
+  int64_t tokens_per_step() const { return sequences_per_step() * data.seq_length; }
+};
+
+// Parses and checks a job spec. `origin` names the source in errors ("quickstart.yaml"). The first error is
+// kInvalidArgument and reads "origin:line:column: what is wrong; the nearest valid key or the rule".
+Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin);
+
+// The canonical JSON of a spec, every default written out: parse_job_spec(to_json(s)) == s.
+std::string to_json(const JobSpec& spec);
+
+// Names the spec in checkpoints and listings: digest of to_json().
+Digest spec_digest(const JobSpec& spec);
+
+}  // namespace penstock

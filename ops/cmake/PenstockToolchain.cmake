@@ -1,0 +1,37 @@
+# Compiler settings that hold for every target, and the sanitizer switch.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Release, Debug or RelWithDebInfo" FORCE)
+endif()
+
+set(PENSTOCK_SANITIZE "" CACHE STRING "address (with undefined) or thread; empty for none")
+
+include(CTest)
+
+add_library(penstock_options INTERFACE)
+target_include_directories(penstock_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+# -ffp-contract=off: the same sum must give the same bits in every translation unit; kernels ask for
+# fused multiply-add explicitly, through intrinsics.
+target_compile_options(penstock_options INTERFACE -Wall -Wextra -Werror -ffp-contract=off)
+# Contracts hold in every build: release keeps assertions of third-party code off, ours stay on.
+if(PENSTOCK_SANITIZE STREQUAL "address")
+  target_compile_options(penstock_options INTERFACE
+    -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+  target_link_options(penstock_options INTERFACE -fsanitize=address,undefined)
+elseif(PENSTOCK_SANITIZE STREQUAL "thread")
+  target_compile_options(penstock_options INTERFACE -fsanitize=thread -Wno-tsan)
+  target_link_options(penstock_options INTERFACE -fsanitize=thread)
+elseif(PENSTOCK_SANITIZE)
+  message(FATAL_ERROR "PENSTOCK_SANITIZE must be address, thread or empty, not ${PENSTOCK_SANITIZE}")
+endif()
+
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+endif()
