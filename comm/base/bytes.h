@@ -1,4 +1,5 @@
-// Byte ranges, and reading and writing little-endian fields of a file format with every access checked.
+// Byte ranges, and reading and writing little-endian fields of a file format with every access
+// checked.
 #pragma once
 
 #include <cstddef>
@@ -30,10 +31,8 @@ inline std::string_view as_text(Bytes bytes) {
 class ByteWriter {
  public:
   template <typename T>
-    requires std::is_trivially_copyable_v<T>
-  void put(const T& value) {
-    put_bytes({reinterpret_cast<const std::byte*>(&value), sizeof(T)});
-  }
+  requires std::is_trivially_copyable_v<T>
+  void put(const T& value) { put_bytes({reinterpret_cast<const std::byte*>(&value), sizeof(T)}); }
   void put_bytes(Bytes bytes) { data_.insert(data_.end(), bytes.begin(), bytes.end()); }
   // u32 length, then the bytes.
   void put_string(std::string_view text) {
@@ -47,14 +46,14 @@ class ByteWriter {
   std::vector<std::byte> data_;
 };
 
-// Takes fields from a borrowed range. Every read past the end is kDataLoss, never undefined behaviour.
+// Takes fields from a borrowed range. Every read past the end is kDataLoss, never undefined
+// behaviour.
 class ByteReader {
  public:
   explicit ByteReader(Bytes bytes) : rest_(bytes) {}
 
   template <typename T>
-    requires std::is_trivially_copyable_v<T>
-  Result<T> get() {
+  requires std::is_trivially_copyable_v<T> Result<T> get() {
     if (rest_.size() < sizeof(T)) return data_loss("truncated field");
     T value;
     std::memcpy(&value, rest_.data(), sizeof(T));

@@ -1,6 +1,6 @@
 // Contract checks that hold in every build. A failed check is a bug in Penstock: the process prints
-// where and what, and aborts; its supervisor sees SIGABRT and starts recovery. Never use it for input
-// from a user, a socket or a file: those return Status.
+// where and what, and aborts; its supervisor sees SIGABRT and starts recovery. Never use it for
+// input from a user, a socket or a file: those return Status.
 #pragma once
 
 #include <fmt/format.h>
@@ -13,7 +13,9 @@ namespace penstock {
                                const std::string& values);
 
 namespace check_detail {
-inline std::string values() { return {}; }
+inline std::string values() {
+  return {};
+}
 template <typename... Args>
 std::string values(const Args&... args) {
   std::string text;
@@ -25,10 +27,10 @@ std::string values(const Args&... args) {
 }  // namespace penstock
 
 // PENSTOCK_CHECK(condition, values to print...)
-#define PENSTOCK_CHECK(condition, ...)                                          \
-  do {                                                                          \
-    if (!(condition)) [[unlikely]] {                                            \
-      ::penstock::check_failed(__FILE__, __LINE__, #condition,                  \
-                               ::penstock::check_detail::values(__VA_ARGS__));  \
-    }                                                                           \
+#define PENSTOCK_CHECK(condition, ...)                                         \
+  do {                                                                         \
+    if (!(condition)) [[unlikely]] {                                           \
+      ::penstock::check_failed(__FILE__, __LINE__, #condition,                 \
+                               ::penstock::check_detail::values(__VA_ARGS__)); \
+    }                                                                          \
   } while (false)

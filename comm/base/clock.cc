@@ -16,7 +16,9 @@ int64_t monotonic_ns() {
   return std::chrono::duration_cast<Duration>(since_start).count();
 }
 
-double to_seconds(Duration span) { return std::chrono::duration<double>(span).count(); }
+double to_seconds(Duration span) {
+  return std::chrono::duration<double>(span).count();
+}
 
 std::string format_utc(Instant at) {
   const std::time_t seconds = at.nanoseconds / 1'000'000'000;

@@ -15,8 +15,12 @@ struct Instant {
   int64_t nanoseconds = 0;
   auto operator<=>(const Instant&) const = default;
 };
-inline Instant operator+(Instant at, Duration span) { return {at.nanoseconds + span.count()}; }
-inline Duration operator-(Instant a, Instant b) { return Duration(a.nanoseconds - b.nanoseconds); }
+inline Instant operator+(Instant at, Duration span) {
+  return {at.nanoseconds + span.count()};
+}
+inline Duration operator-(Instant a, Instant b) {
+  return Duration(a.nanoseconds - b.nanoseconds);
+}
 
 Instant wall_now();
 

@@ -1,4 +1,5 @@
-// Exit codes of every Penstock program. Documented in docs/exit-codes.md and `penstock help exit-codes`.
+// Exit codes of every Penstock program. Documented in docs/exit-codes.md and `penstock help
+// exit-codes`.
 #pragma once
 
 namespace penstock {
@@ -6,18 +7,18 @@ namespace penstock {
 enum class ExitCode : int {
   kOk = 0,
   kFailure = 1,
-  kUsage = 2,            // wrong flag, or a job spec that is not valid
+  kUsage = 2,  // wrong flag, or a job spec that is not valid
   kNotFound = 3,
   kPermission = 4,
-  kUnreachable = 5,      // no coordinator at that address
-  kConflict = 6,         // port or name in use, wrong state
-  kTimeout = 7,          // of `wait`
+  kUnreachable = 5,  // no coordinator at that address
+  kConflict = 6,     // port or name in use, wrong state
+  kTimeout = 7,      // of `wait`
   kJobFailed = 10,
   kJobCancelled = 11,
   kPreempted = 12,
   kOutOfMemory = 13,
-  kDataCorrupt = 14,     // data set or checkpoint damaged
-  kPeerLost = 15,        // rank only: a peer went away; the cause is elsewhere
+  kDataCorrupt = 14,  // data set or checkpoint damaged
+  kPeerLost = 15,     // rank only: a peer went away; the cause is elsewhere
   kInterrupted = 130,
 };
 

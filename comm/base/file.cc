@@ -48,8 +48,8 @@ Status read_at(int fd, const Path& path, uint64_t offset, MutableBytes into) {
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) return errno_status(errno, "read " + path.string());
     if (count == 0) {
-      return data_loss(fmt::format("{} ends at byte {}, {} bytes early", path.string(), offset,
-                                   into.size()));
+      return data_loss(
+          fmt::format("{} ends at byte {}, {} bytes early", path.string(), offset, into.size()));
     }
     offset += count;
     into = into.subspan(count);

@@ -1,6 +1,6 @@
-// Files: reading whole bounded ones, and the durable write, rename and directory-sync steps that every
-// commit point is made of. Errors carry the path. No function here retries a failed fsync: the kernel may
-// have dropped the pages, so the only cure is a new file.
+// Files: reading whole bounded ones, and the durable write, rename and directory-sync steps that
+// every commit point is made of. Errors carry the path. No function here retries a failed fsync:
+// the kernel may have dropped the pages, so the only cure is a new file.
 #pragma once
 
 #include <cstdint>
@@ -47,9 +47,11 @@ Status read_at(int fd, const Path& path, uint64_t offset, MutableBytes into);
 // All of `bytes` at `offset`, however many calls that takes.
 Status write_at(int fd, const Path& path, uint64_t offset, Bytes bytes);
 
-// Creates or replaces `path` with `bytes`, data synced. The name is durable only after sync_directory().
+// Creates or replaces `path` with `bytes`, data synced. The name is durable only after
+// sync_directory().
 Status write_and_sync(const Path& path, Bytes bytes);
-// write_and_sync to `path`.tmp, rename over `path`, sync the directory: readers see old or new, whole.
+// write_and_sync to `path`.tmp, rename over `path`, sync the directory: readers see old or new,
+// whole.
 Status replace_file_durably(const Path& path, Bytes bytes);
 // Renames; fails with kAlreadyExists when `to` exists.
 Status rename_no_replace(const Path& from, const Path& to);

@@ -10,7 +10,8 @@
 namespace penstock {
 
 uint32_t crc32c(Bytes bytes, uint32_t seed) {
-  // isa-l neither inverts before nor after, takes int lengths, and a non-const pointer it only reads.
+  // isa-l neither inverts before nor after, takes int lengths, and a non-const pointer it only
+  // reads.
   uint32_t crc = ~seed;
   while (!bytes.empty()) {
     const size_t count = std::min<size_t>(bytes.size(), size_t{1} << 30);
@@ -35,7 +36,9 @@ DigestStream::DigestStream() : state_(XXH3_createState()) {
   XXH3_128bits_reset(static_cast<XXH3_state_t*>(state_));
 }
 
-DigestStream::~DigestStream() { XXH3_freeState(static_cast<XXH3_state_t*>(state_)); }
+DigestStream::~DigestStream() {
+  XXH3_freeState(static_cast<XXH3_state_t*>(state_));
+}
 
 void DigestStream::update(Bytes bytes) {
   XXH3_128bits_update(static_cast<XXH3_state_t*>(state_), bytes.data(), bytes.size());

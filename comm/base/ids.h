@@ -1,4 +1,5 @@
-// Identities. One struct per kind, so that a worker's number can never be passed where a rank's is meant.
+// Identities. One struct per kind, so that a worker's number can never be passed where a rank's is
+// meant.
 #pragma once
 
 #include <fmt/format.h>
@@ -18,9 +19,9 @@ struct Id {
 
 using JobId = Id<struct JobTag, uint64_t>;        // given at submission, never reused
 using WorkerId = Id<struct WorkerTag, uint64_t>;  // given at a worker daemon's first registration
-using Rank = Id<struct RankTag, int32_t>;         // position in a job's rank grid, 0 … world size - 1
-// Attempt number of one job: 1 for its first start, one more for every recovery. Messages and commits of
-// a lower epoch are refused everywhere.
+using Rank = Id<struct RankTag, int32_t>;  // position in a job's rank grid, 0 … world size - 1
+// Attempt number of one job: 1 for its first start, one more for every recovery. Messages and
+// commits of a lower epoch are refused everywhere.
 using Epoch = Id<struct EpochTag, uint32_t>;
 
 }  // namespace penstock

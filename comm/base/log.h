@@ -11,8 +11,8 @@ namespace penstock {
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError };
 
-// Names this process in every later line, such as "coordinator" or "rank 3". The threshold comes from
-// the environment variable PENSTOCK_LOG (debug, info, warning, error), default info.
+// Names this process in every later line, such as "coordinator" or "rank 3". The threshold comes
+// from the environment variable PENSTOCK_LOG (debug, info, warning, error), default info.
 void start_logging(std::string process_name);
 void log_line(LogLevel level, std::string_view message);
 

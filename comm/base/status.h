@@ -1,6 +1,6 @@
-// Errors as values. A Status says what the caller should do next (its Code) and, in one sentence, what
-// went wrong, with which subject, and how to fix it. Penstock throws no exceptions of its own; those of
-// libraries are caught in the file that wraps the library.
+// Errors as values. A Status says what the caller should do next (its Code) and, in one sentence,
+// what went wrong, with which subject, and how to fix it. Penstock throws no exceptions of its own;
+// those of libraries are caught in the file that wraps the library.
 #pragma once
 
 #include <optional>
@@ -74,8 +74,8 @@ Status errno_status(int error_number, std::string_view what);
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                  // NOLINT: implicit on purpose
-  Result(Status status) : status_(std::move(status)) {           // NOLINT: implicit on purpose
+  Result(T value) : value_(std::move(value)) {}         // NOLINT: implicit on purpose
+  Result(Status status) : status_(std::move(status)) {  // NOLINT: implicit on purpose
     PENSTOCK_CHECK(!status_.ok());
   }
 
@@ -107,17 +107,18 @@ class [[nodiscard]] Result {
 }  // namespace penstock
 
 // Returns from the enclosing function when `expression` (a Status) is an error.
-#define PENSTOCK_TRY(expression)                                   \
-  do {                                                             \
-    if (::penstock::Status penstock_try_ = (expression); !penstock_try_.ok()) return penstock_try_; \
+#define PENSTOCK_TRY(expression)                                              \
+  do {                                                                        \
+    if (::penstock::Status penstock_try_ = (expression); !penstock_try_.ok()) \
+      return penstock_try_;                                                   \
   } while (false)
 
 #define PENSTOCK_CONCAT_INNER(a, b) a##b
 #define PENSTOCK_CONCAT(a, b) PENSTOCK_CONCAT_INNER(a, b)
 
 // PENSTOCK_TRY_ASSIGN(auto value, function_returning_result(...)): declares, or returns the error.
-#define PENSTOCK_TRY_ASSIGN(declaration, expression)                                        \
-  auto PENSTOCK_CONCAT(penstock_result_, __LINE__) = (expression);                          \
-  if (!PENSTOCK_CONCAT(penstock_result_, __LINE__).ok())                                    \
-    return PENSTOCK_CONCAT(penstock_result_, __LINE__).status();                            \
+#define PENSTOCK_TRY_ASSIGN(declaration, expression)               \
+  auto PENSTOCK_CONCAT(penstock_result_, __LINE__) = (expression); \
+  if (!PENSTOCK_CONCAT(penstock_result_, __LINE__).ok())           \
+    return PENSTOCK_CONCAT(penstock_result_, __LINE__).status();   \
   declaration = std::move(PENSTOCK_CONCAT(penstock_result_, __LINE__)).value()

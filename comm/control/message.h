@@ -1,5 +1,6 @@
-// Every control message, as owned, checked values. The wire form is comm/control/message.capnp; codec.h turns
-// one into the other at the edge, and nothing past it sees a frame or a Cap'n Proto reader.
+// Every control message, as owned, checked values. The wire form is comm/control/message.capnp;
+// codec.h turns one into the other at the edge, and nothing past it sees a frame or a Cap'n Proto
+// reader.
 //
 // Who talks to whom:
 //   worker daemon <-> coordinator   one DEALER/ROUTER pair, reconnecting by itself
@@ -24,8 +25,8 @@ inline constexpr uint32_t kProtocolVersion = 1;
 
 // Bounds of what a frame may carry; a frame beyond one is refused whole.
 inline constexpr size_t kFrameBytesMax = 16 << 20;
-inline constexpr size_t kTextBytesMax = 1 << 20;   // spec, log chunk
-inline constexpr size_t kNameBytesMax = 4096;      // names, paths, reasons
+inline constexpr size_t kTextBytesMax = 1 << 20;  // spec, log chunk
+inline constexpr size_t kNameBytesMax = 4096;     // names, paths, reasons
 inline constexpr size_t kRanksMax = 1 << 20;
 inline constexpr size_t kSlicesMax = 1 << 20;
 inline constexpr size_t kInstructionsMax = 1 << 20;
@@ -42,8 +43,8 @@ struct RankStatus {
   int64_t step = 0;  // last finished
 };
 
-// Worker -> coordinator: first message of every connection, repeated until answered. `ranks` is the truth about
-// what runs there, from which a restarted coordinator re-learns it.
+// Worker -> coordinator: first message of every connection, repeated until answered. `ranks` is the
+// truth about what runs there, from which a restarted coordinator re-learns it.
 struct Register {
   uint32_t protocol_version = kProtocolVersion;
   std::string name;          // host-unique, stable over restarts of the daemon
@@ -75,13 +76,14 @@ struct StartRank {
   JobId job;
   Epoch epoch;
   Rank rank;
-  int32_t device = 0;             // index on that worker
-  std::string spec_json;          // canonical job spec
+  int32_t device = 0;     // index on that worker
+  std::string spec_json;  // canonical job spec
   Program program;
-  std::string checkpoint_dir;     // of this job, absolute
-  std::string restore_manifest;   // absolute path; empty: start from initial weights
-  int64_t restore_step = 0;       // step the manifest holds; 0 with no manifest
-  int64_t first_unreported_step = 0;  // steps below were recorded by an earlier attempt (replay is reported all the same)
+  std::string checkpoint_dir;    // of this job, absolute
+  std::string restore_manifest;  // absolute path; empty: start from initial weights
+  int64_t restore_step = 0;      // step the manifest holds; 0 with no manifest
+  int64_t first_unreported_step =
+      0;  // steps below were recorded by an earlier attempt (replay is reported all the same)
 };
 
 // Rank -> daemon -> coordinator: loaded, listening at this data-plane address.
@@ -99,7 +101,8 @@ struct BeginTraining {
   std::vector<std::string> addresses;  // by rank
 };
 
-// Coordinator -> worker: end every rank of this job up to and including `epoch`. grace_ms 0: SIGKILL at once.
+// Coordinator -> worker: end every rank of this job up to and including `epoch`. grace_ms 0:
+// SIGKILL at once.
 struct StopRanks {
   JobId job;
   Epoch epoch;
@@ -107,7 +110,8 @@ struct StopRanks {
   std::string reason;
 };
 
-// Daemon -> coordinator: a rank process ended. Repeated until acknowledged by StopRanks or a newer epoch.
+// Daemon -> coordinator: a rank process ended. Repeated until acknowledged by StopRanks or a newer
+// epoch.
 struct RankExited {
   JobId job;
   Epoch epoch;
@@ -121,11 +125,11 @@ struct RankExited {
 struct StepReport {
   JobId job;
   Epoch epoch;
-  int64_t step = 0;          // 1 is the first
-  double loss = 0.0;         // mean next-token cross-entropy over the global batch, nats
-  double grad_norm = 0.0;    // before clipping
+  int64_t step = 0;        // 1 is the first
+  double loss = 0.0;       // mean next-token cross-entropy over the global batch, nats
+  double grad_norm = 0.0;  // before clipping
   double learning_rate = 0.0;
-  int64_t tokens = 0;        // trained in this step
+  int64_t tokens = 0;  // trained in this step
   double step_seconds = 0.0;
   double expert_load_max_ratio = 0.0;  // largest over layers of max load / mean load
   int64_t finished_at_ns = 0;          // wall clock of rank 0
@@ -142,14 +146,14 @@ struct EvaluationReport {
 
 // One box of one tensor in a segment file, as DESIGN §8: ranks never appear in names.
 struct SavedSlice {
-  std::string name;                  // logical: "model.layers.3.mlp.experts.7.up_proj.weight|weight"
-  std::string dtype;                 // "f32", "i64", …
-  std::vector<int64_t> shape;        // of the whole tensor
+  std::string name;            // logical: "model.layers.3.mlp.experts.7.up_proj.weight|weight"
+  std::string dtype;           // "f32", "i64", …
+  std::vector<int64_t> shape;  // of the whole tensor
   std::vector<int64_t> box_offset;
   std::vector<int64_t> box_size;
   uint64_t file_offset = 0;
   uint64_t byte_count = 0;
-  Digest digest;                     // of the slice's bytes
+  Digest digest;  // of the slice's bytes
 };
 
 // Rank -> daemon -> coordinator: this rank's segment of a checkpoint is durable.
@@ -158,13 +162,14 @@ struct SegmentSaved {
   Epoch epoch;
   Rank rank;
   int64_t step = 0;
-  std::string file;          // relative to the job's checkpoint directory
+  std::string file;  // relative to the job's checkpoint directory
   uint64_t byte_count = 0;
   Digest footer_digest;
   std::vector<SavedSlice> slices;
 };
 
-// Rank -> daemon -> coordinator: this rank could not save; the attempt at this step is dead, the run goes on.
+// Rank -> daemon -> coordinator: this rank could not save; the attempt at this step is dead, the
+// run goes on.
 struct SaveFailed {
   JobId job;
   Epoch epoch;
@@ -182,7 +187,8 @@ struct CheckpointOutcome {
   std::string reason;  // when not committed
 };
 
-// Rank -> daemon -> coordinator: every step is done, and (rank by rank) the digest of its final weights.
+// Rank -> daemon -> coordinator: every step is done, and (rank by rank) the digest of its final
+// weights.
 struct RankFinished {
   JobId job;
   Epoch epoch;
@@ -190,7 +196,8 @@ struct RankFinished {
   int64_t step = 0;
 };
 
-// Daemon -> coordinator. Lines of one rank's stdout and stderr; offset is the byte position in that log.
+// Daemon -> coordinator. Lines of one rank's stdout and stderr; offset is the byte position in that
+// log.
 struct LogChunk {
   JobId job;
   Epoch epoch;
@@ -219,15 +226,15 @@ struct RankProgress {
   double pipeline_wait_seconds = 0.0;  // waiting for neighbours
   double reduce_seconds = 0.0;         // gradient reduction and weight gathering
   double optimizer_seconds = 0.0;
-  double checkpoint_seconds = 0.0;     // stall for saving
-  uint64_t bytes_sent = 0;             // cumulative
+  double checkpoint_seconds = 0.0;  // stall for saving
+  uint64_t bytes_sent = 0;          // cumulative
   uint64_t arena_bytes = 0;
 };
 
 using ControlMessage =
-    std::variant<Register, Registered, Heartbeat, StartRank, RankReady, BeginTraining, StopRanks, RankExited,
-                 StepReport, EvaluationReport, SegmentSaved, SaveFailed, CheckpointOutcome, RankFinished,
-                 LogChunk, RankHello, RankProgress>;
+    std::variant<Register, Registered, Heartbeat, StartRank, RankReady, BeginTraining, StopRanks,
+                 RankExited, StepReport, EvaluationReport, SegmentSaved, SaveFailed,
+                 CheckpointOutcome, RankFinished, LogChunk, RankHello, RankProgress>;
 
 // The message's name, for logs and metrics: "step_report".
 std::string_view message_name(const ControlMessage& message);

@@ -1,10 +1,11 @@
 // Moves tagged byte ranges between the ranks of one attempt of one job.
 //
-// Messages between one pair of ranks with one tag are delivered in order; different tags are independent.
-// Buffers are borrowed until wait() returns for their handle. One thread (the rank's compute thread) calls
-// everything here; a transport may make progress on a thread of its own, which sleeps when nothing moves.
-// A peer that dies makes every operation on it fail with kUnavailable: a rank never waits for the dead
-// longer than the failure detector of the transport needs, and never repairs itself; it exits.
+// Messages between one pair of ranks with one tag are delivered in order; different tags are
+// independent. Buffers are borrowed until wait() returns for their handle. One thread (the rank's
+// compute thread) calls everything here; a transport may make progress on a thread of its own,
+// which sleeps when nothing moves. A peer that dies makes every operation on it fail with
+// kUnavailable: a rank never waits for the dead longer than the failure detector of the transport
+// needs, and never repairs itself; it exits.
 #pragma once
 
 #include <cstdint>
@@ -41,9 +42,9 @@ class Transport {
   virtual TransferHandle send(Rank peer, Tag tag, Bytes bytes) = 0;
   // Starts receiving at most `into.size()` bytes from `peer`.
   virtual TransferHandle receive(Rank peer, Tag tag, MutableBytes into) = 0;
-  // Blocks until the operation is complete. The bytes moved, or why not: kUnavailable when the peer is gone,
-  // kDataLoss when the message was longer than the buffer, kDeadlineExceeded past the timeout given at
-  // construction.
+  // Blocks until the operation is complete. The bytes moved, or why not: kUnavailable when the peer
+  // is gone, kDataLoss when the message was longer than the buffer, kDeadlineExceeded past the
+  // timeout given at construction.
   virtual Result<uint64_t> wait(TransferHandle handle) = 0;
   // Whether wait() would return at once. Makes progress.
   virtual bool done(TransferHandle handle) = 0;

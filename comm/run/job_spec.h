@@ -1,5 +1,6 @@
-// A job as a user writes it: YAML in, checked values out, and the canonical JSON that is stored with the
-// job, sent to workers and put into every checkpoint. JSON is a subset of YAML, so one parser reads both.
+// A job as a user writes it: YAML in, checked values out, and the canonical JSON that is stored
+// with the job, sent to workers and put into every checkpoint. JSON is a subset of YAML, so one
+// parser reads both.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,9 @@ struct DataSpec {
   bool operator==(const DataSpec&) const = default;
 };
 
-// World size = pipeline · expert · data. Each of the expert · data replicas of the pipeline trains its own
-// `microbatches` micro-batches of `micro_batch_size` sequences per step (both DualPipe directions together).
+// World size = pipeline · expert · data. Each of the expert · data replicas of the pipeline trains
+// its own `microbatches` micro-batches of `micro_batch_size` sequences per step (both DualPipe
+// directions together).
 struct ParallelismSpec {
   int64_t pipeline = 1;
   int64_t expert = 1;
@@ -48,9 +50,9 @@ struct OptimizerSpec {  // AdamW (Loshchilov & Hutter, 2019)
   double beta2 = 0.95;
   double eps = 1e-8;
   double weight_decay = 0.1;
-  double clip_grad_norm = 1.0;  // global L2 norm; 0 turns clipping off
-  int64_t warmup_steps = 0;     // linear 0 -> lr
-  double min_lr_ratio = 0.1;    // cosine from lr to min_lr_ratio · lr at the last step
+  double clip_grad_norm = 1.0;       // global L2 norm; 0 turns clipping off
+  int64_t warmup_steps = 0;          // linear 0 -> lr
+  double min_lr_ratio = 0.1;         // cosine from lr to min_lr_ratio · lr at the last step
   double bias_update_speed = 0.001;  // gamma of the router's balance rule; 0 turns it off
   bool operator==(const OptimizerSpec&) const = default;
 };
@@ -71,7 +73,7 @@ struct CheckpointSpec {
 };
 
 struct RecoverySpec {
-  int64_t max_restarts = 5;        // over the job's life; the next failure is final
+  int64_t max_restarts = 5;  // over the job's life; the next failure is final
   bool operator==(const RecoverySpec&) const = default;
 };
 
@@ -93,8 +95,9 @@ struct JobSpec {
   int64_t tokens_per_step() const { return sequences_per_step() * data.seq_length; }
 };
 
-// Parses and checks a job spec. `origin` names the source in errors ("quickstart.yaml"). The first error is
-// kInvalidArgument and reads "origin:line:column: what is wrong; the nearest valid key or the rule".
+// Parses and checks a job spec. `origin` names the source in errors ("quickstart.yaml"). The first
+// error is kInvalidArgument and reads "origin:line:column: what is wrong; the nearest valid key or
+// the rule".
 Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin);
 
 // The canonical JSON of a spec, every default written out: parse_job_spec(to_json(s)) == s.

@@ -1,9 +1,10 @@
-// Where things are in a job's rank grid. Pure functions of the spec; every process computes the same.
+// Where things are in a job's rank grid. Pure functions of the spec; every process computes the
+// same.
 //
 //   rank = (pipeline_index · data + data_index) · expert + expert_index
 //
-// Expert peers are neighbours, so a placement that fills hosts in rank order keeps their all-to-all inside
-// one host. A DualPipe rank p hosts stages p and P-1-p; a 1F1B rank hosts stage p alone.
+// Expert peers are neighbours, so a placement that fills hosts in rank order keeps their all-to-all
+// inside one host. A DualPipe rank p hosts stages p and P-1-p; a 1F1B rank hosts stage p alone.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,8 @@ struct GridPosition {
 GridPosition grid_position(const ParallelismSpec& parallelism, Rank rank);
 Rank rank_at(const ParallelismSpec& parallelism, const GridPosition& position);
 
-// The ranks that exchange tokens with `rank`: same pipeline and data index, in expert order, itself included.
+// The ranks that exchange tokens with `rank`: same pipeline and data index, in expert order, itself
+// included.
 std::vector<Rank> expert_group(const ParallelismSpec& parallelism, Rank rank);
 
 // Pipeline ranks that hold a copy of `stage`, ascending (two under DualPipe with P > 1, else one).
@@ -45,8 +47,8 @@ struct Range {
   bool operator==(const Range&) const = default;
 };
 
-// Decoder layers of a stage: as even as can be, the earlier stages taking one more when it does not divide.
-// Stage 0 also has the embedding, the last stage the final norm and the head.
+// Decoder layers of a stage: as even as can be, the earlier stages taking one more when it does not
+// divide. Stage 0 also has the embedding, the last stage the final norm and the head.
 Range stage_layers(int64_t layer_count, int64_t stage_count, int64_t stage);
 // Routed experts of one expert index. REQUIRES: expert divides n_routed_experts.
 Range local_experts(int64_t n_routed_experts, int64_t expert, int64_t expert_index);

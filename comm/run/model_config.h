@@ -11,16 +11,17 @@ struct ModelConfig {
   int64_t hidden_size = 0;
   int64_t num_hidden_layers = 0;
   int64_t num_attention_heads = 0;
-  std::optional<int64_t> q_lora_rank;  // absent: queries are not compressed (q_proj instead of q_a, q_b)
+  std::optional<int64_t>
+      q_lora_rank;  // absent: queries are not compressed (q_proj instead of q_a, q_b)
   int64_t kv_lora_rank = 0;
   int64_t qk_nope_head_dim = 0;
-  int64_t qk_rope_head_dim = 0;        // even
+  int64_t qk_rope_head_dim = 0;  // even
   int64_t v_head_dim = 0;
-  int64_t intermediate_size = 0;       // feed-forward width of the first, dense layers
-  int64_t first_k_dense_replace = 0;   // layers [0, this) are dense, the rest mixture-of-experts
+  int64_t intermediate_size = 0;      // feed-forward width of the first, dense layers
+  int64_t first_k_dense_replace = 0;  // layers [0, this) are dense, the rest mixture-of-experts
   int64_t moe_intermediate_size = 0;
   int64_t n_routed_experts = 0;
-  int64_t n_shared_experts = 0;        // one FFN of width n_shared_experts · moe_intermediate_size
+  int64_t n_shared_experts = 0;  // one FFN of width n_shared_experts · moe_intermediate_size
   int64_t num_experts_per_tok = 0;
   int64_t n_group = 1;
   int64_t topk_group = 1;

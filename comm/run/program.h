@@ -1,11 +1,11 @@
-// The program of one pipeline rank for one training step: a flat list of instructions that an engine
-// executes without knowing the schedule's name. Computed by pure functions in coordinator/plan, shipped
-// in the assignment.
+// The program of one pipeline rank for one training step: a flat list of instructions that an
+// engine executes without knowing the schedule's name. Computed by pure functions in
+// coordinator/plan, shipped in the assignment.
 //
-// Micro-batches are numbered per direction from 0. Direction 0 enters at pipeline rank 0, direction 1
-// (DualPipe only) at rank P-1. Sends and receives are FIFO per (peer, direction, kind): the engine may
-// start them early but must match them in program order. Sends are asynchronous, a receive completes
-// before the instruction that uses its data.
+// Micro-batches are numbered per direction from 0. Direction 0 enters at pipeline rank 0, direction
+// 1 (DualPipe only) at rank P-1. Sends and receives are FIFO per (peer, direction, kind): the
+// engine may start them early but must match them in program order. Sends are asynchronous, a
+// receive completes before the instruction that uses its data.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@
 namespace penstock {
 
 enum class Op : uint8_t {
-  kReceiveForward,   // activations of (direction, microbatch) from pipeline rank `peer`
+  kReceiveForward,  // activations of (direction, microbatch) from pipeline rank `peer`
   kForward,
   kSendForward,      // … to `peer`
   kReceiveBackward,  // gradient of the stage's output from `peer`
@@ -25,7 +25,7 @@ enum class Op : uint8_t {
   kBackwardInput,    // input gradient only; the weight part is queued
   kBackwardWeight,   // the oldest queued weight part
   kSendBackward,     // gradient of the stage's input to `peer`
-  kOverlapped,       // one forward and one backward of the other direction, sub-operations interleaved
+  kOverlapped,  // one forward and one backward of the other direction, sub-operations interleaved
   kReduceGradients,  // over every replica, in rank order; also tokens, loss and expert loads
   kOptimizerStep,
 };
@@ -36,19 +36,20 @@ struct Instruction {
   int32_t microbatch = -1;         // of the forward, for kOverlapped; -1 where none applies
   uint8_t backward_direction = 0;  // kOverlapped only
   int32_t backward_microbatch = -1;
-  int32_t peer = -1;               // pipeline rank; sends and receives only
+  int32_t peer = -1;  // pipeline rank; sends and receives only
   bool operator==(const Instruction&) const = default;
 };
 
 struct Program {
   int32_t pipeline_index = 0;
-  std::vector<Instruction> training;    // one training step
-  std::vector<Instruction> evaluation;  // the same micro-batches, forward only, reductions of the loss at the end
+  std::vector<Instruction> training;  // one training step
+  std::vector<Instruction>
+      evaluation;  // the same micro-batches, forward only, reductions of the loss at the end
   bool operator==(const Program&) const = default;
 };
 
-// One instruction in the notation of the DualPipe tables: "F0.3", "B1.2", "b1.0", "W", "{F0.4 B1.2}",
-// "recvF0.3<1".
+// One instruction in the notation of the DualPipe tables: "F0.3", "B1.2", "b1.0", "W", "{F0.4
+// B1.2}", "recvF0.3<1".
 std::string to_string(const Instruction& instruction);
 
 }  // namespace penstock
