@@ -56,7 +56,9 @@ struct Register {
   std::vector<RankStatus> ranks;
 };
 
-// Coordinator -> worker: the answer to Register. A non-empty refusal means: exit, and print it.
+// Coordinator -> worker: the answer to Register. A non-empty refusal means: exit, and print it. Worker 0 without a
+// refusal means: this coordinator does not know you (it restarted); Register again, and after the answer repeat
+// every RankReady, SegmentSaved, SaveFailed, RankFinished and RankExited that has not been answered yet.
 struct Registered {
   WorkerId worker;
   int64_t heartbeat_interval_ms = 0;
@@ -71,7 +73,9 @@ struct Heartbeat {
   std::vector<RankStatus> ranks;
 };
 
-// Coordinator -> worker: start one rank process. Idempotent per (job, epoch, rank).
+// Coordinator -> worker: start one rank process. Idempotent per (job, epoch, rank): repeated for a rank that is
+// already loaded, the daemon repeats its RankReady (or RankExited). Refused, by silence, at or below an epoch that
+// StopRanks named.
 struct StartRank {
   JobId job;
   Epoch epoch;
@@ -94,7 +98,7 @@ struct RankReady {
   std::string address;  // opaque, transport's own
 };
 
-// Coordinator -> workers -> ranks: every rank is ready; begin.
+// Coordinator -> workers -> ranks: every rank is ready; begin. Idempotent per epoch.
 struct BeginTraining {
   JobId job;
   Epoch epoch;
@@ -108,6 +112,14 @@ struct StopRanks {
   Epoch epoch;
   int64_t grace_ms = 0;
   std::string reason;
+};
+
+// Worker -> coordinator, the answer to every StopRanks, also a repeated one or one of an unknown job: no rank of this
+// job up to and including `epoch` runs here now, and none will be started. Sent once the last such process is
+// reaped; a new epoch is placed only after it.
+struct RanksStopped {
+  JobId job;
+  Epoch epoch;
 };
 
 // Daemon -> coordinator: a rank process ended. Repeated until acknowledged by StopRanks or a newer
@@ -234,7 +246,7 @@ struct RankProgress {
 using ControlMessage =
     std::variant<Register, Registered, Heartbeat, StartRank, RankReady, BeginTraining, StopRanks,
                  RankExited, StepReport, EvaluationReport, SegmentSaved, SaveFailed,
-                 CheckpointOutcome, RankFinished, LogChunk, RankHello, RankProgress>;
+                 CheckpointOutcome, RankFinished, LogChunk, RankHello, RankProgress, RanksStopped>;
 
 // The message's name, for logs and metrics: "step_report".
 std::string_view message_name(const ControlMessage& message);
