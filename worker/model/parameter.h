@@ -1,0 +1,89 @@
+// The trained tensors of one stage, in two flat value buffers and two flat gradient buffers: one of each for
+// the dense tensors and one for the routed experts, because the two kinds have different replicas. A reduction
+// or an optimizer works on flat ranges and never on single tensors.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "comm/run/layout.h"
+#include "comm/run/model_config.h"
+
+namespace penstock {
+
+enum class ParameterKind : uint8_t {
+  kDense,   // same on every rank that holds the stage
+  kExpert,  // same on every rank that holds the stage with the same expert index
+};
+
+// Elements every tensor's place is rounded up to, for SIMD. The gaps hold zeros, values and gradients, for good.
+inline constexpr int64_t kParameterAlignment = 16;
+
+// One tensor. Plain view: value and gradient point into the ParameterSet that made it.
+struct Parameter {
+  std::string name;            // Hugging Face's, with the global expert id
+  std::vector<int64_t> shape;  // row-major; matrices are [out, in]
+  ParameterKind kind = ParameterKind::kDense;
+  int64_t expert = -1;  // global id; -1 for dense ones
+  int64_t offset = 0;   // of the first element in the flat buffers of its kind
+  int64_t size = 0;     // elements
+  float* value = nullptr;
+  float* gradient = nullptr;  // null in a set made without gradients
+
+  // Decoupled weight decay falls on matrices only: norm weights are vectors (deepseek.md §5.5; the usual
+  // convention, as in Megatron).
+  bool decays() const { return shape.size() > 1; }
+};
+
+// What a set holds: the tensors of decoder layers `layers`, with the embedding and the head where asked for,
+// and of the routed experts only `experts`.
+struct ParameterSetOptions {
+  Range layers;
+  Range experts;
+  bool embedding = false;  // model.embed_tokens.weight
+  bool head = false;       // model.norm.weight, lm_head.weight
+  bool gradients = true;
+};
+
+// Owns the buffers. Not thread-safe. Order of tensors is a pure function of (config, options).
+class ParameterSet {
+ public:
+  ParameterSet(const ModelConfig& model, const ParameterSetOptions& options);
+  ParameterSet(const ParameterSet&) = delete;
+  ParameterSet& operator=(const ParameterSet&) = delete;
+
+  std::span<const Parameter> all() const { return parameters_; }
+  // Null when there is none of that name.
+  const Parameter* find(std::string_view name) const;
+
+  std::span<float> values(ParameterKind kind);
+  std::span<float> gradients(ParameterKind kind);  // empty in a set made without gradients
+  std::span<const float> values(ParameterKind kind) const;
+
+  // Matrices normal(0, initializer_range), norm weights 1. Each element is a pure function of (seed, name,
+  // index), so that every layout starts from the same model.
+  void initialize(uint64_t seed, double initializer_range);
+  void zero_gradients();
+
+ private:
+  struct Free {
+    void operator()(float* memory) const;
+  };
+  struct Buffer {
+    std::unique_ptr<float[], Free> memory;
+    int64_t size = 0;
+  };
+  void add(std::string name, std::vector<int64_t> shape, ParameterKind kind, int64_t expert);
+  void add_layer(const ModelConfig& model, int64_t layer, Range experts);
+  static Buffer allocate(int64_t size);
+
+  std::vector<Parameter> parameters_;
+  Buffer values_[2];  // by ParameterKind
+  Buffer gradients_[2];
+};
+
+}  // namespace penstock

@@ -1,0 +1,125 @@
+// One pipeline stage of a DeepSeek-V3-shaped model on one rank: some decoder layers, with the embedding in
+// the first stage and final norm, head and loss in the last; of the routed experts those of one expert index.
+// Explicit forward, backward-input and backward-weight; no autograd.
+//
+// Use: for each micro-batch take a free slot, fill input(slot) (unless first), run forward(slot, …), send
+// output(slot) (unless last), fill output_gradient(slot) (unless last), run backward(slot) or
+// backward_input(slot) followed some time later by weight(), send input_gradient(slot) (unless first). All
+// four buffers have fixed addresses for the life of the stage; a slot may be used again once its backward (and
+// weight part) has run and its sends are complete.
+//
+// Gradients are added to what the parameter set holds, over every micro-batch, until zero_gradients().
+// Memory is taken when the stage is made and never again.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "comm/base/status.h"
+#include "comm/run/layout.h"
+#include "comm/run/model_config.h"
+#include "worker/model/parameter.h"
+#include "worker/model/pass.h"
+
+namespace penstock {
+
+class Kernels;
+class ExpertExchange;
+
+struct StageOptions {
+  ModelConfig model;
+  int64_t stage_index = 0;
+  int64_t stage_count = 1;
+  int64_t expert_count = 1;   // ranks of the expert group
+  int64_t expert_index = 0;   // this rank's place in it
+  int64_t sequences_max = 1;  // per micro-batch
+  int64_t sequence_length_max = 0;
+  // Most micro-batches between forward's start and backward's (weight part's) end; kept activations.
+  int32_t slot_count = 1;
+  // Most micro-batches between backward's start and weight part's end: deepest weight queue + 1.
+  // 0: this stage only runs forward_only().
+  int32_t gradient_slot_count = 1;
+};
+
+// What a micro-batch brings besides the buffers of its slot. Spans are borrowed until its last pass ends.
+struct MicroBatch {
+  int64_t sequence_count = 0;
+  int64_t sequence_length = 0;
+  std::span<const int32_t> tokens;  // first stage: [sequence_count · sequence_length], row-major
+  std::span<const int32_t>
+      targets;  // last stage: the token that follows each; may be empty in forward_only()
+  double loss_scale = 1.0;  // gradient of the loss sum: 1 / (tokens of the global batch)
+};
+
+// One MoE layer's balance state.
+struct Router {
+  std::string bias_name;  // model.layers.N.mlp.gate.e_score_correction_bias
+  std::span<float> bias;  // [n_routed_experts]; no gradient, moved by update_router_bias()
+  std::span<int64_t>
+      load;  // [n_routed_experts]: choices since clear_expert_loads(), this rank's tokens
+};
+
+class Stage {
+ public:
+  // Borrows `kernels` and `exchange`, which must outlive it. `exchange` may be null when expert_count is 1
+  // or the stage has no MoE layer. Values are undefined until initialize() or until the caller fills them.
+  Stage(const StageOptions& options, Kernels& kernels, ExpertExchange* exchange);
+  ~Stage();
+  Stage(const Stage&) = delete;
+  Stage& operator=(const Stage&) = delete;
+
+  const StageOptions& options() const;
+  Range layers() const;
+  bool is_first() const;
+  bool is_last() const;
+
+  ParameterSet& parameters();
+  const ParameterSet& parameters() const;
+  void initialize(uint64_t seed);  // parameters; router biases to 0
+
+  // [sequences_max · sequence_length_max · hidden_size] each. input and input_gradient are not for the first
+  // stage, output and output_gradient not for the last.
+  std::span<float> input(int32_t slot);
+  std::span<float> output(int32_t slot);
+  std::span<float> output_gradient(int32_t slot);
+  std::span<float> input_gradient(int32_t slot);
+
+  Pass forward(int32_t slot, const MicroBatch& micro_batch);
+  // No activations are kept and no loads counted; the slot is free again once its output has been used.
+  Pass forward_only(int32_t slot, const MicroBatch& micro_batch);
+  // Input and weight gradients.
+  Pass backward(int32_t slot);
+  // Input gradients; joins the weight queue.
+  Pass backward_input(int32_t slot);
+  // The oldest entry of the weight queue. REQUIRES: weight_queue_depth() > 0.
+  Pass weight();
+  int32_t weight_queue_depth() const;
+
+  // Last stage, after forward: sum over the micro-batch's tokens of the cross-entropy, nats, unscaled.
+  double loss_sum(int32_t slot) const;
+  // Last stage, after forward_only: [tokens, vocab_size].
+  std::span<const float> logits(int32_t slot) const;
+
+  // By MoE layer, ascending. The loads of all of them lie behind each other in expert_loads().
+  std::span<Router> routers();
+  std::span<int64_t> expert_loads();
+  void clear_expert_loads();
+  // b_i += gamma · sign(mean load - load_i), per layer (deepseek.md §5.3). `loads`: sums over the global batch,
+  // laid out as expert_loads().
+  void update_router_bias(std::span<const int64_t> loads, double gamma);
+  // Largest over the layers of max load / mean load; 0 without MoE layers or tokens.
+  static double load_imbalance(std::span<const int64_t> loads, int64_t expert_count);
+
+  // Bytes of activations, scratch, values and gradients.
+  uint64_t memory_bytes() const;
+
+ private:
+  friend class Pass;
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace penstock
