@@ -6,12 +6,15 @@
 //   worker daemon <-> coordinator   one DEALER/ROUTER pair, reconnecting by itself
 //   rank <-> its worker daemon      one DEALER/ROUTER pair on a local endpoint
 // A message of an epoch below the receiver's is dropped by the receiver; ranks never talk to the
-// coordinator, the daemon relays.
+// coordinator, the daemon relays. After every (re-)registration a daemon sends again what the
+// coordinator may not have stored: handlers of RankReady, StepReport, EvaluationReport,
+// SegmentSaved, SaveFailed, RankFinished and RankExited are idempotent.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -41,6 +44,7 @@ struct RankStatus {
   Rank rank;
   RankState state = RankState::kStarting;
   int64_t step = 0;  // last finished
+  bool operator==(const RankStatus&) const = default;
 };
 
 // Worker -> coordinator: first message of every connection, repeated until answered. `ranks` is the
@@ -54,15 +58,18 @@ struct Register {
   std::string device_kind;   // "cpu" or the GPU's name
   std::string http_address;  // host:port of the daemon's /metrics
   std::vector<RankStatus> ranks;
+  bool operator==(const Register&) const = default;
 };
 
-// Coordinator -> worker: the answer to Register. A non-empty refusal means: exit, and print it. Worker 0 without a
-// refusal means: this coordinator does not know you (it restarted); Register again, and after the answer repeat
-// every RankReady, SegmentSaved, SaveFailed, RankFinished and RankExited that has not been answered yet.
+// Coordinator -> worker: the answer to Register. A non-empty refusal means: exit, and print it.
+// Worker 0 without a refusal means: this coordinator does not know you (it restarted); Register
+// again, and after the answer repeat every RankReady, SegmentSaved, SaveFailed, RankFinished and
+// RankExited that has not been answered yet.
 struct Registered {
   WorkerId worker;
   int64_t heartbeat_interval_ms = 0;
   std::string refusal;
+  bool operator==(const Registered&) const = default;
 };
 
 // Worker -> coordinator. Loss-tolerant: the newest wins, nothing is resent.
@@ -71,11 +78,12 @@ struct Heartbeat {
   uint64_t incarnation = 0;
   uint64_t sequence = 0;  // strictly increasing per incarnation; gaps legal, repeats dropped
   std::vector<RankStatus> ranks;
+  bool operator==(const Heartbeat&) const = default;
 };
 
-// Coordinator -> worker: start one rank process. Idempotent per (job, epoch, rank): repeated for a rank that is
-// already loaded, the daemon repeats its RankReady (or RankExited). Refused, by silence, at or below an epoch that
-// StopRanks named.
+// Coordinator -> worker: start one rank process. Idempotent per (job, epoch, rank): repeated for a
+// rank that is already loaded, the daemon repeats its RankReady (or RankExited). Refused, by
+// silence, at or below an epoch that StopRanks named.
 struct StartRank {
   JobId job;
   Epoch epoch;
@@ -88,6 +96,7 @@ struct StartRank {
   int64_t restore_step = 0;      // step the manifest holds; 0 with no manifest
   int64_t first_unreported_step =
       0;  // steps below were recorded by an earlier attempt (replay is reported all the same)
+  bool operator==(const StartRank&) const = default;
 };
 
 // Rank -> daemon -> coordinator: loaded, listening at this data-plane address.
@@ -96,6 +105,7 @@ struct RankReady {
   Epoch epoch;
   Rank rank;
   std::string address;  // opaque, transport's own
+  bool operator==(const RankReady&) const = default;
 };
 
 // Coordinator -> workers -> ranks: every rank is ready; begin. Idempotent per epoch.
@@ -103,6 +113,7 @@ struct BeginTraining {
   JobId job;
   Epoch epoch;
   std::vector<std::string> addresses;  // by rank
+  bool operator==(const BeginTraining&) const = default;
 };
 
 // Coordinator -> worker: end every rank of this job up to and including `epoch`. grace_ms 0:
@@ -112,14 +123,16 @@ struct StopRanks {
   Epoch epoch;
   int64_t grace_ms = 0;
   std::string reason;
+  bool operator==(const StopRanks&) const = default;
 };
 
-// Worker -> coordinator, the answer to every StopRanks, also a repeated one or one of an unknown job: no rank of this
-// job up to and including `epoch` runs here now, and none will be started. Sent once the last such process is
-// reaped; a new epoch is placed only after it.
+// Worker -> coordinator, the answer to every StopRanks, also a repeated one or one of an unknown
+// job: no rank of this job up to and including `epoch` runs here now, and none will be started.
+// Sent once the last such process is reaped; a new epoch is placed only after it.
 struct RanksStopped {
   JobId job;
   Epoch epoch;
+  bool operator==(const RanksStopped&) const = default;
 };
 
 // Daemon -> coordinator: a rank process ended. Repeated until acknowledged by StopRanks or a newer
@@ -131,6 +144,7 @@ struct RankExited {
   int32_t exit_code = 0;  // as in comm/base/exit_codes.h; -1 when a signal ended it
   int32_t signal = 0;     // 0 when it exited by itself
   std::string reason;     // the rank's own last words, or what the daemon knows
+  bool operator==(const RankExited&) const = default;
 };
 
 // Rank 0 -> daemon -> coordinator, once per step. Ordered per epoch.
@@ -145,6 +159,7 @@ struct StepReport {
   double step_seconds = 0.0;
   double expert_load_max_ratio = 0.0;  // largest over layers of max load / mean load
   int64_t finished_at_ns = 0;          // wall clock of rank 0
+  bool operator==(const StepReport&) const = default;
 };
 
 // Rank 0 -> daemon -> coordinator.
@@ -154,6 +169,7 @@ struct EvaluationReport {
   int64_t step = 0;
   double loss = 0.0;  // mean held-out cross-entropy, nats per token
   int64_t tokens = 0;
+  bool operator==(const EvaluationReport&) const = default;
 };
 
 // One box of one tensor in a segment file, as DESIGN §8: ranks never appear in names.
@@ -166,6 +182,7 @@ struct SavedSlice {
   uint64_t file_offset = 0;
   uint64_t byte_count = 0;
   Digest digest;  // of the slice's bytes
+  bool operator==(const SavedSlice&) const = default;
 };
 
 // Rank -> daemon -> coordinator: this rank's segment of a checkpoint is durable.
@@ -178,6 +195,7 @@ struct SegmentSaved {
   uint64_t byte_count = 0;
   Digest footer_digest;
   std::vector<SavedSlice> slices;
+  bool operator==(const SegmentSaved&) const = default;
 };
 
 // Rank -> daemon -> coordinator: this rank could not save; the attempt at this step is dead, the
@@ -188,6 +206,7 @@ struct SaveFailed {
   Rank rank;
   int64_t step = 0;
   std::string reason;
+  bool operator==(const SaveFailed&) const = default;
 };
 
 // Coordinator -> workers -> ranks: what became of the checkpoint of `step`.
@@ -197,6 +216,7 @@ struct CheckpointOutcome {
   int64_t step = 0;
   bool committed = false;
   std::string reason;  // when not committed
+  bool operator==(const CheckpointOutcome&) const = default;
 };
 
 // Rank -> daemon -> coordinator: every step is done, and (rank by rank) the digest of its final
@@ -206,6 +226,7 @@ struct RankFinished {
   Epoch epoch;
   Rank rank;
   int64_t step = 0;
+  bool operator==(const RankFinished&) const = default;
 };
 
 // Daemon -> coordinator. Lines of one rank's stdout and stderr; offset is the byte position in that
@@ -216,6 +237,7 @@ struct LogChunk {
   Rank rank;
   uint64_t offset = 0;
   std::string text;
+  bool operator==(const LogChunk&) const = default;
 };
 
 // Rank -> daemon, at its start: binds the connection to a rank the daemon spawned.
@@ -224,6 +246,7 @@ struct RankHello {
   Epoch epoch;
   Rank rank;
   int32_t pid = 0;
+  bool operator==(const RankHello&) const = default;
 };
 
 // Rank -> daemon, after each step; becomes RankStatus and the daemon's metrics.
@@ -241,6 +264,7 @@ struct RankProgress {
   double checkpoint_seconds = 0.0;  // stall for saving
   uint64_t bytes_sent = 0;          // cumulative
   uint64_t arena_bytes = 0;
+  bool operator==(const RankProgress&) const = default;
 };
 
 using ControlMessage =
