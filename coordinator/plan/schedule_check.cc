@@ -1,0 +1,225 @@
+// check_programs(): one rank at a time first (what each rank computes, and that every value is received before and
+// sent after), then all together (that channels match and nobody waits in a circle).
+#include <array>
+#include <deque>
+#include <map>
+#include <string>
+#include <tuple>
+
+#include "coordinator/plan/schedule.h"
+
+namespace penstock {
+namespace {
+
+constexpr int kDirectionsMax = 2;
+
+Status violation(int32_t rank, size_t position, const Instruction& instruction,
+                 std::string_view rule) {
+  return invalid_argument(fmt::format("program of pipeline rank {}, instruction {} ({}): {}", rank,
+                                      position, to_string(instruction), rule));
+}
+
+// Counters of one direction on one rank. Micro-batches pass every point strictly in order, so a count says it all:
+// the micro-batch allowed next at a point is the number that passed it.
+struct Flow {
+  int32_t previous = -1;  // pipeline rank upstream; -1: the direction enters here
+  int32_t next = -1;
+  int32_t forward_received = 0;
+  int32_t forward_done = 0;
+  int32_t forward_sent = 0;
+  int32_t backward_received = 0;
+  int32_t backward_done = 0;
+  int32_t backward_sent = 0;
+};
+
+class RankChecker {
+ public:
+  RankChecker(const ParallelismSpec& parallelism, int32_t rank, bool training)
+      : rank_(rank), training_(training) {
+    const auto size = static_cast<int32_t>(parallelism.pipeline);
+    direction_count_ = parallelism.schedule == Schedule::kDualPipe ? 2 : 1;
+    microbatch_count_ = static_cast<int32_t>(parallelism.microbatches) / direction_count_;
+    flows_[0] = {.previous = rank - 1, .next = rank + 1 < size ? rank + 1 : -1};
+    flows_[1] = {.previous = rank + 1 < size ? rank + 1 : -1, .next = rank - 1};
+  }
+
+  Status check(const std::vector<Instruction>& instructions) {
+    for (size_t i = 0; i < instructions.size(); ++i) {
+      if (const char* rule = broken_rule(instructions[i])) {
+        return violation(rank_, i, instructions[i], rule);
+      }
+    }
+    return check_end();
+  }
+
+ private:
+  // The rule that `i` breaks where it stands, or null.
+  const char* broken_rule(const Instruction& i) {
+    if (reduced_ && i.op != Op::kOptimizerStep)
+      return "nothing but the optimizer follows the reduction";
+    if (i.direction >= direction_count_) return "no such direction";
+    Flow& flow = flows_[i.direction];
+    switch (i.op) {
+      case Op::kReceiveForward:
+        return transfer(i, flow.previous, flow.forward_received, INT32_MAX);
+      case Op::kForward:
+        return forward(flow, i.microbatch);
+      case Op::kSendForward:
+        return transfer(i, flow.next, flow.forward_sent, flow.forward_done);
+      case Op::kReceiveBackward:
+        return training_ ? transfer(i, flow.next, flow.backward_received, flow.forward_sent)
+                         : kNoGradients;
+      case Op::kBackward:
+        return backward(flow, i.microbatch);
+      case Op::kBackwardInput:
+        ++weight_queue_;
+        return backward(flow, i.microbatch);
+      case Op::kBackwardWeight:
+        return --weight_queue_ < 0 ? "no weight part is queued" : nullptr;
+      case Op::kSendBackward:
+        return training_ ? transfer(i, flow.previous, flow.backward_sent, flow.backward_done)
+                         : kNoGradients;
+      case Op::kOverlapped: {
+        if (i.backward_direction >= direction_count_) return "no such direction";
+        if (i.backward_direction == i.direction) return "both halves of a pair have one direction";
+        const char* rule = forward(flow, i.microbatch);
+        return rule ? rule : backward(flows_[i.backward_direction], i.backward_microbatch);
+      }
+      case Op::kReduceGradients:
+        reduced_ = true;
+        return nullptr;
+      case Op::kOptimizerStep:
+        if (!training_) return kNoGradients;
+        if (!reduced_ || stepped_) return "the optimizer runs once, after the reduction";
+        stepped_ = true;
+        return nullptr;
+    }
+    return "unknown instruction";
+  }
+
+  // A send or receive of the next micro-batch of its channel; `available` values exist so far.
+  const char* transfer(const Instruction& i, int32_t peer, int32_t& count, int32_t available) {
+    if (peer < 0 || i.peer != peer) return "wrong peer";
+    if (i.microbatch != count) return "micro-batches of a channel go in order, each once";
+    if (count >= available) return "the value does not exist yet";
+    if (count >= microbatch_count_) return "more micro-batches than the step has";
+    ++count;
+    return nullptr;
+  }
+  const char* forward(Flow& flow, int32_t microbatch) {
+    if (microbatch != flow.forward_done) return "forwards of a direction go in order, each once";
+    if (microbatch >= microbatch_count_) return "more micro-batches than the step has";
+    if (flow.previous >= 0 && flow.forward_received <= microbatch)
+      return "its input was not received";
+    ++flow.forward_done;
+    return nullptr;
+  }
+  const char* backward(Flow& flow, int32_t microbatch) {
+    if (!training_) return kNoGradients;
+    if (microbatch != flow.backward_done) return "backwards of a direction go in order, each once";
+    if (microbatch >= flow.forward_done) return "its forward did not run";
+    if (flow.next >= 0 && flow.backward_received <= microbatch)
+      return "its gradient was not received";
+    ++flow.backward_done;
+    return nullptr;
+  }
+
+  Status check_end() const {
+    const auto incomplete = [&](std::string_view what) {
+      return invalid_argument(fmt::format("program of pipeline rank {}: {}", rank_, what));
+    };
+    if (!reduced_ || stepped_ != training_)
+      return incomplete("it does not end with reduction and optimizer");
+    if (weight_queue_ != 0) return incomplete("a queued weight part never runs");
+    for (int d = 0; d < direction_count_; ++d) {
+      const Flow& flow = flows_[d];
+      const int32_t backward_count = training_ ? microbatch_count_ : 0;
+      if (flow.forward_done != microbatch_count_) return incomplete("a forward is missing");
+      if (flow.backward_done != backward_count) return incomplete("a backward is missing");
+      const bool received = flow.forward_received == (flow.previous >= 0 ? microbatch_count_ : 0) &&
+                            flow.backward_received == (flow.next >= 0 ? backward_count : 0);
+      const bool sent = flow.forward_sent == (flow.next >= 0 ? microbatch_count_ : 0) &&
+                        flow.backward_sent == (flow.previous >= 0 ? backward_count : 0);
+      if (!received || !sent) return incomplete("a send or receive is missing");
+    }
+    return {};
+  }
+
+  static constexpr const char* kNoGradients = "an evaluation has no gradients";
+  const int32_t rank_;
+  const bool training_;
+  int direction_count_ = 1;
+  int32_t microbatch_count_ = 0;
+  std::array<Flow, kDirectionsMax> flows_;
+  int32_t weight_queue_ = 0;
+  bool reduced_ = false;
+  bool stepped_ = false;
+};
+
+// Runs all programs on FIFO channels with buffered sends: completes, or names who waits for what.
+Status check_together(const std::vector<const std::vector<Instruction>*>& programs) {
+  // (sender, receiver, direction, forward) -> micro-batches on the way
+  std::map<std::tuple<int32_t, int32_t, uint8_t, bool>, std::deque<int32_t>> channels;
+  const auto rank_count = static_cast<int32_t>(programs.size());
+  std::vector<size_t> at(programs.size(), 0);
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (int32_t rank = 0; rank < rank_count; ++rank) {
+      const std::vector<Instruction>& program = *programs[rank];
+      for (; at[rank] < program.size(); ++at[rank], moved = true) {
+        const Instruction& i = program[at[rank]];
+        const bool forward = i.op == Op::kSendForward || i.op == Op::kReceiveForward;
+        if (i.op == Op::kSendForward || i.op == Op::kSendBackward) {
+          channels[{rank, i.peer, i.direction, forward}].push_back(i.microbatch);
+        } else if (i.op == Op::kReceiveForward || i.op == Op::kReceiveBackward) {
+          std::deque<int32_t>& channel = channels[{i.peer, rank, i.direction, forward}];
+          if (channel.empty()) break;
+          if (channel.front() != i.microbatch) {
+            return violation(rank, at[rank], i, "its channel delivers another micro-batch");
+          }
+          channel.pop_front();
+        }
+      }
+    }
+  }
+  for (int32_t rank = 0; rank < rank_count; ++rank) {
+    if (at[rank] < programs[rank]->size()) {
+      return violation(rank, at[rank], (*programs[rank])[at[rank]], "waits for ever: deadlock");
+    }
+  }
+  for (const auto& [key, channel] : channels) {
+    if (!channel.empty()) {
+      return invalid_argument(
+          fmt::format("pipeline rank {} sends more to rank {} than that receives", std::get<0>(key),
+                      std::get<1>(key)));
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Status check_programs(const ParallelismSpec& parallelism, const std::vector<Program>& programs) {
+  if (static_cast<int64_t>(programs.size()) != parallelism.pipeline) {
+    return invalid_argument(fmt::format("{} programs for a pipeline of {} ranks", programs.size(),
+                                        parallelism.pipeline));
+  }
+  std::vector<const std::vector<Instruction>*> training, evaluation;
+  for (size_t r = 0; r < programs.size(); ++r) {
+    const auto rank = static_cast<int32_t>(r);
+    if (programs[r].pipeline_index != rank) {
+      return invalid_argument(
+          fmt::format("program {} is of pipeline rank {}", r, programs[r].pipeline_index));
+    }
+    PENSTOCK_TRY(RankChecker(parallelism, rank, true).check(programs[r].training));
+    PENSTOCK_TRY(RankChecker(parallelism, rank, false)
+                     .check(programs[r].evaluation)
+                     .with_context("evaluation"));
+    training.push_back(&programs[r].training);
+    evaluation.push_back(&programs[r].evaluation);
+  }
+  PENSTOCK_TRY(check_together(training));
+  return check_together(evaluation);
+}
+
+}  // namespace penstock
