@@ -8,6 +8,9 @@
 // four buffers have fixed addresses for the life of the stage; a slot may be used again once its backward (and
 // weight part) has run and its sends are complete.
 //
+// At most one forward and one backward (or backward_input) pass are under way at a time; those two, and a weight
+// pass, may be interleaved. The ranks of an expert group run the same passes on the same slots in the same order.
+//
 // Gradients are added to what the parameter set holds, over every micro-batch, until zero_gradients().
 // Memory is taken when the stage is made and never again.
 #pragma once
@@ -19,6 +22,7 @@
 #include <vector>
 
 #include "comm/base/status.h"
+#include "comm/data/expert_exchange.h"
 #include "comm/run/layout.h"
 #include "comm/run/model_config.h"
 #include "worker/model/parameter.h"
@@ -27,7 +31,6 @@
 namespace penstock {
 
 class Kernels;
-class ExpertExchange;
 
 struct StageOptions {
   ModelConfig model;
@@ -42,7 +45,16 @@ struct StageOptions {
   // Most micro-batches between backward's start and weight part's end: deepest weight queue + 1.
   // 0: this stage only runs forward_only().
   int32_t gradient_slot_count = 1;
+  // First of the data plane tags for token exchanges, a multiple of ExpertExchange::kTagBaseStep; they go up to
+  // tag_base + expert_tag_count(). Equal on all ranks of the expert group, different for its two stages.
+  uint64_t tag_base = 0;
 };
+
+// What the exchange a stage works with must be made from. It is the stage's alone. `group`: the ranks of the
+// expert group, in order.
+ExpertExchangeConfig expert_exchange_config(const StageOptions& options, std::vector<Rank> group);
+uint64_t expert_tag_count(const StageOptions& options);
+bool has_moe_layer(const StageOptions& options);
 
 // What a micro-batch brings besides the buffers of its slot. Spans are borrowed until its last pass ends.
 struct MicroBatch {
@@ -64,8 +76,8 @@ struct Router {
 
 class Stage {
  public:
-  // Borrows `kernels` and `exchange`, which must outlive it. `exchange` may be null when expert_count is 1
-  // or the stage has no MoE layer. Values are undefined until initialize() or until the caller fills them.
+  // Borrows `kernels` and `exchange`, which must outlive it. `exchange` is made from expert_exchange_config();
+  // null when the stage has no MoE layer. Values are undefined until initialize() or until the caller fills them.
   Stage(const StageOptions& options, Kernels& kernels, ExpertExchange* exchange);
   ~Stage();
   Stage(const Stage&) = delete;

@@ -13,11 +13,13 @@
 
 namespace penstock {
 
+class Kernels;
+
 // Part of one flat buffer.
 struct OptimizerShard {
   ParameterSet* parameters = nullptr;  // borrowed
   ParameterKind kind = ParameterKind::kDense;
-  Range owned;  // elements of the flat buffer, padding included
+  Range owned;  // elements of the flat buffer, padding included; shard_range()
 };
 
 // One box of one tensor's state, in this process's memory. Logical names carry no rank:
@@ -40,14 +42,11 @@ struct Box {
 };
 std::vector<Box> boxes_of_range(std::span<const int64_t> shape, int64_t begin, int64_t end);
 
-// The range of `size` elements that replica `index` of `count` owns: equal parts but for the last ones, cut at
-// multiples of kParameterAlignment.
-Range owned_range(int64_t size, int64_t count, int64_t index);
-
 // Not thread-safe. Moments are allocated, and zero, from construction.
 class AdamW {
  public:
-  AdamW(const OptimizerSpec& spec, std::vector<OptimizerShard> shards);
+  // Borrows `kernels`.
+  AdamW(const OptimizerSpec& spec, std::vector<OptimizerShard> shards, Kernels& kernels);
 
   // Sum of the squared gradients of the owned ranges, in double, in order. Summed over every rank it counts
   // each parameter of the model once.
@@ -70,6 +69,7 @@ class AdamW {
   OptimizerSpec spec_;
   std::vector<OptimizerShard> shards_;
   std::vector<Moments> moments_;  // by shard
+  Kernels& kernels_;
 };
 
 }  // namespace penstock
