@@ -36,8 +36,8 @@ class Generator {
 
   std::span<const Weight> weights() const;
 
-  // Tokens that continue `prompt`, which holds at least one, each in [0, vocab_size). `on_token`, when given,
-  // is called with each as it is drawn.
+  // Tokens that continue `prompt`, which holds at least one, each in [0, vocab_size). `on_token`,
+  // when given, is called with each as it is drawn.
   Result<std::vector<int32_t>> generate(std::span<const int32_t> prompt,
                                         const SamplingOptions& options,
                                         const std::function<void(int32_t)>& on_token = {});

@@ -1,6 +1,6 @@
-// The trained tensors of one stage, in two flat value buffers and two flat gradient buffers: one of each for
-// the dense tensors and one for the routed experts, because the two kinds have different replicas. A reduction
-// or an optimizer works on flat ranges and never on single tensors.
+// The trained tensors of one stage, in two flat value buffers and two flat gradient buffers: one of
+// each for the dense tensors and one for the routed experts, because the two kinds have different
+// replicas. A reduction or an optimizer works on flat ranges and never on single tensors.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,8 @@ enum class ParameterKind : uint8_t {
   kExpert,  // same on every rank that holds the stage with the same expert index
 };
 
-// Elements every tensor's place is rounded up to, for SIMD. The gaps hold zeros, values and gradients, for good.
+// Elements every tensor's place is rounded up to, for SIMD. The gaps hold zeros, values and
+// gradients, for good.
 inline constexpr int64_t kParameterAlignment = 16;
 
 // One tensor. Plain view: value and gradient point into the ParameterSet that made it.
@@ -34,13 +35,13 @@ struct Parameter {
   float* value = nullptr;
   float* gradient = nullptr;  // null in a set made without gradients
 
-  // Decoupled weight decay falls on matrices only: norm weights are vectors (deepseek.md §5.5; the usual
-  // convention, as in Megatron).
+  // Decoupled weight decay falls on matrices only: norm weights are vectors (deepseek.md §5.5; the
+  // usual convention, as in Megatron).
   bool decays() const { return shape.size() > 1; }
 };
 
-// What a set holds: the tensors of decoder layers `layers`, with the embedding and the head where asked for,
-// and of the routed experts only `experts`.
+// What a set holds: the tensors of decoder layers `layers`, with the embedding and the head where
+// asked for, and of the routed experts only `experts`.
 struct ParameterSetOptions {
   Range layers;
   Range experts;
@@ -64,8 +65,8 @@ class ParameterSet {
   std::span<float> gradients(ParameterKind kind);  // empty in a set made without gradients
   std::span<const float> values(ParameterKind kind) const;
 
-  // Matrices normal(0, initializer_range), norm weights 1. Each element is a pure function of (seed, name,
-  // index), so that every layout starts from the same model.
+  // Matrices normal(0, initializer_range), norm weights 1. Each element is a pure function of
+  // (seed, name, index), so that every layout starts from the same model.
   void initialize(uint64_t seed, double initializer_range);
   void zero_gradients();
 

@@ -1,13 +1,15 @@
-// The passes of one micro-batch through one stage, as linear lists of sub-operations that an engine may
-// interleave with those of another pass, so that each exchange of tokens between expert peers has compute
-// beside it (deepseek.md §1.8).
+// The passes of one micro-batch through one stage, as linear lists of sub-operations that an engine
+// may interleave with those of another pass, so that each exchange of tokens between expert peers
+// has compute beside it (deepseek.md §1.8).
 //
-// Forward, per layer:   attention, dispatch (starts), mlp (shared expert; finishes dispatch; routed experts),
+// Forward, per layer:   attention, dispatch (starts), mlp (shared expert; finishes dispatch; routed
+// experts),
 //                       combine (starts). The next attention, or the output, finishes the combine.
-// Backward, per layer:  combine backward (starts), mlp backward, dispatch backward (starts), mlp weight,
+// Backward, per layer:  combine backward (starts), mlp backward, dispatch backward (starts), mlp
+// weight,
 //                       attention backward (finishes dispatch backward), attention weight.
-// In a dense layer the exchanges do nothing; their sub-operations are there all the same, so that the
-// order never depends on the layer.
+// In a dense layer the exchanges do nothing; their sub-operations are there all the same, so that
+// the order never depends on the layer.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +47,8 @@ constexpr bool is_exchange(SubOp op) {
          op == SubOp::kDispatchBackward;
 }
 
-// A pass under way: a cursor over its sub-operations. Small, copyable; no copy may run beside the original.
+// A pass under way: a cursor over its sub-operations. Small, copyable; no copy may run beside the
+// original.
 // A default-made pass is finished.
 class Pass {
  public:
@@ -54,7 +57,8 @@ class Pass {
   SubOp next() const;
   // Layer (global index) of next(); -1 for embedding and output.
   int64_t next_layer() const;
-  // Runs one. An error (a lost peer) leaves the stage unusable: the rank exits. REQUIRES: !finished().
+  // Runs one. An error (a lost peer) leaves the stage unusable: the rank exits. REQUIRES:
+  // !finished().
   Status run_next();
   // Runs all that is left.
   Status run();

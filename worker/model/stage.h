@@ -1,17 +1,20 @@
-// One pipeline stage of a DeepSeek-V3-shaped model on one rank: some decoder layers, with the embedding in
-// the first stage and final norm, head and loss in the last; of the routed experts those of one expert index.
+// One pipeline stage of a DeepSeek-V3-shaped model on one rank: some decoder layers, with the
+// embedding in the first stage and final norm, head and loss in the last; of the routed experts
+// those of one expert index.
 // Explicit forward, backward-input and backward-weight; no autograd.
 //
-// Use: for each micro-batch take a free slot, fill input(slot) (unless first), run forward(slot, …), send
-// output(slot) (unless last), fill output_gradient(slot) (unless last), run backward(slot) or
-// backward_input(slot) followed some time later by weight(), send input_gradient(slot) (unless first). All
-// four buffers have fixed addresses for the life of the stage; a slot may be used again once its backward (and
-// weight part) has run and its sends are complete.
+// Use: for each micro-batch take a free slot, fill input(slot) (unless first), run forward(slot,
+// …), send output(slot) (unless last), fill output_gradient(slot) (unless last), run backward(slot)
+// or backward_input(slot) followed some time later by weight(), send input_gradient(slot) (unless
+// first). All four buffers have fixed addresses for the life of the stage; a slot may be used again
+// once its backward (and weight part) has run and its sends are complete.
 //
-// At most one forward and one backward (or backward_input) pass are under way at a time; those two, and a weight
-// pass, may be interleaved. The ranks of an expert group run the same passes on the same slots in the same order.
+// At most one forward and one backward (or backward_input) pass are under way at a time; those two,
+// and a weight pass, may be interleaved. The ranks of an expert group run the same passes on the
+// same slots in the same order.
 //
-// Gradients are added to what the parameter set holds, over every micro-batch, until zero_gradients().
+// Gradients are added to what the parameter set holds, over every micro-batch, until
+// zero_gradients().
 // Memory is taken when the stage is made and never again.
 #pragma once
 
@@ -40,23 +43,26 @@ struct StageOptions {
   int64_t expert_index = 0;   // this rank's place in it
   int64_t sequences_max = 1;  // per micro-batch
   int64_t sequence_length_max = 0;
-  // Most micro-batches between forward's start and backward's (weight part's) end; kept activations.
+  // Most micro-batches between forward's start and backward's (weight part's) end; kept
+  // activations.
   int32_t slot_count = 1;
   // Most micro-batches between backward's start and weight part's end: deepest weight queue + 1.
   // 0: this stage only runs forward_only().
   int32_t gradient_slot_count = 1;
-  // First of the data plane tags for token exchanges, a multiple of ExpertExchange::kTagBaseStep; they go up to
-  // tag_base + expert_tag_count(). Equal on all ranks of the expert group, different for its two stages.
+  // First of the data plane tags for token exchanges, a multiple of ExpertExchange::kTagBaseStep;
+  // they go up to tag_base + expert_tag_count(). Equal on all ranks of the expert group, different
+  // for its two stages.
   uint64_t tag_base = 0;
 };
 
-// What the exchange a stage works with must be made from. It is the stage's alone. `group`: the ranks of the
-// expert group, in order.
+// What the exchange a stage works with must be made from. It is the stage's alone. `group`: the
+// ranks of the expert group, in order.
 ExpertExchangeConfig expert_exchange_config(const StageOptions& options, std::vector<Rank> group);
 uint64_t expert_tag_count(const StageOptions& options);
 bool has_moe_layer(const StageOptions& options);
 
-// What a micro-batch brings besides the buffers of its slot. Spans are borrowed until its last pass ends.
+// What a micro-batch brings besides the buffers of its slot. Spans are borrowed until its last pass
+// ends.
 struct MicroBatch {
   int64_t sequence_count = 0;
   int64_t sequence_length = 0;
@@ -76,8 +82,9 @@ struct Router {
 
 class Stage {
  public:
-  // Borrows `kernels` and `exchange`, which must outlive it. `exchange` is made from expert_exchange_config();
-  // null when the stage has no MoE layer. Values are undefined until initialize() or until the caller fills them.
+  // Borrows `kernels` and `exchange`, which must outlive it. `exchange` is made from
+  // expert_exchange_config(); null when the stage has no MoE layer. Values are undefined until
+  // initialize() or until the caller fills them.
   Stage(const StageOptions& options, Kernels& kernels, ExpertExchange* exchange);
   ~Stage();
   Stage(const Stage&) = delete;
@@ -92,15 +99,16 @@ class Stage {
   const ParameterSet& parameters() const;
   void initialize(uint64_t seed);  // parameters; router biases to 0
 
-  // [sequences_max · sequence_length_max · hidden_size] each. input and input_gradient are not for the first
-  // stage, output and output_gradient not for the last.
+  // [sequences_max · sequence_length_max · hidden_size] each. input and input_gradient are not for
+  // the first stage, output and output_gradient not for the last.
   std::span<float> input(int32_t slot);
   std::span<float> output(int32_t slot);
   std::span<float> output_gradient(int32_t slot);
   std::span<float> input_gradient(int32_t slot);
 
   Pass forward(int32_t slot, const MicroBatch& micro_batch);
-  // No activations are kept and no loads counted; the slot is free again once its output has been used.
+  // No activations are kept and no loads counted; the slot is free again once its output has been
+  // used.
   Pass forward_only(int32_t slot, const MicroBatch& micro_batch);
   // Input and weight gradients.
   Pass backward(int32_t slot);
@@ -110,7 +118,8 @@ class Stage {
   Pass weight();
   int32_t weight_queue_depth() const;
 
-  // Last stage, after forward: sum over the micro-batch's tokens of the cross-entropy, nats, unscaled.
+  // Last stage, after forward: sum over the micro-batch's tokens of the cross-entropy, nats,
+  // unscaled.
   double loss_sum(int32_t slot) const;
   // Last stage, after forward_only: [tokens, vocab_size].
   std::span<const float> logits(int32_t slot) const;
@@ -119,8 +128,8 @@ class Stage {
   std::span<Router> routers();
   std::span<int64_t> expert_loads();
   void clear_expert_loads();
-  // b_i += gamma · sign(mean load - load_i), per layer (deepseek.md §5.3). `loads`: sums over the global batch,
-  // laid out as expert_loads().
+  // b_i += gamma · sign(mean load - load_i), per layer (deepseek.md §5.3). `loads`: sums over the
+  // global batch, laid out as expert_loads().
   void update_router_bias(std::span<const int64_t> loads, double gamma);
   // Largest over the layers of max load / mean load; 0 without MoE layers or tokens.
   static double load_imbalance(std::span<const int64_t> loads, int64_t expert_count);

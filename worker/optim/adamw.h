@@ -1,5 +1,6 @@
-// AdamW (Loshchilov & Hutter, 2019) over this rank's shards of flat parameter buffers (ZeRO-1): of every
-// buffer the rank keeps moments for, and updates, only the range it owns; its replicas own the others.
+// AdamW (Loshchilov & Hutter, 2019) over this rank's shards of flat parameter buffers (ZeRO-1): of
+// every buffer the rank keeps moments for, and updates, only the range it owns; its replicas own
+// the others.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +33,9 @@ struct StateSlice {
   std::span<float> values;  // the box's elements, contiguous
 };
 
-// Cuts the flat range [begin, end) of a row-major tensor into boxes that are contiguous in it, in order: at
-// most 2N-1 for N dimensions (partial first row, whole rows, partial last row, per level).
+// Cuts the flat range [begin, end) of a row-major tensor into boxes that are contiguous in it, in
+// order: at most 2N-1 for N dimensions (partial first row, whole rows, partial last row, per
+// level).
 struct Box {
   std::vector<int64_t> offset;
   std::vector<int64_t> size;
@@ -48,14 +50,16 @@ class AdamW {
   // Borrows `kernels`.
   AdamW(const OptimizerSpec& spec, std::vector<OptimizerShard> shards, Kernels& kernels);
 
-  // Sum of the squared gradients of the owned ranges, in double, in order. Summed over every rank it counts
-  // each parameter of the model once.
+  // Sum of the squared gradients of the owned ranges, in double, in order. Summed over every rank
+  // it counts each parameter of the model once.
   double gradient_square_sum() const;
 
-  // Factor for gradients whose global L2 norm is `norm`: min(1, clip / (norm + 1e-6)); 1 when clipping is off.
+  // Factor for gradients whose global L2 norm is `norm`: min(1, clip / (norm + 1e-6)); 1 when
+  // clipping is off.
   double clip_factor(double norm) const;
 
-  // One update of the owned ranges from their gradients times `gradient_factor`. `step` counts from 1.
+  // One update of the owned ranges from their gradients times `gradient_factor`. `step` counts from
+  // 1.
   void step(int64_t step, double learning_rate, double gradient_factor);
 
   // Weights and moments of the owned ranges, for saving and restoring. Pointers are stable.
