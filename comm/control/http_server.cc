@@ -397,7 +397,7 @@ Result<std::unique_ptr<HttpServer>> HttpServer::start(boost::asio::io_context& l
   auto impl = std::make_shared<Impl>(loop, std::move(options), std::move(handler));
   PENSTOCK_TRY(impl->listen());
   impl->accept();
-  return std::unique_ptr<HttpServer>(new HttpServer(std::move(impl)));
+  return std::make_unique<HttpServer>(std::move(impl));
 }
 
 std::optional<std::string_view> HttpRequest::parameter(std::string_view name) const {

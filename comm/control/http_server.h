@@ -67,6 +67,8 @@ struct HttpServerOptions {
 // connection. Malformed requests get a JSON 400 (413 too large, 431 header too large) and the
 // connection is closed.
 class HttpServer {
+  class Impl;
+
  public:
   // Binds and listens. kAlreadyExists when the port is in use, naming address and port.
   static Result<std::unique_ptr<HttpServer>> start(boost::asio::io_context& loop,
@@ -75,12 +77,12 @@ class HttpServer {
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;
 
+  explicit HttpServer(std::shared_ptr<Impl> impl);  // for start(): nobody else can name an Impl
+
   uint16_t port() const;  // the real one
   size_t open_connections() const;
 
  private:
-  class Impl;
-  explicit HttpServer(std::shared_ptr<Impl> impl);
   std::shared_ptr<Impl> impl_;
 };
 
