@@ -36,13 +36,13 @@ struct StateSlice {
 // Cuts the flat range [begin, end) of a row-major tensor into boxes that are contiguous in it, in
 // order: at most 2N-1 for N dimensions (partial first row, whole rows, partial last row, per
 // level).
-struct Box {
+struct RangeBox {
   std::vector<int64_t> offset;
   std::vector<int64_t> size;
   int64_t begin = 0;  // flat index of its first element
   int64_t count = 0;
 };
-std::vector<Box> boxes_of_range(std::span<const int64_t> shape, int64_t begin, int64_t end);
+std::vector<RangeBox> boxes_of_range(std::span<const int64_t> shape, int64_t begin, int64_t end);
 
 // Not thread-safe. Moments are allocated, and zero, from construction.
 class AdamW {
