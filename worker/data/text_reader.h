@@ -29,8 +29,4 @@ inline constexpr uint64_t kDocumentBytesMax = uint64_t{1} << 30;
 Status read_documents(const std::string& path, DocumentSplit split,
                       const std::function<Status(std::string_view document)>& take);
 
-// Offset of the first byte that is not part of valid UTF-8 (RFC 3629: no overlong forms, no
-// surrogates), or text.size() when all of it is.
-size_t utf8_valid_prefix(std::string_view text);
-
 }  // namespace penstock

@@ -1,0 +1,256 @@
+// The schema of a job spec: every key, where it goes, its range. docs/job-spec.md documents the same list.
+#include "comm/run/job_spec.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "comm/run/mapping_reader.h"
+#include "comm/run/spec_rules.h"
+#include "comm/run/yaml_document.h"
+
+namespace penstock {
+
+namespace {
+
+using Need = MappingReader::Need;
+
+constexpr int64_t kWidthMax = 1 << 20;  // of any layer
+constexpr int64_t kCountMax = 1 << 16;  // layers, heads, experts, ranks of one kind, micro-batches
+constexpr int64_t kStepsMax = 1'000'000'000;
+constexpr size_t kSourcesMax = 1024;
+constexpr double kRealMax = 1e9;
+
+bool name_is_valid(const std::string& name) {
+  constexpr size_t kNameCharactersMax = 63;
+  const auto inner = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
+  };
+  return !name.empty() && name.size() <= kNameCharactersMax && name.front() >= 'a' &&
+         name.front() <= 'z' && std::all_of(name.begin(), name.end(), inner);
+}
+
+void read_metadata(MappingReader reader, SpecProblems& problems, JobSpec& spec) {
+  const YamlNode* node = reader.value("name", Need::kRequired);
+  if (node != nullptr) {
+    spec.name = node->text;
+    if (node->kind != YamlNode::Kind::kScalar || !name_is_valid(node->text)) {
+      problems.wrong(*node,
+                     "metadata.name must be 1 to 63 of a-z, 0-9, '-', '.' and '_', starting with a "
+                     "letter");
+    }
+  }
+  reader.finish();
+}
+
+// Keys that a pasted config.json brings along and that change nothing here.
+void ignore_config_keys(MappingReader& reader) {
+  for (const char* key :
+       {"architectures", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "dtype",
+        "ep_size", "head_dim", "output_attentions", "output_hidden_states", "pretraining_tp",
+        "quantization_config", "return_dict", "torch_dtype", "transformers_version", "use_cache"}) {
+    reader.ignore(key);
+  }
+}
+
+// Keys of the configuration that would change training, with the only value that is built.
+void read_fixed_model_keys(MappingReader& reader) {
+  reader.only("model_type", {"deepseek_v3"}, "only deepseek_v3 is");
+  reader.only("hidden_act", {"silu"}, "only silu is");
+  reader.only("scoring_func", {"sigmoid"}, "only sigmoid is");
+  reader.only("topk_method", {"noaux_tc"}, "only noaux_tc is");
+  reader.only("moe_layer_freq", {"1"}, "every layer from first_k_dense_replace on has experts (1)");
+  reader.only("tie_word_embeddings", {"false"}, "embedding and head are separate (false)");
+  reader.only("attention_bias", {"false"}, "projections have no bias (false)");
+  reader.only("attention_dropout", {"0", "0.0"}, "there is no dropout (0.0)");
+  reader.only("num_nextn_predict_layers", {"0"}, "set it to 0: no multi-token prediction");
+  reader.only("aux_loss_alpha", {"0", "0.0"},
+              "set it to 0: experts are balanced by the router's bias");
+  reader.only("seq_aux", {"true", "false"}, "it is true or false");
+  reader.only("rope_scaling", {"null"}, "set it to null: positions are not scaled");
+}
+
+// {rope_type, rope_theta}: how newer configurations write rope_theta.
+void read_rope_parameters(MappingReader reader, ModelConfig& model) {
+  reader.only("rope_type", {"default"}, "only default is");
+  reader.real("rope_theta", 0.0, 1e12, true, model.rope_theta);
+  reader.finish();
+}
+
+void read_model(MappingReader reader, SpecProblems& problems, ModelConfig& model) {
+  reader.integer("vocab_size", 2, 1 << 24, model.vocab_size, Need::kRequired);
+  reader.integer("hidden_size", 1, kWidthMax, model.hidden_size, Need::kRequired);
+  reader.integer("num_hidden_layers", 1, kCountMax, model.num_hidden_layers, Need::kRequired);
+  reader.integer("num_attention_heads", 1, kCountMax, model.num_attention_heads, Need::kRequired);
+  reader.integer_or_null("q_lora_rank", 1, kWidthMax, model.q_lora_rank);
+  reader.integer("kv_lora_rank", 1, kWidthMax, model.kv_lora_rank, Need::kRequired);
+  reader.integer("qk_nope_head_dim", 1, kWidthMax, model.qk_nope_head_dim, Need::kRequired);
+  reader.integer("qk_rope_head_dim", 2, kWidthMax, model.qk_rope_head_dim, Need::kRequired);
+  reader.integer("v_head_dim", 1, kWidthMax, model.v_head_dim, Need::kRequired);
+  reader.integer("intermediate_size", 1, kWidthMax, model.intermediate_size, Need::kRequired);
+  reader.integer("first_k_dense_replace", 0, kCountMax, model.first_k_dense_replace,
+                 Need::kRequired);
+  reader.integer("moe_intermediate_size", 1, kWidthMax, model.moe_intermediate_size,
+                 Need::kRequired);
+  reader.integer("n_routed_experts", 1, kCountMax, model.n_routed_experts, Need::kRequired);
+  reader.integer("n_shared_experts", 0, kCountMax, model.n_shared_experts, Need::kRequired);
+  reader.integer("num_experts_per_tok", 1, kCountMax, model.num_experts_per_tok, Need::kRequired);
+  reader.integer("n_group", 1, kCountMax, model.n_group);
+  reader.integer("topk_group", 1, kCountMax, model.topk_group);
+  reader.real("routed_scaling_factor", 0.0, kRealMax, true, model.routed_scaling_factor);
+  reader.boolean("norm_topk_prob", model.norm_topk_prob);
+  reader.real("rms_norm_eps", 0.0, 1.0, true, model.rms_norm_eps);
+  reader.real("rope_theta", 0.0, 1e12, true, model.rope_theta);
+  reader.boolean("rope_interleave", model.rope_interleave);
+  reader.integer("max_position_embeddings", 1, 1 << 24, model.max_position_embeddings);
+  reader.real("initializer_range", 0.0, 10.0, true, model.initializer_range);
+  read_rope_parameters(reader.section("rope_parameters"), model);
+  // MLA has one key and one value per head; configurations still say so.
+  int64_t key_value_heads = model.num_attention_heads;
+  reader.integer("num_key_value_heads", 1, kCountMax, key_value_heads);
+  problems.rule(
+      "model.num_key_value_heads", key_value_heads == model.num_attention_heads,
+      fmt::format("model.num_key_value_heads {} must equal model.num_attention_heads {}, or be "
+                  "left out",
+                  key_value_heads, model.num_attention_heads));
+  read_fixed_model_keys(reader);
+  ignore_config_keys(reader);
+  reader.finish();
+}
+
+// A list of {path, weight}; a bare path stands for weight 1.
+void read_sources(MappingReader& reader, const std::string& key, Need need, SpecProblems& problems,
+                  std::vector<DataSource>& sources) {
+  const YamlNode* list = reader.value(key, need);
+  if (list == nullptr) return;
+  const std::string path = reader.path() + "." + key;
+  const bool is_list = list->kind == YamlNode::Kind::kSequence;
+  const bool must_have = need == Need::kRequired;
+  if (!is_list || (must_have && list->items.empty()) || list->items.size() > kSourcesMax) {
+    problems.wrong(*list,
+                   fmt::format("{} must be a list of {} to {} sources {{path: …, weight: …}}", path,
+                               must_have ? 1 : 0, kSourcesMax));
+    return;
+  }
+  for (size_t i = 0; i < list->items.size(); ++i) {
+    const YamlNode& item = list->items[i];
+    DataSource source;
+    if (item.kind == YamlNode::Kind::kScalar && !item.text.empty()) {
+      source.path = item.text;
+    } else {
+      MappingReader entry(problems, &item, item, fmt::format("{}[{}]", path, i), Need::kRequired);
+      entry.text("path", source.path, Need::kRequired);
+      entry.real("weight", 0.0, kRealMax, true, source.weight);
+      entry.finish();
+    }
+    sources.push_back(std::move(source));
+  }
+}
+
+void read_data(MappingReader reader, SpecProblems& problems, DataSpec& data) {
+  read_sources(reader, "train", Need::kRequired, problems, data.train);
+  read_sources(reader, "validation", Need::kOptional, problems, data.validation);
+  data.tokenizer = "bytes";
+  reader.text("tokenizer", data.tokenizer);
+  reader.integer("seq_length", 1, 1 << 24, data.seq_length, Need::kRequired);
+  reader.finish();
+}
+
+void read_parallelism(MappingReader reader, SpecProblems& problems, ParallelismSpec& parallelism) {
+  reader.integer("pipeline", 1, kCountMax, parallelism.pipeline);
+  reader.integer("expert", 1, kCountMax, parallelism.expert);
+  reader.integer("data", 1, kCountMax, parallelism.data);
+  if (const YamlNode* node = reader.value("schedule")) {
+    if (node->text == "1f1b") {
+      parallelism.schedule = Schedule::kOneForwardOneBackward;
+    } else if (node->text != "dualpipe") {
+      problems.wrong(*node,
+                     fmt::format("{} must be dualpipe or 1f1b", reader.path() + ".schedule"));
+    }
+  }
+  reader.integer("microbatches", 1, kCountMax, parallelism.microbatches, Need::kRequired);
+  reader.integer("micro_batch_size", 1, kCountMax, parallelism.micro_batch_size);
+  reader.finish();
+}
+
+void read_betas(MappingReader& reader, SpecProblems& problems, OptimizerSpec& optimizer) {
+  const YamlNode* list = reader.value("betas");
+  if (list == nullptr) return;
+  if (list->kind != YamlNode::Kind::kSequence || list->items.size() != 2) {
+    problems.wrong(*list, "optimizer.betas must be a list of two numbers, such as [0.9, 0.95]");
+    return;
+  }
+  YamlNode wrapper;  // names the two, so that the number check can point at either
+  wrapper.kind = YamlNode::Kind::kMapping;
+  wrapper.items = list->items;
+  for (const char* name : {"betas[0]", "betas[1]"}) {
+    YamlNode key;
+    key.text = name;
+    wrapper.keys.push_back(std::move(key));
+  }
+  MappingReader betas(problems, &wrapper, *list, "optimizer", Need::kOptional);
+  const double below_one = 1.0 - std::numeric_limits<double>::epsilon() / 2;
+  betas.real("betas[0]", 0.0, below_one, false, optimizer.beta1);
+  betas.real("betas[1]", 0.0, below_one, false, optimizer.beta2);
+}
+
+void read_optimizer(MappingReader reader, SpecProblems& problems, OptimizerSpec& optimizer) {
+  reader.only("name", {"adamw"}, "only adamw is");
+  reader.real("lr", 0.0, 100.0, true, optimizer.lr, Need::kRequired);
+  read_betas(reader, problems, optimizer);
+  reader.real("eps", 0.0, 1.0, true, optimizer.eps);
+  reader.real("weight_decay", 0.0, 100.0, false, optimizer.weight_decay);
+  reader.real("clip_grad_norm", 0.0, kRealMax, false, optimizer.clip_grad_norm);
+  reader.real("bias_update_speed", 0.0, 1.0, false, optimizer.bias_update_speed);
+  reader.finish();
+}
+
+void read_schedule(MappingReader reader, OptimizerSpec& optimizer) {
+  reader.integer("warmup_steps", 0, kStepsMax, optimizer.warmup_steps);
+  reader.only("decay", {"cosine"}, "only cosine is");
+  reader.real("min_lr_ratio", 0.0, 1.0, false, optimizer.min_lr_ratio);
+  reader.finish();
+}
+
+void read_rest(MappingReader& document, JobSpec& spec) {
+  MappingReader training = document.section("training", Need::kRequired);
+  training.integer("steps", 1, kStepsMax, spec.training.steps, Need::kRequired);
+  training.unsigned_integer("seed", spec.training.seed);
+  training.integer("evaluation_interval", 0, kStepsMax, spec.training.evaluation_interval);
+  training.integer("evaluation_batches", 1, 1'000'000, spec.training.evaluation_batches);
+  training.finish();
+  MappingReader checkpoint = document.section("checkpoint");
+  checkpoint.text("dir", spec.checkpoint.dir);
+  checkpoint.integer("interval", 0, kStepsMax, spec.checkpoint.interval);
+  checkpoint.integer("keep_last", 1, 1'000'000, spec.checkpoint.keep_last);
+  checkpoint.finish();
+  MappingReader recovery = document.section("recovery");
+  recovery.integer("max_restarts", 0, 1'000'000, spec.recovery.max_restarts);
+  recovery.finish();
+}
+
+}  // namespace
+
+Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin) {
+  PENSTOCK_TRY_ASSIGN(const YamlNode root, parse_yaml(yaml, origin));
+  SpecProblems problems(origin);
+  JobSpec spec;
+  spec.model.max_position_embeddings = 4096;  // as the Hugging Face configuration class
+  MappingReader document(problems, &root, root, "", Need::kRequired);
+  document.only("apiVersion", {"penstock/v1"}, "only penstock/v1 is", Need::kRequired);
+  document.only("kind", {"TrainingRun"}, "only TrainingRun is", Need::kRequired);
+  read_metadata(document.section("metadata", Need::kRequired), problems, spec);
+  read_model(document.section("model", Need::kRequired), problems, spec.model);
+  read_data(document.section("data", Need::kRequired), problems, spec.data);
+  read_parallelism(document.section("parallelism", Need::kRequired), problems, spec.parallelism);
+  read_optimizer(document.section("optimizer", Need::kRequired), problems, spec.optimizer);
+  read_schedule(document.section("schedule"), spec.optimizer);
+  read_rest(document, spec);
+  document.finish();
+  if (problems.none()) check_spec_rules(spec, problems);
+  PENSTOCK_TRY(problems.first());
+  return spec;
+}
+
+}  // namespace penstock

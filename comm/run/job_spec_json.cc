@@ -1,0 +1,109 @@
+// The canonical form of a job spec: JSON with every key written out, in the order of the schema.
+#include <nlohmann/json.hpp>
+
+#include "comm/run/job_spec.h"
+
+namespace penstock {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json model_json(const ModelConfig& m) {
+  Json json = {{"vocab_size", m.vocab_size},
+               {"hidden_size", m.hidden_size},
+               {"num_hidden_layers", m.num_hidden_layers},
+               {"num_attention_heads", m.num_attention_heads},
+               {"q_lora_rank", nullptr},
+               {"kv_lora_rank", m.kv_lora_rank},
+               {"qk_nope_head_dim", m.qk_nope_head_dim},
+               {"qk_rope_head_dim", m.qk_rope_head_dim},
+               {"v_head_dim", m.v_head_dim},
+               {"intermediate_size", m.intermediate_size},
+               {"first_k_dense_replace", m.first_k_dense_replace},
+               {"moe_intermediate_size", m.moe_intermediate_size},
+               {"n_routed_experts", m.n_routed_experts},
+               {"n_shared_experts", m.n_shared_experts},
+               {"num_experts_per_tok", m.num_experts_per_tok},
+               {"n_group", m.n_group},
+               {"topk_group", m.topk_group},
+               {"routed_scaling_factor", m.routed_scaling_factor},
+               {"norm_topk_prob", m.norm_topk_prob},
+               {"rms_norm_eps", m.rms_norm_eps},
+               {"rope_theta", m.rope_theta},
+               {"rope_interleave", m.rope_interleave},
+               {"max_position_embeddings", m.max_position_embeddings},
+               {"initializer_range", m.initializer_range}};
+  if (m.q_lora_rank) json["q_lora_rank"] = *m.q_lora_rank;
+  return json;
+}
+
+Json sources_json(const std::vector<DataSource>& sources) {
+  Json list = Json::array();
+  for (const DataSource& source : sources) {
+    list.push_back({{"path", source.path}, {"weight", source.weight}});
+  }
+  return list;
+}
+
+Json parallelism_json(const ParallelismSpec& p) {
+  return {{"pipeline", p.pipeline},
+          {"expert", p.expert},
+          {"data", p.data},
+          {"schedule", p.schedule == Schedule::kDualPipe ? "dualpipe" : "1f1b"},
+          {"microbatches", p.microbatches},
+          {"micro_batch_size", p.micro_batch_size}};
+}
+
+Json optimizer_json(const OptimizerSpec& o) {
+  return {{"name", "adamw"},
+          {"lr", o.lr},
+          {"betas", Json::array({o.beta1, o.beta2})},
+          {"eps", o.eps},
+          {"weight_decay", o.weight_decay},
+          {"clip_grad_norm", o.clip_grad_norm},
+          {"bias_update_speed", o.bias_update_speed}};
+}
+
+Json checkpoint_json(const CheckpointSpec& c) {
+  Json json = Json::object();
+  if (!c.dir.empty()) json["dir"] = c.dir;  // absent means: the coordinator chooses
+  json["interval"] = c.interval;
+  json["keep_last"] = c.keep_last;
+  return json;
+}
+
+}  // namespace
+
+std::string to_json(const JobSpec& spec) {
+  const Json json = {{"apiVersion", "penstock/v1"},
+                     {"kind", "TrainingRun"},
+                     {"metadata", {{"name", spec.name}}},
+                     {"model", model_json(spec.model)},
+                     {"data",
+                      {{"train", sources_json(spec.data.train)},
+                       {"validation", sources_json(spec.data.validation)},
+                       {"tokenizer", spec.data.tokenizer},
+                       {"seq_length", spec.data.seq_length}}},
+                     {"parallelism", parallelism_json(spec.parallelism)},
+                     {"optimizer", optimizer_json(spec.optimizer)},
+                     {"schedule",
+                      {{"warmup_steps", spec.optimizer.warmup_steps},
+                       {"decay", "cosine"},
+                       {"min_lr_ratio", spec.optimizer.min_lr_ratio}}},
+                     {"training",
+                      {{"steps", spec.training.steps},
+                       {"seed", spec.training.seed},
+                       {"evaluation_interval", spec.training.evaluation_interval},
+                       {"evaluation_batches", spec.training.evaluation_batches}}},
+                     {"checkpoint", checkpoint_json(spec.checkpoint)},
+                     {"recovery", {{"max_restarts", spec.recovery.max_restarts}}}};
+  // Indented, because people read it too. A spec that was not parsed here may hold bytes that are not UTF-8.
+  return json.dump(2, ' ', false, Json::error_handler_t::replace);
+}
+
+Digest spec_digest(const JobSpec& spec) {
+  return digest_of(as_bytes(to_json(spec)));
+}
+
+}  // namespace penstock

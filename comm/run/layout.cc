@@ -1,0 +1,95 @@
+#include "comm/run/layout.h"
+
+#include <algorithm>
+
+#include "comm/base/check.h"
+
+namespace penstock {
+
+namespace {
+
+// Two ranks hold a stage only when directions enter from both ends of a pipeline that has two ends.
+bool has_two_directions(const ParallelismSpec& parallelism) {
+  return parallelism.schedule == Schedule::kDualPipe && parallelism.pipeline > 1;
+}
+
+}  // namespace
+
+GridPosition grid_position(const ParallelismSpec& parallelism, Rank rank) {
+  PENSTOCK_CHECK(rank.value >= 0 && rank.value < parallelism.world_size(), rank.value);
+  return {.pipeline_index = rank.value / (parallelism.data * parallelism.expert),
+          .data_index = rank.value / parallelism.expert % parallelism.data,
+          .expert_index = rank.value % parallelism.expert};
+}
+
+Rank rank_at(const ParallelismSpec& parallelism, const GridPosition& position) {
+  PENSTOCK_CHECK(position.pipeline_index >= 0 && position.pipeline_index < parallelism.pipeline);
+  PENSTOCK_CHECK(position.data_index >= 0 && position.data_index < parallelism.data);
+  PENSTOCK_CHECK(position.expert_index >= 0 && position.expert_index < parallelism.expert);
+  const int64_t replica = position.pipeline_index * parallelism.data + position.data_index;
+  return Rank{static_cast<int32_t>(replica * parallelism.expert + position.expert_index)};
+}
+
+std::vector<Rank> expert_group(const ParallelismSpec& parallelism, Rank rank) {
+  GridPosition position = grid_position(parallelism, rank);
+  std::vector<Rank> group;
+  for (position.expert_index = 0; position.expert_index < parallelism.expert;
+       ++position.expert_index) {
+    group.push_back(rank_at(parallelism, position));
+  }
+  return group;
+}
+
+std::vector<int64_t> stage_hosts(const ParallelismSpec& parallelism, int64_t stage) {
+  PENSTOCK_CHECK(stage >= 0 && stage < parallelism.pipeline, stage, parallelism.pipeline);
+  if (!has_two_directions(parallelism)) return {stage};
+  const int64_t mirror = parallelism.pipeline - 1 - stage;
+  return {std::min(stage, mirror), std::max(stage, mirror)};
+}
+
+std::vector<int64_t> stages_of(const ParallelismSpec& parallelism, int64_t pipeline_index) {
+  PENSTOCK_CHECK(pipeline_index >= 0 && pipeline_index < parallelism.pipeline, pipeline_index);
+  if (!has_two_directions(parallelism)) return {pipeline_index};
+  return {pipeline_index, parallelism.pipeline - 1 - pipeline_index};
+}
+
+std::vector<Rank> dense_replicas(const ParallelismSpec& parallelism, int64_t stage) {
+  std::vector<Rank> ranks;
+  for (const int64_t host : stage_hosts(parallelism, stage)) {
+    for (int64_t data = 0; data < parallelism.data; ++data) {
+      for (int64_t expert = 0; expert < parallelism.expert; ++expert) {
+        ranks.push_back(rank_at(parallelism, {host, data, expert}));
+      }
+    }
+  }
+  return ranks;
+}
+
+std::vector<Rank> expert_replicas(const ParallelismSpec& parallelism, int64_t stage,
+                                  int64_t expert_index) {
+  std::vector<Rank> ranks;
+  for (const int64_t host : stage_hosts(parallelism, stage)) {
+    for (int64_t data = 0; data < parallelism.data; ++data) {
+      ranks.push_back(rank_at(parallelism, {host, data, expert_index}));
+    }
+  }
+  return ranks;
+}
+
+Range stage_layers(int64_t layer_count, int64_t stage_count, int64_t stage) {
+  PENSTOCK_CHECK(stage_count > 0 && layer_count >= stage_count, layer_count, stage_count);
+  PENSTOCK_CHECK(stage >= 0 && stage < stage_count, stage, stage_count);
+  const int64_t each = layer_count / stage_count;
+  const int64_t longer_count = layer_count % stage_count;  // stages [0, this) have one more
+  const int64_t begin = stage * each + std::min(stage, longer_count);
+  return {begin, begin + each + (stage < longer_count ? 1 : 0)};
+}
+
+Range local_experts(int64_t n_routed_experts, int64_t expert, int64_t expert_index) {
+  PENSTOCK_CHECK(expert > 0 && n_routed_experts % expert == 0, n_routed_experts, expert);
+  PENSTOCK_CHECK(expert_index >= 0 && expert_index < expert, expert_index, expert);
+  const int64_t each = n_routed_experts / expert;
+  return {expert_index * each, (expert_index + 1) * each};
+}
+
+}  // namespace penstock

@@ -1,0 +1,120 @@
+#include "comm/run/spec_rules.h"
+
+#include <fmt/format.h>
+
+namespace penstock {
+
+namespace {
+
+constexpr int64_t kRanksMaxInJob = 1 << 20;
+constexpr int64_t kTokensPerStepMax = int64_t{1} << 40;
+constexpr int64_t kByteVocabulary = 257;  // 256 byte values and end-of-document
+
+void check_model(const JobSpec& spec, SpecProblems& problems) {
+  const ModelConfig& m = spec.model;
+  problems.rule(
+      "model.qk_rope_head_dim", m.qk_rope_head_dim % 2 == 0,
+      fmt::format("model.qk_rope_head_dim must be even, not {}: rotary embedding turns pairs",
+                  m.qk_rope_head_dim));
+  problems.rule("model.first_k_dense_replace", m.first_k_dense_replace <= m.num_hidden_layers,
+                fmt::format("model.first_k_dense_replace is {}, more than the {} layers of "
+                            "model.num_hidden_layers",
+                            m.first_k_dense_replace, m.num_hidden_layers));
+  problems.rule(
+      "model.n_group", m.n_routed_experts % m.n_group == 0,
+      fmt::format("model.n_group {} does not divide the {} experts of model.n_routed_experts",
+                  m.n_group, m.n_routed_experts));
+  // A group's score is the sum of its two best experts.
+  problems.rule(
+      "model.n_group", m.n_group == 1 || m.n_routed_experts / m.n_group >= 2,
+      fmt::format("model.n_group {} leaves {} expert per group; a group needs two or more",
+                  m.n_group, m.n_routed_experts / m.n_group));
+  problems.rule("model.topk_group", m.topk_group <= m.n_group,
+                fmt::format("model.topk_group {} is more than the {} groups of model.n_group",
+                            m.topk_group, m.n_group));
+  const int64_t eligible = m.topk_group * (m.n_routed_experts / m.n_group);
+  problems.rule(
+      "model.num_experts_per_tok", m.num_experts_per_tok <= eligible,
+      fmt::format("model.num_experts_per_tok {} is more than the {} experts that {} of {} "
+                  "groups hold",
+                  m.num_experts_per_tok, eligible, m.topk_group, m.n_group));
+  problems.rule("model.vocab_size",
+                spec.data.tokenizer != "bytes" || m.vocab_size >= kByteVocabulary,
+                fmt::format("model.vocab_size {} is below {}, what the tokenizer \"bytes\" needs",
+                            m.vocab_size, kByteVocabulary));
+  problems.rule("data.seq_length", spec.data.seq_length <= m.max_position_embeddings,
+                fmt::format("data.seq_length {} is more than model.max_position_embeddings {}",
+                            spec.data.seq_length, m.max_position_embeddings));
+}
+
+void check_pipeline(const JobSpec& spec, SpecProblems& problems) {
+  const ParallelismSpec& p = spec.parallelism;
+  const bool both_ways = p.schedule == Schedule::kDualPipe && p.pipeline > 1;
+  problems.rule("parallelism.pipeline", p.pipeline <= spec.model.num_hidden_layers,
+                fmt::format("parallelism.pipeline has {} stages, more than the {} layers of "
+                            "model.num_hidden_layers; every stage needs a layer",
+                            p.pipeline, spec.model.num_hidden_layers));
+  problems.rule(
+      "parallelism.pipeline", !both_ways || p.pipeline % 2 == 0,
+      fmt::format("parallelism.pipeline must be even with schedule dualpipe, not {}: rank p "
+                  "holds stages p and P-1-p",
+                  p.pipeline));
+  problems.rule(
+      "parallelism.microbatches", !both_ways || p.microbatches % 2 == 0,
+      fmt::format("parallelism.microbatches must be even with schedule dualpipe, not {}: half "
+                  "enter at each end",
+                  p.microbatches));
+  problems.rule(
+      "parallelism.microbatches", !both_ways || p.microbatches >= 2 * p.pipeline,
+      fmt::format("parallelism.microbatches must be at least 2 x parallelism.pipeline = {} "
+                  "with schedule dualpipe, not {}",
+                  2 * p.pipeline, p.microbatches));
+  problems.rule(
+      "parallelism.microbatches",
+      p.schedule != Schedule::kOneForwardOneBackward || p.microbatches >= p.pipeline,
+      fmt::format("parallelism.microbatches must be at least parallelism.pipeline = {} with "
+                  "schedule 1f1b, not {}",
+                  p.pipeline, p.microbatches));
+}
+
+void check_size(const JobSpec& spec, SpecProblems& problems) {
+  const ParallelismSpec& p = spec.parallelism;
+  problems.rule("parallelism.expert", spec.model.n_routed_experts % p.expert == 0,
+                fmt::format("parallelism.expert {} does not divide the {} experts of "
+                            "model.n_routed_experts",
+                            p.expert, spec.model.n_routed_experts));
+  // Each factor is at most 2^20 or 2^24, so the products below are taken in an order that cannot overflow.
+  const bool ranks_fit =
+      p.pipeline * p.expert <= kRanksMaxInJob && p.pipeline * p.expert * p.data <= kRanksMaxInJob;
+  problems.rule(
+      "parallelism", ranks_fit,
+      fmt::format("parallelism: pipeline x expert x data is more than {} ranks", kRanksMaxInJob));
+  const bool tokens_fit = ranks_fit && p.microbatches * p.micro_batch_size <= kTokensPerStepMax &&
+                          static_cast<double>(p.microbatches * p.micro_batch_size) *
+                                  static_cast<double>(p.expert) * static_cast<double>(p.data) *
+                                  static_cast<double>(spec.data.seq_length) <=
+                              static_cast<double>(kTokensPerStepMax);
+  problems.rule(
+      "parallelism.microbatches", !ranks_fit || tokens_fit,
+      fmt::format("more than {} tokens in a step: microbatches x micro_batch_size x expert x "
+                  "data x data.seq_length",
+                  kTokensPerStepMax));
+}
+
+}  // namespace
+
+void check_spec_rules(const JobSpec& spec, SpecProblems& problems) {
+  check_model(spec, problems);
+  check_pipeline(spec, problems);
+  check_size(spec, problems);
+  problems.rule("schedule.warmup_steps", spec.optimizer.warmup_steps <= spec.training.steps,
+                fmt::format("schedule.warmup_steps {} is more than training.steps {}",
+                            spec.optimizer.warmup_steps, spec.training.steps));
+  problems.rule(
+      "training.evaluation_interval",
+      spec.training.evaluation_interval == 0 || !spec.data.validation.empty(),
+      "training.evaluation_interval needs data.validation; add a held-out data set or remove "
+      "the key");
+}
+
+}  // namespace penstock
