@@ -1,0 +1,286 @@
+# The control plane's wire format, one message per frame. Meaning, bounds and who repeats what are
+# also in message.h, whose structs these mirror one to one; codec.cc converts and message_check.cc
+# enforces every rule.
+#
+# Evolution: fields and union members are only ever added, at the end; numbers are never reused. A
+# peer of another Register.protocolVersion is refused by the coordinator.
+# Common rules: job and epoch are never 0; rank >= 0; a receiver drops a message whose epoch is
+# below its own.
+
+@0x84dcd880e2b2a28b;
+
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("penstock::wire");
+
+struct ControlMessage {
+  # The root of every frame. An unknown member is refused, and counted.
+  union {
+    register          @0 :Register;
+    registered        @1 :Registered;
+    heartbeat         @2 :Heartbeat;
+    startRank         @3 :StartRank;
+    rankReady         @4 :RankReady;
+    beginTraining     @5 :BeginTraining;
+    stopRanks         @6 :StopRanks;
+    rankExited        @7 :RankExited;
+    stepReport        @8 :StepReport;
+    evaluationReport  @9 :EvaluationReport;
+    segmentSaved      @10 :SegmentSaved;
+    saveFailed        @11 :SaveFailed;
+    checkpointOutcome @12 :CheckpointOutcome;
+    rankFinished      @13 :RankFinished;
+    logChunk          @14 :LogChunk;
+    rankHello         @15 :RankHello;
+    rankProgress      @16 :RankProgress;
+    ranksStopped      @17 :RanksStopped;
+  }
+}
+
+struct RankStatus {
+  # One running rank process, as its daemon sees it. A rank that ended is simply absent.
+  job   @0 :UInt64;
+  epoch @1 :UInt32;
+  rank  @2 :Int32;
+  state @3 :RankState;
+  step  @4 :Int64;     # last finished; 0 before the first
+}
+
+enum RankState {
+  starting @0;  # spawned, loading
+  ready    @1;  # loaded, waiting for BeginTraining
+  training @2;
+  finished @3;  # every step done, process about to exit
+}
+
+struct Register {
+  # Worker -> coordinator. First message of every connection, repeated until answered by
+  # Registered.
+  protocolVersion @0 :UInt32;
+  name            @1 :Text;            # host-unique, stable over restarts; no control characters
+  incarnation     @2 :UInt64;          # new for each daemon process, never 0
+  host            @3 :Text;
+  deviceCount     @4 :Int32;           # >= 1
+  deviceKind      @5 :Text;            # "cpu" or the GPU's name
+  httpAddress     @6 :Text;            # host:port of /metrics
+  ranks           @7 :List(RankStatus);  # the whole truth: what is absent does not run there
+}
+
+struct Registered {
+  # Coordinator -> worker, in answer to each Register. Loss-tolerant: Register is repeated.
+  worker              @0 :UInt64;  # never 0 unless refused; the same for the same name
+  heartbeatIntervalMs @1 :Int64;   # 1 .. 3600000 unless refused
+  refusal             @2 :Text;    # not empty: the daemon prints it and exits
+}
+
+struct Heartbeat {
+  # Worker -> coordinator. Loss-tolerant: the newest wins, nothing is resent.
+  worker      @0 :UInt64;            # given by Registered
+  incarnation @1 :UInt64;
+  sequence    @2 :UInt64;            # strictly increasing per incarnation; repeats dropped
+  ranks       @3 :List(RankStatus);  # as in Register
+}
+
+struct StartRank {
+  # Coordinator -> worker -> rank. Idempotent per (job, epoch, rank); repeated by the coordinator
+  # when the worker re-registers without that rank. Stops every rank of lower epochs of the job on
+  # that worker.
+  job                 @0 :UInt64;
+  epoch               @1 :UInt32;
+  rank                @2 :Int32;
+  device              @3 :Int32;    # index on that worker, >= 0
+  specJson            @4 :Text;     # canonical job spec, 1 byte .. 1 MiB
+  program             @5 :Program;
+  checkpointDir       @6 :Text;     # absolute
+  restoreManifest     @7 :Text;     # absolute; empty: initial weights
+  restoreStep         @8 :Int64;    # >= 0; 0 without a manifest
+  firstUnreportedStep @9 :Int64;    # >= 0; lower steps were recorded by an earlier attempt
+}
+
+struct Program {
+  # One pipeline rank's instructions for one step.
+  pipelineIndex @0 :Int32;              # >= 0
+  training      @1 :List(Instruction);  # at most 1 Mi
+  evaluation    @2 :List(Instruction);  # at most 1 Mi
+}
+
+struct Instruction {
+  op                 @0 :Op;
+  direction          @1 :UInt8;  # 0 or 1
+  microbatch         @2 :Int32;  # -1: none applies
+  backwardDirection  @3 :UInt8;  # 0 or 1; overlapped only
+  backwardMicrobatch @4 :Int32;  # -1: none applies; overlapped only
+  peer               @5 :Int32;  # pipeline rank, -1: none applies
+}
+
+enum Op {
+  receiveForward  @0;
+  forward         @1;
+  sendForward     @2;
+  receiveBackward @3;
+  backward        @4;
+  backwardInput   @5;
+  backwardWeight  @6;
+  sendBackward    @7;
+  overlapped      @8;
+  reduceGradients @9;
+  optimizerStep   @10;
+}
+
+struct RankReady {
+  # Rank -> daemon -> coordinator. Sent again after re-registration; idempotent.
+  job     @0 :UInt64;
+  epoch   @1 :UInt32;
+  rank    @2 :Int32;
+  address @3 :Data;    # of its data plane, opaque, at most 64 KiB
+}
+
+struct BeginTraining {
+  # Coordinator -> workers -> ranks, once every rank is ready. Idempotent per (job, epoch).
+  job       @0 :UInt64;
+  epoch     @1 :UInt32;
+  addresses @2 :List(Data);  # by rank, never empty
+}
+
+struct StopRanks {
+  # Coordinator -> worker: end every rank of this job up to and including the epoch, and refuse to
+  # start any. Acknowledges the RankExited of those epochs. Idempotent.
+  job     @0 :UInt64;
+  epoch   @1 :UInt32;
+  graceMs @2 :Int64;   # 0 .. 3600000, between SIGTERM and SIGKILL; 0: SIGKILL at once
+  reason  @3 :Text;
+}
+
+struct RankExited {
+  # Daemon -> coordinator: a rank process ended. Repeated until StopRanks of its epoch or a newer
+  # epoch.
+  job      @0 :UInt64;
+  epoch    @1 :UInt32;
+  rank     @2 :Int32;
+  exitCode @3 :Int32;  # 0 .. 255; -1 exactly when a signal ended it
+  signal   @4 :Int32;  # 0 .. 64
+  reason   @5 :Text;   # its last words, or what the daemon knows
+}
+
+struct StepReport {
+  # Rank 0 -> daemon -> coordinator, once per step, ordered per epoch. Sent again after re-
+  # registration; idempotent per (job, step): the same step always has the same figures.
+  job                @0 :UInt64;
+  epoch              @1 :UInt32;
+  step               @2 :Int64;    # >= 1
+  loss               @3 :Float64;  # nats; NaN and infinity are news, not errors
+  gradNorm           @4 :Float64;  # before clipping; may be NaN or infinite
+  learningRate       @5 :Float64;  # finite
+  tokens             @6 :Int64;    # >= 0
+  stepSeconds        @7 :Float64;  # finite, >= 0
+  expertLoadMaxRatio @8 :Float64;  # finite, >= 0
+  finishedAtNs       @9 :Int64;    # rank 0's wall clock
+}
+
+struct EvaluationReport {
+  # Rank 0 -> daemon -> coordinator. Repeats as StepReport.
+  job    @0 :UInt64;
+  epoch  @1 :UInt32;
+  step   @2 :Int64;    # >= 0
+  loss   @3 :Float64;  # held out, nats per token; may be NaN or infinite
+  tokens @4 :Int64;    # >= 0
+}
+
+struct SavedSlice {
+  # One box of one tensor in a segment file.
+  name       @0 :Text;         # never empty
+  dtype      @1 :Text;         # never empty
+  shape      @2 :List(Int64);  # of the whole tensor, at most 8 dimensions, each >= 1
+  boxOffset  @3 :List(Int64);  # as many as shape; offset >= 0
+  boxSize    @4 :List(Int64);  # as many as shape; size >= 1, offset + size <= shape
+  fileOffset @5 :UInt64;
+  byteCount  @6 :UInt64;
+  digestLow  @7 :UInt64;       # XXH3-128 of the slice's bytes
+  digestHigh @8 :UInt64;
+}
+
+struct SegmentSaved {
+  # Rank -> daemon -> coordinator: the segment is durable. Sent again after re-registration;
+  # idempotent.
+  job              @0 :UInt64;
+  epoch            @1 :UInt32;
+  rank             @2 :Int32;
+  step             @3 :Int64;   # >= 0
+  file             @4 :Text;    # relative to the job's checkpoint directory, no ".."
+  byteCount        @5 :UInt64;
+  footerDigestLow  @6 :UInt64;
+  footerDigestHigh @7 :UInt64;
+  slices           @8 :List(SavedSlice);
+}
+
+struct SaveFailed {
+  # Rank -> daemon -> coordinator: the checkpoint of this step cannot be completed; the run goes
+  # on.
+  job    @0 :UInt64;
+  epoch  @1 :UInt32;
+  rank   @2 :Int32;
+  step   @3 :Int64;   # >= 0
+  reason @4 :Text;
+}
+
+struct CheckpointOutcome {
+  # Coordinator -> workers -> ranks. Loss-tolerant: only frees buffers and tells the last step it
+  # may end.
+  job       @0 :UInt64;
+  epoch     @1 :UInt32;
+  step      @2 :Int64;  # >= 0
+  committed @3 :Bool;
+  reason    @4 :Text;   # when not committed
+}
+
+struct RankFinished {
+  # Rank -> daemon -> coordinator: every step is done. Sent again after re-registration;
+  # idempotent.
+  job   @0 :UInt64;
+  epoch @1 :UInt32;
+  rank  @2 :Int32;
+  step  @3 :Int64;  # >= 0
+}
+
+struct LogChunk {
+  # Daemon -> coordinator. Whole lines where possible; may be dropped under load, which shows as a
+  # gap in offsets.
+  job    @0 :UInt64;
+  epoch  @1 :UInt32;
+  rank   @2 :Int32;
+  offset @3 :UInt64;  # byte position in that rank's log
+  text   @4 :Data;    # at most 1 MiB; any bytes, a rank prints what it likes
+}
+
+struct RankHello {
+  # Rank -> daemon: first message of its connection. Answered by StartRank when the daemon spawned
+  # that process.
+  job   @0 :UInt64;
+  epoch @1 :UInt32;
+  rank  @2 :Int32;
+  pid   @3 :Int32;  # >= 1
+}
+
+struct RankProgress {
+  # Rank -> daemon, after each step. Loss-tolerant: the newest wins. Every Float64 is finite and
+  # >= 0.
+  job                 @0 :UInt64;
+  epoch               @1 :UInt32;
+  rank                @2 :Int32;
+  step                @3 :Int64;    # >= 0
+  stepSeconds         @4 :Float64;  # of this step, as are the next six
+  computeSeconds      @5 :Float64;
+  expertWaitSeconds   @6 :Float64;
+  pipelineWaitSeconds @7 :Float64;
+  reduceSeconds       @8 :Float64;
+  optimizerSeconds    @9 :Float64;
+  checkpointSeconds   @10 :Float64;
+  bytesSent           @11 :UInt64;  # since the rank began
+  arenaBytes          @12 :UInt64;
+}
+
+struct RanksStopped {
+  # Worker -> coordinator, in answer to each StopRanks (which is repeated until then): no rank of this
+  # job up to and including the epoch runs here now, and none will be started.
+  job   @0 :UInt64;
+  epoch @1 :UInt32;
+}

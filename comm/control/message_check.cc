@@ -1,0 +1,267 @@
+// The rules of message.h, one overload of check() per message.
+#include <cmath>
+#include <limits>
+
+#include "comm/control/codec.h"
+
+namespace penstock {
+namespace {
+
+constexpr int64_t kMillisecondsMax = 3'600'000;
+constexpr size_t kDimensionsMax = 8;
+constexpr int kSignalMax = 64;
+
+Status wrong(std::string_view field, std::string_view rule) {
+  return invalid_argument(fmt::format("{} {}", field, rule));
+}
+
+Status check_that(bool holds, std::string_view field, std::string_view rule) {
+  return holds ? Status() : wrong(field, rule);
+}
+
+Status check_text(std::string_view field, const std::string& text, size_t bytes_max) {
+  if (text.size() <= bytes_max) return {};
+  return invalid_argument(
+      fmt::format("{} is {} bytes long, at most {} are allowed", field, text.size(), bytes_max));
+}
+
+// Names end up in logs, labels and file names.
+Status check_name(std::string_view field, const std::string& name) {
+  PENSTOCK_TRY(check_text(field, name, kNameBytesMax));
+  PENSTOCK_TRY(check_that(!name.empty(), field, "is empty"));
+  for (const char c : name) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f) return wrong(field, "holds a control character");
+  }
+  return {};
+}
+
+Status check_amount(std::string_view field, double value) {
+  return check_that(std::isfinite(value) && value >= 0.0, field, "is not a finite number >= 0");
+}
+
+Status check_absolute_path(std::string_view field, const std::string& path) {
+  PENSTOCK_TRY(check_name(field, path));
+  return check_that(path.front() == '/', field, "is not an absolute path");
+}
+
+// A path that cannot leave the directory it is relative to.
+Status check_relative_path(std::string_view field, const std::string& path) {
+  PENSTOCK_TRY(check_name(field, path));
+  PENSTOCK_TRY(check_that(path.front() != '/', field, "is not a relative path"));
+  size_t begin = 0;
+  while (begin <= path.size()) {
+    const size_t end = std::min(path.find('/', begin), path.size());
+    const std::string_view part = std::string_view(path).substr(begin, end - begin);
+    if (part.empty() || part == "." || part == "..")
+      return wrong(field, "has an empty, . or .. part");
+    begin = end + 1;
+  }
+  return {};
+}
+
+template <typename Message>
+Status check_attempt(const Message& message) {
+  PENSTOCK_TRY(check_that(message.job.value != 0, "job", "is 0"));
+  return check_that(message.epoch.value != 0, "epoch", "is 0");
+}
+
+template <typename Message>
+Status check_rank_key(const Message& message) {
+  PENSTOCK_TRY(check_attempt(message));
+  return check_that(message.rank.value >= 0 && static_cast<size_t>(message.rank.value) < kRanksMax,
+                    "rank", "is out of range");
+}
+
+Status check_ranks(const std::vector<RankStatus>& ranks) {
+  PENSTOCK_TRY(check_that(ranks.size() <= kRanksMax, "ranks", "has too many entries"));
+  for (const RankStatus& rank : ranks) {
+    PENSTOCK_TRY(check_rank_key(rank));
+    PENSTOCK_TRY(check_that(rank.state <= RankState::kFinished, "state", "is unknown"));
+    PENSTOCK_TRY(check_that(rank.step >= 0, "step", "is negative"));
+  }
+  return {};
+}
+
+Status check_instructions(std::string_view field, const std::vector<Instruction>& instructions) {
+  PENSTOCK_TRY(check_that(instructions.size() <= kInstructionsMax, field, "has too many entries"));
+  for (const Instruction& instruction : instructions) {
+    const bool sound = instruction.op <= Op::kOptimizerStep && instruction.direction <= 1 &&
+                       instruction.backward_direction <= 1 && instruction.microbatch >= -1 &&
+                       instruction.backward_microbatch >= -1 && instruction.peer >= -1;
+    if (!sound) return wrong(field, "holds an instruction with a field out of range");
+  }
+  return {};
+}
+
+Status check_slice(const SavedSlice& slice) {
+  PENSTOCK_TRY(check_name("slice name", slice.name));
+  PENSTOCK_TRY(check_name("slice dtype", slice.dtype));
+  const size_t dimensions = slice.shape.size();
+  PENSTOCK_TRY(check_that(dimensions <= kDimensionsMax, "slice shape", "has too many dimensions"));
+  PENSTOCK_TRY(
+      check_that(slice.box_offset.size() == dimensions && slice.box_size.size() == dimensions,
+                 "slice box", "has another number of dimensions than its tensor"));
+  for (size_t i = 0; i < dimensions; ++i) {
+    const int64_t extent = slice.shape[i];
+    const int64_t offset = slice.box_offset[i];
+    const int64_t size = slice.box_size[i];
+    // Written without a sum, which could overflow.
+    const bool inside =
+        extent >= 1 && offset >= 0 && size >= 1 && size <= extent && offset <= extent - size;
+    if (!inside) return wrong("slice box", "is not inside its tensor");
+  }
+  const bool fits = slice.byte_count <= std::numeric_limits<uint64_t>::max() - slice.file_offset;
+  return check_that(fits, "slice file range", "overflows");
+}
+
+Status check(const Register& message) {
+  PENSTOCK_TRY(check_name("name", message.name));
+  PENSTOCK_TRY(check_that(message.incarnation != 0, "incarnation", "is 0"));
+  PENSTOCK_TRY(check_name("host", message.host));
+  PENSTOCK_TRY(check_that(message.device_count >= 1, "device_count", "is below 1"));
+  PENSTOCK_TRY(check_name("device_kind", message.device_kind));
+  PENSTOCK_TRY(check_text("http_address", message.http_address, kNameBytesMax));
+  return check_ranks(message.ranks);
+}
+
+Status check(const Registered& message) {
+  PENSTOCK_TRY(check_text("refusal", message.refusal, kNameBytesMax));
+  if (!message.refusal.empty()) return {};
+  PENSTOCK_TRY(check_that(message.worker.value != 0, "worker", "is 0"));
+  const bool in_range =
+      message.heartbeat_interval_ms >= 1 && message.heartbeat_interval_ms <= kMillisecondsMax;
+  return check_that(in_range, "heartbeat_interval_ms", "is not in 1 .. 3600000");
+}
+
+Status check(const Heartbeat& message) {
+  PENSTOCK_TRY(check_that(message.worker.value != 0, "worker", "is 0"));
+  PENSTOCK_TRY(check_that(message.incarnation != 0, "incarnation", "is 0"));
+  return check_ranks(message.ranks);
+}
+
+Status check(const StartRank& message) {
+  PENSTOCK_TRY(check_rank_key(message));
+  PENSTOCK_TRY(check_that(message.device >= 0, "device", "is negative"));
+  PENSTOCK_TRY(check_that(!message.spec_json.empty(), "spec_json", "is empty"));
+  PENSTOCK_TRY(check_text("spec_json", message.spec_json, kTextBytesMax));
+  PENSTOCK_TRY(check_that(message.program.pipeline_index >= 0, "pipeline_index", "is negative"));
+  PENSTOCK_TRY(check_instructions("training", message.program.training));
+  PENSTOCK_TRY(check_instructions("evaluation", message.program.evaluation));
+  PENSTOCK_TRY(check_absolute_path("checkpoint_dir", message.checkpoint_dir));
+  if (message.restore_manifest.empty()) {
+    PENSTOCK_TRY(
+        check_that(message.restore_step == 0, "restore_step", "is given without a manifest"));
+  } else {
+    PENSTOCK_TRY(check_absolute_path("restore_manifest", message.restore_manifest));
+  }
+  PENSTOCK_TRY(check_that(message.restore_step >= 0, "restore_step", "is negative"));
+  return check_that(message.first_unreported_step >= 0, "first_unreported_step", "is negative");
+}
+
+Status check(const RankReady& message) {
+  PENSTOCK_TRY(check_rank_key(message));
+  return check_text("address", message.address, kAddressBytesMax);
+}
+
+Status check(const BeginTraining& message) {
+  PENSTOCK_TRY(check_attempt(message));
+  const bool bounded = !message.addresses.empty() && message.addresses.size() <= kRanksMax;
+  PENSTOCK_TRY(check_that(bounded, "addresses", "is empty or has too many entries"));
+  for (const std::string& address : message.addresses) {
+    PENSTOCK_TRY(check_text("address", address, kAddressBytesMax));
+  }
+  return {};
+}
+
+Status check(const StopRanks& message) {
+  PENSTOCK_TRY(check_attempt(message));
+  PENSTOCK_TRY(check_that(message.grace_ms >= 0 && message.grace_ms <= kMillisecondsMax, "grace_ms",
+                          "is not in 0 .. 3600000"));
+  return check_text("reason", message.reason, kNameBytesMax);
+}
+
+Status check(const RankExited& message) {
+  PENSTOCK_TRY(check_rank_key(message));
+  PENSTOCK_TRY(check_that(message.signal >= 0 && message.signal <= kSignalMax, "signal",
+                          "is not in 0 .. 64"));
+  PENSTOCK_TRY(check_that(message.exit_code >= -1 && message.exit_code <= 255, "exit_code",
+                          "is not in -1 .. 255"));
+  PENSTOCK_TRY(check_that((message.exit_code == -1) == (message.signal != 0), "exit_code",
+                          "contradicts signal: it is -1 exactly when a signal ended the rank"));
+  return check_text("reason", message.reason, kNameBytesMax);
+}
+
+Status check(const RanksStopped& message) { return check_attempt(message); }
+
+Status check(const StepReport& message) {
+  PENSTOCK_TRY(check_attempt(message));
+  PENSTOCK_TRY(check_that(message.step >= 1, "step", "is below 1"));
+  PENSTOCK_TRY(check_that(std::isfinite(message.learning_rate), "learning_rate", "is not finite"));
+  PENSTOCK_TRY(check_that(message.tokens >= 0, "tokens", "is negative"));
+  PENSTOCK_TRY(check_amount("step_seconds", message.step_seconds));
+  return check_amount("expert_load_max_ratio", message.expert_load_max_ratio);
+}
+
+Status check(const EvaluationReport& message) {
+  PENSTOCK_TRY(check_attempt(message));
+  PENSTOCK_TRY(check_that(message.step >= 0, "step", "is negative"));
+  return check_that(message.tokens >= 0, "tokens", "is negative");
+}
+
+Status check(const SegmentSaved& message) {
+  PENSTOCK_TRY(check_rank_key(message));
+  PENSTOCK_TRY(check_that(message.step >= 0, "step", "is negative"));
+  PENSTOCK_TRY(check_relative_path("file", message.file));
+  PENSTOCK_TRY(check_that(message.slices.size() <= kSlicesMax, "slices", "has too many entries"));
+  for (const SavedSlice& slice : message.slices) PENSTOCK_TRY(check_slice(slice));
+  return {};
+}
+
+Status check(const SaveFailed& message) {
+  PENSTOCK_TRY(check_rank_key(message));
+  PENSTOCK_TRY(check_that(message.step >= 0, "step", "is negative"));
+  return check_text("reason", message.reason, kNameBytesMax);
+}
+
+Status check(const CheckpointOutcome& message) {
+  PENSTOCK_TRY(check_attempt(message));
+  PENSTOCK_TRY(check_that(message.step >= 0, "step", "is negative"));
+  return check_text("reason", message.reason, kNameBytesMax);
+}
+
+Status check(const RankFinished& message) {
+  PENSTOCK_TRY(check_rank_key(message));
+  return check_that(message.step >= 0, "step", "is negative");
+}
+
+Status check(const LogChunk& message) {
+  PENSTOCK_TRY(check_rank_key(message));
+  return check_text("text", message.text, kTextBytesMax);
+}
+
+Status check(const RankHello& message) {
+  PENSTOCK_TRY(check_rank_key(message));
+  return check_that(message.pid >= 1, "pid", "is below 1");
+}
+
+Status check(const RankProgress& message) {
+  PENSTOCK_TRY(check_rank_key(message));
+  PENSTOCK_TRY(check_that(message.step >= 0, "step", "is negative"));
+  PENSTOCK_TRY(check_amount("step_seconds", message.step_seconds));
+  PENSTOCK_TRY(check_amount("compute_seconds", message.compute_seconds));
+  PENSTOCK_TRY(check_amount("expert_wait_seconds", message.expert_wait_seconds));
+  PENSTOCK_TRY(check_amount("pipeline_wait_seconds", message.pipeline_wait_seconds));
+  PENSTOCK_TRY(check_amount("reduce_seconds", message.reduce_seconds));
+  PENSTOCK_TRY(check_amount("optimizer_seconds", message.optimizer_seconds));
+  return check_amount("checkpoint_seconds", message.checkpoint_seconds);
+}
+
+}  // namespace
+
+Status check_message(const ControlMessage& message) {
+  const Status status = std::visit([](const auto& kind) { return check(kind); }, message);
+  return status.ok() ? status : status.with_context(message_name(message));
+}
+
+}  // namespace penstock

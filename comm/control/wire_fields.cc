@@ -1,0 +1,401 @@
+#include "comm/control/wire_fields.h"
+
+#include <algorithm>
+
+namespace penstock::wire_fields {
+namespace {
+
+// A wire enum's number must be ours, because both convert by number.
+static_assert(static_cast<int>(wire::Op::OPTIMIZER_STEP) == static_cast<int>(Op::kOptimizerStep));
+static_assert(static_cast<int>(wire::Op::OVERLAPPED) == static_cast<int>(Op::kOverlapped));
+static_assert(static_cast<int>(wire::RankState::FINISHED) ==
+              static_cast<int>(RankState::kFinished));
+
+// Numbers past 255 must not wrap around into valid ones; check_message() refuses 255.
+uint8_t bounded_enumerant(uint16_t number) {
+  return static_cast<uint8_t>(std::min<uint16_t>(number, 255));
+}
+
+capnp::Text::Reader text(const std::string& value) {
+  return {value.c_str(), value.size()};
+}
+std::string take_text(capnp::Text::Reader reader) {
+  return {reader.begin(), reader.size()};
+}
+
+capnp::Data::Reader data(const std::string& value) {
+  return {reinterpret_cast<const kj::byte*>(value.data()), value.size()};
+}
+std::string take_data(capnp::Data::Reader reader) {
+  return {reinterpret_cast<const char*>(reader.begin()), reader.size()};
+}
+
+template <typename Builder, typename Message>
+void put_attempt(Builder& builder, const Message& message) {
+  builder.setJob(message.job.value);
+  builder.setEpoch(message.epoch.value);
+}
+template <typename Builder, typename Message>
+void put_rank_key(Builder& builder, const Message& message) {
+  put_attempt(builder, message);
+  builder.setRank(message.rank.value);
+}
+template <typename Reader, typename Message>
+void take_attempt(const Reader& reader, Message& message) {
+  message.job.value = reader.getJob();
+  message.epoch.value = reader.getEpoch();
+}
+template <typename Reader, typename Message>
+void take_rank_key(const Reader& reader, Message& message) {
+  take_attempt(reader, message);
+  message.rank.value = reader.getRank();
+}
+
+void put_ranks(capnp::List<wire::RankStatus>::Builder list, const std::vector<RankStatus>& ranks) {
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    wire::RankStatus::Builder builder = list[i];
+    put_rank_key(builder, ranks[i]);
+    builder.setState(static_cast<wire::RankState>(ranks[i].state));
+    builder.setStep(ranks[i].step);
+  }
+}
+std::vector<RankStatus> take_ranks(capnp::List<wire::RankStatus>::Reader list) {
+  std::vector<RankStatus> ranks;
+  ranks.reserve(list.size());
+  for (const wire::RankStatus::Reader reader : list) {
+    RankStatus& rank = ranks.emplace_back();
+    take_rank_key(reader, rank);
+    rank.state =
+        static_cast<RankState>(bounded_enumerant(static_cast<uint16_t>(reader.getState())));
+    rank.step = reader.getStep();
+  }
+  return ranks;
+}
+
+void put_instructions(capnp::List<wire::Instruction>::Builder list,
+                      const std::vector<Instruction>& instructions) {
+  for (size_t i = 0; i < instructions.size(); ++i) {
+    const Instruction& instruction = instructions[i];
+    wire::Instruction::Builder builder = list[i];
+    builder.setOp(static_cast<wire::Op>(instruction.op));
+    builder.setDirection(instruction.direction);
+    builder.setMicrobatch(instruction.microbatch);
+    builder.setBackwardDirection(instruction.backward_direction);
+    builder.setBackwardMicrobatch(instruction.backward_microbatch);
+    builder.setPeer(instruction.peer);
+  }
+}
+std::vector<Instruction> take_instructions(capnp::List<wire::Instruction>::Reader list) {
+  std::vector<Instruction> instructions;
+  instructions.reserve(list.size());
+  for (const wire::Instruction::Reader reader : list) {
+    Instruction& instruction = instructions.emplace_back();
+    instruction.op = static_cast<Op>(bounded_enumerant(static_cast<uint16_t>(reader.getOp())));
+    instruction.direction = reader.getDirection();
+    instruction.microbatch = reader.getMicrobatch();
+    instruction.backward_direction = reader.getBackwardDirection();
+    instruction.backward_microbatch = reader.getBackwardMicrobatch();
+    instruction.peer = reader.getPeer();
+  }
+  return instructions;
+}
+
+void put_extents(capnp::List<int64_t>::Builder list, const std::vector<int64_t>& extents) {
+  for (size_t i = 0; i < extents.size(); ++i) list.set(i, extents[i]);
+}
+std::vector<int64_t> take_extents(capnp::List<int64_t>::Reader list) {
+  std::vector<int64_t> extents;
+  extents.reserve(list.size());
+  for (const int64_t extent : list) extents.push_back(extent);
+  return extents;
+}
+
+void put_slice(wire::SavedSlice::Builder builder, const SavedSlice& slice) {
+  builder.setName(text(slice.name));
+  builder.setDtype(text(slice.dtype));
+  put_extents(builder.initShape(slice.shape.size()), slice.shape);
+  put_extents(builder.initBoxOffset(slice.box_offset.size()), slice.box_offset);
+  put_extents(builder.initBoxSize(slice.box_size.size()), slice.box_size);
+  builder.setFileOffset(slice.file_offset);
+  builder.setByteCount(slice.byte_count);
+  builder.setDigestLow(slice.digest.low);
+  builder.setDigestHigh(slice.digest.high);
+}
+SavedSlice take_slice(wire::SavedSlice::Reader reader) {
+  SavedSlice slice;
+  slice.name = take_text(reader.getName());
+  slice.dtype = take_text(reader.getDtype());
+  slice.shape = take_extents(reader.getShape());
+  slice.box_offset = take_extents(reader.getBoxOffset());
+  slice.box_size = take_extents(reader.getBoxSize());
+  slice.file_offset = reader.getFileOffset();
+  slice.byte_count = reader.getByteCount();
+  slice.digest = {reader.getDigestLow(), reader.getDigestHigh()};
+  return slice;
+}
+
+}  // namespace
+
+void put(wire::Register::Builder builder, const Register& message) {
+  builder.setProtocolVersion(message.protocol_version);
+  builder.setName(text(message.name));
+  builder.setIncarnation(message.incarnation);
+  builder.setHost(text(message.host));
+  builder.setDeviceCount(message.device_count);
+  builder.setDeviceKind(text(message.device_kind));
+  builder.setHttpAddress(text(message.http_address));
+  put_ranks(builder.initRanks(message.ranks.size()), message.ranks);
+}
+void take(wire::Register::Reader reader, Register& message) {
+  message.protocol_version = reader.getProtocolVersion();
+  message.name = take_text(reader.getName());
+  message.incarnation = reader.getIncarnation();
+  message.host = take_text(reader.getHost());
+  message.device_count = reader.getDeviceCount();
+  message.device_kind = take_text(reader.getDeviceKind());
+  message.http_address = take_text(reader.getHttpAddress());
+  message.ranks = take_ranks(reader.getRanks());
+}
+
+void put(wire::Registered::Builder builder, const Registered& message) {
+  builder.setWorker(message.worker.value);
+  builder.setHeartbeatIntervalMs(message.heartbeat_interval_ms);
+  builder.setRefusal(text(message.refusal));
+}
+void take(wire::Registered::Reader reader, Registered& message) {
+  message.worker.value = reader.getWorker();
+  message.heartbeat_interval_ms = reader.getHeartbeatIntervalMs();
+  message.refusal = take_text(reader.getRefusal());
+}
+
+void put(wire::Heartbeat::Builder builder, const Heartbeat& message) {
+  builder.setWorker(message.worker.value);
+  builder.setIncarnation(message.incarnation);
+  builder.setSequence(message.sequence);
+  put_ranks(builder.initRanks(message.ranks.size()), message.ranks);
+}
+void take(wire::Heartbeat::Reader reader, Heartbeat& message) {
+  message.worker.value = reader.getWorker();
+  message.incarnation = reader.getIncarnation();
+  message.sequence = reader.getSequence();
+  message.ranks = take_ranks(reader.getRanks());
+}
+
+void put(wire::StartRank::Builder builder, const StartRank& message) {
+  put_rank_key(builder, message);
+  builder.setDevice(message.device);
+  builder.setSpecJson(text(message.spec_json));
+  wire::Program::Builder program = builder.initProgram();
+  program.setPipelineIndex(message.program.pipeline_index);
+  put_instructions(program.initTraining(message.program.training.size()), message.program.training);
+  put_instructions(program.initEvaluation(message.program.evaluation.size()),
+                   message.program.evaluation);
+  builder.setCheckpointDir(text(message.checkpoint_dir));
+  builder.setRestoreManifest(text(message.restore_manifest));
+  builder.setRestoreStep(message.restore_step);
+  builder.setFirstUnreportedStep(message.first_unreported_step);
+}
+void take(wire::StartRank::Reader reader, StartRank& message) {
+  take_rank_key(reader, message);
+  message.device = reader.getDevice();
+  message.spec_json = take_text(reader.getSpecJson());
+  const wire::Program::Reader program = reader.getProgram();
+  message.program.pipeline_index = program.getPipelineIndex();
+  message.program.training = take_instructions(program.getTraining());
+  message.program.evaluation = take_instructions(program.getEvaluation());
+  message.checkpoint_dir = take_text(reader.getCheckpointDir());
+  message.restore_manifest = take_text(reader.getRestoreManifest());
+  message.restore_step = reader.getRestoreStep();
+  message.first_unreported_step = reader.getFirstUnreportedStep();
+}
+
+void put(wire::RankReady::Builder builder, const RankReady& message) {
+  put_rank_key(builder, message);
+  builder.setAddress(data(message.address));
+}
+void take(wire::RankReady::Reader reader, RankReady& message) {
+  take_rank_key(reader, message);
+  message.address = take_data(reader.getAddress());
+}
+
+void put(wire::BeginTraining::Builder builder, const BeginTraining& message) {
+  put_attempt(builder, message);
+  capnp::List<capnp::Data>::Builder list = builder.initAddresses(message.addresses.size());
+  for (size_t i = 0; i < message.addresses.size(); ++i) list.set(i, data(message.addresses[i]));
+}
+void take(wire::BeginTraining::Reader reader, BeginTraining& message) {
+  take_attempt(reader, message);
+  const capnp::List<capnp::Data>::Reader list = reader.getAddresses();
+  message.addresses.reserve(list.size());
+  for (const capnp::Data::Reader address : list) message.addresses.push_back(take_data(address));
+}
+
+void put(wire::StopRanks::Builder builder, const StopRanks& message) {
+  put_attempt(builder, message);
+  builder.setGraceMs(message.grace_ms);
+  builder.setReason(text(message.reason));
+}
+void take(wire::StopRanks::Reader reader, StopRanks& message) {
+  take_attempt(reader, message);
+  message.grace_ms = reader.getGraceMs();
+  message.reason = take_text(reader.getReason());
+}
+
+void put(wire::RankExited::Builder builder, const RankExited& message) {
+  put_rank_key(builder, message);
+  builder.setExitCode(message.exit_code);
+  builder.setSignal(message.signal);
+  builder.setReason(text(message.reason));
+}
+void take(wire::RankExited::Reader reader, RankExited& message) {
+  take_rank_key(reader, message);
+  message.exit_code = reader.getExitCode();
+  message.signal = reader.getSignal();
+  message.reason = take_text(reader.getReason());
+}
+
+void put(wire::RanksStopped::Builder builder, const RanksStopped& message) {
+  put_attempt(builder, message);
+}
+void take(wire::RanksStopped::Reader reader, RanksStopped& message) {
+  take_attempt(reader, message);
+}
+
+void put(wire::StepReport::Builder builder, const StepReport& message) {
+  put_attempt(builder, message);
+  builder.setStep(message.step);
+  builder.setLoss(message.loss);
+  builder.setGradNorm(message.grad_norm);
+  builder.setLearningRate(message.learning_rate);
+  builder.setTokens(message.tokens);
+  builder.setStepSeconds(message.step_seconds);
+  builder.setExpertLoadMaxRatio(message.expert_load_max_ratio);
+  builder.setFinishedAtNs(message.finished_at_ns);
+}
+void take(wire::StepReport::Reader reader, StepReport& message) {
+  take_attempt(reader, message);
+  message.step = reader.getStep();
+  message.loss = reader.getLoss();
+  message.grad_norm = reader.getGradNorm();
+  message.learning_rate = reader.getLearningRate();
+  message.tokens = reader.getTokens();
+  message.step_seconds = reader.getStepSeconds();
+  message.expert_load_max_ratio = reader.getExpertLoadMaxRatio();
+  message.finished_at_ns = reader.getFinishedAtNs();
+}
+
+void put(wire::EvaluationReport::Builder builder, const EvaluationReport& message) {
+  put_attempt(builder, message);
+  builder.setStep(message.step);
+  builder.setLoss(message.loss);
+  builder.setTokens(message.tokens);
+}
+void take(wire::EvaluationReport::Reader reader, EvaluationReport& message) {
+  take_attempt(reader, message);
+  message.step = reader.getStep();
+  message.loss = reader.getLoss();
+  message.tokens = reader.getTokens();
+}
+
+void put(wire::SegmentSaved::Builder builder, const SegmentSaved& message) {
+  put_rank_key(builder, message);
+  builder.setStep(message.step);
+  builder.setFile(text(message.file));
+  builder.setByteCount(message.byte_count);
+  builder.setFooterDigestLow(message.footer_digest.low);
+  builder.setFooterDigestHigh(message.footer_digest.high);
+  capnp::List<wire::SavedSlice>::Builder list = builder.initSlices(message.slices.size());
+  for (size_t i = 0; i < message.slices.size(); ++i) put_slice(list[i], message.slices[i]);
+}
+void take(wire::SegmentSaved::Reader reader, SegmentSaved& message) {
+  take_rank_key(reader, message);
+  message.step = reader.getStep();
+  message.file = take_text(reader.getFile());
+  message.byte_count = reader.getByteCount();
+  message.footer_digest = {reader.getFooterDigestLow(), reader.getFooterDigestHigh()};
+  const capnp::List<wire::SavedSlice>::Reader list = reader.getSlices();
+  message.slices.reserve(list.size());
+  for (const wire::SavedSlice::Reader slice : list) message.slices.push_back(take_slice(slice));
+}
+
+void put(wire::SaveFailed::Builder builder, const SaveFailed& message) {
+  put_rank_key(builder, message);
+  builder.setStep(message.step);
+  builder.setReason(text(message.reason));
+}
+void take(wire::SaveFailed::Reader reader, SaveFailed& message) {
+  take_rank_key(reader, message);
+  message.step = reader.getStep();
+  message.reason = take_text(reader.getReason());
+}
+
+void put(wire::CheckpointOutcome::Builder builder, const CheckpointOutcome& message) {
+  put_attempt(builder, message);
+  builder.setStep(message.step);
+  builder.setCommitted(message.committed);
+  builder.setReason(text(message.reason));
+}
+void take(wire::CheckpointOutcome::Reader reader, CheckpointOutcome& message) {
+  take_attempt(reader, message);
+  message.step = reader.getStep();
+  message.committed = reader.getCommitted();
+  message.reason = take_text(reader.getReason());
+}
+
+void put(wire::RankFinished::Builder builder, const RankFinished& message) {
+  put_rank_key(builder, message);
+  builder.setStep(message.step);
+}
+void take(wire::RankFinished::Reader reader, RankFinished& message) {
+  take_rank_key(reader, message);
+  message.step = reader.getStep();
+}
+
+void put(wire::LogChunk::Builder builder, const LogChunk& message) {
+  put_rank_key(builder, message);
+  builder.setOffset(message.offset);
+  builder.setText(data(message.text));
+}
+void take(wire::LogChunk::Reader reader, LogChunk& message) {
+  take_rank_key(reader, message);
+  message.offset = reader.getOffset();
+  message.text = take_data(reader.getText());
+}
+
+void put(wire::RankHello::Builder builder, const RankHello& message) {
+  put_rank_key(builder, message);
+  builder.setPid(message.pid);
+}
+void take(wire::RankHello::Reader reader, RankHello& message) {
+  take_rank_key(reader, message);
+  message.pid = reader.getPid();
+}
+
+void put(wire::RankProgress::Builder builder, const RankProgress& message) {
+  put_rank_key(builder, message);
+  builder.setStep(message.step);
+  builder.setStepSeconds(message.step_seconds);
+  builder.setComputeSeconds(message.compute_seconds);
+  builder.setExpertWaitSeconds(message.expert_wait_seconds);
+  builder.setPipelineWaitSeconds(message.pipeline_wait_seconds);
+  builder.setReduceSeconds(message.reduce_seconds);
+  builder.setOptimizerSeconds(message.optimizer_seconds);
+  builder.setCheckpointSeconds(message.checkpoint_seconds);
+  builder.setBytesSent(message.bytes_sent);
+  builder.setArenaBytes(message.arena_bytes);
+}
+void take(wire::RankProgress::Reader reader, RankProgress& message) {
+  take_rank_key(reader, message);
+  message.step = reader.getStep();
+  message.step_seconds = reader.getStepSeconds();
+  message.compute_seconds = reader.getComputeSeconds();
+  message.expert_wait_seconds = reader.getExpertWaitSeconds();
+  message.pipeline_wait_seconds = reader.getPipelineWaitSeconds();
+  message.reduce_seconds = reader.getReduceSeconds();
+  message.optimizer_seconds = reader.getOptimizerSeconds();
+  message.checkpoint_seconds = reader.getCheckpointSeconds();
+  message.bytes_sent = reader.getBytesSent();
+  message.arena_bytes = reader.getArenaBytes();
+}
+
+}  // namespace penstock::wire_fields
