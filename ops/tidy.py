@@ -36,7 +36,7 @@ PURE = ("coordinator/core/", "coordinator/plan/", "comm/run/")
 
 # Third-party headers, and the only files that may include them.
 HOMES = [
-    (r"<zmq", r"comm/control/channel\.cc$"),
+    (r"<zmq", r"comm/control/channel(_\w+)?\.cc$|tests/control/"),
     (r"<(capnp|kj)/|message\.capnp\.h", r"comm/control/codec(_\w+)?\.(cc|h)$|tests/control/"),
     (r"<rocksdb/", r"coordinator/store/|checkpoint/index\.cc$|tests/checkpoint/|tests/coordinator/"),
     (r"<boost/", r"comm/control/(event_loop|http_\w+|channel)\.cc$"),

@@ -1,8 +1,8 @@
 #include "comm/control/channel.h"
 
 #include "comm/base/log.h"
+#include "comm/control/channel_socket.h"
 #include "comm/control/codec.h"
-#include "comm/control/zmq_socket.h"
 
 namespace penstock {
 namespace {
@@ -77,7 +77,8 @@ Result<std::unique_ptr<RouterChannel>> RouterChannel::bind(EventLoop& loop,
                                                            Handlers handlers) {
   PENSTOCK_CHECK(handlers.on_message != nullptr);
   auto impl = std::make_unique<Impl>();
-  const ZmqSocketOptions router_options = {ZmqKind::kRouter, "", true};
+  const ZmqSocketOptions router_options = {
+      .kind = ZmqKind::kRouter, .identity = "", .queue_unconnected = true};
   PENSTOCK_TRY_ASSIGN(impl->socket, ZmqSocket::open(loop, router_options));
   PENSTOCK_TRY_ASSIGN(impl->endpoint, impl->socket->bind(endpoint));
   impl->handlers = std::move(handlers);
@@ -85,7 +86,7 @@ Result<std::unique_ptr<RouterChannel>> RouterChannel::bind(EventLoop& loop,
   impl->socket->start(
       {[raw](const ZmqMessage& message) { raw->on_message(message); },
        [raw](ZmqEvent event, const std::string& address) { raw->on_event(event, address); }});
-  return std::unique_ptr<RouterChannel>(new RouterChannel(std::move(impl)));  // NOLINT
+  return std::make_unique<RouterChannel>(std::move(impl));
 }
 
 const std::string& RouterChannel::endpoint() const {
@@ -163,7 +164,7 @@ Result<std::unique_ptr<DealerChannel>> DealerChannel::connect(EventLoop& loop,
   Impl* const raw = impl.get();  // outlives the socket's callbacks: the destructor closes first
   impl->socket->start({[raw](const ZmqMessage& message) { raw->on_message(message); },
                        [raw](ZmqEvent event, const std::string&) { raw->on_event(event); }});
-  return std::unique_ptr<DealerChannel>(new DealerChannel(std::move(impl)));  // NOLINT
+  return std::make_unique<DealerChannel>(std::move(impl));
 }
 
 bool DealerChannel::connected() const {

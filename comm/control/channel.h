@@ -61,9 +61,10 @@ class RouterChannel {
   uint64_t frames_received() const;  // rejected ones included
   uint64_t frames_rejected() const;  // refused frames and connections
 
- private:
   struct Impl;
-  explicit RouterChannel(std::unique_ptr<Impl> impl);
+  explicit RouterChannel(std::unique_ptr<Impl> impl);  // for bind(); nobody else has an Impl
+
+ private:
   std::unique_ptr<Impl> impl_;
 };
 
@@ -104,9 +105,10 @@ class DealerChannel {
   // refuses the message.
   Status send(const ControlMessage& message);
 
- private:
   struct Impl;
-  explicit DealerChannel(std::unique_ptr<Impl> impl);
+  explicit DealerChannel(std::unique_ptr<Impl> impl);  // for connect(); nobody else has an Impl
+
+ private:
   std::unique_ptr<Impl> impl_;
 };
 

@@ -3,7 +3,7 @@
 #include <capnp/message.h>
 #include <capnp/serialize.h>
 
-#include "comm/control/wire_fields.h"
+#include "comm/control/codec_fields.h"
 
 namespace penstock {
 namespace {
@@ -14,7 +14,7 @@ constexpr int kNestingMax = 8;
 template <typename Message, typename Reader>
 ControlMessage taken(Reader reader) {
   Message message;
-  wire_fields::take(reader, message);
+  codec_fields::take(reader, message);
   return message;
 }
 
@@ -122,7 +122,7 @@ auto init(wire::ControlMessage::Builder b, const RanksStopped&) {
 std::vector<std::byte> encode(const ControlMessage& message) {
   capnp::MallocMessageBuilder builder;
   const auto root = builder.initRoot<wire::ControlMessage>();
-  std::visit([&root](const auto& kind) { wire_fields::put(init(root, kind), kind); }, message);
+  std::visit([&root](const auto& kind) { codec_fields::put(init(root, kind), kind); }, message);
   const kj::Array<capnp::word> words = capnp::messageToFlatArray(builder);
   const auto* begin = reinterpret_cast<const std::byte*>(words.begin());
   return {begin, begin + words.size() * sizeof(capnp::word)};
@@ -139,8 +139,8 @@ Result<ControlMessage> decode(Bytes frame) {
   std::memcpy(words.data(), frame.data(), frame.size());
   capnp::ReaderOptions options;
   options.nestingLimit = kNestingMax;
-  // A sound message reads each word about once; pointers that share or overlap targets to make a small frame
-  // expand into a large message run into this.
+  // A sound message reads each word about once; pointers that share or overlap targets to make a
+  // small frame expand into a large message run into this.
   options.traversalLimitInWords = 2 * word_count + 64;
   try {  // the only catch of kj::Exception in comm/control
     capnp::FlatArrayMessageReader reader({words.data(), words.size()}, options);

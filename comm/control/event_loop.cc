@@ -14,8 +14,8 @@ namespace penstock {
 
 namespace asio = boost::asio;
 
-// Timers and watches are shared with the handlers pending in Asio: cancelling marks them, so that a handler that is
-// already queued finds out and does nothing.
+// Timers and watches are shared with the handlers pending in Asio: cancelling marks them, so that a
+// handler that is already queued finds out and does nothing.
 struct EventLoop::Impl {
   struct Timer {
     explicit Timer(asio::io_context& context) : timer(context) {}

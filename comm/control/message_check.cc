@@ -192,7 +192,9 @@ Status check(const RankExited& message) {
   return check_text("reason", message.reason, kNameBytesMax);
 }
 
-Status check(const RanksStopped& message) { return check_attempt(message); }
+Status check(const RanksStopped& message) {
+  return check_attempt(message);
+}
 
 Status check(const StepReport& message) {
   PENSTOCK_TRY(check_attempt(message));

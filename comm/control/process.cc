@@ -50,8 +50,8 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
   return out;
 }
 
-// Everything the child needs between fork and exec, made before the fork: other threads may hold the heap's lock at
-// that moment, so the child must not allocate.
+// Everything the child needs between fork and exec, made before the fork: other threads may hold
+// the heap's lock at that moment, so the child must not allocate.
 struct ChildPlan {
   char* const* argv;
   char* const* envp;

@@ -1,8 +1,8 @@
-#include "comm/control/wire_fields.h"
+#include "comm/control/codec_fields.h"
 
 #include <algorithm>
 
-namespace penstock::wire_fields {
+namespace penstock::codec_fields {
 namespace {
 
 // A wire enum's number must be ours, because both convert by number.
@@ -398,4 +398,4 @@ void take(wire::RankProgress::Reader reader, RankProgress& message) {
   message.arena_bytes = reader.getArenaBytes();
 }
 
-}  // namespace penstock::wire_fields
+}  // namespace penstock::codec_fields

@@ -4,10 +4,10 @@
 #include "comm/control/message.capnp.h"
 #include "comm/control/message.h"
 
-namespace penstock::wire_fields {
+namespace penstock::codec_fields {
 
-// put() fills a builder. take() fills our struct from an untrusted reader without judging the values; it throws
-// kj::Exception on a damaged pointer or when a limit of the reader is passed.
+// put() fills a builder. take() fills our struct from an untrusted reader without judging the
+// values; it throws kj::Exception on a damaged pointer or when a limit of the reader is passed.
 void put(wire::Register::Builder builder, const Register& message);
 void put(wire::Registered::Builder builder, const Registered& message);
 void put(wire::Heartbeat::Builder builder, const Heartbeat& message);
@@ -46,4 +46,4 @@ void take(wire::RankHello::Reader reader, RankHello& message);
 void take(wire::RankProgress::Reader reader, RankProgress& message);
 void take(wire::RanksStopped::Reader reader, RanksStopped& message);
 
-}  // namespace penstock::wire_fields
+}  // namespace penstock::codec_fields

@@ -1,5 +1,5 @@
-// One ZeroMQ socket with its monitor, driven by an EventLoop. Internal to channel.cc: the only file beside
-// zmq_socket.cc that includes this.
+// One ZeroMQ socket with its monitor, driven by an EventLoop. Internal to channel.cc: the only file
+// beside channel_socket.cc that includes this.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,8 @@ struct ZmqMessage {
   uint64_t byte_count = 0;   // of all payload parts
 };
 
-// Loop thread only. Held by shared_ptr because a callback may drop its owner; close() then ends all callbacks.
+// Loop thread only. Held by shared_ptr because a callback may drop its owner; close() then ends all
+// callbacks.
 class ZmqSocket : public std::enable_shared_from_this<ZmqSocket> {
  public:
   struct Handlers {
@@ -40,6 +41,7 @@ class ZmqSocket : public std::enable_shared_from_this<ZmqSocket> {
   };
 
   static Result<std::shared_ptr<ZmqSocket>> open(EventLoop& loop, const ZmqSocketOptions& options);
+  explicit ZmqSocket(EventLoop& loop) : loop_(loop) {}  // for open()
   ~ZmqSocket();
 
   // Returns the endpoint really bound.
@@ -54,7 +56,6 @@ class ZmqSocket : public std::enable_shared_from_this<ZmqSocket> {
   Status send(const std::string& identity, Bytes payload);
 
  private:
-  explicit ZmqSocket(EventLoop& loop) : loop_(loop) {}
   Status configure(const ZmqSocketOptions& options);
   Status open_monitor();
   void drain();

@@ -1,4 +1,4 @@
-#include "comm/control/zmq_socket.h"
+#include "comm/control/channel_socket.h"
 
 #include <zmq.h>
 
@@ -11,12 +11,13 @@
 namespace penstock {
 namespace {
 
-// Messages handled per turn of the loop, so that one busy peer does not starve timers and other sockets.
+// Messages handled per turn of the loop, so that one busy peer does not starve timers and other
+// sockets.
 constexpr int kBatchMax = 64;
 constexpr int kReconnectMinMs = 10;
 constexpr int kReconnectMaxMs = 1000;
-// A connection that says nothing at all for this long is closed: ZeroMQ answers these by itself, also while the
-// peer's loop is busy, so only a dead host or a broken network is silent.
+// A connection that says nothing at all for this long is closed: ZeroMQ answers these by itself,
+// also while the peer's loop is busy, so only a dead host or a broken network is silent.
 constexpr int kPingIntervalMs = 2000;
 constexpr int kPingTimeoutMs = 10000;
 constexpr int kHandshakeMs = 5000;
@@ -78,7 +79,7 @@ struct Message {
 
 Result<std::shared_ptr<ZmqSocket>> ZmqSocket::open(EventLoop& loop,
                                                    const ZmqSocketOptions& options) {
-  std::shared_ptr<ZmqSocket> socket(new ZmqSocket(loop));  // NOLINT: private constructor
+  const auto socket = std::make_shared<ZmqSocket>(loop);
   socket->context_ = zmq_ctx_new();
   if (socket->context_ == nullptr) return zmq_status(errno, "zmq_ctx_new");
   const int type = options.kind == ZmqKind::kRouter ? ZMQ_ROUTER : ZMQ_DEALER;
@@ -184,8 +185,8 @@ bool ZmqSocket::readable(void* socket) const {
   return (events & ZMQ_POLLIN) != 0;
 }
 
-// ZMQ_FD is edge-triggered and any call on the socket may swallow the edge, so whoever called one looks at ZMQ_EVENTS
-// afterwards and comes back when there is something left.
+// ZMQ_FD is edge-triggered and any call on the socket may swallow the edge, so whoever called one
+// looks at ZMQ_EVENTS afterwards and comes back when there is something left.
 void ZmqSocket::schedule_drain() {
   if (drain_scheduled_) return;
   drain_scheduled_ = true;
@@ -252,7 +253,8 @@ bool ZmqSocket::receive_event() {
   ZmqEvent event = ZmqEvent::kHandshakeFailed;
   if (kind == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) event = ZmqEvent::kConnected;
   if (kind == ZMQ_EVENT_DISCONNECTED) event = ZmqEvent::kDisconnected;
-  // A connection's pipe is attached by a command that reading ZMQ_EVENTS processes: the handler may send at once.
+  // A connection's pipe is attached by a command that reading ZMQ_EVENTS processes: the handler may
+  // send at once.
   if (readable(socket_)) schedule_drain();
   const auto on_event = handlers_.on_event;
   on_event(event, std::string(as_text(address.bytes())));
