@@ -1,0 +1,165 @@
+// Random valid specs survive their canonical form, and no input, however broken, gets past the parser as anything
+// but a spec or an error with a place.
+#include <gtest/gtest.h>
+#include <rapidcheck.h>
+
+#include "comm/base/random.h"
+#include "comm/run/job_spec.h"
+#include "tests/run/spec_text.h"
+
+namespace penstock {
+namespace {
+
+int64_t between(int64_t min, int64_t max) {
+  return *rc::gen::inRange<int64_t>(min, max + 1);
+}
+double fraction() {
+  return static_cast<double>(between(1, 999'999'999)) / 1e9;
+}
+
+std::string random_path() {
+  // Characters that need quoting or escaping in YAML or JSON.
+  return "/" + *rc::gen::container<std::string>(
+                   rc::gen::elementOf(std::string("abz09 ._-/:#{}[]&*!|>'\"%@`,?\\")));
+}
+
+std::vector<DataSource> random_sources(int64_t count_min) {
+  std::vector<DataSource> sources;
+  for (int64_t i = between(count_min, 4); i > 0; --i)
+    sources.push_back({random_path(), fraction()});
+  return sources;
+}
+
+ModelConfig random_model() {
+  ModelConfig m;
+  m.vocab_size = between(257, 1 << 24);
+  m.hidden_size = between(1, 1 << 20);
+  m.num_hidden_layers = between(8, 100);
+  m.num_attention_heads = between(1, 128);
+  if (*rc::gen::arbitrary<bool>()) m.q_lora_rank = between(1, 2048);
+  m.kv_lora_rank = between(1, 1024);
+  m.qk_nope_head_dim = between(1, 256);
+  m.qk_rope_head_dim = 2 * between(1, 64);
+  m.v_head_dim = between(1, 256);
+  m.intermediate_size = between(1, 1 << 20);
+  m.first_k_dense_replace = between(0, m.num_hidden_layers);
+  m.moe_intermediate_size = between(1, 4096);
+  m.n_group = between(1, 8);
+  m.topk_group = between(1, m.n_group);
+  const int64_t per_group = 4 * between(1, 8);
+  m.n_routed_experts = m.n_group * per_group;
+  m.n_shared_experts = between(0, 4);
+  m.num_experts_per_tok = between(1, m.topk_group * per_group);
+  m.routed_scaling_factor = 10 * fraction();
+  m.norm_topk_prob = *rc::gen::arbitrary<bool>();
+  m.rms_norm_eps = fraction() * 1e-5;
+  m.rope_theta = 1e6 * fraction();
+  m.rope_interleave = *rc::gen::arbitrary<bool>();
+  m.max_position_embeddings = between(1024, 1 << 20);
+  m.initializer_range = fraction();
+  return m;
+}
+
+JobSpec random_spec() {
+  JobSpec s;
+  s.name = "a" + *rc::gen::container<std::string>(rc::gen::elementOf(std::string("abz09-._")));
+  s.name.resize(std::min<size_t>(s.name.size(), 63));
+  s.model = random_model();
+  s.data = {random_sources(1), random_sources(1),
+            *rc::gen::element<std::string>("bytes", "/t.model"), between(1, 1024)};
+  s.parallelism = {
+      .pipeline = 2 * between(1, 4),
+      .expert = *rc::gen::element<int64_t>(1, 2, 4),
+      .data = between(1, 8),
+      .schedule = *rc::gen::element(Schedule::kDualPipe, Schedule::kOneForwardOneBackward),
+      .microbatches = 0,
+      .micro_batch_size = between(1, 8)};
+  s.parallelism.microbatches = 2 * s.parallelism.pipeline + 2 * between(0, 10);
+  s.optimizer = {.lr = fraction(),
+                 .beta1 = fraction(),
+                 .beta2 = fraction(),
+                 .eps = fraction() * 1e-8,
+                 .weight_decay = fraction(),
+                 .clip_grad_norm = fraction(),
+                 .warmup_steps = between(0, 100),
+                 .min_lr_ratio = fraction(),
+                 .bias_update_speed = fraction()};
+  s.training = {.steps = between(100, 1'000'000),
+                .seed = *rc::gen::arbitrary<uint64_t>(),
+                .evaluation_interval = between(0, 100),
+                .evaluation_batches = between(1, 10)};
+  s.checkpoint = {*rc::gen::arbitrary<bool>() ? random_path() : "", between(0, 1000),
+                  between(1, 10)};
+  s.recovery.max_restarts = between(0, 100);
+  return s;
+}
+
+TEST(JobSpecPropertyTest, EveryValidSpecParsesBackFromItsCanonicalJson) {
+  EXPECT_TRUE(rc::check([] {
+    const JobSpec spec = random_spec();
+    const auto again = parse_job_spec(to_json(spec), "canonical");
+    if (!again.ok()) RC_FAIL(again.status().message() + "\n" + to_json(spec));
+    RC_ASSERT(*again == spec);
+    RC_ASSERT(to_json(*again) == to_json(spec));
+  }));
+}
+
+// What a mutation writes: YAML's own characters more often than others.
+char random_byte(Random& random) {
+  constexpr std::string_view kSyntax = ":-[]{},&*!|>'\"%@`#?\n \t0159eE.+~<=";
+  return random.below(4) == 0 ? static_cast<char>(random.below(256))
+                              : kSyntax[random.below(kSyntax.size())];
+}
+
+std::string mutated(std::string text, Random& random) {
+  for (uint64_t edits = 1 + random.below(3); edits > 0 && !text.empty(); --edits) {
+    const size_t at = random.below(text.size());
+    switch (random.below(5)) {
+      case 0:
+        text[at] = random_byte(random);
+        break;
+      case 1:
+        text.erase(at, 1 + random.below(20));
+        break;
+      case 2:
+        text.insert(at, 1 + random.below(3), random_byte(random));
+        break;
+      case 3:
+        text.insert(at, text.substr(random.below(text.size()), random.below(60)));
+        break;
+      case 4:
+        text.resize(at);
+        break;
+    }
+  }
+  return text;
+}
+
+TEST(JobSpecPropertyTest, HundredThousandMutatedSpecsGiveASpecOrAnErrorWithAPlace) {
+  const auto valid = parse_job_spec(kValidSpec, "s");
+  ASSERT_TRUE(valid.ok());
+  const std::string seeds[] = {std::string(kValidSpec), to_json(*valid)};
+  int accepted = 0;
+  for (uint64_t i = 0; i < 100'000; ++i) {
+    Random random(20261121, i);
+    const std::string text = mutated(seeds[i % 2], random);
+    const auto spec = parse_job_spec(text, "s");
+    if (spec.ok()) {
+      ++accepted;
+      const auto again = parse_job_spec(to_json(*spec), "s");
+      ASSERT_TRUE(again.ok()) << again.status().message() << "\n" << text;
+      ASSERT_EQ(*again, *spec);
+    } else {
+      int line = 0, column = 0;
+      ASSERT_EQ(std::sscanf(spec.status().message().c_str(), "s:%d:%d: ", &line, &column), 2)
+          << spec.status().message();
+      ASSERT_GE(line, 1);
+      ASSERT_GE(column, 1);
+    }
+  }
+  EXPECT_GT(accepted, 500);  // mutations in comments, names and digits leave a spec valid
+  EXPECT_LT(accepted, 90'000);
+}
+
+}  // namespace
+}  // namespace penstock
