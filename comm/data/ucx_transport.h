@@ -35,9 +35,10 @@ struct UcxOptions {
       std::chrono::microseconds(20);  // wait() polls this long before it sleeps; 0: not at all
   Duration connect_timeout = std::chrono::seconds(20);
   uint32_t operations_max = 8192;  // under way at once; more is a failed check
-  // UCX transports to choose from; the environment's UCX_TLS wins. Needs no ptrace permission, so it works
-  // in containers.
-  std::string tls = "posix,sysv,tcp,self";
+  // As UCX_TLS and UCX_NET_DEVICES, which win when they are set. The default leaves out only cross-memory
+  // attach, which containers often forbid.
+  std::string tls = "^cma";
+  std::string net_devices = "all";
 };
 inline constexpr int32_t kUcxWorldSizeMax = 4096;
 
