@@ -1,5 +1,5 @@
-// Every change a checkpoint store makes to a disk goes through this interface, so that a test can fail, tear
-// or lose any one of them. Reads use comm/base/file.h directly.
+// Every change a checkpoint store makes to a disk goes through this interface, so that a test can
+// fail, tear or lose any one of them. Reads use comm/base/file.h directly.
 #pragma once
 
 #include <memory>
@@ -14,11 +14,12 @@ namespace penstock {
 class WritableFile {
  public:
   virtual ~WritableFile() = default;
-  // Allocates the disk space of the first `bytes` bytes, so that a full disk is known before the first write. The
-  // file's length becomes `bytes`.
+  // Allocates the disk space of the first `bytes` bytes, so that a full disk is known before the
+  // first write. The file's length becomes `bytes`.
   virtual Status reserve(uint64_t bytes) = 0;
   virtual Status write_at(uint64_t offset, Bytes bytes) = 0;
-  // fdatasync(2). An error is final: the kernel may have dropped the pages, a second call proves nothing.
+  // fdatasync(2). An error is final: the kernel may have dropped the pages, a second call proves
+  // nothing.
   virtual Status sync() = 0;
   virtual Status close() = 0;
 };
@@ -36,7 +37,8 @@ class FileSystem {
 // The disk. Thread-safe.
 FileSystem& real_file_system();
 
-// create, write, sync, close. On an error the file is removed. Its name is durable only after sync_directory().
+// create, write, sync, close. On an error the file is removed. Its name is durable only after
+// sync_directory().
 Status write_new_file(FileSystem& files, const Path& path, Bytes bytes);
 
 }  // namespace penstock

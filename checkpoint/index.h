@@ -1,7 +1,7 @@
-// The checkpoint index: one RocksDB for all jobs of a coordinator. It answers "what checkpoints are there" without
-// touching a (shared, slow) checkpoint directory, and witnesses commits: a manifest that vanished is noticed because
-// the index still knows its number. It is never the proof that a checkpoint exists; the manifests are, and
-// reconcile() rebuilds the rows from them.
+// The checkpoint index: one RocksDB for all jobs of a coordinator. It answers "what checkpoints are
+// there" without touching a (shared, slow) checkpoint directory, and witnesses commits: a manifest
+// that vanished is noticed because the index still knows its number. It is never the proof that a
+// checkpoint exists; the manifests are, and reconcile() rebuilds the rows from them.
 //
 // Keys, big-endian: 'c' job commit_seq -> row;  'h' job -> highest commit_seq ever recorded.
 #pragma once
@@ -45,8 +45,8 @@ struct IndexReport {
 // Thread-safe; every call blocks on the disk, so keep it off event loops that must answer quickly.
 class CheckpointIndex {
  public:
-  // Opens or creates. A damaged database is moved aside to "<path>.damaged-<hex>" and a new one made, and
-  // opening_report() says so; kFailedPrecondition when another process has it open.
+  // Opens or creates. A damaged database is moved aside to "<path>.damaged-<hex>" and a new one
+  // made, and opening_report() says so; kFailedPrecondition when another process has it open.
   static Result<std::unique_ptr<CheckpointIndex>> open(const Path& path);
   ~CheckpointIndex();
   CheckpointIndex(const CheckpointIndex&) = delete;
@@ -66,8 +66,8 @@ class CheckpointIndex {
   // Highest commit number ever recorded for the job; 0: none.
   Result<uint64_t> highest_commit(JobId job) const;
 
-  // Compares the job's rows with the manifests in its checkpoint directory and rewrites them when they differ. Does
-  // nothing else to the directory. A missing directory counts as empty.
+  // Compares the job's rows with the manifests in its checkpoint directory and rewrites them when
+  // they differ. Does nothing else to the directory. A missing directory counts as empty.
   Result<IndexReport> reconcile(JobId job, const Path& directory);
 
  private:

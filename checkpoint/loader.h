@@ -26,11 +26,12 @@ struct LoadReport {
   uint32_t segment_count = 0;
 };
 
-// Fills every target, each element exactly once, proven before the first read; each block is verified before any
-// of its bytes is copied. Opens only the segments that hold something needed, and reads each needed block once.
+// Fills every target, each element exactly once, proven before the first read; each block is
+// verified before any of its bytes is copied. Opens only the segments that hold something needed,
+// and reads each needed block once.
 //   kNotFound         the checkpoint has no such tensor
 //   kInvalidArgument  dtype, shape, byte count or strides do not fit
-//   kDataLoss         a gap or overlap, or a damaged or missing segment: names file, rank, tensor and bytes.
+//   kDataLoss         a gap or overlap, or a damaged or missing segment: names file, rank, tensor.
 //                     Targets then hold a mixture; discard them
 Result<LoadReport> load_slices(const Path& directory, const Manifest& manifest,
                                std::span<const LoadTarget> targets);

@@ -1,7 +1,8 @@
-// The manifest of one checkpoint: which segments it is made of and which box of which tensor each holds. The file's
-// existence under its final name is what makes the checkpoint exist.
+// The manifest of one checkpoint: which segments it is made of and which box of which tensor each
+// holds. The file's existence under its final name is what makes the checkpoint exist.
 //
-// On disk: JSON, then one line "digest <32 hex digits>" over everything before it. Human-readable, machine-checked.
+// On disk: JSON, then one line "digest <32 hex digits>" over everything before it. Human-readable,
+// machine-checked.
 #pragma once
 
 #include <cstdint>
@@ -58,7 +59,7 @@ struct Manifest {
   std::string spec_json;             // canonical job spec, exact bytes
   Digest spec_digest;                // of spec_json
   std::string layout;                // free text: "pipeline 4, data 1, expert 2, dualpipe"
-  std::vector<ManifestSegment> segments;  // ascending by rank
+  std::vector<ManifestSegment> segments;  // ascending by file name
   std::vector<ManifestTensor> tensors;    // ascending by name
   bool operator==(const Manifest&) const = default;
 
@@ -67,17 +68,19 @@ struct Manifest {
   const ManifestTensor* find(std::string_view name) const;
 };
 
-// The file's text, digest line included.
-std::string encode_manifest(const Manifest& manifest);
-// Checks size, digest line, JSON depth, every count, name, box and the order of lists. kDataLoss otherwise. Does not
-// prove tiling: prove_whole() does.
+// The file's text, digest line included. kInvalidArgument when spec or layout is not UTF-8.
+Result<std::string> encode_manifest(const Manifest& manifest);
+// Checks size, digest line, JSON depth, every count, name, box and the order of lists. kDataLoss
+// otherwise. Does not prove tiling: prove_whole() does.
 Result<Manifest> decode_manifest(std::string_view text);
-// decode_manifest of a file; errors carry its path. Refuses a manifest whose commit_seq is not its file
-// name's, which is how an older copy put in a newer one's place shows.
-Result<Manifest> read_manifest(const Path& path);
-
-// The digest in the file's last line: what the next manifest names as its predecessor.
-Digest manifest_digest(std::string_view encoded);
+// A manifest and the digest in its last line: what the next manifest names as its predecessor.
+struct StoredManifest {
+  Manifest manifest;
+  Digest digest;
+};
+// decode_manifest of a file; errors carry its path. Refuses a manifest whose commit_seq is not its
+// file name's, which is how an older copy put in a newer one's place shows.
+Result<StoredManifest> read_manifest(const Path& path);
 
 // "000000000012.manifest"
 std::string manifest_file_name(uint64_t commit_seq);

@@ -1,5 +1,6 @@
-// Logical names of everything a checkpoint holds. Weights carry Hugging Face's tensor name with global
-// expert ids; optimizer state hangs off it after a bar; run-wide scalars live under "state|".
+// Logical names of everything a checkpoint holds. Weights carry Hugging Face's tensor name with
+// global expert ids; optimizer state hangs off it after a bar; run-wide scalars live under
+// "state|".
 //
 //   model.layers.3.mlp.experts.7.up_proj.weight             the weight
 //   model.layers.3.mlp.experts.7.up_proj.weight|exp_avg     Adam's first moment
@@ -36,8 +37,8 @@ struct LogicalName {
   std::string_view tensor;  // views into the parsed text
   TensorKind kind = TensorKind::kWeight;
 };
-// Splits at the bar. An unknown suffix belongs to the tensor name of a weight: a newer writer's kinds are
-// listed, not lost.
+// Splits at the bar. An unknown suffix belongs to the tensor name of a weight: a newer writer's
+// kinds are listed, not lost.
 LogicalName parse_logical_name(std::string_view name);
 
 }  // namespace penstock

@@ -1,4 +1,5 @@
-// Segments in control messages: SegmentSaved as comm/control knows it, SegmentSummary as this folder does.
+// Segments in control messages: SegmentSaved as comm/control knows it, SegmentSummary as this
+// folder does.
 #pragma once
 
 #include "checkpoint/segment.h"

@@ -1,11 +1,11 @@
 // Segment files: what one rank saved for one step. Written once under a random name, never changed.
 //
-//   | header 4 KiB | slice bytes, each slice aligned, zero padding between … | footer | trailer 64 B |
+//   | header 4 KiB | slice bytes, each slice aligned, zero padding between | footer | trailer 64 B |
 //                  ^ blocks of block_bytes, each with a CRC-32C in the footer, padding included
 //
-// A block's checksum is salted with the segment's uuid and the block's index, so that a block moved within
-// the file or brought from another one does not pass. Byte by byte: docs/checkpoint-format.md.
-// Writing: segment_writer.h. Reading: segment_reader.h.
+// A block's checksum is salted with the segment's uuid and the block's index, so that a block moved
+// within the file or brought from another one does not pass. Byte by byte: docs/checkpoint-
+// format.md. Writing: segment_writer.h. Reading: segment_reader.h.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,8 @@ inline constexpr uint64_t kSegmentTrailerBytes = 64;
 inline constexpr uint64_t kAlignedSliceBytesMin = 64 << 10;
 inline constexpr uint64_t kSliceAlignment = 4096;
 inline constexpr uint64_t kSmallSliceAlignment = 64;
-// Small enough that a resharded read, widened to whole blocks, wastes little; 4 B of checksum per 16 KiB.
+// Small enough that a resharded read, widened to whole blocks, wastes little; 4 B of checksum per
+// 16 KiB.
 inline constexpr uint32_t kBlockBytes = 16 << 10;
 inline constexpr uint32_t kBlockBytesMax = 1 << 20;
 inline constexpr uint64_t kFooterBytesMax = 256 << 20;
@@ -57,8 +58,8 @@ struct SegmentSlice {
   Digest digest;  // of the slice's bytes
 };
 
-// What a finished segment is known by; the footer digest covers header, slice table and block sums, and
-// through these every byte of the file.
+// What a finished segment is known by; the footer digest covers header, slice table and block sums,
+// and through these every byte of the file.
 struct SegmentSummary {
   std::string file;  // name within the job's checkpoint directory
   Rank rank;
@@ -67,7 +68,7 @@ struct SegmentSummary {
   std::vector<SegmentSlice> slices;
 };
 
-// "e00000003-r00002-<32 hex digits>.segment"
+// "e0000000003-r0000000002-<32 hex digits>.segment"
 std::string segment_file_name(Epoch epoch, Rank rank, const Uuid& uuid);
 struct SegmentFileName {
   Epoch epoch;

@@ -1,5 +1,5 @@
-// Reads one segment file, trusting nothing in it: every field is bounded, every byte that is returned was
-// verified against the footer's block sums first.
+// Reads one segment file, trusting nothing in it: every field is bounded, every byte that is
+// returned was verified against the footer's block sums first.
 #pragma once
 
 #include <memory>
@@ -11,11 +11,12 @@
 
 namespace penstock {
 
-// Constant after open; concurrent reads are safe. Errors are kDataLoss and name the file, the rank and, where bytes are
-// damaged, the tensors and the byte range; kNotFound when the file is missing.
+// Constant after open; concurrent reads are safe. Errors are kDataLoss and name the file, the rank
+// and, where bytes are damaged, the tensors and the byte range; kNotFound when the file is missing.
 class SegmentReader {
  public:
-  // Reads and checks header, trailer and footer, not the data. Refuses symbolic links and what is not a file.
+  // Reads and checks header, trailer and footer, not the data. Refuses symbolic links and what is
+  // not a file.
   static Result<SegmentReader> open(const Path& path);
 
   const Path& path() const { return path_; }
@@ -36,8 +37,9 @@ class SegmentReader {
   // Reads blocks [first, last) into `into`, which has exactly their bytes, and verifies each.
   Status read_blocks(uint64_t first, uint64_t last, MutableBytes into) const;
 
-  // Reads `region` of slice `index` into a buffer whose element 0 is destination_box.offset, with these
-  // strides in elements (empty: dense). REQUIRES: the slice's box and destination_box contain region.
+  // Reads `region` of slice `index` into a buffer whose element 0 is destination_box.offset, with
+  // these strides in elements (empty: dense). REQUIRES: the slice's box and destination_box contain
+  // region.
   Status read_box(size_t index, const Box& region, const Box& destination_box, MutableBytes into,
                   std::span<const int64_t> strides = {}) const;
 
@@ -46,6 +48,7 @@ class SegmentReader {
 
  private:
   SegmentReader() = default;
+  Status sort_by_name();
   Status bad(const std::string& what) const;
   std::string slices_in(uint64_t begin, uint64_t end) const;
 
@@ -53,6 +56,7 @@ class SegmentReader {
   FileDescriptor file_;
   SegmentHeader header_;
   segment_format::Footer footer_;
+  std::vector<uint32_t> by_name_;  // indices of slices, by name and box
   Digest footer_digest_;
   uint64_t byte_count_ = 0;
 };

@@ -9,19 +9,22 @@
 
 namespace penstock {
 
-// A slice and its bytes: dense, row-major, borrowed; they must not change until write_segment returns.
+// A slice and its bytes: dense, row-major, borrowed; they must not change until write_segment
+// returns.
 struct SliceSource {
   TensorSlice slice;
   Bytes bytes;
 };
 
-// Saves `sources` as one new segment in the job's checkpoint directory (which exists) and returns what
-// SegmentSaved reports. When it returns ok, data and name are on the disk; when not, the file is gone again.
-//   kInvalidArgument    a slice or its byte count is wrong, or two slices have the same name and box
+// Saves `sources` as one new segment in the job's checkpoint directory (which exists) and returns
+// what SegmentSaved reports. When it returns ok, data and name are on the disk; when not, the file
+// is gone again.
+//   kInvalidArgument    a slice or its byte count is wrong, or a name and box are given twice
 //   kResourceExhausted  the disk or a quota is full; found before the first byte is written
-//   other codes         the write, sync or close failed. Never retried on the same file: call again, which
-//                       makes a new one
-// Cost: one pass over the bytes (copy to a 4 MiB staging buffer, CRC-32C, XXH3-128, write), no other memory.
+//   other codes         the write, sync or close failed. Never retried on the same file: call again,
+//                       which makes a new one
+// Cost: one pass over the bytes (copy to a 4 MiB staging buffer, CRC-32C, XXH3-128, write), no
+// other memory.
 Result<SegmentSummary> write_segment(const Path& directory, const SegmentIdentity& identity,
                                      std::span<const SliceSource> sources,
                                      FileSystem& files = real_file_system());

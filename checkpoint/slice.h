@@ -1,10 +1,10 @@
-// Slices: a box of one logical tensor. The unit of saving and loading; ranks never appear in names, so any
-// layout can be loaded into any other.
+// Slices: a box of one logical tensor. The unit of saving and loading; ranks never appear in names,
+// so any layout can be loaded into any other.
 //
 //   tensor "w", shape [6, 4]          box {offset [2, 0], size [2, 4]}: rows 2 and 3, all columns
 //
-// A slice's bytes are dense, row-major, little-endian elements of its box. 0-d tensors (one element) and
-// tensors with a zero dimension (none) are legal.
+// A slice's bytes are dense, row-major, little-endian elements of its box. 0-d tensors (one
+// element) and tensors with a zero dimension (none) are legal.
 #pragma once
 
 #include <cstdint>
@@ -69,9 +69,9 @@ struct TensorSlice {
 // The whole tensor as one slice.
 TensorSlice whole_tensor(std::string name, DType dtype, std::vector<int64_t> shape);
 
-// kInvalidArgument naming the tensor unless the name is 1…1024 bytes of printable ASCII, dimensions agree
-// and are at most 8, sizes are not negative, the box lies in the shape, and the tensor is at most
-// kTensorBytesMax. Everything below REQUIRES slices and boxes that passed it.
+// kInvalidArgument naming the tensor unless the name is 1…1024 bytes of printable ASCII, dimensions
+// agree and are at most 8, sizes are not negative, the box lies in the shape, and the tensor is at
+// most kTensorBytesMax. Everything below REQUIRES slices and boxes that passed it.
 Status check_slice(const TensorSlice& slice);
 
 int64_t element_count(std::span<const int64_t> size);
@@ -97,9 +97,10 @@ struct Run {
   int64_t count = 0;
 };
 
-// Calls visit for each longest contiguous run that copies `region` from a dense buffer of source_box into a
-// buffer whose element 0 is destination_box.offset and whose strides are given, in ascending source order.
-// REQUIRES: both boxes contain region; destination_strides has one entry per dimension.
+// Calls visit for each longest contiguous run that copies `region` from a dense buffer of
+// source_box into a buffer whose element 0 is destination_box.offset and whose strides are given,
+// in ascending source order. REQUIRES: both boxes contain region; destination_strides has one entry
+// per dimension.
 void for_each_run(const Box& region, const Box& source_box, const Box& destination_box,
                   std::span<const int64_t> destination_strides,
                   const std::function<void(const Run&)>& visit);

@@ -2,12 +2,12 @@
 //
 //   <directory>/STORE                         uuid of this store, written once
 //   <directory>/LOCK                          held (OFD lock) by the one writer
-//   <directory>/e00000001-r00000-….segment    by ranks
-//   <directory>/000000000001.manifest         by the coordinator; its rename into place is the commit
+//   <directory>/e0000000001-r….segment        by ranks
+//   <directory>/000000000001.manifest         by the coordinator; its rename is the commit
 //   <directory>/GC                            a removal in progress, resumed at the next open
 //
-// A crash at any point leaves each checkpoint either whole or absent: data is durable before a manifest names
-// it, and a manifest is gone for good before its segments go.
+// A crash at any point leaves each checkpoint either whole or absent: data is durable before a
+// manifest names it, and a manifest is gone for good before its segments go.
 #pragma once
 
 #include <optional>
@@ -43,7 +43,8 @@ struct CommitReport {
   Status index;  // the checkpoint is committed whatever this says; not ok: reconcile() the index
 };
 
-// A checkpoint that exists but must not be used, and why: the reason names file, tensor, rank and bytes.
+// A checkpoint that exists but must not be used, and why: the reason names file, tensor, rank and
+// bytes.
 struct RefusedCheckpoint {
   uint64_t commit_seq = 0;
   std::string manifest_file;
@@ -65,14 +66,16 @@ struct RemovalReport {
   std::vector<std::string> files;     // segments and left-over temporaries removed
 };
 
-// Reads one job's checkpoint directory; changes nothing, takes no lock. Safe beside a writer: a checkpoint being
-// removed shows up as refused, never as wrong bytes.
+// Reads one job's checkpoint directory; changes nothing, takes no lock. Safe beside a writer: a
+// checkpoint being removed shows up as refused, never as wrong bytes.
 StoreListing list_checkpoints(const Path& directory, JobId job);
-// The manifest's segments exist, with the right sizes, headers and footers, and tile every tensor. Reads no data.
+// The manifest's segments exist, with the right sizes, headers and footers, and tile every tensor.
+// Reads no data.
 Status check_segments(const Path& directory, const Manifest& manifest);
 // check_segments, then every block and digest.
 Status verify_checkpoint(const Path& directory, const Manifest& manifest);
-// The highest commit_seq that passes check_segments, falling back to the one before, with the reasons.
+// The highest commit_seq that passes check_segments, falling back to the one before, with the
+// reasons.
 NewestWhole newest_whole(const Path& directory, JobId job);
 
 // The uuid of the store in `directory`, made durably on first use. Any process, any time.
@@ -81,35 +84,37 @@ Result<Uuid> store_uuid(const Path& directory, FileSystem& files = real_file_sys
 // The one writer of a job's checkpoint directory. Not thread-safe; every call blocks on the disk.
 class CheckpointStore {
  public:
-  // Creates the directory when missing, takes the lock, finishes an interrupted removal. kFailedPrecondition when
-  // another writer holds the lock. `index` may be null; it and `files` are borrowed and must outlive the store.
+  // Creates the directory when missing, takes the lock, finishes an interrupted removal.
+  // kFailedPrecondition when another writer holds the lock. `index` may be null; it and `files` are
+  // borrowed and must outlive the store.
   static Result<CheckpointStore> open(const Path& directory, JobId job, CheckpointIndex* index,
                                       FileSystem& files = real_file_system());
 
   const Path& directory() const { return directory_; }
 
-  // Publishes one checkpoint. Steps: 1. every segment re-read (size, header, footer digest, identity equal to the
-  // request's); 2. boxes proven to tile every tensor; 3. manifest durable under a temporary name; 4. renamed to its
-  // final name, never replacing: the commit point; 5. the rename itself durable; 6. indexed.
-  // A crash before 4 leaves the previous checkpoint newest, after 5 this one, in between either; all whole.
-  //   kDataLoss           a segment is missing, damaged or not the one described; a gap or an overlap
+  // Publishes one checkpoint. Steps: 1. every segment re-read (size, header, footer digest,
+  // identity equal to the request's); 2. boxes proven to tile every tensor; 3. manifest durable
+  // under a temporary name; 4. renamed to its final name, never replacing: the commit point; 5. the
+  // rename itself durable; 6. indexed. A crash before 4 leaves the previous checkpoint newest,
+  // after 5 this one, in between either; all whole.
+  //   kDataLoss           a segment is missing, damaged or not the one described; a gap or overlap
   //   kInvalidArgument    wrong step or epoch in a segment, duplicate file, no segments
-  //   kAborted            a newer epoch has already committed here, or another writer took the number
+  //   kAborted            a newer epoch has committed here, or another writer took the number
   //   kResourceExhausted  disk full; nothing changed
   Result<CommitReport> commit(const CommitRequest& request);
 
-  // Removes all but the newest `keep_last` whole checkpoints, after reading the newest one completely. Damaged ones
-  // do not count, and go once a whole newer one is kept. Removes nothing when no checkpoint verifies.
-  // REQUIRES: keep_last >= 1.
+  // Removes all but the newest `keep_last` whole checkpoints, after reading the newest one
+  // completely. Damaged ones do not count, and go once a whole newer one is kept. Removes nothing
+  // when no checkpoint verifies. REQUIRES: keep_last >= 1.
   Result<RemovalReport> retain(int64_t keep_last);
 
-  // Removes segments no manifest names and temporaries, of epochs below `current`. Refuses with kDataLoss while a
-  // manifest is unreadable, since it may name any of them.
+  // Removes segments no manifest names and temporaries, of epochs below `current`. Refuses with
+  // kDataLoss while a manifest is unreadable, since it may name any of them.
   Result<RemovalReport> sweep_orphans(Epoch current);
 
  private:
   CheckpointStore() = default;
-  Status finish_removal();
+  Result<Manifest> begin_manifest(const CommitRequest& request) const;
 
   Path directory_;
   JobId job_;

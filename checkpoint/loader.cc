@@ -1,0 +1,263 @@
+#include "checkpoint/loader.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "checkpoint/segment_reader.h"
+#include "checkpoint/tiling.h"
+
+namespace penstock {
+namespace {
+
+// Data is read through one window buffer of this size, at fixed file positions.
+constexpr uint64_t kWindowBytes = 4 << 20;
+static_assert(kWindowBytes % kBlockBytesMax == 0, "blocks never straddle two windows");
+// Runs kept in memory at a time; bounds the plan of tensors that are cut into single elements.
+constexpr size_t kRunsMax = 1 << 18;
+
+// One intersection of a saved piece with a target.
+struct Hit {
+  const ManifestTensor* tensor = nullptr;
+  const ManifestPiece* piece = nullptr;
+  size_t target = 0;
+  Box region;
+};
+
+// A contiguous copy from the file into a target, within one window.
+struct Copy {
+  uint64_t file_offset = 0;
+  uint64_t byte_count = 0;
+  std::byte* destination = nullptr;
+};
+
+// The pieces of one tensor, findable by box: sorted along the dimension with the most cut points.
+class PieceFinder {
+ public:
+  explicit PieceFinder(const ManifestTensor& tensor) {
+    size_t most_cuts = 0;
+    for (size_t d = 0; d < tensor.shape.size(); ++d) {
+      std::vector<int64_t> offsets;
+      for (const ManifestPiece& piece : tensor.pieces) offsets.push_back(piece.box.offset[d]);
+      std::sort(offsets.begin(), offsets.end());
+      const size_t cuts = std::unique(offsets.begin(), offsets.end()) - offsets.begin();
+      if (cuts > most_cuts) {
+        most_cuts = cuts;
+        dimension_ = d;
+      }
+    }
+    for (const ManifestPiece& piece : tensor.pieces) {
+      if (element_count(piece.box) > 0) pieces_.push_back(&piece);
+    }
+    if (tensor.shape.empty()) return;
+    std::sort(pieces_.begin(), pieces_.end(), [this](const auto* a, const auto* b) {
+      return a->box.offset[dimension_] < b->box.offset[dimension_];
+    });
+    for (const ManifestPiece* piece : pieces_) {
+      size_max_ = std::max(size_max_, piece->box.size[dimension_]);
+    }
+  }
+
+  template <typename Visit>
+  void for_each_hit(const Box& box, const Visit& visit) const {
+    auto first = pieces_.begin();
+    if (!box.offset.empty()) {
+      // No piece that starts this far below can reach the box.
+      const int64_t below = box.offset[dimension_] - size_max_;
+      first = std::partition_point(pieces_.begin(), pieces_.end(), [&](const auto* piece) {
+        return piece->box.offset[dimension_] <= below;
+      });
+    }
+    for (; first != pieces_.end(); ++first) {
+      if (!box.offset.empty() &&
+          (*first)->box.offset[dimension_] >= box.offset[dimension_] + box.size[dimension_]) {
+        return;
+      }
+      if (auto region = intersect(box, (*first)->box)) visit(**first, *std::move(region));
+    }
+  }
+
+ private:
+  std::vector<const ManifestPiece*> pieces_;
+  size_t dimension_ = 0;
+  int64_t size_max_ = 0;
+};
+
+// Checks every target and finds its pieces; proves that they cover it. Result: hits by segment.
+Result<std::map<size_t, std::vector<Hit>>> plan_hits(const Manifest& manifest,
+                                                     std::span<const LoadTarget> targets) {
+  std::map<size_t, std::vector<Hit>> by_segment;
+  std::map<const ManifestTensor*, PieceFinder> finders;
+  for (size_t t = 0; t < targets.size(); ++t) {
+    const TensorSlice& slice = targets[t].slice;
+    PENSTOCK_TRY(check_destination(slice, targets[t].strides, targets[t].bytes.size()));
+    const ManifestTensor* tensor = manifest.find(slice.name);
+    if (tensor == nullptr) {
+      return not_found(
+          fmt::format("the checkpoint of step {} has no tensor {}", manifest.step, slice.name));
+    }
+    if (tensor->dtype != slice.dtype || tensor->shape != slice.shape) {
+      return invalid_argument(fmt::format(
+          "tensor {}: the checkpoint of step {} holds {} {}, the model has {} {}", slice.name,
+          manifest.step, dtype_name(tensor->dtype), to_string(Box{tensor->shape, tensor->shape}),
+          dtype_name(slice.dtype), to_string(slice.box)));
+    }
+    std::vector<Box> regions;
+    const PieceFinder& finder = finders.try_emplace(tensor, *tensor).first->second;
+    finder.for_each_hit(slice.box, [&](const ManifestPiece& piece, Box region) {
+      regions.push_back(region);
+      by_segment[piece.segment].push_back({tensor, &piece, t, std::move(region)});
+    });
+    if (const Status covered = prove_tiling(slice.box, regions); !covered.ok()) {
+      return covered.with_context(
+          fmt::format("checkpoint of step {}: tensor {}", manifest.step, slice.name));
+    }
+  }
+  return by_segment;
+}
+
+// Executes the hits of one segment, in file order.
+class SegmentLoad {
+ public:
+  SegmentLoad(const SegmentReader& reader, std::span<const LoadTarget> targets, LoadReport& report)
+      : reader_(reader), targets_(targets), report_(report), window_(kWindowBytes) {}
+
+  Status run(const std::vector<Hit>& hits) {
+    std::vector<std::pair<size_t, const Hit*>> ordered;  // slices ascend with file offset
+    for (const Hit& hit : hits) {
+      PENSTOCK_TRY_ASSIGN(const size_t index, reader_.find(hit.tensor->name, hit.piece->box));
+      const SegmentSlice& entry = reader_.slices()[index];
+      if (entry.slice.dtype != hit.tensor->dtype || entry.slice.shape != hit.tensor->shape ||
+          entry.digest != hit.piece->digest) {
+        return data_loss(fmt::format("segment {}: tensor {} {} is not what the manifest says",
+                                     reader_.path().string(), hit.tensor->name,
+                                     to_string(hit.piece->box)));
+      }
+      ordered.emplace_back(index, &hit);
+    }
+    std::sort(ordered.begin(), ordered.end());
+    for (size_t i = 0; i < ordered.size(); ++i) {
+      const SegmentSlice& entry = reader_.slices()[ordered[i].first];
+      PENSTOCK_TRY(add_copies(entry, *ordered[i].second));
+      const bool last_of_slice =
+          i + 1 == ordered.size() || ordered[i + 1].first != ordered[i].first;
+      if (last_of_slice && copies_.size() > kRunsMax) PENSTOCK_TRY(execute(true));
+    }
+    return execute(false);
+  }
+
+ private:
+  Status add_copies(const SegmentSlice& entry, const Hit& hit) {
+    const LoadTarget& target = targets_[hit.target];
+    const Box& box = target.slice.box;
+    const std::vector<int64_t> strides =
+        target.strides.empty() ? dense_strides(box.size) : target.strides;
+    const uint64_t element_bytes = dtype_bytes(entry.slice.dtype);
+    for_each_run(hit.region, entry.slice.box, box, strides, [&](const Run& run) {
+      Copy copy{.file_offset = entry.file_offset + run.source * element_bytes,
+                .byte_count = 0,
+                .destination = target.bytes.data() + run.destination * element_bytes};
+      uint64_t left = run.count * element_bytes;
+      while (left > 0) {
+        copy.byte_count = std::min(left, window_end(copy.file_offset) - copy.file_offset);
+        copies_.push_back(copy);
+        copy.file_offset += copy.byte_count;
+        copy.destination += copy.byte_count;
+        left -= copy.byte_count;
+      }
+    });
+    return {};
+  }
+
+  static uint64_t window_begin(uint64_t offset) {
+    return offset - (offset - kSegmentHeaderBytes) % kWindowBytes;
+  }
+  static uint64_t window_end(uint64_t offset) { return window_begin(offset) + kWindowBytes; }
+
+  // Reads and copies what has been collected. With `keep_last` the copies of the last window stay:
+  // the next slice may need the same blocks, and no block is read twice.
+  Status execute(bool keep_last) {
+    std::sort(copies_.begin(), copies_.end(),
+              [](const Copy& a, const Copy& b) { return a.file_offset < b.file_offset; });
+    size_t first = 0;
+    while (first < copies_.size()) {
+      const uint64_t end = window_end(copies_[first].file_offset);
+      size_t last = first;
+      while (last < copies_.size() && copies_[last].file_offset < end) ++last;
+      if (keep_last && last == copies_.size() && first > 0) break;
+      PENSTOCK_TRY(execute_window(std::span(copies_).subspan(first, last - first)));
+      first = last;
+    }
+    copies_.erase(copies_.begin(), copies_.begin() + first);
+    return {};
+  }
+
+  // Reads the blocks these copies need, neighbours in one read, then copies out of the window
+  // buffer.
+  Status execute_window(std::span<const Copy> copies) {
+    const uint64_t base = window_begin(copies.front().file_offset);
+    const uint64_t block_bytes = reader_.header().block_bytes;
+    const auto block_of = [&](uint64_t offset) {
+      return (offset - kSegmentHeaderBytes) / block_bytes;
+    };
+    uint64_t read_end = 0;  // blocks below are read or not needed
+    for (size_t i = 0; i < copies.size();) {
+      const uint64_t first = std::max(read_end, block_of(copies[i].file_offset));
+      uint64_t last = first;
+      while (i < copies.size() && block_of(copies[i].file_offset) <= last) {
+        last = std::max(last, block_of(copies[i].file_offset + copies[i].byte_count - 1) + 1);
+        ++i;
+      }
+      if (first == last) continue;
+      const uint64_t begin = reader_.block_begin(first);
+      const uint64_t end = reader_.block_end(last - 1);
+      PENSTOCK_TRY(reader_.read_blocks(first, last,
+                                       MutableBytes(window_).subspan(begin - base, end - begin)));
+      report_.bytes_read += end - begin;
+      report_.read_count += 1;
+      read_end = last;
+    }
+    for (const Copy& copy : copies) {
+      std::memcpy(copy.destination, window_.data() + (copy.file_offset - base), copy.byte_count);
+      report_.bytes_loaded += copy.byte_count;
+    }
+    return {};
+  }
+
+  const SegmentReader& reader_;
+  const std::span<const LoadTarget> targets_;
+  LoadReport& report_;
+  std::vector<std::byte> window_;
+  std::vector<Copy> copies_;
+};
+
+}  // namespace
+
+Result<LoadReport> load_slices(const Path& directory, const Manifest& manifest,
+                               std::span<const LoadTarget> targets) {
+  PENSTOCK_TRY_ASSIGN(const auto by_segment, plan_hits(manifest, targets));
+  LoadReport report;
+  for (const auto& [index, hits] : by_segment) {
+    const ManifestSegment& segment = manifest.segments[index];
+    const auto reader = SegmentReader::open(directory / segment.file);
+    if (!reader.ok()) {
+      return data_loss(fmt::format("rank {}, wanted for tensor {} {}: {}", segment.rank,
+                                   hits.front().tensor->name, to_string(hits.front().piece->box),
+                                   reader.status().message()));
+    }
+    if (reader->byte_count() != segment.byte_count ||
+        reader->footer_digest() != segment.footer_digest) {
+      return data_loss(
+          fmt::format("segment {} (rank {}), wanted for tensor {}, is not the one that "
+                      "was saved: its footer digest is {}, not {}",
+                      reader->path().string(), segment.rank, hits.front().tensor->name,
+                      to_hex(reader->footer_digest()), to_hex(segment.footer_digest)));
+    }
+    PENSTOCK_TRY(SegmentLoad(*reader, targets, report).run(hits));
+    report.segment_count += 1;
+  }
+  return report;
+}
+
+}  // namespace penstock

@@ -1,0 +1,196 @@
+#include "checkpoint/removal.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+#include "checkpoint/store.h"
+#include "comm/base/log.h"
+
+namespace penstock {
+namespace {
+
+constexpr std::string_view kRemovalFile = "GC";
+constexpr uint64_t kRemovalBytesMax = 256 << 20;
+
+// Removing what is already gone is how a repeated removal looks.
+Status remove_if_there(FileSystem& files, const Path& path) {
+  const Status removed = files.remove(path);
+  return removed.code() == Code::kNotFound ? Status() : removed;
+}
+
+// Segments that the manifests in `directory` name, but for those in `except`.
+Result<std::set<std::string>> referenced_segments(const Path& directory,
+                                                  const std::vector<std::string>& except) {
+  std::set<std::string> referenced;
+  for (const std::string& name : file_names(directory)) {
+    if (!parse_manifest_file_name(name).ok()) continue;
+    if (std::find(except.begin(), except.end(), name) != except.end()) continue;
+    PENSTOCK_TRY_ASSIGN(const StoredManifest stored, read_manifest(directory / name));
+    for (const ManifestSegment& segment : stored.manifest.segments) {
+      referenced.insert(segment.file);
+    }
+  }
+  return referenced;
+}
+
+// The newest checkpoint that verifies completely, and whole ones (by their footers) below it,
+// newest first, at most count_max.
+std::vector<CheckpointInfo> whole_checkpoints(const Path& directory, JobId job, int64_t count_max) {
+  std::vector<CheckpointInfo> whole;
+  const StoreListing listing = list_checkpoints(directory, job);
+  for (auto info = listing.checkpoints.rbegin(); info != listing.checkpoints.rend(); ++info) {
+    if (std::ssize(whole) == count_max) break;
+    const auto stored = read_manifest(directory / info->manifest_file);
+    Status status = stored.status();
+    if (stored.ok()) {
+      status = whole.empty() ? verify_checkpoint(directory, stored->manifest)
+                             : check_segments(directory, stored->manifest);
+    }
+    if (status.ok()) {
+      whole.push_back(*info);
+    } else {
+      log_warning("checkpoint {} of step {} does not count: {}", info->commit_seq, info->step,
+                  status.message());
+    }
+  }
+  return whole;
+}
+
+}  // namespace
+
+std::vector<std::string> file_names(const Path& directory) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    names.push_back(entry->path().filename().string());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::string encode_removal(const Removal& removal) {
+  std::string text;
+  for (const std::string& name : removal.manifests) text += name + "\n";
+  for (const std::string& name : removal.segments) text += name + "\n";
+  return text + fmt::format("digest {}\n", to_hex(digest_of(as_bytes(text))));
+}
+
+Result<Removal> decode_removal(std::string_view text) {
+  const size_t last = text.rfind("digest ");
+  if (last == std::string_view::npos) return data_loss("truncated");
+  const std::string_view body = text.substr(0, last);
+  if (text.substr(last) != fmt::format("digest {}\n", to_hex(digest_of(as_bytes(body))))) {
+    return data_loss("damaged: the digest in its last line does not match");
+  }
+  Removal removal;
+  for (size_t begin = 0; begin < body.size();) {
+    const size_t end = std::min(body.find('\n', begin), body.size());
+    const std::string name(body.substr(begin, end - begin));
+    if (parse_manifest_file_name(name).ok()) {
+      removal.manifests.push_back(name);
+    } else if (parse_segment_file_name(name).ok()) {
+      removal.segments.push_back(name);
+    } else {
+      return data_loss(fmt::format("\"{}\" is neither manifest nor segment", name.substr(0, 200)));
+    }
+    begin = end + 1;
+  }
+  return removal;
+}
+
+Status begin_removal(const Path& directory, const Removal& removal, FileSystem& files) {
+  const Path path = directory / kRemovalFile;
+  const Path temporary = path.string() + ".tmp";
+  PENSTOCK_TRY(remove_if_there(files, temporary));
+  PENSTOCK_TRY(write_new_file(files, temporary, as_bytes(encode_removal(removal))));
+  PENSTOCK_TRY(files.rename_no_replace(temporary, path));
+  PENSTOCK_TRY(files.sync_directory(directory));
+  for (const std::string& name : removal.manifests) {
+    PENSTOCK_TRY(remove_if_there(files, directory / name));
+  }
+  return files.sync_directory(directory);
+}
+
+Status finish_removal(const Path& directory, FileSystem& files) {
+  const Path path = directory / kRemovalFile;
+  const Result<std::string> text = read_file(path, kRemovalBytesMax);
+  if (text.status().code() == Code::kNotFound) return {};
+  PENSTOCK_TRY(text.status());
+  const Result<Removal> removal = decode_removal(*text);
+  if (!removal.ok()) {
+    log_warning("{} is dropped: {}", path.string(), removal.status().message());
+    PENSTOCK_TRY(files.remove(path));
+    return files.sync_directory(directory);
+  }
+  for (const std::string& name : removal->manifests) {
+    PENSTOCK_TRY(remove_if_there(files, directory / name));
+  }
+  PENSTOCK_TRY(files.sync_directory(directory));
+  for (const std::string& name : removal->segments) {
+    PENSTOCK_TRY(remove_if_there(files, directory / name));
+  }
+  PENSTOCK_TRY(files.sync_directory(directory));
+  PENSTOCK_TRY(files.remove(path));
+  return files.sync_directory(directory);
+}
+
+Result<RemovalReport> CheckpointStore::retain(int64_t keep_last) {
+  PENSTOCK_CHECK(keep_last >= 1, keep_last);
+  RemovalReport report;
+  const std::vector<CheckpointInfo> whole = whole_checkpoints(directory_, job_, keep_last);
+  if (std::ssize(whole) < keep_last) return report;
+  const uint64_t oldest_kept = whole[keep_last - 1].commit_seq;
+
+  Removal removal;
+  std::vector<uint64_t> commit_seqs;
+  std::set<std::string> candidates;
+  for (const std::string& name : file_names(directory_)) {
+    const Result<uint64_t> number = parse_manifest_file_name(name);
+    if (!number.ok() || *number >= oldest_kept) continue;
+    const auto stored = read_manifest(directory_ / name);
+    // Somebody else's checkpoint that strayed in here is refused by readers, but not ours to
+    // remove.
+    if (stored.ok() && (stored->manifest.store != uuid_ || stored->manifest.job != job_)) continue;
+    removal.manifests.push_back(name);
+    commit_seqs.push_back(*number);
+    if (!stored.ok()) continue;  // what it named is found by sweep_orphans() once it is gone
+    for (const ManifestSegment& segment : stored->manifest.segments) {
+      candidates.insert(segment.file);
+    }
+  }
+  if (removal.manifests.empty()) return report;
+  // A newer manifest that cannot be read may name anything: then segments wait for sweep_orphans().
+  const auto referenced = referenced_segments(directory_, removal.manifests);
+  if (referenced.ok()) {
+    std::set_difference(candidates.begin(), candidates.end(), referenced->begin(),
+                        referenced->end(), std::back_inserter(removal.segments));
+  }
+  PENSTOCK_TRY(begin_removal(directory_, removal, *files_));
+  if (index_ != nullptr) {
+    const Status forgotten = index_->forget(job_, commit_seqs);
+    if (!forgotten.ok()) log_warning("reconcile the checkpoint index: {}", forgotten.message());
+  }
+  PENSTOCK_TRY(finish_removal(directory_, *files_));
+  report.commit_seqs = std::move(commit_seqs);
+  report.files = std::move(removal.segments);
+  return report;
+}
+
+Result<RemovalReport> CheckpointStore::sweep_orphans(Epoch current) {
+  PENSTOCK_TRY_ASSIGN(const std::set<std::string> referenced, referenced_segments(directory_, {}));
+  RemovalReport report;
+  for (const std::string& name : file_names(directory_)) {
+    const auto segment = parse_segment_file_name(name);
+    const bool orphan = segment.ok() && segment->epoch < current && !referenced.contains(name);
+    if (!orphan && !name.ends_with(".tmp")) continue;
+    PENSTOCK_TRY(remove_if_there(*files_, directory_ / name));
+    report.files.push_back(name);
+  }
+  if (!report.files.empty()) PENSTOCK_TRY(files_->sync_directory(directory_));
+  return report;
+}
+
+}  // namespace penstock

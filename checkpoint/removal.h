@@ -1,0 +1,37 @@
+// Removing checkpoints so that a crash between any two steps loses neither a kept checkpoint nor,
+// for good, the space of a removed one. Used by the store only.
+//
+//   1. GC file naming manifests and segments, durable     4. (index rows)
+//   2. manifests unlinked                                 5. segments unlinked, directory synced
+//   3. directory synced                                   6. GC file unlinked
+//
+// After a crash finish_removal() continues from the GC file.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "checkpoint/file_system.h"
+#include "checkpoint/manifest.h"
+
+namespace penstock {
+
+struct Removal {
+  std::vector<std::string> manifests;  // file names
+  std::vector<std::string> segments;
+};
+
+// "text, then a digest line", like a manifest. Names are checked: never a path.
+std::string encode_removal(const Removal& removal);
+Result<Removal> decode_removal(std::string_view text);
+
+// Steps 1 to 3. REQUIRES: no GC file exists.
+Status begin_removal(const Path& directory, const Removal& removal, FileSystem& files);
+// Steps 2, 3, 5 and 6 of the removal the GC file names; nothing when there is none. A damaged GC
+// file is dropped: its segments are orphans then, which sweep_orphans() finds.
+Status finish_removal(const Path& directory, FileSystem& files);
+
+// Names of all directory entries, sorted; empty when it cannot be read.
+std::vector<std::string> file_names(const Path& directory);
+
+}  // namespace penstock

@@ -1,0 +1,250 @@
+#include "checkpoint/segment_reader.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+
+namespace penstock {
+namespace {
+
+constexpr uint64_t kReadBytesMax = 4 << 20;
+
+// Opens what must be a plain file and gives its size.
+Result<FileDescriptor> open_plain(const Path& path, uint64_t* size) {
+  Result<FileDescriptor> file = open_file(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+  if (std::error_code error; !file.ok() && std::filesystem::is_symlink(path, error)) {
+    return data_loss(path.string() + " is a symbolic link; a segment must be a file");
+  }
+  if (!file.ok()) return file.status();
+  struct stat info = {};
+  if (::fstat(file->get(), &info) != 0) return errno_status(errno, "fstat " + path.string());
+  if (!S_ISREG(info.st_mode)) return data_loss(path.string() + " is not a regular file");
+  *size = static_cast<uint64_t>(info.st_size);
+  return file;
+}
+
+}  // namespace
+
+Status SegmentReader::bad(const std::string& what) const {
+  return data_loss(fmt::format("segment {} (rank {}, step {}): {}", path_.string(),
+                               header_.identity.rank, header_.identity.step, what));
+}
+
+Result<SegmentReader> SegmentReader::open(const Path& path) {
+  SegmentReader reader;
+  reader.path_ = path;
+  PENSTOCK_TRY_ASSIGN(reader.file_, open_plain(path, &reader.byte_count_));
+  const std::string context = "segment " + path.string();
+  if (reader.byte_count_ < kSegmentHeaderBytes + kSegmentTrailerBytes) {
+    return data_loss(fmt::format("{}: truncated to {} bytes", context, reader.byte_count_));
+  }
+  std::vector<std::byte> header(kSegmentHeaderBytes);
+  PENSTOCK_TRY(read_at(reader.file_.get(), path, 0, header));
+  auto decoded_header = segment_format::decode_header(header);
+  if (!decoded_header.ok()) return decoded_header.status().with_context(context);
+  reader.header_ = *decoded_header;
+
+  std::vector<std::byte> end(kSegmentTrailerBytes);
+  const uint64_t trailer_offset = reader.byte_count_ - kSegmentTrailerBytes;
+  PENSTOCK_TRY(read_at(reader.file_.get(), path, trailer_offset, end));
+  auto trailer = segment_format::decode_trailer(end);
+  if (!trailer.ok()) return reader.bad(trailer.status().message());
+  if (trailer->file_byte_count != reader.byte_count_) {
+    return reader.bad(fmt::format("it has {} bytes, but {} were written", reader.byte_count_,
+                                  trailer->file_byte_count));
+  }
+  if (trailer->footer_offset < kSegmentHeaderBytes || trailer->footer_offset > trailer_offset ||
+      trailer->footer_byte_count != trailer_offset - trailer->footer_offset ||
+      trailer->footer_byte_count > kFooterBytesMax) {
+    return reader.bad("its trailer places the footer outside the file");
+  }
+  std::vector<std::byte> footer(trailer->footer_byte_count);
+  PENSTOCK_TRY(read_at(reader.file_.get(), path, trailer->footer_offset, footer));
+  DigestStream digest;
+  digest.update(header);
+  digest.update(footer);
+  reader.footer_digest_ = digest.finish();
+  if (reader.footer_digest_ != trailer->footer_digest) {
+    return reader.bad(
+        fmt::format("its footer is damaged (bytes {} to {}): the digest does not match",
+                    trailer->footer_offset, trailer_offset));
+  }
+  auto decoded_footer = segment_format::decode_footer(reader.header_, footer);
+  if (!decoded_footer.ok()) return reader.bad(decoded_footer.status().message());
+  reader.footer_ = *std::move(decoded_footer);
+  if (reader.footer_.data_end != trailer->footer_offset) {
+    return reader.bad("its footer does not follow its data");
+  }
+  PENSTOCK_TRY(reader.sort_by_name());
+  return reader;
+}
+
+Status SegmentReader::sort_by_name() {
+  const auto key = [this](uint32_t i) {
+    const TensorSlice& slice = footer_.slices[i].slice;
+    return std::tie(slice.name, slice.box.offset, slice.box.size);
+  };
+  by_name_.resize(footer_.slices.size());
+  std::iota(by_name_.begin(), by_name_.end(), 0);
+  std::sort(by_name_.begin(), by_name_.end(),
+            [&](uint32_t a, uint32_t b) { return key(a) < key(b); });
+  for (size_t i = 1; i < by_name_.size(); ++i) {
+    if (key(by_name_[i - 1]) == key(by_name_[i])) {
+      return bad("it holds tensor " + footer_.slices[by_name_[i]].slice.name + " twice");
+    }
+  }
+  return {};
+}
+
+Result<size_t> SegmentReader::find(const std::string& name, const Box& box) const {
+  const auto found = std::partition_point(by_name_.begin(), by_name_.end(), [&](uint32_t i) {
+    const TensorSlice& slice = footer_.slices[i].slice;
+    return std::tie(slice.name, slice.box.offset, slice.box.size) <
+           std::tie(name, box.offset, box.size);
+  });
+  if (found != by_name_.end()) {
+    const TensorSlice& slice = footer_.slices[*found].slice;
+    if (slice.name == name && slice.box == box) return size_t{*found};
+  }
+  return bad(fmt::format("it does not hold tensor {} {}", name, to_string(box)));
+}
+
+uint64_t SegmentReader::block_begin(uint64_t index) const {
+  return kSegmentHeaderBytes + index * header_.block_bytes;
+}
+
+uint64_t SegmentReader::block_end(uint64_t index) const {
+  return std::min(block_begin(index) + header_.block_bytes, footer_.data_end);
+}
+
+std::string SegmentReader::slices_in(uint64_t begin, uint64_t end) const {
+  std::string names;
+  int shown = 0;
+  for (const SegmentSlice& entry : footer_.slices) {
+    if (entry.file_offset >= end || entry.file_offset + entry.byte_count <= begin) continue;
+    if (++shown > 3) return names + ", …";
+    names += fmt::format("{}tensor {} {}", names.empty() ? "" : ", ", entry.slice.name,
+                         to_string(entry.slice.box));
+  }
+  return names.empty() ? "padding" : names;
+}
+
+Status SegmentReader::read_blocks(uint64_t first, uint64_t last, MutableBytes into) const {
+  PENSTOCK_CHECK(first < last && last <= block_count(), first, last, block_count());
+  PENSTOCK_CHECK(into.size() == block_end(last - 1) - block_begin(first), into.size());
+  PENSTOCK_TRY(read_at(file_.get(), path_, block_begin(first), into));
+  for (uint64_t i = first; i < last; ++i) {
+    const uint64_t begin = block_begin(i);
+    const uint64_t end = block_end(i);
+    const Bytes block = into.subspan(begin - block_begin(first), end - begin);
+    if (block_sum(header_.segment, i, block) != footer_.block_sums[i]) {
+      return bad(fmt::format("bytes {} to {} are damaged ({}): the checksum does not match", begin,
+                             end, slices_in(begin, end)));
+    }
+  }
+  return {};
+}
+
+Status SegmentReader::read_box(size_t index, const Box& region, const Box& destination_box,
+                               MutableBytes into, std::span<const int64_t> strides) const {
+  PENSTOCK_CHECK(index < footer_.slices.size(), index);
+  const SegmentSlice& entry = footer_.slices[index];
+  TensorSlice destination = entry.slice;
+  destination.box = destination_box;
+  PENSTOCK_TRY(check_destination(destination, strides, into.size()));
+  const std::vector<int64_t> dense = dense_strides(destination_box.size);
+  if (strides.empty()) strides = dense;
+
+  const uint64_t element_bytes = dtype_bytes(entry.slice.dtype);
+  std::vector<std::byte> buffer;
+  uint64_t buffer_begin = 0;  // file range the buffer holds
+  uint64_t buffer_end = 0;
+  Status status;
+  for_each_run(region, entry.slice.box, destination_box, strides, [&](const Run& run) {
+    uint64_t source = entry.file_offset + run.source * element_bytes;
+    const uint64_t source_end = source + run.count * element_bytes;
+    std::byte* target = into.data() + run.destination * element_bytes;
+    while (status.ok() && source < source_end) {
+      if (source < buffer_begin || source >= buffer_end) {
+        const uint64_t first = (source - kSegmentHeaderBytes) / header_.block_bytes;
+        const uint64_t wanted =
+            (source_end - kSegmentHeaderBytes + header_.block_bytes - 1) / header_.block_bytes;
+        const uint64_t last = std::min(wanted, first + kReadBytesMax / header_.block_bytes);
+        buffer.resize(block_end(last - 1) - block_begin(first));
+        status = read_blocks(first, last, buffer);
+        buffer_begin = block_begin(first);
+        buffer_end = block_end(last - 1);
+        if (!status.ok()) return;
+      }
+      const uint64_t count = std::min(source_end, buffer_end) - source;
+      std::memcpy(target, buffer.data() + (source - buffer_begin), count);
+      source += count;
+      target += count;
+    }
+  });
+  return status;
+}
+
+Status SegmentReader::verify() const {
+  std::vector<std::byte> buffer;
+  const uint64_t blocks_per_read = std::max<uint64_t>(1, kReadBytesMax / header_.block_bytes);
+  size_t slice = 0;
+  auto digest = std::make_unique<DigestStream>();
+  for (uint64_t first = 0; first < block_count(); first += blocks_per_read) {
+    const uint64_t last = std::min(block_count(), first + blocks_per_read);
+    const uint64_t begin = block_begin(first);
+    const uint64_t end = block_end(last - 1);
+    buffer.resize(end - begin);
+    PENSTOCK_TRY(read_blocks(first, last, buffer));
+    while (slice < footer_.slices.size() && footer_.slices[slice].file_offset < end) {
+      const SegmentSlice& entry = footer_.slices[slice];
+      const uint64_t from = std::max(begin, entry.file_offset);
+      const uint64_t to = std::min(end, entry.file_offset + entry.byte_count);
+      digest->update(Bytes(buffer).subspan(from - begin, to - from));
+      if (to < entry.file_offset + entry.byte_count) break;
+      if (digest->finish() != entry.digest) {
+        return bad(fmt::format("tensor {} {}: its digest does not match its bytes",
+                               entry.slice.name, to_string(entry.slice.box)));
+      }
+      digest = std::make_unique<DigestStream>();
+      ++slice;
+    }
+  }
+  return {};
+}
+
+Status check_destination(const TensorSlice& slice, std::span<const int64_t> strides,
+                         uint64_t bytes) {
+  PENSTOCK_TRY(check_slice(slice));
+  const auto& size = slice.box.size;
+  if (!strides.empty() && strides.size() != size.size()) {
+    return invalid_argument(fmt::format("tensor {}: {} strides for {} dimensions", slice.name,
+                                        strides.size(), size.size()));
+  }
+  if (element_count(slice.box) == 0) return {};
+  std::vector<std::pair<int64_t, int64_t>> steps;  // stride and size of dimensions that move
+  for (size_t d = 0; d < strides.size(); ++d) {
+    if (size[d] > 1) steps.emplace_back(strides[d], size[d]);
+  }
+  std::sort(steps.begin(), steps.end());
+  __int128 span = strides.empty() ? element_count(slice.box) : 1;  // elements the buffer must have
+  for (const auto& [stride, count] : steps) {
+    if (stride < span) {
+      return invalid_argument(
+          fmt::format("tensor {}: with these strides two elements of {} would share memory",
+                      slice.name, to_string(slice.box)));
+    }
+    span += static_cast<__int128>(stride) * (count - 1);
+  }
+  if (span * static_cast<__int128>(dtype_bytes(slice.dtype)) > static_cast<__int128>(bytes)) {
+    return invalid_argument(fmt::format("tensor {}: {} does not fit into {} bytes", slice.name,
+                                        to_string(slice.box), bytes));
+  }
+  return {};
+}
+
+}  // namespace penstock
