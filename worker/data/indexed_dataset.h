@@ -59,9 +59,8 @@ class IndexedDataset {
   std::unique_ptr<Mapped> mapped_;
 };
 
-// Writes <prefix>.bin as documents come, and <prefix>.idx in finish(); both under temporary names
-// until then, so that a crash leaves either the old data set or the new one. Not thread-safe.
-// Move-only.
+// Writes under temporary names and puts both files in place in finish(): a crash leaves the old data set, the new
+// one or none, never one file of each. Not thread-safe. Move-only.
 class IndexedDatasetWriter {
  public:
   static Result<IndexedDatasetWriter> create(const std::string& prefix, TokenType type);
