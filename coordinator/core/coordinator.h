@@ -1,0 +1,167 @@
+// The coordinator's decisions: jobs, gangs, epochs, recovery, checkpoints. Decides; never acts.
+//
+//   submit                            every rank       every rank
+//   ──────► QUEUED ─► PLACING ─► STARTING ─► LOADING ─► RUNNING ──────────────► STOPPING ─► SUCCEEDED
+//                        ▲           │          │         │      all finished      │  ▲     CANCELLED
+//                        │           └──────────┴────┬────┘                        │  │     FAILED
+//                        └───────── RECOVERING ◄─────┘ a rank or worker is lost    │  └── cancel, fatal cause,
+//   resume: FAILED, CANCELLED ─► QUEUED                                            ▼      budget used up
+//
+// Fencing: a job's epoch grows by one per start. STOPPING and RECOVERING order StopRanks(epoch) from every worker
+// of the placement and last until each has answered RanksStopped, or is lost. Only then may devices be given
+// away or a new epoch be placed. A lost worker may still run ranks of the old epoch for as long as it cannot be
+// reached; nothing they report or save is accepted (their epoch is lower), and the first thing it hears when it
+// comes back is the order to stop them.
+//
+// Every order is repeated until what workers report shows it done, so that any message may be lost.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "coordinator/core/effects.h"
+#include "coordinator/core/job.h"
+#include "coordinator/core/placement.h"
+
+namespace penstock {
+
+struct CoreConfig {
+  std::string checkpoint_root;  // jobs without checkpoint.dir get <root>/<job id>; absolute
+  Duration heartbeat_interval = std::chrono::seconds(1);
+  int silent_beats = 3;  // a worker is lost after this many without a word
+  Duration startup_grace = std::chrono::seconds(10);  // for workers to come back after a restart
+  Duration start_timeout = std::chrono::seconds(60);  // for every rank process to exist
+  Duration checkpoint_timeout =
+      std::chrono::minutes(10);                      // from a round's first segment to its last
+  Duration backoff_first = std::chrono::seconds(1);  // after two failures in a row without a step
+  Duration backoff_most = std::chrono::seconds(30);
+  Duration forget_worker_after =
+      std::chrono::minutes(10);  // lost longer: its devices count no more
+};
+
+// What start() rebuilds from.
+struct StoredState {
+  std::vector<Record> records;       // every job/, spec/, worker/ and evaluation/ record
+  uint64_t last_event_sequence = 0;  // 0: no event yet
+};
+
+// Reads no clock, socket, file or random source: all arrive as arguments, so a seed replays a cluster. Not
+// thread-safe: only the coordinator's loop calls it.
+class Coordinator {
+ public:
+  explicit Coordinator(CoreConfig config) : config_(std::move(config)) {}
+
+  // Once, first. kDataLoss names the damaged record.
+  Result<Effects> start(Instant now, const StoredState& stored);
+  Effects step(Instant now, const Event& event);
+
+  const std::map<JobId, Job>& jobs() const { return jobs_; }
+  const std::map<WorkerId, Worker>& workers() const { return workers_; }
+  const Job* find_job(JobId id) const;
+  const Worker* find_worker(WorkerId id) const;
+  // By name, or by decimal id; of several jobs with one name the newest.
+  const Job* find_job(const std::string& id_or_name) const;
+  // Devices of a worker that no placement holds.
+  std::vector<int32_t> free_devices(WorkerId id) const;
+  uint64_t last_event_sequence() const { return event_sequence_; }
+
+ private:
+  // coordinator_commands.cc: what clients ask for.
+  void on_event(const SubmitJob& submit);
+  void on_event(const CancelJob& cancel);
+  void on_event(const ResumeJob& resume);
+  Status check_submission(const JobSpec& spec) const;
+
+  // coordinator.cc: starting, one step, and what others may ask.
+  Status load(const StoredState& stored);
+  void resume_watch(Job& job);
+
+  // coordinator_workers.cc: registration, heartbeats, silence.
+  void on_event(const WorkerMessage& event);
+  void on_event(const Tick& tick);
+  void on_register(const std::string& peer, const Register& message);
+  std::string refusal_of(const Register& message) const;
+  void adopt_connection(Worker& worker, const std::string& peer, const Register& message);
+  void on_new_incarnation(Worker& worker);
+  void observe_ranks(const Worker& worker, const std::vector<RankStatus>& ranks);
+  void observe_rank(const Worker& worker, const RankStatus& status);
+  bool silent_for_too_long(Duration silence) const;
+  void lose_worker(Worker& worker);
+  void repeat_orders(Job& job);
+  void check_deadlines(Job& job);
+  void advance(Job& job);
+
+  // coordinator_runs.cc: what ranks report. Each drops what is not of the current epoch or not from the worker
+  // that hosts the rank.
+  void on_message(Worker& worker, const Heartbeat& message);
+  void on_message(Worker& worker, const RankReady& message);
+  void on_message(Worker& worker, const RankExited& message);
+  void on_message(Worker& worker, const RanksStopped& message);
+  void on_message(Worker& worker, const StepReport& message);
+  void on_message(Worker& worker, const EvaluationReport& message);
+  void on_message(Worker& worker, const SegmentSaved& message);
+  void on_message(Worker& worker, const SaveFailed& message);
+  void on_message(Worker& worker, const RankFinished& message);
+  void on_message(Worker& worker, const LogChunk& message);
+  void on_event(const CheckpointDone& done);
+  void fail_round(Job& job, int64_t step, const std::string& reason);
+  void tell_outcome(const Job& job, int64_t step, bool committed, const std::string& reason);
+  void check_finished(Job& job);
+
+  // coordinator_jobs.cc: the state machine.
+  void transition(Job& job, JobState to, std::string actor, Reason reason,
+                  std::optional<Rank> rank = std::nullopt);
+  void note(const Job& job, std::string actor, Reason reason,
+            std::optional<Rank> rank = std::nullopt);
+  void note_cluster(std::string actor, Reason reason);
+  void append_event(JobEvent event);
+  void on_event(const CheckpointFound& found);
+  void schedule();
+  bool ready_to_place(Job& job);
+  std::vector<FreeDevices> free_on_workers() const;
+  void start_epoch(Job& job, std::vector<RankPlacement> placement);
+  void send_start(const Job& job, Rank rank);
+  void begin_training(Job& job);
+  void send_begin(const Job& job, WorkerId worker);
+  void fail(Job& job, Failure failure);
+  void stop_epoch(Job& job, JobState state, JobState outcome, int64_t grace_ms, std::string actor,
+                  Reason reason, std::optional<Rank> rank = std::nullopt);
+  void send_stop(const Job& job, WorkerId worker);
+  void worker_stopped(Job& job, WorkerId worker);
+  void settle(Job& job);
+  void hold_devices(const Job& job);
+  void release_devices(Job& job);
+  void wait(Job& job, Reason reason);
+  Duration backoff(const Job& job) const;
+
+  // Shared helpers.
+  Job* current_epoch(JobId job, Epoch epoch);
+  RankView* hosted_rank(Job& job, Rank rank, WorkerId worker);
+  void send(WorkerId worker, ControlMessage message);
+  void changed(Job& job) { changed_jobs_.insert(job.record.id); }
+  std::string worker_name(WorkerId id) const;
+  std::set<WorkerId> hosts(const Job& job) const;
+  Duration two_beats() const { return 2 * config_.heartbeat_interval; }
+  Effects finish_step();
+
+  const CoreConfig config_;
+  std::map<JobId, Job> jobs_;
+  std::set<JobId> open_jobs_;  // not final
+  std::map<WorkerId, Worker> workers_;
+  std::map<std::string, WorkerId> worker_by_peer_;
+  std::map<std::string, WorkerId> worker_by_name_;
+  uint64_t event_sequence_ = 0;
+  Instant last_tick_;
+
+  // Of the step in progress.
+  Instant now_;
+  Effects effects_;
+  std::set<JobId> changed_jobs_;  // to be written, synced
+  std::set<JobId> relaxed_jobs_;  // to be written, not synced
+  bool schedule_needed_ = false;
+};
+
+}  // namespace penstock

@@ -1,0 +1,117 @@
+// What clients ask for: submit, cancel, resume.
+#include <algorithm>
+
+#include "coordinator/core/coordinator.h"
+#include "coordinator/plan/schedule.h"
+
+namespace penstock {
+
+Status Coordinator::check_submission(const JobSpec& spec) const {
+  if (const Result<std::vector<Program>> programs = make_programs(spec.parallelism);
+      !programs.ok()) {
+    return programs.status();
+  }
+  for (const JobId id : open_jobs_) {
+    const JobRecord& record = jobs_.at(id).record;
+    if (record.name == spec.name) {
+      return already_exists(fmt::format(
+          "job {} is named \"{}\" too and is {}; choose another name, or cancel it first", id,
+          spec.name, job_state_name(record.state)));
+    }
+  }
+  int64_t device_count = 0;
+  int64_t worker_count = 0;
+  for (const auto& [id, worker] : workers_) {
+    const bool forgotten =
+        worker.state == WorkerState::kLost && now_ - worker.last_seen > config_.forget_worker_after;
+    if (forgotten) continue;
+    device_count += worker.record.device_count;
+    ++worker_count;
+  }
+  const ParallelismSpec& grid = spec.parallelism;
+  if (grid.world_size() > device_count) {
+    return invalid_argument(fmt::format(
+        "parallelism needs pipeline {} x expert {} x data {} = {} ranks, one device each, but the "
+        "{} "
+        "known workers have {} devices; start more workers or make the grid smaller",
+        grid.pipeline, grid.expert, grid.data, grid.world_size(), worker_count, device_count));
+  }
+  return {};
+}
+
+void Coordinator::on_event(const SubmitJob& submit) {
+  const JobId id = {jobs_.empty() ? 1 : jobs_.rbegin()->first.value + 1};
+  JobSpec spec = submit.spec;
+  if (spec.name.empty()) spec.name = fmt::format("job-{}", id);
+  if (const Status refused = check_submission(spec); !refused.ok()) {
+    effects_.answers.push_back({submit.request, refused, {}});
+    return;
+  }
+  Job& job = jobs_[id];
+  job.spec = std::move(spec);
+  job.record.id = id;
+  job.record.name = job.spec.name;
+  job.record.created = now_;
+  job.record.target_steps = job.spec.training.steps;
+  job.record.checkpoint_dir = job.spec.checkpoint.dir.empty()
+                                  ? fmt::format("{}/{}", config_.checkpoint_root, id)
+                                  : job.spec.checkpoint.dir;
+  effects_.specs.emplace_back(id, to_json(job.spec));
+  transition(job, JobState::kQueued, "user", {"submitted", "submitted"});
+  effects_.answers.push_back({submit.request, {}, id});
+}
+
+void Coordinator::on_event(const CancelJob& cancel) {
+  const auto found = jobs_.find(cancel.job);
+  if (found == jobs_.end()) {
+    effects_.answers.push_back(
+        {cancel.request, not_found(fmt::format("no job {}", cancel.job)), {}});
+    return;
+  }
+  Job& job = found->second;
+  if (is_final(job.record.state)) {
+    effects_.answers.push_back(
+        {cancel.request,
+         failed_precondition(fmt::format("job {} \"{}\" has ended: it is {}", job.record.id,
+                                         job.record.name, job_state_name(job.record.state))),
+         {}});
+    return;
+  }
+  if (job.record.state != JobState::kStopping) {
+    stop_epoch(job, JobState::kStopping, JobState::kCancelled, cancel.grace_ms, "user",
+               {"cancelled", "cancelled by the user"});
+  } else if (cancel.grace_ms < job.stop_grace_ms) {
+    job.stop_grace_ms = cancel.grace_ms;
+    for (const WorkerId worker : job.awaiting) send_stop(job, worker);
+  }
+  effects_.answers.push_back({cancel.request, {}, job.record.id});
+}
+
+void Coordinator::on_event(const ResumeJob& resume) {
+  const auto found = jobs_.find(resume.job);
+  const auto refuse = [&](Status status) {
+    effects_.answers.push_back({resume.request, std::move(status), {}});
+  };
+  if (found == jobs_.end()) return refuse(not_found(fmt::format("no job {}", resume.job)));
+  Job& job = found->second;
+  JobRecord& record = job.record;
+  if (record.state != JobState::kFailed && record.state != JobState::kCancelled) {
+    return refuse(failed_precondition(
+        fmt::format("job {} \"{}\" is {}; only a FAILED or CANCELLED job can be resumed", record.id,
+                    record.name, job_state_name(record.state))));
+  }
+  if (const Status refused = check_submission(job.spec); !refused.ok()) return refuse(refused);
+  record.failures = 0;
+  record.failures_without_step = 0;
+  record.last_failure.reset();
+  job.restore = Restore::kUnknown;
+  job.place_after = now_;
+  transition(job, JobState::kQueued, "user",
+             {"resumed", record.checkpoint
+                             ? fmt::format("resumed; the newest checkpoint known is of step {}",
+                                           record.checkpoint->step)
+                             : "resumed; no checkpoint is known, so it starts over"});
+  effects_.answers.push_back({resume.request, {}, record.id});
+}
+
+}  // namespace penstock

@@ -1,0 +1,372 @@
+// The state machine of jobs: transitions, placement, epochs, failure, stopping.
+#include <algorithm>
+
+#include "comm/base/check.h"
+#include "comm/run/layout.h"
+#include "coordinator/core/coordinator.h"
+#include "coordinator/core/failure.h"
+#include "coordinator/core/placement.h"
+#include "coordinator/plan/schedule.h"
+
+namespace penstock {
+namespace {
+
+// Ranks that finished are about to exit by themselves.
+constexpr int64_t kFinishedGraceMs = 10'000;
+
+}  // namespace
+
+void Coordinator::transition(Job& job, JobState to, std::string actor, Reason reason,
+                             std::optional<Rank> rank) {
+  JobEvent event;
+  event.actor = std::move(actor);
+  event.job = job.record.id;
+  event.job_name = job.record.name;
+  event.epoch = job.record.epoch;
+  event.rank = rank;
+  event.from = job.record.state;
+  event.state = to;
+  event.reason = reason;
+  append_event(std::move(event));
+
+  job.record.state = to;
+  job.record.reason = std::move(reason);
+  if (is_final(to)) {
+    job.record.finished = now_;
+    open_jobs_.erase(job.record.id);
+  } else {
+    job.record.finished.reset();
+    open_jobs_.insert(job.record.id);
+  }
+  changed(job);
+  schedule_needed_ = true;
+}
+
+// ---- placing
+
+// Recovering jobs first, then the queue, each in order of submission. A job that the cluster could run but not now
+// holds back those behind it, so that small jobs cannot starve a large one; a job that even the idle cluster could
+// not run now (workers are lost) does not.
+void Coordinator::schedule() {
+  std::vector<Job*> waiting;
+  for (const JobState state : {JobState::kRecovering, JobState::kQueued}) {
+    for (const JobId id : open_jobs_) {
+      if (Job& job = jobs_.at(id); job.record.state == state) waiting.push_back(&job);
+    }
+  }
+  int64_t devices_up = 0;
+  for (const auto& [id, worker] : workers_) {
+    if (worker.state == WorkerState::kUp) devices_up += worker.record.device_count;
+  }
+  const Job* blocker = nullptr;
+  for (Job* job : waiting) {
+    if (!ready_to_place(*job)) continue;
+    if (blocker) {
+      wait(*job, {"waiting_in_queue",
+                  fmt::format("waits behind job {} \"{}\", which needs {} devices",
+                              blocker->record.id, blocker->record.name, blocker->world_size())});
+      continue;
+    }
+    const std::vector<FreeDevices> free = free_on_workers();
+    if (auto placement = place(job->spec.parallelism, free)) {
+      start_epoch(*job, *std::move(placement));
+      continue;
+    }
+    size_t free_count = 0;
+    for (const FreeDevices& worker : free) free_count += worker.devices.size();
+    wait(*job,
+         {"waiting_for_devices",
+          fmt::format("needs {} devices; {} of the {} devices on workers that are up are free",
+                      job->world_size(), free_count, devices_up)});
+    if (job->world_size() <= devices_up) blocker = job;
+  }
+}
+
+void Coordinator::wait(Job& job, Reason reason) {
+  if (job.record.reason == reason) return;
+  if (job.record.reason.code != reason.code) note(job, "coordinator", reason);
+  job.record.reason = std::move(reason);
+  changed(job);
+}
+
+bool Coordinator::ready_to_place(Job& job) {
+  if (job.placed() || job.commit_in_flight() || now_ < job.place_after) return false;
+  if (job.record.epoch.value == 0)
+    job.restore = Restore::kKnown;  // nothing can have been saved yet
+  if (job.restore == Restore::kUnknown) {
+    const bool refused_by_rank =
+        job.record.last_failure && job.record.last_failure->reason.code == kCauseDataCorrupt;
+    job.restore = Restore::kSearching;
+    effects_.finds.push_back({job.record.id, job.record.checkpoint_dir, refused_by_rank});
+  }
+  return job.restore == Restore::kKnown;
+}
+
+void Coordinator::on_event(const CheckpointFound& found) {
+  const auto at = jobs_.find(found.job);
+  if (at == jobs_.end() || at->second.restore != Restore::kSearching) return;
+  Job& job = at->second;
+  JobRecord& record = job.record;
+  job.restore = Restore::kUnknown;
+  const bool waits = record.state == JobState::kQueued || record.state == JobState::kRecovering;
+  if (!waits) return;
+  schedule_needed_ = true;
+  if (!found.status.ok()) {
+    job.place_after = now_ + config_.backoff_first;
+    wait(job, {"checkpoints_unreadable", found.status.message()});
+    return;
+  }
+  for (const std::string& refused : found.refused) {
+    note(job, "coordinator", {"checkpoint_refused", refused});
+  }
+  const auto give_up = [&](Reason reason) {
+    stop_epoch(job, JobState::kStopping, JobState::kFailed, 0, "coordinator", std::move(reason));
+  };
+  if (found.manifest.empty() && !found.refused.empty()) {
+    return give_up(
+        {"no_usable_checkpoint", fmt::format("no checkpoint in {} can be restored: {}",
+                                             record.checkpoint_dir, found.refused.front())});
+  }
+  const bool data_is_to_blame = record.last_failure &&
+                                record.last_failure->reason.code == kCauseDataCorrupt &&
+                                found.manifest == record.restore_manifest;
+  if (data_is_to_blame) return give_up(record.last_failure->reason);
+  record.restore_manifest = found.manifest;
+  record.restore_step = found.step;
+  if (found.manifest.empty()) {
+    record.checkpoint.reset();
+  } else if (!record.checkpoint || record.checkpoint->manifest != found.manifest) {
+    record.checkpoint.emplace();
+    record.checkpoint->step = found.step;
+    record.checkpoint->manifest = found.manifest;
+  }
+  job.restore = Restore::kKnown;
+  changed(job);
+}
+
+std::vector<FreeDevices> Coordinator::free_on_workers() const {
+  std::vector<FreeDevices> free;
+  for (const auto& [id, worker] : workers_) {
+    if (worker.state == WorkerState::kUp) free.push_back({id, free_devices(id)});
+  }
+  return free;
+}
+
+void Coordinator::hold_devices(const Job& job) {
+  for (int32_t rank = 0; rank < std::ssize(job.record.placement); ++rank) {
+    const RankPlacement& at = job.record.placement[rank];
+    workers_.at(at.worker).hosted.push_back({job.record.id, Rank{rank}, at.device});
+  }
+}
+
+void Coordinator::release_devices(Job& job) {
+  for (const WorkerId id : hosts(job)) {
+    std::erase_if(workers_.at(id).hosted,
+                  [&](const HostedRank& hosted) { return hosted.job == job.record.id; });
+  }
+  job.record.placement.clear();
+  job.ranks.clear();
+  job.rounds.clear();
+  job.failed_rounds.clear();
+  changed(job);
+  schedule_needed_ = true;
+}
+
+void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
+  PENSTOCK_CHECK(!job.placed() && job.awaiting.empty() && job.restore == Restore::kKnown);
+  JobRecord& record = job.record;
+  ++record.epoch.value;
+  record.placement = std::move(placement);
+  hold_devices(job);
+  job.ranks.assign(record.placement.size(), {});
+  job.recent_steps.clear();
+  job.epoch_began = now_;
+  job.ordered_at = now_;
+  std::string where;
+  for (const WorkerId worker : hosts(job)) {
+    where += (where.empty() ? "" : ", ") + worker_name(worker);
+  }
+  transition(job, JobState::kPlacing, "coordinator",
+             {"placed", fmt::format("{} ranks on {}", record.placement.size(), where)});
+  transition(job, JobState::kStarting, "coordinator",
+             {"starting",
+              record.restore_manifest.empty()
+                  ? "starting from initial weights"
+                  : fmt::format("starting from the checkpoint of step {}", record.restore_step)});
+  for (int32_t rank = 0; rank < std::ssize(record.placement); ++rank) send_start(job, Rank{rank});
+}
+
+void Coordinator::send_start(const Job& job, Rank rank) {
+  const JobRecord& record = job.record;
+  const RankPlacement& at = record.placement[rank.value];
+  const int64_t pipeline_index = grid_position(job.spec.parallelism, rank).pipeline_index;
+  StartRank order;
+  order.job = record.id;
+  order.epoch = record.epoch;
+  order.rank = rank;
+  order.device = at.device;
+  order.spec_json = to_json(job.spec);
+  order.program = make_program(job.spec.parallelism, pipeline_index).value();
+  order.checkpoint_dir = record.checkpoint_dir;
+  order.restore_manifest = record.restore_manifest;
+  order.restore_step = record.restore_step;
+  order.first_unreported_step = record.highest_step + 1;
+  send(at.worker, std::move(order));
+}
+
+// STARTING, LOADING, RUNNING follow from what is known of the ranks.
+void Coordinator::advance(Job& job) {
+  const auto all = [&](auto condition) {
+    return std::all_of(job.ranks.begin(), job.ranks.end(), condition);
+  };
+  if (job.record.state == JobState::kStarting && all([](const RankView& r) { return r.seen; })) {
+    transition(job, JobState::kLoading, "coordinator",
+               {"loading", fmt::format("all {} rank processes run and load", job.ranks.size())});
+  }
+  if (job.record.state == JobState::kLoading &&
+      all([](const RankView& r) { return r.address.has_value(); })) {
+    begin_training(job);
+  }
+}
+
+void Coordinator::begin_training(Job& job) {
+  if (!job.record.started) job.record.started = now_;
+  job.ordered_at = now_;
+  transition(job, JobState::kRunning, "coordinator",
+             {"running", fmt::format("all {} ranks are ready and train", job.ranks.size())});
+  for (const WorkerId worker : hosts(job)) send_begin(job, worker);
+}
+
+void Coordinator::send_begin(const Job& job, WorkerId worker) {
+  BeginTraining order{job.record.id, job.record.epoch, {}};
+  for (const RankView& rank : job.ranks) order.addresses.push_back(rank.address.value());
+  send(worker, std::move(order));
+}
+
+// ---- failing and stopping
+
+void Coordinator::fail(Job& job, Failure failure) {
+  JobRecord& record = job.record;
+  failure.step = record.last_step ? record.last_step->step : record.restore_step;
+  if (!wants_ranks(record.state)) {
+    // The first report of a failure may come from a rank that only lost its peer. The cause arrives later.
+    const bool stands_for_cause = record.last_failure &&
+                                  record.last_failure->reason.code == kCausePeerLost &&
+                                  failure.reason.code != kCausePeerLost;
+    const bool failing =
+        record.state == JobState::kRecovering ||
+        (record.state == JobState::kStopping && record.outcome == JobState::kFailed);
+    if (!job.placed() || !failing || !stands_for_cause) return;
+    const Reason cause = failure.reason;
+    const std::optional<Rank> rank = failure.rank;
+    const bool fatal = failure.fatal;
+    record.last_failure = std::move(failure);
+    if (fatal && record.state == JobState::kRecovering) {
+      record.outcome = JobState::kFailed;
+      return transition(job, JobState::kStopping, "worker " + record.last_failure->worker, cause,
+                        rank);
+    }
+    note(job, "worker " + record.last_failure->worker, cause, rank);
+    record.reason = cause;
+    return changed(job);
+  }
+  if (record.checkpoint && record.checkpoint->step >= record.target_steps) {
+    return stop_epoch(
+        job, JobState::kStopping, JobState::kSucceeded, 0, "coordinator",
+        {"succeeded", fmt::format("trained {} steps; a failure after the final checkpoint "
+                                  "changed nothing: {}",
+                                  record.target_steps, failure.reason.message)});
+  }
+  ++record.failures;
+  ++record.failures_without_step;
+  const std::string actor = failure.worker.empty() ? "coordinator" : "worker " + failure.worker;
+  const std::optional<Rank> rank = failure.rank;
+  const Reason cause = failure.reason;
+  const bool fatal = failure.fatal;
+  record.last_failure = std::move(failure);
+  const int64_t restarts_max = job.spec.recovery.max_restarts;
+  if (fatal) {
+    return stop_epoch(job, JobState::kStopping, JobState::kFailed, 0, actor, cause, rank);
+  }
+  if (record.failures > restarts_max) {
+    return stop_epoch(job, JobState::kStopping, JobState::kFailed, 0, actor,
+                      {"restart_budget", fmt::format("failure {} with recovery.max_restarts {}: {}",
+                                                     record.failures, restarts_max, cause.message)},
+                      rank);
+  }
+  ++record.restarts;
+  job.place_after = now_ + backoff(job);
+  stop_epoch(job, JobState::kRecovering, JobState::kFailed, 0, actor, cause, rank);
+}
+
+Duration Coordinator::backoff(const Job& job) const {
+  Duration wait = Duration::zero();
+  for (int64_t i = 1; i < job.record.failures_without_step && wait < config_.backoff_most; ++i) {
+    wait = wait == Duration::zero() ? config_.backoff_first : 2 * wait;
+  }
+  return std::min(wait, config_.backoff_most);
+}
+
+// Fences the current epoch: from here on nothing of it is accepted, and the job goes on (RECOVERING: a new start;
+// STOPPING: `outcome`) once every worker has confirmed that its ranks are gone.
+void Coordinator::stop_epoch(Job& job, JobState state, JobState outcome, int64_t grace_ms,
+                             std::string actor, Reason reason, std::optional<Rank> rank) {
+  job.record.outcome = outcome;
+  job.restore = Restore::kUnknown;
+  std::erase_if(job.rounds, [](const auto& round) { return !round.second.committing; });
+  const bool nothing_runs = !job.placed();
+  transition(job, nothing_runs && state == JobState::kStopping ? outcome : state, std::move(actor),
+             std::move(reason), rank);
+  if (nothing_runs) return;
+  job.stop_grace_ms = grace_ms;
+  job.ordered_at = now_;
+  job.awaiting.clear();
+  for (const WorkerId worker : hosts(job)) {
+    if (workers_.at(worker).state == WorkerState::kLost) continue;
+    job.awaiting.insert(worker);
+    send_stop(job, worker);
+  }
+  settle(job);
+}
+
+void Coordinator::send_stop(const Job& job, WorkerId worker) {
+  send(worker,
+       StopRanks{job.record.id, job.record.epoch, job.stop_grace_ms, job.record.reason.message});
+}
+
+void Coordinator::worker_stopped(Job& job, WorkerId worker) {
+  if (job.awaiting.erase(worker) > 0) settle(job);
+}
+
+void Coordinator::settle(Job& job) {
+  const bool stopping =
+      job.record.state == JobState::kStopping || job.record.state == JobState::kRecovering;
+  if (!stopping || !job.placed() || !job.awaiting.empty() || job.commit_in_flight()) return;
+  release_devices(job);
+  if (job.record.state == JobState::kStopping) {
+    transition(job, job.record.outcome, "coordinator", job.record.reason);
+  }
+}
+
+void Coordinator::check_finished(Job& job) {
+  const bool all_finished =
+      !job.ranks.empty() && std::all_of(job.ranks.begin(), job.ranks.end(),
+                                        [](const RankView& rank) { return rank.finished; });
+  if (job.record.state != JobState::kRunning || !all_finished || job.commit_in_flight()) return;
+  const JobRecord& record = job.record;
+  if (record.checkpoint && record.checkpoint->step >= record.target_steps) {
+    return stop_epoch(
+        job, JobState::kStopping, JobState::kSucceeded, kFinishedGraceMs, "coordinator",
+        {"succeeded",
+         fmt::format("trained {} steps; the final checkpoint is committed", record.target_steps)});
+  }
+  const auto failed = job.failed_rounds.find(record.target_steps);
+  stop_epoch(job, JobState::kStopping, JobState::kFailed, kFinishedGraceMs, "coordinator",
+             {"final_checkpoint",
+              fmt::format("every step is trained, but the final checkpoint could not be saved{}{}; "
+                          "resume the job to train on from the checkpoint before it",
+                          failed == job.failed_rounds.end() ? "" : ": ",
+                          failed == job.failed_rounds.end() ? "" : failed->second)});
+}
+
+}  // namespace penstock

@@ -1,0 +1,219 @@
+// What ranks report through their daemons: readiness, steps, checkpoints, ends.
+#include <algorithm>
+
+#include "comm/base/exit_codes.h"
+#include "coordinator/core/coordinator.h"
+#include "coordinator/core/failure.h"
+
+namespace penstock {
+namespace {
+
+constexpr int64_t kStepMax = (int64_t{1} << 32) - 1;  // what a cursor can hold
+
+std::string layout_text(const ParallelismSpec& grid) {
+  return fmt::format("pipeline {}, data {}, expert {}, {}", grid.pipeline, grid.data, grid.expert,
+                     grid.schedule == Schedule::kDualPipe ? "dualpipe" : "1f1b");
+}
+
+}  // namespace
+
+void Coordinator::on_message(Worker& worker, const RankReady& message) {
+  Job* job = current_epoch(message.job, message.epoch);
+  RankView* rank = job ? hosted_rank(*job, message.rank, worker.record.id) : nullptr;
+  if (!rank || !wants_ranks(job->record.state)) return;
+  rank->seen = true;
+  rank->missing_since.reset();
+  rank->address = message.address;
+  if (rank->state == RankState::kStarting) rank->state = RankState::kReady;
+  advance(*job);
+}
+
+void Coordinator::on_message(Worker& worker, const RankExited& message) {
+  Job* job = current_epoch(message.job, message.epoch);
+  if (!job) {  // an attempt that is over: the order to stop it is also the acknowledgement
+    return send(worker.record.id, StopRanks{message.job, message.epoch, 0, "this attempt is over"});
+  }
+  RankView* rank = hosted_rank(*job, message.rank, worker.record.id);
+  if (!rank) return;
+  const bool clean = message.exit_code == 0 && message.signal == 0;
+  if (clean || rank->finished) {
+    rank->finished = true;
+    return check_finished(*job);
+  }
+  if (!wants_ranks(job->record.state) && looks_ordered(message)) return;
+  const bool restoring =
+      !job->record.restore_manifest.empty() && job->record.state != JobState::kRunning;
+  fail(*job, failure_of(message, worker.record.name, restoring));
+}
+
+void Coordinator::on_message(Worker& worker, const RanksStopped& message) {
+  if (Job* job = current_epoch(message.job, message.epoch)) {
+    worker_stopped(*job, worker.record.id);
+  }
+}
+
+void Coordinator::on_message(Worker& worker, const StepReport& message) {
+  Job* job = current_epoch(message.job, message.epoch);
+  if (!job || job->record.state != JobState::kRunning) return;
+  if (!hosted_rank(*job, Rank{0}, worker.record.id)) return;
+  JobRecord& record = job->record;
+  const bool in_epoch = record.last_step && record.last_step->epoch == message.epoch;
+  const int64_t newest = in_epoch ? record.last_step->step : record.restore_step;
+  if (message.step <= newest || message.step > std::min(record.target_steps, kStepMax)) return;
+  StepRecord step;
+  step.job = record.id;
+  step.epoch = message.epoch;
+  step.step = message.step;
+  step.loss = message.loss;
+  step.grad_norm = message.grad_norm;
+  step.learning_rate = message.learning_rate;
+  step.tokens = message.tokens;
+  step.step_seconds = message.step_seconds;
+  step.expert_load_max_ratio = message.expert_load_max_ratio;
+  step.replayed = message.step <= record.highest_step;
+  step.finished = {message.finished_at_ns};
+  record.highest_step = std::max(record.highest_step, message.step);
+  record.failures_without_step = 0;
+  record.last_step = step;
+  job->recent_steps.push_back(step);
+  if (job->recent_steps.size() > kRecentStepsMax) job->recent_steps.pop_front();
+  effects_.steps.push_back(step);
+  relaxed_jobs_.insert(record.id);
+}
+
+void Coordinator::on_message(Worker& worker, const EvaluationReport& message) {
+  Job* job = current_epoch(message.job, message.epoch);
+  if (!job || job->record.state != JobState::kRunning) return;
+  if (!hosted_rank(*job, Rank{0}, worker.record.id)) return;
+  if (message.step < 0 || message.step > std::min(job->record.target_steps, kStepMax)) return;
+  const bool repeated = !job->evaluations.empty() &&
+                        job->evaluations.back().epoch == message.epoch &&
+                        job->evaluations.back().step >= message.step;
+  if (repeated) return;
+  const EvaluationRecord evaluation{message.job,  message.epoch,  message.step,
+                                    message.loss, message.tokens, now_};
+  job->evaluations.push_back(evaluation);
+  if (job->evaluations.size() > kEvaluationsMax) job->evaluations.pop_front();
+  effects_.evaluations.push_back(evaluation);
+}
+
+void Coordinator::on_message(Worker& worker, const SegmentSaved& message) {
+  Job* job = current_epoch(message.job, message.epoch);
+  if (!job || job->record.state != JobState::kRunning) return;
+  if (!hosted_rank(*job, message.rank, worker.record.id)) return;
+  JobRecord& record = job->record;
+  const auto answer = [&](bool committed, const std::string& reason) {
+    send(worker.record.id,
+         CheckpointOutcome{record.id, record.epoch, message.step, committed, reason});
+  };
+  if (record.checkpoint && record.checkpoint->epoch == record.epoch &&
+      record.checkpoint->step == message.step) {
+    return answer(true, {});
+  }
+  if (const auto failed = job->failed_rounds.find(message.step);
+      failed != job->failed_rounds.end()) {
+    return answer(false, failed->second);
+  }
+  if (message.step < 0 || message.step > record.target_steps) return;
+  CheckpointRound& round = job->rounds[message.step];
+  if (round.committing) return;
+  if (round.segments.empty()) round.opened = now_;
+  SegmentSaved& segment = round.segments[message.rank] = message;
+  segment.slices.clear();
+  if (std::ssize(round.segments) < job->world_size()) return;
+  round.committing = true;
+  CommitCheckpoint commit;
+  commit.job = record.id;
+  commit.epoch = record.epoch;
+  commit.step = message.step;
+  commit.directory = record.checkpoint_dir;
+  commit.spec_json = to_json(job->spec);
+  commit.layout = layout_text(job->spec.parallelism);
+  commit.keep_last = job->spec.checkpoint.keep_last;
+  commit.at = now_;
+  for (const auto& [rank, saved] : round.segments) commit.segments.push_back(saved);
+  effects_.commits.push_back(std::move(commit));
+}
+
+void Coordinator::on_message(Worker& worker, const SaveFailed& message) {
+  Job* job = current_epoch(message.job, message.epoch);
+  if (!job || job->record.state != JobState::kRunning) return;
+  if (!hosted_rank(*job, message.rank, worker.record.id)) return;
+  if (message.step < 0 || message.step > job->record.target_steps) return;
+  const auto round = job->rounds.find(message.step);
+  if (round != job->rounds.end() && round->second.committing) return;
+  if (const auto failed = job->failed_rounds.find(message.step);
+      failed != job->failed_rounds.end()) {
+    return send(worker.record.id,
+                CheckpointOutcome{message.job, message.epoch, message.step, false, failed->second});
+  }
+  fail_round(*job, message.step,
+             fmt::format("rank {} on {}: {}", message.rank, worker.record.name, message.reason));
+}
+
+void Coordinator::fail_round(Job& job, int64_t step, const std::string& reason) {
+  job.rounds.erase(step);
+  job.failed_rounds[step] = reason;
+  std::string kept = "there is no earlier one";
+  if (job.record.checkpoint)
+    kept = fmt::format("the one of step {} stays", job.record.checkpoint->step);
+  note(job, "coordinator",
+       {"checkpoint_failed",
+        fmt::format("the checkpoint of step {} could not be saved ({}); {}", step, reason, kept)});
+  tell_outcome(job, step, false, reason);
+}
+
+void Coordinator::tell_outcome(const Job& job, int64_t step, bool committed,
+                               const std::string& reason) {
+  for (const WorkerId worker : hosts(job)) {
+    send(worker, CheckpointOutcome{job.record.id, job.record.epoch, step, committed, reason});
+  }
+}
+
+void Coordinator::on_event(const CheckpointDone& done) {
+  // A new epoch waits for commits in flight, so the epoch is still the current one.
+  Job* job = current_epoch(done.job, done.epoch);
+  if (!job) return;
+  const auto round = job->rounds.find(done.step);
+  if (round == job->rounds.end() || !round->second.committing) return;
+  if (!done.status.ok()) {
+    fail_round(*job, done.step, done.status.message());
+  } else {
+    job->rounds.erase(round);
+    job->record.checkpoint = done.checkpoint;
+    job->record.checkpoint->step = done.step;
+    job->record.checkpoint->epoch = done.epoch;
+    job->record.checkpoint->committed = now_;
+    changed(*job);
+    note(*job, "coordinator",
+         {"checkpoint_committed",
+          fmt::format("checkpoint of step {}, {} bytes", done.step, done.checkpoint.bytes)});
+    tell_outcome(*job, done.step, true, {});
+  }
+  check_finished(*job);
+  settle(*job);
+}
+
+void Coordinator::on_message(Worker& worker, const RankFinished& message) {
+  Job* job = current_epoch(message.job, message.epoch);
+  RankView* rank = job ? hosted_rank(*job, message.rank, worker.record.id) : nullptr;
+  if (!rank) return;
+  rank->finished = true;
+  rank->state = RankState::kFinished;
+  rank->step = std::max(rank->step, message.step);
+  check_finished(*job);
+}
+
+void Coordinator::on_message(Worker& worker, const LogChunk& message) {
+  // Output may arrive after its epoch was stopped, and says why; only a rank that was never placed here is refused.
+  const auto job = jobs_.find(message.job);
+  if (job == jobs_.end() || message.epoch > job->second.record.epoch) return;
+  if (message.rank.value < 0 || message.rank.value >= job->second.world_size()) return;
+  if (Job* current = current_epoch(message.job, message.epoch);
+      current && !hosted_rank(*current, message.rank, worker.record.id)) {
+    return;
+  }
+  effects_.log_chunks.push_back(message);
+}
+
+}  // namespace penstock

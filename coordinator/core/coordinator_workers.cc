@@ -1,0 +1,307 @@
+// Worker daemons: registration, heartbeats, silence, and the orders that are repeated until done.
+#include <algorithm>
+
+#include "comm/base/check.h"
+#include "coordinator/core/coordinator.h"
+
+namespace penstock {
+namespace {
+
+constexpr int32_t kDevicesPerWorkerMax = 4096;
+constexpr size_t kWorkerNameBytesMax = 255;
+
+int64_t to_milliseconds(Duration span) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(span).count();
+}
+
+}  // namespace
+
+void Coordinator::on_event(const WorkerMessage& event) {
+  if (const auto* registration = std::get_if<Register>(&event.message)) {
+    return on_register(event.peer, *registration);
+  }
+  const auto peer = worker_by_peer_.find(event.peer);
+  if (peer == worker_by_peer_.end()) {
+    // A worker that talked to the coordinator before this one: ask it to introduce itself.
+    effects_.messages.push_back(
+        {event.peer, Registered{{}, to_milliseconds(config_.heartbeat_interval), {}}});
+    return;
+  }
+  Worker& worker = workers_.at(peer->second);
+  if (worker.state != WorkerState::kUp) {
+    // It was given up, and its ranks' devices with it: it must say anew what it runs.
+    effects_.messages.push_back(
+        {event.peer, Registered{{}, to_milliseconds(config_.heartbeat_interval), {}}});
+    return;
+  }
+  worker.last_seen = now_;
+  std::visit(
+      [&](const auto& message) {
+        if constexpr (requires { this->on_message(worker, message); }) {
+          on_message(worker, message);
+        } else {
+          effects_.log.push_back(
+              {LogLevel::kWarning,
+               fmt::format("worker {} sent a {}, which is not a worker's to send",
+                           worker.record.name, message_name(event.message))});
+        }
+      },
+      event.message);
+}
+
+std::string Coordinator::refusal_of(const Register& message) const {
+  if (message.protocol_version != kProtocolVersion) {
+    return fmt::format("the worker speaks protocol {} and this coordinator {}; install one version",
+                       message.protocol_version, kProtocolVersion);
+  }
+  if (message.name.empty() || message.name.size() > kWorkerNameBytesMax) {
+    return fmt::format("a worker's name has 1 to {} bytes", kWorkerNameBytesMax);
+  }
+  if (message.device_count < 1 || message.device_count > kDevicesPerWorkerMax) {
+    return fmt::format("a worker has 1 to {} devices, not {}", kDevicesPerWorkerMax,
+                       message.device_count);
+  }
+  return {};
+}
+
+void Coordinator::on_register(const std::string& peer, const Register& message) {
+  const int64_t interval_ms = to_milliseconds(config_.heartbeat_interval);
+  if (std::string refusal = refusal_of(message); !refusal.empty()) {
+    note_cluster("worker " + message.name.substr(0, kWorkerNameBytesMax),
+                 {"worker_refused", refusal});
+    effects_.messages.push_back({peer, Registered{{}, interval_ms, std::move(refusal)}});
+    return;
+  }
+  const auto known = worker_by_name_.find(message.name);
+  const bool is_new = known == worker_by_name_.end();
+  const WorkerId id = !is_new            ? known->second
+                      : workers_.empty() ? WorkerId{1}
+                                         : WorkerId{workers_.rbegin()->first.value + 1};
+  Worker& worker = workers_[id];
+  worker.record.id = id;
+  worker.record.name = message.name;
+  worker_by_name_[message.name] = id;
+  const bool restarted = !is_new && worker.record.incarnation != message.incarnation;
+  const bool replaced = restarted && worker.state == WorkerState::kUp && worker.peer != peer;
+  if (replaced) {
+    effects_.messages.push_back(
+        {worker.peer,
+         Registered{{},
+                    interval_ms,
+                    fmt::format("another daemon named \"{}\" has registered since; names "
+                                "must be unique among workers",
+                                message.name)}});
+  }
+  if (worker.state != WorkerState::kUp || restarted) {
+    note_cluster(
+        "worker " + message.name,
+        {"worker_up", fmt::format("{} on {} with {} devices ({})", message.name, message.host,
+                                  message.device_count, message.device_kind)});
+  }
+  adopt_connection(worker, peer, message);
+  send(id, Registered{id, interval_ms, {}});
+  if (restarted) on_new_incarnation(worker);
+  observe_ranks(worker, message.ranks);
+  for (const JobId job_id : std::set<JobId>(open_jobs_)) {
+    Job& job = jobs_.at(job_id);
+    if (job.awaiting.contains(id)) send_stop(job, id);
+  }
+  schedule_needed_ = true;
+}
+
+void Coordinator::adopt_connection(Worker& worker, const std::string& peer,
+                                   const Register& message) {
+  const WorkerId id = worker.record.id;
+  if (!worker.peer.empty()) worker_by_peer_.erase(worker.peer);
+  if (const auto other = worker_by_peer_.find(peer); other != worker_by_peer_.end()) {
+    workers_.at(other->second).peer.clear();
+  }
+  worker_by_peer_[peer] = id;
+  const WorkerRecord record{id, message.name, message.incarnation, message.device_count};
+  const bool record_changed = worker.record.incarnation != record.incarnation ||
+                              worker.record.device_count != record.device_count;
+  worker.record = record;
+  if (record_changed) effects_.workers.push_back(record);
+  worker.state = WorkerState::kUp;
+  worker.peer = peer;
+  worker.host = message.host;
+  worker.device_kind = message.device_kind;
+  worker.http_address = message.http_address;
+  worker.last_seen = now_;
+  worker.heartbeat_sequence = 0;
+}
+
+// The daemon's process is a new one: every rank of the old one died with it.
+void Coordinator::on_new_incarnation(Worker& worker) {
+  const std::string& name = worker.record.name;
+  for (const JobId id : std::set<JobId>(open_jobs_)) {
+    Job& job = jobs_.at(id);
+    if (!hosts(job).contains(worker.record.id)) continue;
+    Failure failure;
+    failure.reason = {"worker_restarted",
+                      "worker " + name + " was restarted, which ended its ranks"};
+    failure.worker = name;
+    fail(job, std::move(failure));
+    worker_stopped(job, worker.record.id);
+  }
+}
+
+void Coordinator::on_message(Worker& worker, const Heartbeat& message) {
+  if (message.incarnation != worker.record.incarnation) return;
+  if (message.sequence <= worker.heartbeat_sequence) return;  // late or repeated
+  worker.heartbeat_sequence = message.sequence;
+  observe_ranks(worker, message.ranks);
+}
+
+void Coordinator::observe_ranks(const Worker& worker, const std::vector<RankStatus>& ranks) {
+  std::set<JobId> touched;
+  for (const HostedRank& hosted : worker.hosted) {
+    Job& job = jobs_.at(hosted.job);
+    RankView& rank = job.ranks[hosted.rank.value];
+    const bool must_run = wants_ranks(job.record.state) && !rank.finished &&
+                          (rank.seen || job.record.state != JobState::kStarting);
+    if (must_run && !rank.missing_since) rank.missing_since = now_;  // unless it is listed, below
+    touched.insert(hosted.job);
+  }
+  for (const RankStatus& status : ranks) observe_rank(worker, status);
+  for (const JobId id : touched) {
+    Job& job = jobs_.at(id);
+    if (wants_ranks(job.record.state)) advance(job);
+    check_finished(job);
+  }
+}
+
+void Coordinator::observe_rank(const Worker& worker, const RankStatus& status) {
+  Job* job = current_epoch(status.job, status.epoch);
+  RankView* rank = job ? hosted_rank(*job, status.rank, worker.record.id) : nullptr;
+  if (!rank) {
+    const auto newer = jobs_.find(status.job);
+    if (newer != jobs_.end() && newer->second.record.epoch < status.epoch) {
+      effects_.log.push_back(
+          {LogLevel::kError,
+           fmt::format(
+               "worker {} runs epoch {} of job {}, which has only reached epoch {} here; was "
+               "the state directory replaced by an older copy?",
+               worker.record.name, status.epoch, status.job, newer->second.record.epoch)});
+    }
+    send(worker.record.id, StopRanks{status.job, status.epoch, 0, "this attempt is over"});
+    return;
+  }
+  rank->seen = true;
+  rank->missing_since.reset();
+  rank->state = status.state;
+  rank->step = std::max(rank->step, status.step);
+  if (status.state == RankState::kFinished) rank->finished = true;
+}
+
+void Coordinator::on_event(const Tick&) {
+  // A long time since the last tick means that this process did not run: the silence was ours, not theirs.
+  const Duration away = now_ - last_tick_;
+  last_tick_ = now_;
+  if (away > config_.heartbeat_interval) {
+    for (auto& [id, worker] : workers_) {
+      worker.last_seen = std::min(now_, worker.last_seen + away);
+    }
+  }
+  for (auto& [id, worker] : workers_) {
+    const Duration silence = now_ - worker.last_seen;
+    const bool silent = (worker.state == WorkerState::kUp && silent_for_too_long(silence)) ||
+                        (worker.state == WorkerState::kExpected && silence > config_.startup_grace);
+    if (silent) lose_worker(worker);
+  }
+  for (const JobId id : std::set<JobId>(open_jobs_)) {
+    Job& job = jobs_.at(id);
+    check_deadlines(job);
+    repeat_orders(job);
+    if (!job.placed() && now_ >= job.place_after && job.restore == Restore::kUnknown) {
+      schedule_needed_ = true;
+    }
+  }
+}
+
+bool Coordinator::silent_for_too_long(Duration silence) const {
+  return silence > config_.silent_beats * config_.heartbeat_interval;
+}
+
+void Coordinator::lose_worker(Worker& worker) {
+  worker.state = WorkerState::kLost;
+  const std::string& name = worker.record.name;
+  const std::string silence =
+      fmt::format("no word from worker {} for {:.1f} s", name, to_seconds(now_ - worker.last_seen));
+  note_cluster("coordinator", {"worker_lost", silence});
+  for (const JobId id : std::set<JobId>(open_jobs_)) {
+    Job& job = jobs_.at(id);
+    if (!hosts(job).contains(worker.record.id)) continue;
+    Failure failure;
+    failure.reason = {"worker_lost", silence};
+    failure.worker = name;
+    fail(job, std::move(failure));
+    worker_stopped(job, worker.record.id);
+  }
+  schedule_needed_ = true;
+}
+
+void Coordinator::check_deadlines(Job& job) {
+  JobRecord& record = job.record;
+  if (!wants_ranks(record.state)) return;
+  for (size_t i = 0; i < job.ranks.size(); ++i) {
+    const RankView& rank = job.ranks[i];
+    if (!rank.missing_since || now_ - *rank.missing_since < two_beats()) continue;
+    Failure failure;
+    failure.rank = Rank{static_cast<int32_t>(i)};
+    failure.worker = worker_name(record.placement[i].worker);
+    failure.reason = {
+        "rank_missing",
+        fmt::format("rank {} on {} is gone, and its daemon has not said why", i, failure.worker)};
+    return fail(job, std::move(failure));
+  }
+  if (record.state == JobState::kStarting && now_ - job.epoch_began > config_.start_timeout) {
+    const auto unseen = std::find_if(job.ranks.begin(), job.ranks.end(),
+                                     [](const RankView& rank) { return !rank.seen; });
+    const auto index = static_cast<int32_t>(unseen - job.ranks.begin());
+    Failure failure;
+    failure.rank = Rank{index};
+    failure.worker = worker_name(record.placement[index].worker);
+    failure.reason = {"start_timeout",
+                      fmt::format("rank {} on {} did not start within {:.0f} s", index,
+                                  failure.worker, to_seconds(config_.start_timeout))};
+    return fail(job, std::move(failure));
+  }
+  for (const auto& [step, round] : std::map<int64_t, CheckpointRound>(job.rounds)) {
+    if (round.committing || now_ - round.opened <= config_.checkpoint_timeout) continue;
+    fail_round(job, step,
+               fmt::format("{} of {} ranks had saved after {:.0f} s", round.segments.size(),
+                           job.ranks.size(), to_seconds(config_.checkpoint_timeout)));
+  }
+}
+
+// Orders may be lost with a connection; what workers report says which ones were.
+void Coordinator::repeat_orders(Job& job) {
+  if (!job.placed() || now_ - job.ordered_at < two_beats()) return;
+  job.ordered_at = now_;
+  for (const WorkerId worker : job.awaiting) send_stop(job, worker);
+  if (!wants_ranks(job.record.state)) return;
+  const bool running = job.record.state == JobState::kRunning;
+  const bool all_addresses =
+      std::all_of(job.ranks.begin(), job.ranks.end(),
+                  [](const RankView& rank) { return rank.address.has_value(); });
+  std::set<WorkerId> not_begun;
+  for (size_t i = 0; i < job.ranks.size(); ++i) {
+    const RankView& rank = job.ranks[i];
+    const WorkerId worker = job.record.placement[i].worker;
+    if (running && rank.state == RankState::kReady) not_begun.insert(worker);
+    // A repeated StartRank makes the daemon start the rank, or repeat what it said of it.
+    const bool report_missing = !rank.seen || rank.state == RankState::kReady;
+    if (!running && !rank.address && report_missing) send_start(job, Rank{static_cast<int32_t>(i)});
+  }
+  if (not_begun.empty()) return;
+  if (all_addresses) {
+    for (const WorkerId worker : not_begun) send_begin(job, worker);
+    return;
+  }
+  for (size_t i = 0; i < job.ranks.size(); ++i) {
+    if (!job.ranks[i].address) send_start(job, Rank{static_cast<int32_t>(i)});
+  }
+}
+
+}  // namespace penstock

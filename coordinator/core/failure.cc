@@ -1,0 +1,50 @@
+#include "coordinator/core/failure.h"
+
+#include <fmt/format.h>
+
+#include "comm/base/exit_codes.h"
+
+namespace penstock {
+namespace {
+
+constexpr int kSigKill = 9;
+constexpr int kSigTerm = 15;
+
+std::string code_of(const RankExited& exited) {
+  if (exited.signal != 0) return "rank_killed";
+  switch (static_cast<ExitCode>(exited.exit_code)) {
+    case ExitCode::kPeerLost:
+      return kCausePeerLost;
+    case ExitCode::kDataCorrupt:
+      return kCauseDataCorrupt;
+    case ExitCode::kOutOfMemory:
+      return "out_of_memory";
+    case ExitCode::kUsage:
+      return "usage";
+    default:
+      return "rank_exited";
+  }
+}
+
+}  // namespace
+
+Failure failure_of(const RankExited& exited, const std::string& worker_name, bool restoring) {
+  const std::string how = exited.signal != 0 ? fmt::format("was killed by signal {}", exited.signal)
+                                             : fmt::format("exited with code {}", exited.exit_code);
+  Failure failure;
+  failure.reason.code = code_of(exited);
+  failure.reason.message = fmt::format("rank {} on {} {}{}{}", exited.rank, worker_name, how,
+                                       exited.reason.empty() ? "" : ": ", exited.reason);
+  failure.rank = exited.rank;
+  failure.worker = worker_name;
+  failure.fatal =
+      failure.reason.code == "usage" || (failure.reason.code == kCauseDataCorrupt && !restoring);
+  return failure;
+}
+
+bool looks_ordered(const RankExited& exited) {
+  return exited.signal == kSigKill || exited.signal == kSigTerm ||
+         (exited.signal == 0 && exited.exit_code == static_cast<int>(ExitCode::kInterrupted));
+}
+
+}  // namespace penstock

@@ -1,0 +1,31 @@
+#include "coordinator/core/job.h"
+
+#include <algorithm>
+
+namespace penstock {
+
+bool Job::commit_in_flight() const {
+  return std::any_of(rounds.begin(), rounds.end(),
+                     [](const auto& round) { return round.second.committing; });
+}
+
+std::optional<double> Job::tokens_per_second() const {
+  double seconds = 0.0;
+  double tokens = 0.0;
+  for (const StepRecord& step : recent_steps) {
+    seconds += step.step_seconds;
+    tokens += static_cast<double>(step.tokens);
+  }
+  if (recent_steps.empty() || seconds <= 0.0) return std::nullopt;
+  return tokens / seconds;
+}
+
+std::optional<double> Job::eta_seconds() const {
+  if (recent_steps.empty() || record.state != JobState::kRunning) return std::nullopt;
+  double seconds = 0.0;
+  for (const StepRecord& step : recent_steps) seconds += step.step_seconds;
+  const auto steps_left = static_cast<double>(record.target_steps - recent_steps.back().step);
+  return steps_left * seconds / static_cast<double>(recent_steps.size());
+}
+
+}  // namespace penstock

@@ -1,0 +1,93 @@
+// What the core knows beyond its records: what workers and ranks said since it started. All of it can be lost and is
+// learned again.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "comm/control/message.h"
+#include "comm/run/job_spec.h"
+#include "coordinator/core/records.h"
+
+namespace penstock {
+
+// One rank of the current epoch.
+struct RankView {
+  bool seen = false;                   // its daemon has said that the process runs
+  bool finished = false;               // every step done
+  std::optional<std::string> address;  // from RankReady
+  RankState state = RankState::kStarting;
+  int64_t step = 0;
+  std::optional<Instant> missing_since;  // its daemon no longer lists it, and has not said why
+};
+
+// Segments of one step's checkpoint on their way to a commit.
+struct CheckpointRound {
+  std::map<Rank, SegmentSaved> segments;  // slices dropped
+  Instant opened;
+  bool committing = false;
+};
+
+// What the next start restores from.
+enum class Restore : uint8_t {
+  kUnknown,    // must be looked for before the next start
+  kSearching,  // a FindCheckpoint is on its way
+  kKnown,      // JobRecord::restore_manifest and restore_step hold
+};
+
+struct Job {
+  JobRecord record;
+  JobSpec spec;
+  std::vector<RankView> ranks;  // of the current epoch, as long as it is placed
+  std::set<WorkerId> awaiting;  // workers that have not confirmed the stop of the epoch yet
+  std::map<int64_t, CheckpointRound> rounds;     // by step
+  std::map<int64_t, std::string> failed_rounds;  // step to reason, of this epoch
+  Restore restore = Restore::kUnknown;
+  Instant place_after;  // back-off
+  Instant epoch_began;  // StartRanks sent, or adopted after a restart of the coordinator
+  Instant ordered_at;   // newest orders sent; they are repeated when nothing shows for it
+  int64_t stop_grace_ms = 0;
+  std::deque<StepRecord> recent_steps;       // newest last, of this epoch, at most kRecentStepsMax
+  std::deque<EvaluationRecord> evaluations;  // newest last, at most kEvaluationsMax
+
+  int64_t world_size() const { return spec.parallelism.world_size(); }
+  bool placed() const { return !record.placement.empty(); }
+  bool commit_in_flight() const;
+  // Over recent steps of this epoch; nullopt before the first.
+  std::optional<double> tokens_per_second() const;
+  std::optional<double> eta_seconds() const;
+};
+
+enum class WorkerState : uint8_t {
+  kExpected,  // known from the records, not heard since this coordinator started
+  kUp,
+  kLost,  // silent for too long: its ranks are taken to be gone
+};
+
+// One rank that a worker has a device for, in the current epoch of its job.
+struct HostedRank {
+  JobId job;
+  Rank rank;
+  int32_t device = 0;
+};
+
+struct Worker {
+  WorkerRecord record;
+  WorkerState state = WorkerState::kExpected;
+  std::string peer;  // of its newest Register; empty: not seen since this coordinator started
+  std::string host;
+  std::string device_kind;
+  std::string http_address;
+  Instant last_seen;  // kExpected: when this coordinator started
+  uint64_t heartbeat_sequence = 0;
+  std::vector<HostedRank> hosted;  // what holds its devices
+};
+
+inline constexpr size_t kRecentStepsMax = 20;
+inline constexpr size_t kEvaluationsMax = 100;
+
+}  // namespace penstock

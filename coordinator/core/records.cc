@@ -1,0 +1,323 @@
+#include "coordinator/core/records.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+namespace penstock {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::string_view kStateNames[] = {"QUEUED",  "PLACING",    "STARTING", "LOADING",
+                                            "RUNNING", "RECOVERING", "STOPPING", "SUCCEEDED",
+                                            "FAILED",  "CANCELLED"};
+static_assert(std::size(kStateNames) == std::size(kJobStates));
+
+std::string dump(const json& value) {
+  // Reasons may quote what a rank printed; bytes that are not UTF-8 are replaced.
+  return value.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+// JSON has no infinities or NaN: they travel as strings.
+json number(double value) {
+  if (std::isfinite(value)) return value;
+  return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
+}
+double to_number(const json& value) {
+  if (!value.is_string()) return value.get<double>();
+  const auto& text = value.get_ref<const std::string&>();
+  if (text == "nan") return std::numeric_limits<double>::quiet_NaN();
+  return text == "inf" ? std::numeric_limits<double>::infinity()
+                       : -std::numeric_limits<double>::infinity();
+}
+
+json to_json(const Reason& reason) {
+  return {{"code", reason.code}, {"message", reason.message}};
+}
+Reason to_reason(const json& value) {
+  return {value.at("code"), value.at("message")};
+}
+
+json to_json(const Failure& failure) {
+  return {{"reason", to_json(failure.reason)},
+          {"rank", failure.rank ? json(failure.rank->value) : json()},
+          {"worker", failure.worker},
+          {"step", failure.step},
+          {"fatal", failure.fatal}};
+}
+Failure to_failure(const json& value) {
+  Failure failure;
+  failure.reason = to_reason(value.at("reason"));
+  if (!value.at("rank").is_null()) failure.rank = Rank{value.at("rank").get<int32_t>()};
+  failure.worker = value.at("worker");
+  failure.step = value.at("step");
+  failure.fatal = value.at("fatal");
+  return failure;
+}
+
+json to_json(const StepRecord& step) {
+  return {{"job", step.job.value},
+          {"epoch", step.epoch.value},
+          {"step", step.step},
+          {"loss", number(step.loss)},
+          {"grad_norm", number(step.grad_norm)},
+          {"learning_rate", number(step.learning_rate)},
+          {"tokens", step.tokens},
+          {"step_seconds", number(step.step_seconds)},
+          {"expert_load_max_ratio", number(step.expert_load_max_ratio)},
+          {"replayed", step.replayed},
+          {"finished_ns", step.finished.nanoseconds}};
+}
+StepRecord to_step(const json& value) {
+  StepRecord step;
+  step.job = {value.at("job")};
+  step.epoch = {value.at("epoch")};
+  step.step = value.at("step");
+  step.loss = to_number(value.at("loss"));
+  step.grad_norm = to_number(value.at("grad_norm"));
+  step.learning_rate = to_number(value.at("learning_rate"));
+  step.tokens = value.at("tokens");
+  step.step_seconds = to_number(value.at("step_seconds"));
+  step.expert_load_max_ratio = to_number(value.at("expert_load_max_ratio"));
+  step.replayed = value.at("replayed");
+  step.finished = {value.at("finished_ns")};
+  return step;
+}
+
+json to_json(const CheckpointRecord& checkpoint) {
+  return {{"step", checkpoint.step},
+          {"epoch", checkpoint.epoch.value},
+          {"manifest", checkpoint.manifest},
+          {"bytes", checkpoint.bytes},
+          {"weights_digest", checkpoint.weights_digest},
+          {"committed_ns", checkpoint.committed.nanoseconds}};
+}
+CheckpointRecord to_checkpoint(const json& value) {
+  return {value.at("step"),  {value.at("epoch")},        value.at("manifest"),
+          value.at("bytes"), value.at("weights_digest"), {value.at("committed_ns")}};
+}
+
+json optional_instant(const std::optional<Instant>& at) {
+  return at ? json(at->nanoseconds) : json();
+}
+std::optional<Instant> to_optional_instant(const json& value) {
+  if (value.is_null()) return std::nullopt;
+  return Instant{value.get<int64_t>()};
+}
+
+JobState to_state(const json& value) {
+  const std::optional<JobState> state = job_state_of(value.get_ref<const std::string&>());
+  // Raises the library's own error, which decode() reports.
+  if (!state) json::object().at("no such state: " + value.get<std::string>());
+  return *state;
+}
+
+JobRecord to_job(const json& value) {
+  JobRecord job;
+  job.id = {value.at("id")};
+  job.name = value.at("name");
+  job.state = to_state(value.at("state"));
+  job.reason = to_reason(value.at("reason"));
+  job.outcome = to_state(value.at("outcome"));
+  job.created = {value.at("created_ns")};
+  job.started = to_optional_instant(value.at("started_ns"));
+  job.finished = to_optional_instant(value.at("finished_ns"));
+  job.target_steps = value.at("target_steps");
+  job.epoch = {value.at("epoch")};
+  job.restarts = value.at("restarts");
+  job.failures = value.at("failures");
+  job.failures_without_step = value.at("failures_without_step");
+  job.highest_step = value.at("highest_step");
+  for (const json& at : value.at("placement")) {
+    job.placement.push_back({{at.at("worker")}, at.at("device")});
+  }
+  job.checkpoint_dir = value.at("checkpoint_dir");
+  job.restore_manifest = value.at("restore_manifest");
+  job.restore_step = value.at("restore_step");
+  if (!value.at("checkpoint").is_null()) job.checkpoint = to_checkpoint(value.at("checkpoint"));
+  if (!value.at("last_failure").is_null()) job.last_failure = to_failure(value.at("last_failure"));
+  if (!value.at("last_step").is_null()) job.last_step = to_step(value.at("last_step"));
+  return job;
+}
+
+WorkerRecord to_worker(const json& value) {
+  return {{value.at("id")}, value.at("name"), value.at("incarnation"), value.at("device_count")};
+}
+
+EvaluationRecord to_evaluation(const json& value) {
+  return {{value.at("job")},           {value.at("epoch")}, value.at("step"),
+          to_number(value.at("loss")), value.at("tokens"),  {value.at("received_ns")}};
+}
+
+JobEvent to_event(const json& value) {
+  JobEvent event;
+  event.sequence = value.at("sequence");
+  event.at = {value.at("at_ns")};
+  event.actor = value.at("actor");
+  event.job = {value.at("job")};
+  event.job_name = value.at("job_name");
+  event.epoch = {value.at("epoch")};
+  if (!value.at("rank").is_null()) event.rank = Rank{value.at("rank").get<int32_t>()};
+  if (!value.at("state").is_null()) event.state = to_state(value.at("state"));
+  if (!value.at("from").is_null()) event.from = to_state(value.at("from"));
+  event.reason = to_reason(value.at("reason"));
+  return event;
+}
+
+// The only catch of nlohmann's exceptions here: damaged records become a Status.
+template <typename Convert>
+auto decode(std::string_view text, std::string_view kind, Convert convert)
+    -> Result<decltype(convert(json()))> {
+  try {
+    return convert(json::parse(text));
+  } catch (const json::exception& error) {
+    return data_loss(fmt::format("the stored {} record is damaged: {}", kind, error.what()));
+  }
+}
+
+}  // namespace
+
+std::string_view job_state_name(JobState state) {
+  return kStateNames[static_cast<size_t>(state)];
+}
+
+std::optional<JobState> job_state_of(std::string_view name) {
+  for (const JobState state : kJobStates) {
+    if (job_state_name(state) == name) return state;
+  }
+  return std::nullopt;
+}
+
+bool is_final(JobState state) {
+  return state == JobState::kSucceeded || state == JobState::kFailed ||
+         state == JobState::kCancelled;
+}
+
+bool wants_ranks(JobState state) {
+  return state == JobState::kStarting || state == JobState::kLoading || state == JobState::kRunning;
+}
+
+std::string key_number(uint64_t number) {
+  return fmt::format("{:016x}", number);
+}
+std::string job_key(JobId job) {
+  return std::string(kJobPrefix) + key_number(job.value);
+}
+std::string spec_key(JobId job) {
+  return std::string(kSpecPrefix) + key_number(job.value);
+}
+std::string job_event_prefix(JobId job) {
+  return "job-event/" + key_number(job.value) + "/";
+}
+std::string step_prefix(JobId job) {
+  return "step/" + key_number(job.value) + "/";
+}
+
+std::optional<JobId> job_of_spec_key(std::string_view key) {
+  if (!key.starts_with(kSpecPrefix)) return std::nullopt;
+  key.remove_prefix(kSpecPrefix.size());
+  if (key.size() != 16 || key.find_first_not_of("0123456789abcdef") != std::string_view::npos) {
+    return std::nullopt;
+  }
+  return JobId{std::stoull(std::string(key), nullptr, 16)};
+}
+
+Record record_of(const JobRecord& job) {
+  json placement = json::array();
+  for (const RankPlacement& at : job.placement) {
+    placement.push_back({{"worker", at.worker.value}, {"device", at.device}});
+  }
+  const json value = {
+      {"id", job.id.value},
+      {"name", job.name},
+      {"state", job_state_name(job.state)},
+      {"reason", to_json(job.reason)},
+      {"outcome", job_state_name(job.outcome)},
+      {"created_ns", job.created.nanoseconds},
+      {"started_ns", optional_instant(job.started)},
+      {"finished_ns", optional_instant(job.finished)},
+      {"target_steps", job.target_steps},
+      {"epoch", job.epoch.value},
+      {"restarts", job.restarts},
+      {"failures", job.failures},
+      {"failures_without_step", job.failures_without_step},
+      {"highest_step", job.highest_step},
+      {"placement", std::move(placement)},
+      {"checkpoint_dir", job.checkpoint_dir},
+      {"restore_manifest", job.restore_manifest},
+      {"restore_step", job.restore_step},
+      {"checkpoint", job.checkpoint ? to_json(*job.checkpoint) : json()},
+      {"last_failure", job.last_failure ? to_json(*job.last_failure) : json()},
+      {"last_step", job.last_step ? to_json(*job.last_step) : json()},
+  };
+  return {job_key(job.id), dump(value)};
+}
+
+Record record_of(const WorkerRecord& worker) {
+  return {std::string(kWorkerPrefix) + key_number(worker.id.value),
+          dump({{"id", worker.id.value},
+                {"name", worker.name},
+                {"incarnation", worker.incarnation},
+                {"device_count", worker.device_count}})};
+}
+
+Record record_of(const StepRecord& step) {
+  return {step_prefix(step.job) + key_number(step.cursor()), dump(to_json(step))};
+}
+
+Record record_of(const EvaluationRecord& evaluation) {
+  const uint64_t position =
+      uint64_t{evaluation.epoch.value} << 32 | static_cast<uint64_t>(evaluation.step);
+  return {std::string(kEvaluationPrefix) + key_number(evaluation.job.value) + "/" +
+              key_number(position),
+          dump({{"job", evaluation.job.value},
+                {"epoch", evaluation.epoch.value},
+                {"step", evaluation.step},
+                {"loss", number(evaluation.loss)},
+                {"tokens", evaluation.tokens},
+                {"received_ns", evaluation.received.nanoseconds}})};
+}
+
+Record spec_record(JobId job, std::string spec_json) {
+  return {spec_key(job), std::move(spec_json)};
+}
+
+std::vector<Record> records_of(const JobEvent& event) {
+  const json value = {{"sequence", event.sequence},
+                      {"at_ns", event.at.nanoseconds},
+                      {"actor", event.actor},
+                      {"job", event.job.value},
+                      {"job_name", event.job_name},
+                      {"epoch", event.epoch.value},
+                      {"rank", event.rank ? json(event.rank->value) : json()},
+                      {"state", event.state ? json(job_state_name(*event.state)) : json()},
+                      {"from", event.from ? json(job_state_name(*event.from)) : json()},
+                      {"reason", to_json(event.reason)}};
+  const std::string text = dump(value);
+  std::vector<Record> records = {{std::string(kEventPrefix) + key_number(event.sequence), text}};
+  if (event.job.value != 0) {
+    records.push_back({job_event_prefix(event.job) + key_number(event.sequence), text});
+  }
+  return records;
+}
+
+Result<JobRecord> decode_job(std::string_view value) {
+  return decode(value, "job", to_job);
+}
+Result<WorkerRecord> decode_worker(std::string_view value) {
+  return decode(value, "worker", to_worker);
+}
+Result<StepRecord> decode_step(std::string_view value) {
+  return decode(value, "step", to_step);
+}
+Result<EvaluationRecord> decode_evaluation(std::string_view value) {
+  return decode(value, "evaluation", to_evaluation);
+}
+Result<JobEvent> decode_event(std::string_view value) {
+  return decode(value, "event", to_event);
+}
+
+}  // namespace penstock

@@ -1,0 +1,188 @@
+// What the coordinator remembers: jobs, workers, events, steps, evaluations, each as one key and one JSON value. The
+// store holds nothing else, and a coordinator is rebuilt from these alone.
+//
+//   job/<id>                     JobRecord
+//   spec/<id>                    canonical job spec (comm/run/job_spec.h)
+//   worker/<id>                  WorkerRecord
+//   event/<sequence>             JobEvent, every event in order
+//   job-event/<id>/<sequence>    the same, by job
+//   step/<id>/<cursor>           StepRecord; the cursor is epoch << 32 | step: the order trained
+//   evaluation/<id>/<cursor>     EvaluationRecord
+// Numbers in keys are 16 lower-case hexadecimal digits, so that key order is number order.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "comm/base/clock.h"
+#include "comm/base/ids.h"
+#include "comm/base/status.h"
+
+namespace penstock {
+
+enum class JobState : uint8_t {
+  kQueued,
+  kPlacing,
+  kStarting,  // rank processes are being spawned
+  kLoading,   // every rank process runs; data, model, checkpoint are being read
+  kRunning,
+  kRecovering,  // the failed epoch is being stopped, or waits to be placed again
+  kStopping,    // on the way to a final state: JobRecord::outcome
+  kSucceeded,
+  kFailed,
+  kCancelled,
+};
+inline constexpr JobState kJobStates[] = {
+    JobState::kQueued,  JobState::kPlacing,    JobState::kStarting, JobState::kLoading,
+    JobState::kRunning, JobState::kRecovering, JobState::kStopping, JobState::kSucceeded,
+    JobState::kFailed,  JobState::kCancelled};
+
+// "RUNNING"; the names of reference documentation, API and events.
+std::string_view job_state_name(JobState state);
+std::optional<JobState> job_state_of(std::string_view name);
+bool is_final(JobState state);
+// Ranks of the current epoch are wanted: STARTING, LOADING, RUNNING.
+bool wants_ranks(JobState state);
+
+struct RankPlacement {
+  WorkerId worker;
+  int32_t device = 0;
+  bool operator==(const RankPlacement&) const = default;
+};
+
+// Why something is as it is: a code from a closed set for programs, a sentence for people.
+struct Reason {
+  std::string code;
+  std::string message;
+  bool operator==(const Reason&) const = default;
+};
+
+// The first cause of the newest failure.
+struct Failure {
+  Reason reason;
+  std::optional<Rank> rank;
+  std::string worker;  // its name, or empty
+  int64_t step = 0;    // last one reported before
+  bool fatal = false;  // a retry cannot help
+  bool operator==(const Failure&) const = default;
+};
+
+struct StepRecord {
+  JobId job;
+  Epoch epoch;
+  int64_t step = 0;
+  double loss = 0.0;
+  double grad_norm = 0.0;
+  double learning_rate = 0.0;
+  int64_t tokens = 0;
+  double step_seconds = 0.0;
+  double expert_load_max_ratio = 0.0;
+  bool replayed = false;  // an earlier epoch had reached this step
+  Instant finished;
+  // Position in the job's records: grows in the order trained.
+  uint64_t cursor() const { return uint64_t{epoch.value} << 32 | static_cast<uint64_t>(step); }
+};
+
+struct EvaluationRecord {
+  JobId job;
+  Epoch epoch;
+  int64_t step = 0;
+  double loss = 0.0;
+  int64_t tokens = 0;
+  Instant received;
+};
+
+// The newest committed checkpoint of a job.
+struct CheckpointRecord {
+  int64_t step = 0;
+  Epoch epoch;
+  std::string manifest;  // absolute path
+  uint64_t bytes = 0;
+  std::string weights_digest;  // hexadecimal; empty when the driver could not compute it
+  Instant committed;
+};
+
+struct JobRecord {
+  JobId id;
+  std::string name;
+  JobState state = JobState::kQueued;
+  Reason reason;
+  JobState outcome = JobState::kFailed;  // meaningful in STOPPING
+  Instant created;
+  std::optional<Instant> started;  // first time RUNNING
+  std::optional<Instant> finished;
+  int64_t target_steps = 0;
+  Epoch epoch;           // 0 before the first start
+  int64_t restarts = 0;  // recoveries over the job's life
+  int64_t failures = 0;  // since the user last submitted or resumed: what max_restarts limits
+  int64_t failures_without_step = 0;     // in a row; sets the back-off
+  int64_t highest_step = 0;              // over all epochs
+  std::vector<RankPlacement> placement;  // of `epoch`, by rank; empty: no rank of it can be left
+  std::string checkpoint_dir;
+  std::string restore_manifest;  // of `epoch`; empty: initial weights
+  int64_t restore_step = 0;
+  std::optional<CheckpointRecord> checkpoint;
+  std::optional<Failure> last_failure;
+  std::optional<StepRecord> last_step;
+};
+
+struct WorkerRecord {
+  WorkerId id;
+  std::string name;
+  uint64_t incarnation = 0;
+  int32_t device_count = 0;
+};
+
+// One transition or noteworthy fact. The command line, the page and the metrics all read these.
+struct JobEvent {
+  uint64_t sequence = 0;  // over the whole cluster, from 1, without gaps
+  Instant at;
+  std::string actor;  // "user", "coordinator", "worker NAME"
+  JobId job;          // 0: of the cluster
+  std::string job_name;
+  Epoch epoch;
+  std::optional<Rank> rank;
+  std::optional<JobState> state;  // of the job after the event; none for cluster events
+  std::optional<JobState> from;   // set when the event is a transition
+  Reason reason;
+};
+
+struct Record {
+  std::string key;
+  std::string value;
+};
+
+Record record_of(const JobRecord& job);
+Record record_of(const WorkerRecord& worker);
+Record record_of(const StepRecord& step);
+Record record_of(const EvaluationRecord& evaluation);
+Record spec_record(JobId job, std::string spec_json);
+// Both keys of an event.
+std::vector<Record> records_of(const JobEvent& event);
+
+// kDataLoss, naming the field, when the value is not what record_of writes.
+Result<JobRecord> decode_job(std::string_view value);
+Result<WorkerRecord> decode_worker(std::string_view value);
+Result<StepRecord> decode_step(std::string_view value);
+Result<EvaluationRecord> decode_evaluation(std::string_view value);
+Result<JobEvent> decode_event(std::string_view value);
+
+// "job/000…7"; with a trailing slash where more parts follow.
+std::string job_key(JobId job);
+std::string spec_key(JobId job);
+std::string job_event_prefix(JobId job);
+std::string step_prefix(JobId job);
+std::string key_number(uint64_t number);
+// The job named in a spec/<id> key; nullopt for another key.
+std::optional<JobId> job_of_spec_key(std::string_view key);
+
+inline constexpr std::string_view kJobPrefix = "job/";
+inline constexpr std::string_view kSpecPrefix = "spec/";
+inline constexpr std::string_view kWorkerPrefix = "worker/";
+inline constexpr std::string_view kEventPrefix = "event/";
+inline constexpr std::string_view kEvaluationPrefix = "evaluation/";
+
+}  // namespace penstock
