@@ -1,0 +1,308 @@
+// One TEST per rule of message.h that check_message() enforces: a sound message, one field broken,
+// the error names it.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "comm/control/codec.h"
+
+namespace penstock {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+Register sound_register() {
+  Register message;
+  message.name = "w0";
+  message.incarnation = 1;
+  message.host = "host";
+  message.device_count = 1;
+  message.device_kind = "cpu";
+  return message;
+}
+
+StartRank sound_start() {
+  StartRank message;
+  message.job = {1};
+  message.epoch = {1};
+  message.spec_json = "{}";
+  message.checkpoint_dir = "/checkpoints/1";
+  return message;
+}
+
+SegmentSaved sound_segment() {
+  SegmentSaved message;
+  message.job = {1};
+  message.epoch = {1};
+  message.step = 10;
+  message.file = "step-10/rank-0.segment";
+  SavedSlice slice;
+  slice.name = "lm_head.weight|weight";
+  slice.dtype = "f32";
+  slice.shape = {8, 4};
+  slice.box_offset = {4, 0};
+  slice.box_size = {4, 4};
+  message.slices.push_back(slice);
+  return message;
+}
+
+// The refusal names the message and the field.
+void expect_refused(const ControlMessage& message, const std::string& field) {
+  const Status status = check_message(message);
+  ASSERT_FALSE(status.ok()) << "accepted although " << field << " is wrong";
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_NE(status.message().find(field), std::string::npos) << status.message();
+  EXPECT_NE(status.message().find(std::string(message_name(message))), std::string::npos)
+      << status.message();
+  EXPECT_FALSE(decode(encode(message)).ok()) << "the codec let it through";
+}
+
+TEST(MessageCheckTest, SoundMessagesPass) {
+  EXPECT_TRUE(check_message(sound_register()).ok());
+  EXPECT_TRUE(check_message(sound_start()).ok());
+  EXPECT_TRUE(check_message(sound_segment()).ok());
+}
+
+TEST(MessageCheckTest, RegisterNeedsAName) {
+  Register message = sound_register();
+  message.name.clear();
+  expect_refused(message, "name is empty");
+}
+
+TEST(MessageCheckTest, NamesHoldNoControlCharacters) {
+  Register message = sound_register();
+  message.name = "w0\nlevel=error fake line";
+  expect_refused(message, "name holds a control character");
+}
+
+TEST(MessageCheckTest, NamesAreBounded) {
+  Register message = sound_register();
+  message.name.assign(kNameBytesMax + 1, 'x');
+  expect_refused(message, "name is 4097 bytes long");
+}
+
+TEST(MessageCheckTest, RegisterNeedsAnIncarnation) {
+  Register message = sound_register();
+  message.incarnation = 0;
+  expect_refused(message, "incarnation");
+}
+
+TEST(MessageCheckTest, RegisterNeedsADevice) {
+  Register message = sound_register();
+  message.device_count = 0;
+  expect_refused(message, "device_count");
+}
+
+TEST(MessageCheckTest, RankStatesAreKnownOnes) {
+  Register message = sound_register();
+  message.ranks.push_back({.job = {1}, .epoch = {1}, .rank = {0}});
+  message.ranks.back().state = static_cast<RankState>(4);
+  expect_refused(message, "state");
+}
+
+TEST(MessageCheckTest, RankStepsAreNotNegative) {
+  Heartbeat message = {.worker = {1}, .incarnation = 1, .sequence = 1, .ranks = {}};
+  message.ranks.push_back({.job = {1}, .epoch = {1}, .rank = {0}});
+  message.ranks.back().step = -1;
+  expect_refused(message, "step");
+}
+
+TEST(MessageCheckTest, RegisteredNeedsAWorkerUnlessRefused) {
+  Registered message = {.worker = {0}, .heartbeat_interval_ms = 1000, .refusal = ""};
+  expect_refused(message, "worker");
+  message.refusal = "the protocol version differs";
+  EXPECT_TRUE(check_message(message).ok());
+}
+
+TEST(MessageCheckTest, HeartbeatIntervalsAreBounded) {
+  expect_refused(Registered{{1}, 0, ""}, "heartbeat_interval_ms");
+  expect_refused(Registered{{1}, 3'600'001, ""}, "heartbeat_interval_ms");
+}
+
+TEST(MessageCheckTest, HeartbeatNeedsAWorker) {
+  expect_refused(Heartbeat{{0}, 1, 1, {}}, "worker");
+}
+
+TEST(MessageCheckTest, JobZeroIsNobody) {
+  expect_refused(RanksStopped{{0}, {1}}, "job");
+}
+
+TEST(MessageCheckTest, EpochZeroIsNone) {
+  expect_refused(RanksStopped{{1}, {0}}, "epoch");
+}
+
+TEST(MessageCheckTest, RanksAreNotNegative) {
+  expect_refused(RankFinished{{1}, {1}, {-1}, 1}, "rank");
+}
+
+TEST(MessageCheckTest, RanksAreBounded) {
+  expect_refused(RankFinished{{1}, {1}, {static_cast<int32_t>(kRanksMax)}, 1}, "rank");
+}
+
+TEST(MessageCheckTest, StartRankNeedsADevice) {
+  StartRank message = sound_start();
+  message.device = -1;
+  expect_refused(message, "device");
+}
+
+TEST(MessageCheckTest, StartRankNeedsASpec) {
+  StartRank message = sound_start();
+  message.spec_json.clear();
+  expect_refused(message, "spec_json");
+}
+
+TEST(MessageCheckTest, SpecsAreBounded) {
+  StartRank message = sound_start();
+  message.spec_json.assign(kTextBytesMax + 1, ' ');
+  expect_refused(message, "spec_json");
+}
+
+TEST(MessageCheckTest, CheckpointDirectoriesAreAbsolute) {
+  StartRank message = sound_start();
+  message.checkpoint_dir = "relative";
+  expect_refused(message, "checkpoint_dir");
+}
+
+TEST(MessageCheckTest, ManifestsAreAbsolute) {
+  StartRank message = sound_start();
+  message.restore_manifest = "manifest";
+  expect_refused(message, "restore_manifest");
+}
+
+TEST(MessageCheckTest, ARestoreStepNeedsAManifest) {
+  StartRank message = sound_start();
+  message.restore_step = 60;
+  expect_refused(message, "restore_step");
+}
+
+TEST(MessageCheckTest, InstructionOpsAreKnownOnes) {
+  StartRank message = sound_start();
+  message.program.training.push_back({.op = static_cast<Op>(11)});
+  expect_refused(message, "training");
+}
+
+TEST(MessageCheckTest, InstructionDirectionsAreZeroOrOne) {
+  StartRank message = sound_start();
+  message.program.evaluation.push_back({.op = Op::kForward, .direction = 2});
+  expect_refused(message, "evaluation");
+}
+
+TEST(MessageCheckTest, AddressesAreBounded) {
+  expect_refused(RankReady{{1}, {1}, {0}, std::string(kAddressBytesMax + 1, 'a')}, "address");
+}
+
+TEST(MessageCheckTest, BeginTrainingNeedsAddresses) {
+  expect_refused(BeginTraining{{1}, {1}, {}}, "addresses");
+}
+
+TEST(MessageCheckTest, GracesAreBounded) {
+  expect_refused(StopRanks{{1}, {1}, -1, ""}, "grace_ms");
+  expect_refused(StopRanks{{1}, {1}, 3'600'001, ""}, "grace_ms");
+}
+
+TEST(MessageCheckTest, AnExitHasACodeOrASignal) {
+  expect_refused(RankExited{{1}, {1}, {0}, 1, 9, ""}, "exit_code");
+  expect_refused(RankExited{{1}, {1}, {0}, -1, 0, ""}, "exit_code");
+  EXPECT_TRUE(check_message(RankExited{{1}, {1}, {0}, -1, 9, ""}).ok());
+}
+
+TEST(MessageCheckTest, SignalsAndCodesAreOnesThatExist) {
+  expect_refused(RankExited{{1}, {1}, {0}, -1, 65, ""}, "signal");
+  expect_refused(RankExited{{1}, {1}, {0}, 256, 0, ""}, "exit_code");
+}
+
+TEST(MessageCheckTest, ReasonsAreBounded) {
+  expect_refused(RankExited{{1}, {1}, {0}, 1, 0, std::string(kNameBytesMax + 1, 'r')}, "reason");
+}
+
+TEST(MessageCheckTest, StepsOfReportsBeginAtOne) {
+  expect_refused(StepReport{.job = {1}, .epoch = {1}, .step = 0}, "step");
+}
+
+TEST(MessageCheckTest, OnlyLossAndGradientNormMayBeNan) {
+  StepReport message = {.job = {1}, .epoch = {1}, .step = 1, .loss = kNan, .grad_norm = kNan};
+  EXPECT_TRUE(check_message(message).ok());
+  message.learning_rate = kNan;
+  expect_refused(message, "learning_rate");
+  message.learning_rate = 0.0;
+  message.step_seconds = -1.0;
+  expect_refused(message, "step_seconds");
+}
+
+TEST(MessageCheckTest, ProgressFiguresAreFinite) {
+  RankProgress message = {.job = {1}, .epoch = {1}, .rank = {0}, .step = 1};
+  EXPECT_TRUE(check_message(message).ok());
+  message.reduce_seconds = kNan;
+  expect_refused(message, "reduce_seconds");
+}
+
+TEST(MessageCheckTest, EvaluationTokensAreNotNegative) {
+  expect_refused(EvaluationReport{{1}, {1}, 1, 2.0, -5}, "tokens");
+}
+
+TEST(MessageCheckTest, SegmentFilesStayInTheirDirectory) {
+  for (const char* file : {"/etc/passwd", "../x", "a/../../x", "a//b", "a/.", ""}) {
+    SegmentSaved message = sound_segment();
+    message.file = file;
+    expect_refused(message, "file");
+  }
+}
+
+TEST(MessageCheckTest, BoxesHaveTheirTensorsDimensions) {
+  SegmentSaved message = sound_segment();
+  message.slices[0].box_size.pop_back();
+  expect_refused(message, "slice box");
+}
+
+TEST(MessageCheckTest, BoxesLieInsideTheirTensor) {
+  SegmentSaved message = sound_segment();
+  message.slices[0].box_offset[0] = 5;
+  expect_refused(message, "slice box");
+}
+
+TEST(MessageCheckTest, BoxesThatOverflowAreRefused) {
+  SegmentSaved message = sound_segment();
+  message.slices[0].box_offset[0] = std::numeric_limits<int64_t>::max();
+  message.slices[0].box_size[0] = std::numeric_limits<int64_t>::max();
+  message.slices[0].shape[0] = std::numeric_limits<int64_t>::max();
+  expect_refused(message, "slice box");
+}
+
+TEST(MessageCheckTest, SliceFileRangesDoNotOverflow) {
+  SegmentSaved message = sound_segment();
+  message.slices[0].file_offset = std::numeric_limits<uint64_t>::max();
+  message.slices[0].byte_count = 1;
+  expect_refused(message, "slice file range");
+}
+
+TEST(MessageCheckTest, TensorsHaveAtMostEightDimensions) {
+  SegmentSaved message = sound_segment();
+  message.slices[0].shape.assign(9, 1);
+  message.slices[0].box_size.assign(9, 1);
+  message.slices[0].box_offset.assign(9, 0);
+  expect_refused(message, "slice shape");
+}
+
+TEST(MessageCheckTest, SavesAndOutcomesHaveAStep) {
+  expect_refused(SaveFailed{{1}, {1}, {0}, -1, "disk full"}, "step");
+  expect_refused(CheckpointOutcome{{1}, {1}, -1, true, ""}, "step");
+}
+
+TEST(MessageCheckTest, LogChunksAreBounded) {
+  expect_refused(LogChunk{{1}, {1}, {0}, 0, std::string(kTextBytesMax + 1, 'l')}, "text");
+}
+
+TEST(MessageCheckTest, HellosHaveAProcess) {
+  expect_refused(RankHello{{1}, {1}, {0}, 0}, "pid");
+}
+
+TEST(MessageCheckTest, NamesOfMessagesAreUnique) {
+  EXPECT_EQ(message_name(StepReport()), "step_report");
+  EXPECT_EQ(message_name(RanksStopped()), "ranks_stopped");
+  EXPECT_EQ(message_name(Register()), "register");
+  EXPECT_EQ(message_name(RankProgress()), "rank_progress");
+}
+
+}  // namespace
+}  // namespace penstock

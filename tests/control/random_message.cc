@@ -1,0 +1,247 @@
+#include "tests/control/random_message.h"
+
+#include <limits>
+
+#include "comm/base/check.h"
+
+namespace penstock {
+namespace {
+
+template <typename Number>
+Number number(Random& random, Number least) {
+  // Small values and extreme ones both matter.
+  if (random.below(8) == 0) return std::numeric_limits<Number>::max();
+  return static_cast<Number>(least + static_cast<Number>(random.below(1000)));
+}
+
+std::string any_bytes(Random& random, size_t bytes_max) {
+  std::string text(random.below(bytes_max + 1), '\0');
+  for (char& c : text) c = static_cast<char>(random.below(256));
+  return text;
+}
+
+std::string name(Random& random) {
+  std::string text(1 + random.below(40), '\0');
+  for (char& c : text) c = static_cast<char>('a' + random.below(26));
+  return text;
+}
+
+double amount(Random& random) {
+  return random.uniform() * 1e6;
+}
+
+template <typename Message>
+void fill_key(Message& message, Random& random) {
+  message.job.value = number<uint64_t>(random, 1);
+  message.epoch.value = number<uint32_t>(random, 1);
+  if constexpr (requires { message.rank; }) {
+    message.rank.value = static_cast<int32_t>(random.below(kRanksMax));
+  }
+}
+
+std::vector<RankStatus> rank_statuses(Random& random) {
+  std::vector<RankStatus> ranks(random.below(5));
+  for (RankStatus& rank : ranks) {
+    fill_key(rank, random);
+    rank.state = static_cast<RankState>(random.below(4));
+    rank.step = number<int64_t>(random, 0);
+  }
+  return ranks;
+}
+
+std::vector<Instruction> instructions(Random& random) {
+  std::vector<Instruction> list(random.below(20));
+  for (Instruction& instruction : list) {
+    instruction.op = static_cast<Op>(random.below(static_cast<uint64_t>(Op::kOptimizerStep) + 1));
+    instruction.direction = static_cast<uint8_t>(random.below(2));
+    instruction.microbatch = number<int32_t>(random, -1);
+    instruction.backward_direction = static_cast<uint8_t>(random.below(2));
+    instruction.backward_microbatch = number<int32_t>(random, -1);
+    instruction.peer = number<int32_t>(random, -1);
+  }
+  return list;
+}
+
+SavedSlice saved_slice(Random& random) {
+  SavedSlice slice;
+  slice.name = name(random);
+  slice.dtype = "f32";
+  for (size_t i = random.below(5); i > 0; --i) {
+    const int64_t extent = number<int64_t>(random, 1);
+    const int64_t size = 1 + static_cast<int64_t>(random.below(static_cast<uint64_t>(extent)));
+    slice.shape.push_back(extent);
+    slice.box_size.push_back(size);
+    slice.box_offset.push_back(
+        static_cast<int64_t>(random.below(static_cast<uint64_t>(extent - size) + 1)));
+  }
+  slice.file_offset = random.below(1 << 30);
+  slice.byte_count = random.below(1 << 30);
+  slice.digest = {random.next(), random.next()};
+  return slice;
+}
+
+void fill(Register& message, Random& random) {
+  message.protocol_version = number<uint32_t>(random, 0);
+  message.name = name(random);
+  message.incarnation = number<uint64_t>(random, 1);
+  message.host = name(random);
+  message.device_count = number<int32_t>(random, 1);
+  message.device_kind = name(random);
+  message.http_address = any_bytes(random, 30);
+  message.ranks = rank_statuses(random);
+}
+
+void fill(Registered& message, Random& random) {
+  if (random.below(2) == 0) {
+    message.refusal = name(random);
+    return;
+  }
+  message.worker.value = number<uint64_t>(random, 1);
+  message.heartbeat_interval_ms = 1 + static_cast<int64_t>(random.below(3'600'000));
+}
+
+void fill(Heartbeat& message, Random& random) {
+  message.worker.value = number<uint64_t>(random, 1);
+  message.incarnation = number<uint64_t>(random, 1);
+  message.sequence = random.next();
+  message.ranks = rank_statuses(random);
+}
+
+void fill(StartRank& message, Random& random) {
+  fill_key(message, random);
+  message.device = number<int32_t>(random, 0);
+  message.spec_json = "{" + any_bytes(random, 2000) + "}";
+  message.program.pipeline_index = number<int32_t>(random, 0);
+  message.program.training = instructions(random);
+  message.program.evaluation = instructions(random);
+  message.checkpoint_dir = "/" + name(random);
+  if (random.below(2) == 0) {
+    message.restore_manifest = "/" + name(random);
+    message.restore_step = number<int64_t>(random, 0);
+  }
+  message.first_unreported_step = number<int64_t>(random, 0);
+}
+
+void fill(RankReady& message, Random& random) {
+  fill_key(message, random);
+  message.address = any_bytes(random, 600);
+}
+
+void fill(BeginTraining& message, Random& random) {
+  fill_key(message, random);
+  message.addresses.resize(1 + random.below(8));
+  for (std::string& address : message.addresses) address = any_bytes(random, 300);
+}
+
+void fill(StopRanks& message, Random& random) {
+  fill_key(message, random);
+  message.grace_ms = static_cast<int64_t>(random.below(3'600'001));
+  message.reason = any_bytes(random, 100);
+}
+
+void fill(RankExited& message, Random& random) {
+  fill_key(message, random);
+  if (random.below(2) == 0) {
+    message.exit_code = static_cast<int32_t>(random.below(256));
+  } else {
+    message.exit_code = -1;
+    message.signal = 1 + static_cast<int32_t>(random.below(64));
+  }
+  message.reason = any_bytes(random, 100);
+}
+
+void fill(StepReport& message, Random& random) {
+  fill_key(message, random);
+  message.step = number<int64_t>(random, 1);
+  message.loss = random.normal();
+  message.grad_norm = amount(random);
+  message.learning_rate = random.normal();
+  message.tokens = number<int64_t>(random, 0);
+  message.step_seconds = amount(random);
+  message.expert_load_max_ratio = amount(random);
+  message.finished_at_ns = static_cast<int64_t>(random.next());
+}
+
+void fill(EvaluationReport& message, Random& random) {
+  fill_key(message, random);
+  message.step = number<int64_t>(random, 0);
+  message.loss = random.normal();
+  message.tokens = number<int64_t>(random, 0);
+}
+
+void fill(SegmentSaved& message, Random& random) {
+  fill_key(message, random);
+  message.step = number<int64_t>(random, 0);
+  message.file = name(random) + "/" + name(random);
+  message.byte_count = random.next();
+  message.footer_digest = {random.next(), random.next()};
+  message.slices.resize(random.below(6));
+  for (SavedSlice& slice : message.slices) slice = saved_slice(random);
+}
+
+void fill(SaveFailed& message, Random& random) {
+  fill_key(message, random);
+  message.step = number<int64_t>(random, 0);
+  message.reason = any_bytes(random, 100);
+}
+
+void fill(CheckpointOutcome& message, Random& random) {
+  fill_key(message, random);
+  message.step = number<int64_t>(random, 0);
+  message.committed = random.below(2) == 0;
+  message.reason = any_bytes(random, 100);
+}
+
+void fill(RankFinished& message, Random& random) {
+  fill_key(message, random);
+  message.step = number<int64_t>(random, 0);
+}
+
+void fill(LogChunk& message, Random& random) {
+  fill_key(message, random);
+  message.offset = random.next();
+  message.text = any_bytes(random, 5000);
+}
+
+void fill(RankHello& message, Random& random) {
+  fill_key(message, random);
+  message.pid = number<int32_t>(random, 1);
+}
+
+void fill(RankProgress& message, Random& random) {
+  fill_key(message, random);
+  message.step = number<int64_t>(random, 0);
+  message.step_seconds = amount(random);
+  message.compute_seconds = amount(random);
+  message.expert_wait_seconds = amount(random);
+  message.pipeline_wait_seconds = amount(random);
+  message.reduce_seconds = amount(random);
+  message.optimizer_seconds = amount(random);
+  message.checkpoint_seconds = amount(random);
+  message.bytes_sent = random.next();
+  message.arena_bytes = random.next();
+}
+
+void fill(RanksStopped& message, Random& random) {
+  fill_key(message, random);
+}
+
+template <size_t Kind = 0>
+ControlMessage make(size_t kind, Random& random) {
+  if constexpr (Kind < kMessageKinds) {
+    if (kind != Kind) return make<Kind + 1>(kind, random);
+    std::variant_alternative_t<Kind, ControlMessage> message;
+    fill(message, random);
+    return message;
+  } else {
+    check_failed(__FILE__, __LINE__, "kind < kMessageKinds", fmt::format(" {}", kind));
+  }
+}
+
+}  // namespace
+
+ControlMessage random_message(size_t kind, Random& random) {
+  return make(kind, random);
+}
+
+}  // namespace penstock
