@@ -77,7 +77,9 @@ ScratchFolder::~ScratchFolder() {
   std::filesystem::remove_all(path_, ignored);
 }
 
-Path binary(const std::string& name) { return Path(PENSTOCK_BINARY_DIR) / name; }
+Path binary(const std::string& name) {
+  return Path(PENSTOCK_BINARY_DIR) / name;
+}
 
 ProgramRun run_program(const std::vector<std::string>& argv,
                        const std::vector<std::string>& environment) {
@@ -118,7 +120,9 @@ Cluster::Cluster(const ClusterOptions& options) : options_(options) {
   PENSTOCK_CHECK(all_up, log("coordinator"), log("worker-0"));
 }
 
-std::string Cluster::server() const { return fmt::format("http://127.0.0.1:{}", http_port_); }
+std::string Cluster::server() const {
+  return fmt::format("http://127.0.0.1:{}", http_port_);
+}
 
 std::string Cluster::log(const std::string& program) const {
   return read_file(folder_.path() / (program + ".log"), 64 << 20).ok()
@@ -145,10 +149,10 @@ void Cluster::start_coordinator() {
   const Path endpoints = state / "endpoints.json";
   std::error_code ignored;
   std::filesystem::remove(endpoints, ignored);
-  spawn("coordinator", {binary("penstock-coordinator"), "--state-dir", state.string(),
-                        "--http-port", std::to_string(http_port_), "--control-port",
-                        std::to_string(control_port_), "--heartbeat-interval-ms",
-                        std::to_string(options_.heartbeat_interval_ms)});
+  spawn("coordinator",
+        {binary("penstock-coordinator"), "--state-dir", state.string(), "--http-port",
+         std::to_string(http_port_), "--control-port", std::to_string(control_port_),
+         "--heartbeat-interval-ms", std::to_string(options_.heartbeat_interval_ms)});
   const bool started = wait_until(
       [&] {
         const auto text = read_file(endpoints, 4096);
@@ -331,7 +335,8 @@ std::string tiny_job_yaml(const Path& folder, const TinyJob& job) {
       "  n_group: 2\n"
       "  topk_group: 1\n"
       "  max_position_embeddings: {}\n"
-      "data: {{train: [{{path: {}}}], validation: [{{path: {}}}], tokenizer: bytes, seq_length: {}}}\n"
+      "data: {{train: [{{path: {}}}], validation: [{{path: {}}}], tokenizer: bytes, seq_length: "
+      "{}}}\n"
       "parallelism: {{pipeline: {}, expert: {}, data: {}, microbatches: {}, micro_batch_size: 1}}\n"
       "optimizer: {{lr: 3.0e-3}}\n"
       "schedule: {{warmup_steps: 2}}\n"

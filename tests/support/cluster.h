@@ -59,7 +59,7 @@ class Cluster {
   explicit Cluster(const ClusterOptions& options = {});
 
   const Path& folder() const { return folder_.path(); }
-  std::string server() const;        // "http://127.0.0.1:port"
+  std::string server() const;  // "http://127.0.0.1:port"
   int control_port() const { return control_port_; }
   std::string log(const std::string& program) const;  // of "coordinator", "worker-0", …
 
@@ -71,12 +71,14 @@ class Cluster {
   // REQUIRES: the answer is JSON with HTTP status 200, 201 or 202.
   Json get(const std::string& path) const;
   std::optional<Json> try_get(const std::string& path) const;
-  HttpReply call(const std::string& method, const std::string& path, const std::string& body = "") const;
+  HttpReply call(const std::string& method, const std::string& path,
+                 const std::string& body = "") const;
 
   // Submits and returns the job's id as text.
   std::string submit(const std::string& yaml) const;
   Json job(const std::string& id) const { return get("/api/v1/jobs/" + id); }
-  bool wait_for_state(const std::string& id, const std::string& state, seconds limit = seconds(60)) const;
+  bool wait_for_state(const std::string& id, const std::string& state,
+                      seconds limit = seconds(60)) const;
   bool wait_for_step(const std::string& id, int64_t step, seconds limit = seconds(60)) const;
   // The loss of every step, by step, of the newest epoch that trained it.
   std::map<int64_t, double> losses(const std::string& id) const;
@@ -99,7 +101,8 @@ class Cluster {
 
 // Writes a small data set of pseudo-random text with structure to learn, as <folder>/NAME.{bin,idx}; returns the
 // prefix. Vocabulary 257 (bytes).
-std::string make_dataset(const Path& folder, const std::string& name, uint64_t seed, int64_t tokens);
+std::string make_dataset(const Path& folder, const std::string& name, uint64_t seed,
+                         int64_t tokens);
 
 struct TinyJob {
   std::string name = "tiny";
@@ -112,7 +115,7 @@ struct TinyJob {
   int hidden_size = 32;
   int seq_length = 32;
   int max_restarts = 5;
-  std::string checkpoint_dir;  // empty: the coordinator's choice
+  std::string checkpoint_dir = "";  // empty: the coordinator's choice
 };
 // The job spec of a model small enough that a step takes milliseconds, on data sets made in `folder`.
 std::string tiny_job_yaml(const Path& folder, const TinyJob& job);

@@ -1,0 +1,147 @@
+// What happens to a running job when its processes are killed.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include "tests/support/cluster.h"
+
+namespace penstock {
+namespace {
+
+// Trains one job undisturbed and returns its losses and the digest of its final weights.
+struct Outcome {
+  std::map<int64_t, double> losses;
+  std::string weights_digest;
+  bool operator==(const Outcome&) const = default;
+};
+
+Outcome outcome(const Cluster& cluster, const std::string& id) {
+  return {cluster.losses(id), cluster.job(id).at("checkpoint").at("weights_digest")};
+}
+
+Outcome undisturbed(const Cluster& cluster, TinyJob job) {
+  job.name += "-undisturbed";
+  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
+  EXPECT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
+  return outcome(cluster, id);
+}
+
+TEST(RecoveryTest, AnUndisturbedJobSucceedsAndLearns) {
+  const Cluster cluster;
+  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), {.steps = 60}));
+  ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
+  const auto losses = cluster.losses(id);
+  ASSERT_EQ(losses.size(), 60u);
+  EXPECT_NEAR(losses.begin()->second, std::log(257.0), 0.3);
+  EXPECT_LT(losses.rbegin()->second, losses.begin()->second - 1.0);
+  const Json evaluations = cluster.job(id).at("evaluations");
+  ASSERT_GE(evaluations.size(), 2u);
+  EXPECT_LT(evaluations.back().at("loss"), evaluations.front().at("loss"));
+}
+
+TEST(RecoveryTest, AKilledRankIsReplacedAndTheRunEndsBitIdentical) {
+  const Cluster cluster;
+  const TinyJob job{.steps = 200};
+  const Outcome expected = undisturbed(cluster, job);
+  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
+  for (const int victim : {2, 0}) {
+    const int64_t step =
+        cluster.job(id).at("step").is_number() ? cluster.job(id).at("step").get<int64_t>() : 0;
+    ASSERT_TRUE(cluster.wait_for_step(id, step + 30)) << cluster.describe(id);
+    const pid_t pid = cluster.rank_pid(id, victim);
+    ASSERT_NE(pid, 0);
+    ASSERT_EQ(kill(pid, SIGKILL), 0);
+    ASSERT_TRUE(wait_until([&] { return cluster.job(id).at("restarts") == (victim == 2 ? 1 : 2); },
+                           seconds(30)))
+        << cluster.describe(id);
+  }
+  ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
+  EXPECT_EQ(cluster.job(id).at("restarts"), 2) << cluster.describe(id);
+  EXPECT_EQ(cluster.job(id).at("last_failure").at("rank"), 0) << "the killed rank is the cause";
+  EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
+}
+
+TEST(RecoveryTest, AKilledDaemonTakesItsRankAlongAndTheJobGoesOnWhenItIsBack) {
+  Cluster cluster;
+  const TinyJob job{.steps = 200};
+  const Outcome expected = undisturbed(cluster, job);
+  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
+  ASSERT_TRUE(cluster.wait_for_step(id, 40)) << cluster.describe(id);
+  const auto before = cluster.rank_pids(id);
+  cluster.kill_worker(1);
+  // The other ranks lost a peer, its own rank died with its daemon: none of the old processes stays.
+  ASSERT_TRUE(wait_until(
+      [&] {
+        for (const pid_t pid : before) {
+          if (pid != 0 && kill(pid, 0) == 0) return false;
+        }
+        return true;
+      },
+      seconds(20)));
+  EXPECT_NE(cluster.job(id).at("state"), "SUCCEEDED");
+  EXPECT_NE(cluster.job(id).at("state"), "FAILED") << cluster.describe(id);
+  cluster.start_worker(1);
+  ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
+  EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
+}
+
+TEST(RecoveryTest, ASpareWorkerTakesOverForALostOne) {
+  Cluster cluster({.worker_count = 5});
+  const TinyJob job{.steps = 200};
+  const Outcome expected = undisturbed(cluster, job);
+  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
+  ASSERT_TRUE(cluster.wait_for_step(id, 40)) << cluster.describe(id);
+  const std::string lost = cluster.job(id).at("ranks")[0].at("worker");
+  cluster.kill_worker(lost.back() - '0');
+  ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
+  for (const Json& item : cluster.get("/api/v1/jobs/" + id + "/events?limit=1000").at("items")) {
+    EXPECT_NE(item.at("state"), "FAILED");
+  }
+  EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
+}
+
+TEST(RecoveryTest, EightRanksRecoverBitIdentical) {
+  const Cluster cluster({.worker_count = 4, .devices_per_worker = 2});
+  const TinyJob job{.pipeline = 4, .expert = 2, .microbatches = 8, .steps = 60};
+  const Outcome expected = undisturbed(cluster, job);
+  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
+  ASSERT_TRUE(cluster.wait_for_step(id, 20)) << cluster.describe(id);
+  ASSERT_EQ(kill(cluster.rank_pid(id, 5), SIGKILL), 0);
+  ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
+  EXPECT_EQ(cluster.job(id).at("restarts"), 1) << cluster.describe(id);
+  EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
+}
+
+TEST(RecoveryTest, TheRestartBudgetIsKept) {
+  const Cluster cluster;
+  const TinyJob job{.steps = 5000, .max_restarts = 1};
+  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
+  for (int restarts = 0; restarts < 2; ++restarts) {
+    ASSERT_TRUE(wait_until(
+        [&] {
+          return cluster.job(id).at("state") == "RUNNING" &&
+                 cluster.job(id).at("restarts") == restarts && cluster.rank_pid(id, 3) != 0;
+        },
+        seconds(30)))
+        << cluster.describe(id);
+    ASSERT_EQ(kill(cluster.rank_pid(id, 3), SIGKILL), 0);
+  }
+  EXPECT_TRUE(cluster.wait_for_state(id, "FAILED")) << cluster.describe(id);
+  for (const pid_t pid : cluster.rank_pids(id)) EXPECT_EQ(pid, 0);
+}
+
+TEST(RecoveryTest, ACancelledJobStopsItsRanksAndResumesBitIdentical) {
+  const Cluster cluster;
+  const TinyJob job{.steps = 200};
+  const Outcome expected = undisturbed(cluster, job);
+  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
+  ASSERT_TRUE(cluster.wait_for_step(id, 40)) << cluster.describe(id);
+  EXPECT_EQ(cluster.call("POST", "/api/v1/jobs/" + id + "/cancel").status, 202);
+  ASSERT_TRUE(cluster.wait_for_state(id, "CANCELLED")) << cluster.describe(id);
+  for (const pid_t pid : cluster.rank_pids(id)) EXPECT_EQ(pid, 0);
+  EXPECT_EQ(cluster.call("POST", "/api/v1/jobs/" + id + "/resume").status, 202);
+  ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
+  EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
+}
+
+}  // namespace
+}  // namespace penstock
