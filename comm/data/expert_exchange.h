@@ -107,7 +107,11 @@ class ExpertExchange {
 
  private:
   class Impl;
-  explicit ExpertExchange(std::unique_ptr<Impl> impl);
+
+ public:
+  explicit ExpertExchange(std::unique_ptr<Impl> impl);  // for create()
+
+ private:
   std::unique_ptr<Impl> impl_;
 };
 

@@ -30,8 +30,8 @@ ShardRange shard_range(int64_t count, int64_t shard_count, int64_t index);
 
 class Reducer {
  public:
-  // `scratch_bytes` bounds the receive buffers: chunks are as large as it allows for the list at hand. At
-  // least kScratchBytesMin. Borrows `transport` (may be null if every list has one member).
+  // `scratch_bytes`, the same on every rank, bounds the receive buffers: chunks are as large as it allows for
+  // the list at hand. At least kScratchBytesMin. Borrows `transport` (may be null if every list has one member).
   Reducer(Transport* transport, uint64_t scratch_bytes = uint64_t{4} << 20);
   ~Reducer();
   Reducer(const Reducer&) = delete;

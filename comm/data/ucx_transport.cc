@@ -287,6 +287,7 @@ Operation& UcxEnd::begin_operation(Rank peer, uint64_t tag, uint64_t size, bool 
   PENSTOCK_CHECK(peer != options_.rank && peer.value >= 0 && peer.value < options_.world_size,
                  peer);
   PENSTOCK_CHECK(!free_.empty(), options_.operations_max);
+  if (abort_requested_.load()) fail_everything();
   Operation& operation = operations_[free_.back()];
   free_.pop_back();
   operation = Operation{.state = OperationState::kPending,

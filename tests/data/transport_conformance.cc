@@ -243,6 +243,10 @@ TEST_P(TransportConformance, AbortFromAnotherThreadEndsAWaitAndEverythingAfter) 
     uint64_t value = 0;
     const TransferHandle pending =
         transport.receive(other(transport), {1}, mutable_bytes_of(value));
+    if (transport.rank() == Rank{1}) {  // stays until the other has left
+      expect_code(transport, pending, Code::kUnavailable);
+      return;
+    }
     std::thread stopper([&transport] { transport.abort(); });
     expect_code(transport, pending, Code::kAborted);
     stopper.join();
