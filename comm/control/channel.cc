@@ -1,5 +1,7 @@
 #include "comm/control/channel.h"
 
+#include <charconv>
+
 #include "comm/base/log.h"
 #include "comm/control/channel_socket.h"
 #include "comm/control/codec.h"
@@ -8,6 +10,23 @@ namespace penstock {
 namespace {
 
 constexpr size_t kIdentityBytesMax = 255;
+
+// ZeroMQ takes a port's low 16 bits; 99999 must not silently become 34463.
+Status check_endpoint(const std::string& endpoint) {
+  constexpr std::string_view kTcp = "tcp://";
+  if (endpoint.rfind("ipc://", 0) == 0 && endpoint.size() > 6) return {};
+  const size_t colon = endpoint.rfind(':');
+  if (endpoint.rfind(kTcp, 0) == 0 && colon != std::string::npos && colon > kTcp.size()) {
+    const char* const begin = endpoint.data() + colon + 1;
+    const char* const end = endpoint.data() + endpoint.size();
+    uint16_t port = 0;
+    const auto [rest, error] = std::from_chars(begin, end, port);
+    if (error == std::errc() && rest == end) return {};
+  }
+  return invalid_argument(fmt::format(
+      "endpoint \"{}\" is neither tcp://address:port with a port of 0 to 65535 nor ipc://path",
+      endpoint));
+}
 
 // The frame of a message that the other side will accept.
 Result<std::vector<std::byte>> checked_frame(const ControlMessage& message) {
@@ -76,6 +95,7 @@ Result<std::unique_ptr<RouterChannel>> RouterChannel::bind(EventLoop& loop,
                                                            const std::string& endpoint,
                                                            Handlers handlers) {
   PENSTOCK_CHECK(handlers.on_message != nullptr);
+  PENSTOCK_TRY(check_endpoint(endpoint));
   auto impl = std::make_unique<Impl>();
   const ZmqSocketOptions router_options = {
       .kind = ZmqKind::kRouter, .identity = "", .queue_unconnected = true};
@@ -148,6 +168,7 @@ Result<std::unique_ptr<DealerChannel>> DealerChannel::connect(EventLoop& loop,
                                                               DealerOptions options,
                                                               Handlers handlers) {
   PENSTOCK_CHECK(handlers.on_message != nullptr);
+  PENSTOCK_TRY(check_endpoint(endpoint));
   if (options.identity.size() > kIdentityBytesMax) {
     return invalid_argument(fmt::format("an identity of {} bytes, at most {} are allowed",
                                         options.identity.size(), kIdentityBytesMax));

@@ -4,8 +4,8 @@
 #include <linux/close_range.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,6 +17,12 @@
 
 namespace penstock {
 namespace {
+
+// Debian 12's <sys/pidfd.h> declares these without C linkage, so C++ cannot link them.
+int pidfd_open(pid_t pid) { return static_cast<int>(syscall(SYS_pidfd_open, pid, 0)); }
+int pidfd_send_signal(int pidfd, int signal) {
+  return static_cast<int>(syscall(SYS_pidfd_send_signal, pidfd, signal, nullptr, 0));
+}
 
 struct Pipe {
   FileDescriptor read;
@@ -160,7 +166,7 @@ Result<ChildProcess> ChildProcess::spawn(const SpawnOptions& options) {
   if (pid == 0) become_child(plan);
 
   // From here a child exists: the object owns it on every path.
-  const int pidfd = pidfd_open(pid, 0);
+  const int pidfd = pidfd_open(pid);
   const int pidfd_error = errno;
   ChildProcess child(pid, FileDescriptor(pidfd));
   if (pidfd < 0) return errno_status(pidfd_error, "pidfd_open");
@@ -199,7 +205,7 @@ ChildProcess::~ChildProcess() {
 Status ChildProcess::send_signal(int signal) {
   PENSTOCK_CHECK(pid_ != 0);
   if (exit_status_.has_value()) return not_found(fmt::format("process {} has ended", pid_));
-  if (pidfd_send_signal(pidfd_.get(), signal, nullptr, 0) == 0) return {};
+  if (pidfd_send_signal(pidfd_.get(), signal) == 0) return {};
   if (errno == ESRCH) return not_found(fmt::format("process {} has ended", pid_));
   return errno_status(errno, fmt::format("signal {} to process {}", signal, pid_));
 }
