@@ -1,0 +1,175 @@
+// Making an engine: sizes, memory, and who talks to whom. The steps are in engine_step.cc.
+#include "worker/engine/engine.h"
+
+#include <algorithm>
+
+#include "comm/base/check.h"
+#include "worker/engine/slot_needs.h"
+
+namespace penstock {
+namespace {
+
+// What the engine indexes memory by, checked once: a program comes over the wire.
+Status check_program_bounds(const JobSpec& spec, const RankLayout& layout, const Program& program) {
+  if (program.pipeline_index != layout.position.pipeline_index) {
+    return invalid_argument(
+        fmt::format("rank {} is at pipeline index {} but got the program of index {}", layout.rank,
+                    layout.position.pipeline_index, program.pipeline_index));
+  }
+  const auto in_range = [&](uint8_t direction, int32_t microbatch) {
+    return direction < layout.stages.size() && microbatch >= 0 &&
+           microbatch < layout.microbatches_per_direction;
+  };
+  for (const std::vector<Instruction>* list : {&program.training, &program.evaluation}) {
+    for (const Instruction& i : *list) {
+      const bool has_peer = i.op == Op::kReceiveForward || i.op == Op::kSendForward ||
+                            i.op == Op::kReceiveBackward || i.op == Op::kSendBackward;
+      const bool has_microbatch = has_peer || i.op == Op::kForward || i.op == Op::kBackward ||
+                                  i.op == Op::kBackwardInput || i.op == Op::kOverlapped;
+      const bool bad_peer = has_peer && (i.peer < 0 || i.peer >= spec.parallelism.pipeline ||
+                                         i.peer == program.pipeline_index);
+      const bool bad_pair =
+          i.op == Op::kOverlapped && !in_range(i.backward_direction, i.backward_microbatch);
+      if (bad_peer || bad_pair || (has_microbatch && !in_range(i.direction, i.microbatch))) {
+        return invalid_argument(
+            fmt::format("instruction {} does not fit the layout", to_string(i)));
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::create(const JobSpec& spec, Rank rank, Program program,
+                                               Kernels& kernels, Transport* transport,
+                                               const Sampler& training, const Sampler* validation) {
+  if (rank.value < 0 || rank.value >= spec.parallelism.world_size()) {
+    return invalid_argument(fmt::format("rank {} of {}", rank, spec.parallelism.world_size()));
+  }
+  PENSTOCK_TRY(check_program_bounds(spec, make_rank_layout(spec, rank), program));
+  std::unique_ptr<Engine> engine(
+      new Engine(spec, rank, std::move(program), kernels, transport, training, validation));
+  PENSTOCK_TRY(engine->make_stages());
+  engine->make_optimizer();
+  return engine;
+}
+
+Engine::Engine(const JobSpec& spec, Rank rank, Program program, Kernels& kernels,
+               Transport* transport, const Sampler& training, const Sampler* validation)
+    : spec_(spec),
+      program_(std::move(program)),
+      layout_(make_rank_layout(spec_, rank)),
+      kernels_(kernels),
+      transport_(transport),
+      training_data_(training),
+      validation_data_(validation),
+      microbatch_tokens_(spec.parallelism.micro_batch_size * spec.data.seq_length),
+      sequence_(static_cast<size_t>(spec.data.seq_length) + 1) {
+  PENSTOCK_CHECK(transport != nullptr || spec.parallelism.world_size() == 1);
+  if (transport != nullptr) {
+    expert_transport_ = std::make_unique<MeasuredTransport>(*transport);
+    pipeline_transport_ = std::make_unique<MeasuredTransport>(*transport);
+  }
+  reducer_ = std::make_unique<Reducer>(transport);
+  weight_queue_.reserve(static_cast<size_t>(spec.parallelism.microbatches));
+  sums_.resize(3 + static_cast<size_t>(spec.parallelism.pipeline));
+}
+
+Engine::~Engine() = default;
+
+Status Engine::make_stages() {
+  const std::array<SlotNeeds, 2> needs = slot_needs(program_);
+  for (const LocalStage& local : layout_.stages) {
+    const SlotNeeds& need = needs[local.direction];
+    StageOptions options{.model = spec_.model,
+                         .stage_index = local.stage,
+                         .stage_count = spec_.parallelism.pipeline,
+                         .expert_count = spec_.parallelism.expert,
+                         .expert_index = layout_.position.expert_index,
+                         .sequences_max = spec_.parallelism.micro_batch_size,
+                         .sequence_length_max = spec_.data.seq_length,
+                         .slot_count = need.activations,
+                         .gradient_slot_count = need.gradients,
+                         .tag_base = local.direction * kExchangeTagsPerStage};
+    // One slot more where inputs come from a neighbour, so that the next one can arrive while all are in use.
+    if (local.stage != 0) options.slot_count += 1;
+    std::unique_ptr<ExpertExchange> exchange;
+    if (has_moe_layer(options)) {
+      PENSTOCK_CHECK(expert_tag_count(options) <= kExchangeTagsPerStage);
+      PENSTOCK_TRY_ASSIGN(
+          exchange, ExpertExchange::create(expert_transport_.get(),
+                                           expert_exchange_config(options, layout_.expert_group)));
+    }
+    exchanges_.push_back(std::move(exchange));
+    stages_.push_back(std::make_unique<Stage>(options, kernels_, exchanges_.back().get()));
+    make_lane(local.direction, options.slot_count);
+  }
+  return {};
+}
+
+// The neighbour that the program names for transfers of this kind.
+std::optional<Rank> Engine::peer_of(Op receive_or_send, uint8_t direction) const {
+  for (const Instruction& i : program_.training) {
+    if (i.op == receive_or_send && i.direction == direction) {
+      return layout_.pipeline_peer(spec_.parallelism, i.peer);
+    }
+  }
+  return std::nullopt;
+}
+
+void Engine::make_lane(size_t direction, int32_t slot_count) {
+  const auto d = static_cast<uint8_t>(direction);
+  const LaneOptions options{.direction = d,
+                            .previous = peer_of(Op::kReceiveForward, d),
+                            .next = peer_of(Op::kSendForward, d),
+                            .slot_count = slot_count,
+                            .microbatch_count = layout_.microbatches_per_direction,
+                            .boundary_floats = microbatch_tokens_ * spec_.model.hidden_size};
+  Stage& stage = *stages_[direction];
+  PENSTOCK_CHECK(options.previous.has_value() == !stage.is_first(), direction);
+  PENSTOCK_CHECK(options.next.has_value() == !stage.is_last(), direction);
+  lanes_.push_back(std::make_unique<Lane>(options, stage, pipeline_transport_.get()));
+  const auto tokens = static_cast<size_t>(slot_count * microbatch_tokens_);
+  Feed feed;
+  if (stage.is_first()) feed.tokens.resize(tokens);
+  if (stage.is_last()) feed.targets.resize(tokens);
+  feeds_.push_back(std::move(feed));
+  load_sums_.emplace_back(stage.expert_loads().size());
+  loads_.emplace_back(stage.expert_loads().size());
+}
+
+void Engine::make_optimizer() {
+  std::vector<OptimizerShard> shards;
+  for (const size_t d : layout_.by_stage) {
+    const LocalStage& local = layout_.stages[d];
+    ParameterSet& parameters = stages_[d]->parameters();
+    for (const ParameterKind kind : {ParameterKind::kDense, ParameterKind::kExpert}) {
+      const std::vector<Rank>& replicas =
+          kind == ParameterKind::kDense ? local.dense_replicas : local.expert_replicas;
+      const ShardRange owned =
+          shard_range(static_cast<int64_t>(parameters.values(kind).size()),
+                      static_cast<int64_t>(replicas.size()), index_in(replicas, layout_.rank));
+      shards.push_back({&parameters, kind, {owned.begin, owned.end}});
+    }
+  }
+  optimizer_ = std::make_unique<AdamW>(spec_.optimizer, std::move(shards), kernels_);
+  state_ = std::make_unique<TrainingState>(layout_, stages_, *optimizer_);
+}
+
+void Engine::initialize() {
+  for (const std::unique_ptr<Stage>& stage : stages_) stage->initialize(spec_.training.seed);
+  state_->set_step(0);
+}
+
+uint64_t Engine::memory_bytes() const {
+  uint64_t bytes = 0;
+  for (const std::unique_ptr<Stage>& stage : stages_) bytes += stage->memory_bytes();
+  return bytes;
+}
+
+Status Engine::barrier() {
+  return reducer_->barrier(layout_.world, tag_of(Channel::kFinish));
+}
+
+}  // namespace penstock

@@ -1,0 +1,162 @@
+// Executes one rank's program: the compute side of a training step. It knows instructions, not schedules.
+//
+//   create -> initialize() or restore() -> (transport connected) -> train_step(k) …, evaluate() …
+//
+// One thread calls everything: the rank's compute thread. Transfers move in the background (worker/engine/lane.h),
+// token exchanges overlap with compute inside overlapped pairs (interleave.h). A failed call leaves the engine
+// unusable: the rank exits and the coordinator recovers.
+//
+// Same spec, program and state: same bits, because every sum is taken in rank order (comm/data/reduce.h), micro-
+// batches in program order, and data is a pure function of (seed, step, index). Steps allocate nothing.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "comm/base/status.h"
+#include "comm/data/expert_exchange.h"
+#include "comm/data/reduce.h"
+#include "comm/run/job_spec.h"
+#include "comm/run/program.h"
+#include "kernels/kernels.h"
+#include "worker/data/sampler.h"
+#include "worker/engine/lane.h"
+#include "worker/engine/measured_transport.h"
+#include "worker/engine/rank_layout.h"
+#include "worker/engine/training_state.h"
+#include "worker/model/stage.h"
+#include "worker/optim/adamw.h"
+
+namespace penstock {
+
+// Where the wall time of a step went. What is left to the total is bookkeeping and reading data.
+struct StepTimes {
+  double total_seconds = 0.0;
+  double compute_seconds = 0.0;        // sub-operations of passes, without their waiting
+  double expert_wait_seconds = 0.0;    // for dispatch and combine, inside passes
+  double pipeline_wait_seconds = 0.0;  // for neighbours
+  double reduce_seconds = 0.0;         // gradients, totals and weight gathering
+  double optimizer_seconds = 0.0;
+};
+
+// Equal on every rank, but for the times.
+struct StepResult {
+  int64_t step = 0;
+  double loss = 0.0;       // mean over the global batch, nats per token
+  double grad_norm = 0.0;  // before clipping; every parameter of the model counted once
+  double learning_rate = 0.0;
+  int64_t tokens = 0;
+  double expert_load_max_ratio = 0.0;
+  StepTimes times = {};
+};
+
+struct EvaluationResult {
+  double loss = 0.0;
+  int64_t tokens = 0;
+};
+
+class Engine {
+ public:
+  // Takes all memory. Borrows `kernels` and the samplers (`validation` may be null: no evaluate()), and `transport`,
+  // which must be connected by the first train_step() or evaluate(); null for a world of one.
+  // kInvalidArgument when the program is not of this rank.
+  static Result<std::unique_ptr<Engine>> create(const JobSpec& spec, Rank rank, Program program,
+                                                Kernels& kernels, Transport* transport,
+                                                const Sampler& training, const Sampler* validation);
+  ~Engine();
+
+  // Initial weights, from the seed.
+  void initialize();
+  Result<LoadReport> restore(const Path& manifest_path, JobId job, int64_t step) {
+    return state_->restore(manifest_path, job, step);
+  }
+
+  // Runs step `step`, which is the one after the state's. kInternal when loss or gradient norm are not finite.
+  Result<StepResult> train_step(int64_t step);
+  // Mean loss over spec.training.evaluation_batches held-out batches, the same ones every time. Changes no state.
+  Result<EvaluationResult> evaluate();
+  // Returns when every rank has called it: after it nobody needs this rank any more.
+  Status barrier();
+
+  TrainingState& state() { return *state_; }
+  const RankLayout& layout() const { return layout_; }
+  uint64_t memory_bytes() const;
+  uint64_t bytes_sent() const { return transport_ ? transport_->bytes_sent() : 0; }
+
+ private:
+  struct Totals {  // this rank's sums over a step
+    double loss = 0.0;
+    double tokens = 0.0;
+  };
+  struct PendingWeight {
+    uint8_t direction;
+    int32_t microbatch;
+  };
+  // What one direction needs beside its lane.
+  struct Feed {
+    std::vector<int32_t> tokens;   // entry: [slots, micro-batch tokens]
+    std::vector<int32_t> targets;  // exit: the same
+  };
+
+  Engine(const JobSpec& spec, Rank rank, Program program, Kernels& kernels, Transport* transport,
+         const Sampler& training, const Sampler* validation);
+  Status make_stages();
+  void make_lane(size_t direction, int32_t slot_count);
+  void make_optimizer();
+  std::optional<Rank> peer_of(Op receive_or_send, uint8_t direction) const;
+
+  Status execute(const std::vector<Instruction>& program, bool training, int64_t step);
+  Status execute_one(const Instruction& instruction);
+  Status forward(const Instruction& instruction);
+  Status backward(const Instruction& instruction);
+  Status backward_input(const Instruction& instruction);
+  Status backward_weight();
+  Status overlapped(const Instruction& instruction);
+  Result<Pass> begin_forward(uint8_t direction, int32_t microbatch, int32_t* slot);
+  void end_forward(uint8_t direction, int32_t microbatch, int32_t slot);
+  Result<MicroBatch> micro_batch(uint8_t direction, int32_t microbatch, int32_t slot);
+  template <typename Work>
+  Status compute(const Work& work);
+
+  Status reduce_gradients();
+  Status reduce_stage(const LocalStage& local, Stage& stage);
+  Status reduce_totals();
+  Status optimizer_step();
+
+  const JobSpec spec_;
+  const Program program_;
+  const RankLayout layout_;
+  Kernels& kernels_;
+  Transport* const transport_;
+  const Sampler& training_data_;
+  const Sampler* const validation_data_;
+  const int64_t microbatch_tokens_;
+
+  // One view of the transport per purpose, to tell waits apart; null in a world of one.
+  std::unique_ptr<MeasuredTransport> expert_transport_;
+  std::unique_ptr<MeasuredTransport> pipeline_transport_;
+  std::unique_ptr<Reducer> reducer_;
+  std::vector<std::unique_ptr<ExpertExchange>>
+      exchanges_;                               // by direction; null where none is needed
+  std::vector<std::unique_ptr<Stage>> stages_;  // by direction
+  std::vector<std::unique_ptr<Lane>> lanes_;    // by direction
+  std::vector<Feed> feeds_;                     // by direction
+  std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<TrainingState> state_;
+
+  // Of the step under way.
+  bool training_ = true;
+  int64_t step_ = 0;  // of training; the batch's number in an evaluation
+  StepTimes times_;
+  Totals totals_;
+  std::vector<PendingWeight> weight_queue_;  // oldest first, from weight_queue_head_
+  size_t weight_queue_head_ = 0;
+  std::vector<int32_t> sequence_;               // one sequence and the token after it
+  std::vector<std::vector<double>> load_sums_;  // by direction: for the reduction
+  std::vector<std::vector<int64_t>> loads_;     // by direction: over the global batch
+  std::vector<double> sums_;  // totals of all ranks: kLoss, kTokens, kSquares, stages …
+};
+
+}  // namespace penstock

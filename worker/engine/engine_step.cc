@@ -1,0 +1,284 @@
+// The steps of an engine: instructions, reductions, optimizer.
+#include <cmath>
+
+#include "comm/base/check.h"
+#include "comm/base/clock.h"
+#include "worker/engine/engine.h"
+#include "worker/engine/interleave.h"
+#include "worker/optim/lr_schedule.h"
+
+namespace penstock {
+namespace {
+
+// Places in the vector of totals that all ranks add up.
+enum Sum : size_t { kLossSum, kTokenSum, kSquareSum, kStageImbalance };
+
+double seconds(int64_t nanoseconds) {
+  return static_cast<double>(nanoseconds) * 1e-9;
+}
+
+int64_t waited(const std::unique_ptr<MeasuredTransport>& transport) {
+  return transport ? transport->waited_ns() : 0;
+}
+
+}  // namespace
+
+Result<StepResult> Engine::train_step(int64_t step) {
+  PENSTOCK_CHECK(step == state_->step() + 1, step, state_->step());
+  const int64_t begin = monotonic_ns();
+  for (const std::unique_ptr<Stage>& stage : stages_) {
+    stage->parameters().zero_gradients();
+    stage->clear_expert_loads();
+  }
+  PENSTOCK_TRY(execute(program_.training, true, step));
+  state_->set_step(step);
+  StepResult result{.step = step,
+                    .loss = sums_[kLossSum] / sums_[kTokenSum],
+                    .grad_norm = std::sqrt(sums_[kSquareSum]),
+                    .learning_rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step),
+                    .tokens = static_cast<int64_t>(sums_[kTokenSum])};
+  for (size_t i = kStageImbalance; i < sums_.size(); ++i) {
+    result.expert_load_max_ratio = std::max(result.expert_load_max_ratio, sums_[i]);
+  }
+  times_.total_seconds = seconds(monotonic_ns() - begin);
+  result.times = times_;
+  return result;
+}
+
+Result<EvaluationResult> Engine::evaluate() {
+  PENSTOCK_CHECK(validation_data_ != nullptr);
+  double loss = 0.0;
+  double tokens = 0.0;
+  for (int64_t batch = 1; batch <= spec_.training.evaluation_batches; ++batch) {
+    PENSTOCK_TRY(execute(program_.evaluation, false, batch));
+    loss += sums_[kLossSum];
+    tokens += sums_[kTokenSum];
+  }
+  if (!std::isfinite(loss))
+    return internal_error("the held-out loss is not finite; lower the learning rate");
+  return EvaluationResult{loss / tokens, static_cast<int64_t>(tokens)};
+}
+
+Status Engine::execute(const std::vector<Instruction>& program, bool training, int64_t step) {
+  training_ = training;
+  step_ = step;
+  times_ = {};
+  totals_ = {};
+  weight_queue_.clear();
+  weight_queue_head_ = 0;
+  const int64_t pipeline_waited = waited(pipeline_transport_);
+  for (const std::unique_ptr<Lane>& lane : lanes_) lane->begin(training);
+  for (const Instruction& instruction : program) {
+    if (instruction.op == Op::kReduceGradients) {  // everything of the pipeline is over
+      for (const std::unique_ptr<Lane>& lane : lanes_) PENSTOCK_TRY(lane->drain());
+    }
+    PENSTOCK_TRY(execute_one(instruction));
+  }
+  times_.pipeline_wait_seconds = seconds(waited(pipeline_transport_) - pipeline_waited);
+  return {};
+}
+
+Status Engine::execute_one(const Instruction& i) {
+  Lane& lane = *lanes_[i.direction];
+  switch (i.op) {
+    case Op::kReceiveForward:
+      return {};  // posted long ago; begin_forward() waits for it
+    case Op::kForward:
+      return forward(i);
+    case Op::kSendForward:
+      lane.send_forward(i.microbatch);
+      return {};
+    case Op::kReceiveBackward:
+      return lane.receive_gradient(i.microbatch);
+    case Op::kBackward:
+      return backward(i);
+    case Op::kBackwardInput:
+      return backward_input(i);
+    case Op::kBackwardWeight:
+      return backward_weight();
+    case Op::kSendBackward:
+      lane.send_gradient(i.microbatch);
+      return {};
+    case Op::kOverlapped:
+      return overlapped(i);
+    case Op::kReduceGradients:
+      return reduce_gradients();
+    case Op::kOptimizerStep:
+      return optimizer_step();
+  }
+  return internal_error("unknown instruction");
+}
+
+// Runs `work`, which returns Status, and books its time as compute but for what it waited for expert peers.
+template <typename Work>
+Status Engine::compute(const Work& work) {
+  const int64_t begin = monotonic_ns();
+  const int64_t waited_before = waited(expert_transport_);
+  const Status status = work();
+  const int64_t waiting = waited(expert_transport_) - waited_before;
+  times_.expert_wait_seconds += seconds(waiting);
+  times_.compute_seconds += seconds(monotonic_ns() - begin - waiting);
+  return status;
+}
+
+// Tokens and targets of a micro-batch, read into the slot's place; empty where this stage needs none.
+Result<MicroBatch> Engine::micro_batch(uint8_t direction, int32_t microbatch, int32_t slot) {
+  const int64_t length = spec_.data.seq_length;
+  Feed& feed = feeds_[direction];
+  MicroBatch batch{.sequence_count = spec_.parallelism.micro_batch_size,
+                   .sequence_length = length,
+                   .tokens = {},
+                   .targets = {},
+                   .loss_scale = 1.0 / static_cast<double>(spec_.tokens_per_step())};
+  if (feed.tokens.empty() && feed.targets.empty()) return batch;
+  const size_t offset = static_cast<size_t>(slot * microbatch_tokens_);
+  const auto count = static_cast<size_t>(microbatch_tokens_);
+  const std::span<int32_t> tokens =
+      feed.tokens.empty() ? std::span<int32_t>() : std::span(feed.tokens).subspan(offset, count);
+  const std::span<int32_t> targets =
+      feed.targets.empty() ? std::span<int32_t>() : std::span(feed.targets).subspan(offset, count);
+  const Sampler& data = training_ ? training_data_ : *validation_data_;
+  const int64_t index_in_step = direction * layout_.microbatches_per_direction + microbatch;
+  for (int64_t i = 0; i < batch.sequence_count; ++i) {
+    const int64_t index = sequence_index(spec_.parallelism, layout_.replica, index_in_step, i);
+    PENSTOCK_TRY(data.sequence(step_, index, sequence_));
+    const auto row = static_cast<size_t>(i * length);
+    if (!tokens.empty()) std::copy_n(sequence_.begin(), length, tokens.begin() + row);
+    if (!targets.empty()) std::copy_n(sequence_.begin() + 1, length, targets.begin() + row);
+  }
+  batch.tokens = tokens;
+  batch.targets = targets;
+  return batch;
+}
+
+Result<Pass> Engine::begin_forward(uint8_t direction, int32_t microbatch, int32_t* slot) {
+  PENSTOCK_TRY_ASSIGN(*slot, lanes_[direction]->begin_forward(microbatch));
+  PENSTOCK_TRY_ASSIGN(const MicroBatch batch, micro_batch(direction, microbatch, *slot));
+  Stage& stage = *stages_[direction];
+  return training_ ? stage.forward(*slot, batch) : stage.forward_only(*slot, batch);
+}
+
+void Engine::end_forward(uint8_t direction, int32_t microbatch, int32_t slot) {
+  if (stages_[direction]->is_last()) {
+    totals_.loss += stages_[direction]->loss_sum(slot);
+    totals_.tokens += static_cast<double>(microbatch_tokens_);
+  }
+  lanes_[direction]->end_forward(microbatch);
+}
+
+Status Engine::forward(const Instruction& i) {
+  int32_t slot = -1;
+  PENSTOCK_TRY_ASSIGN(Pass pass, begin_forward(i.direction, i.microbatch, &slot));
+  PENSTOCK_TRY(compute([&] { return pass.run(); }));
+  end_forward(i.direction, i.microbatch, slot);
+  return {};
+}
+
+Status Engine::backward(const Instruction& i) {
+  Lane& lane = *lanes_[i.direction];
+  Pass pass = stages_[i.direction]->backward(lane.slot(i.microbatch));
+  PENSTOCK_TRY(compute([&] { return pass.run(); }));
+  lane.end_weight(i.microbatch);
+  return {};
+}
+
+Status Engine::backward_input(const Instruction& i) {
+  Lane& lane = *lanes_[i.direction];
+  Pass pass = stages_[i.direction]->backward_input(lane.slot(i.microbatch));
+  PENSTOCK_TRY(compute([&] { return pass.run(); }));
+  weight_queue_.push_back({i.direction, i.microbatch});
+  return {};
+}
+
+Status Engine::backward_weight() {
+  PENSTOCK_CHECK(weight_queue_head_ < weight_queue_.size());
+  const PendingWeight oldest = weight_queue_[weight_queue_head_++];
+  Pass pass = stages_[oldest.direction]->weight();
+  PENSTOCK_TRY(compute([&] { return pass.run(); }));
+  lanes_[oldest.direction]->end_weight(oldest.microbatch);
+  return {};
+}
+
+Status Engine::overlapped(const Instruction& i) {
+  int32_t slot = -1;
+  PENSTOCK_TRY_ASSIGN(Pass forward, begin_forward(i.direction, i.microbatch, &slot));
+  Lane& lane = *lanes_[i.backward_direction];
+  Pass backward = stages_[i.backward_direction]->backward(lane.slot(i.backward_microbatch));
+  PENSTOCK_TRY(compute([&] { return run_overlapped(forward, backward); }));
+  end_forward(i.direction, i.microbatch, slot);
+  lane.end_weight(i.backward_microbatch);
+  return {};
+}
+
+Status Engine::reduce_gradients() {
+  const int64_t begin = monotonic_ns();
+  std::fill(sums_.begin(), sums_.end(), 0.0);
+  if (training_) {
+    for (const size_t d : layout_.by_stage) {
+      PENSTOCK_TRY(reduce_stage(layout_.stages[d], *stages_[d]));
+    }
+    sums_[kSquareSum] = optimizer_->gradient_square_sum();
+  }
+  PENSTOCK_TRY(reduce_totals());
+  times_.reduce_seconds += seconds(monotonic_ns() - begin);
+  return {};
+}
+
+// Gradients: each replica ends with the sum of its own shard. Loads: everyone with all of them.
+Status Engine::reduce_stage(const LocalStage& local, Stage& stage) {
+  ParameterSet& parameters = stage.parameters();
+  PENSTOCK_TRY(reducer_->reduce_scatter_sum(local.dense_replicas,
+                                            tag_of(Channel::kReduceDense, local.stage),
+                                            parameters.gradients(ParameterKind::kDense)));
+  PENSTOCK_TRY(reducer_->reduce_scatter_sum(local.expert_replicas,
+                                            tag_of(Channel::kReduceExperts, local.stage),
+                                            parameters.gradients(ParameterKind::kExpert)));
+  const std::span<int64_t> counted = stage.expert_loads();
+  if (counted.empty()) return {};
+  std::vector<double>& load_sums = load_sums_[local.direction];
+  std::vector<int64_t>& loads = loads_[local.direction];
+  std::copy(counted.begin(), counted.end(), load_sums.begin());
+  PENSTOCK_TRY(reducer_->all_reduce_sum(local.dense_replicas,
+                                        tag_of(Channel::kReduceLoads, local.stage), load_sums));
+  std::transform(load_sums.begin(), load_sums.end(), loads.begin(),
+                 [](double load) { return static_cast<int64_t>(load); });  // exact below 2^53
+  if (local.dense_replicas.front() == layout_.rank) {
+    sums_[kStageImbalance + static_cast<size_t>(local.stage)] =
+        Stage::load_imbalance(loads, spec_.model.n_routed_experts);
+  }
+  return {};
+}
+
+Status Engine::reduce_totals() {
+  sums_[kLossSum] = totals_.loss;
+  sums_[kTokenSum] = totals_.tokens;
+  PENSTOCK_TRY(reducer_->all_reduce_sum(layout_.world, tag_of(Channel::kReduceTotals), sums_));
+  if (!training_ || (std::isfinite(sums_[kLossSum]) && std::isfinite(sums_[kSquareSum]))) return {};
+  return internal_error(
+      fmt::format("step {}: loss {}, gradient norm {}; lower the learning rate or look at the data "
+                  "of this step",
+                  step_, sums_[kLossSum] / sums_[kTokenSum], std::sqrt(sums_[kSquareSum])));
+}
+
+Status Engine::optimizer_step() {
+  const int64_t begin = monotonic_ns();
+  const double rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step_);
+  optimizer_->step(step_, rate, optimizer_->clip_factor(std::sqrt(sums_[kSquareSum])));
+  const int64_t updated = monotonic_ns();
+  times_.optimizer_seconds += seconds(updated - begin);
+  for (const size_t d : layout_.by_stage) {
+    const LocalStage& local = layout_.stages[d];
+    ParameterSet& parameters = stages_[d]->parameters();
+    PENSTOCK_TRY(reducer_->all_gather(local.dense_replicas,
+                                      tag_of(Channel::kGatherDense, local.stage),
+                                      parameters.values(ParameterKind::kDense)));
+    PENSTOCK_TRY(reducer_->all_gather(local.expert_replicas,
+                                      tag_of(Channel::kGatherExperts, local.stage),
+                                      parameters.values(ParameterKind::kExpert)));
+    stages_[d]->update_router_bias(loads_[d], spec_.optimizer.bias_update_speed);
+  }
+  times_.reduce_seconds += seconds(monotonic_ns() - updated);
+  return {};
+}
+
+}  // namespace penstock

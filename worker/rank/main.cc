@@ -1,0 +1,37 @@
+// penstock-rank: one device's share of a job. Started by penstock-worker, one process per rank and attempt.
+#include <CLI/CLI.hpp>
+
+#include <new>
+
+#include "comm/base/log.h"
+#include "worker/rank/rank_process.h"
+
+int main(int argc, char** argv) {
+  using penstock::ExitCode;
+  CLI::App app(
+      "One rank of a Penstock job. penstock-worker starts it; there is no reason to run it by "
+      "hand.");
+  penstock::RankProcessOptions options;
+  app.add_option("--daemon", options.daemon_endpoint, "ZeroMQ endpoint of the worker daemon")
+      ->required();
+  app.add_option("--job", options.job.value, "job id")->required()->check(CLI::PositiveNumber);
+  app.add_option("--epoch", options.epoch.value, "attempt of the job")
+      ->required()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--rank", options.rank.value, "position in the job's rank grid")
+      ->required()
+      ->check(CLI::NonNegativeNumber);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
+  }
+  penstock::start_logging(fmt::format("rank {}", options.rank));
+  try {
+    return static_cast<int>(penstock::run_rank_process(options));
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "penstock-rank: out of memory\n");
+    return static_cast<int>(ExitCode::kOutOfMemory);
+  }
+}

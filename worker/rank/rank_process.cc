@@ -1,0 +1,205 @@
+#include "worker/rank/rank_process.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <optional>
+
+#include "checkpoint/saved_slice.h"
+#include "comm/base/clock.h"
+#include "comm/base/log.h"
+#include "comm/data/ucx_transport.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "worker/engine/engine.h"
+#include "worker/rank/control_link.h"
+#include "worker/rank/trainer.h"
+
+namespace penstock {
+namespace {
+
+constexpr Duration kStartTimeout = std::chrono::seconds(30);
+
+// What a rank holds between StartRank and its exit. Members in the order they need each other.
+struct RankRun {
+  const RankProcessOptions& options;
+  ControlLink& link;
+  StartRank start;
+  JobSpec spec = {};
+  std::unique_ptr<UcxTransport> transport = {};
+  std::unique_ptr<Kernels> kernels = {};
+  std::optional<Sampler> training = {};
+  std::optional<Sampler> validation = {};
+  std::unique_ptr<Engine> engine = {};
+};
+
+Status load(RankRun& run) {
+  PENSTOCK_TRY_ASSIGN(run.spec, parse_job_spec(run.start.spec_json,
+                                               fmt::format("spec of job {}", run.options.job)));
+  const auto world_size = static_cast<int32_t>(run.spec.parallelism.world_size());
+  PENSTOCK_TRY_ASSIGN(run.transport, UcxTransport::create({.rank = run.options.rank,
+                                                           .world_size = world_size,
+                                                           .epoch = run.options.epoch}));
+  run.kernels = make_cpu_kernels();
+  PENSTOCK_TRY_ASSIGN(run.training, open_training_sampler(run.spec));
+  if (!run.spec.data.validation.empty()) {
+    PENSTOCK_TRY_ASSIGN(run.validation, open_validation_sampler(run.spec));
+  }
+  PENSTOCK_TRY_ASSIGN(run.engine, Engine::create(run.spec, run.options.rank, run.start.program,
+                                                 *run.kernels, run.transport.get(), *run.training,
+                                                 run.validation ? &*run.validation : nullptr));
+  if (run.start.restore_manifest.empty()) {
+    run.engine->initialize();
+    return {};
+  }
+  const int64_t begin = monotonic_ns();
+  PENSTOCK_TRY_ASSIGN(
+      const LoadReport loaded,
+      run.engine->restore(run.start.restore_manifest, run.options.job, run.start.restore_step));
+  log_info("restored step {} from {}: {} bytes in {:.3f} s", run.start.restore_step,
+           run.start.restore_manifest, loaded.bytes_loaded,
+           to_seconds(Duration(monotonic_ns() - begin)));
+  return {};
+}
+
+RankProgress progress_of(const RankRun& run, const StepResult& result, double checkpoint_seconds) {
+  return {.job = run.options.job,
+          .epoch = run.options.epoch,
+          .rank = run.options.rank,
+          .step = result.step,
+          .step_seconds = result.times.total_seconds + checkpoint_seconds,
+          .compute_seconds = result.times.compute_seconds,
+          .expert_wait_seconds = result.times.expert_wait_seconds,
+          .pipeline_wait_seconds = result.times.pipeline_wait_seconds,
+          .reduce_seconds = result.times.reduce_seconds,
+          .optimizer_seconds = result.times.optimizer_seconds,
+          .checkpoint_seconds = checkpoint_seconds,
+          .bytes_sent = run.engine->bytes_sent(),
+          .arena_bytes = run.engine->memory_bytes()};
+}
+
+void report_step(const RankRun& run, const StepResult& result, double checkpoint_seconds) {
+  if (run.options.rank.value == 0) {
+    run.link.send(StepReport{.job = run.options.job,
+                             .epoch = run.options.epoch,
+                             .step = result.step,
+                             .loss = result.loss,
+                             .grad_norm = result.grad_norm,
+                             .learning_rate = result.learning_rate,
+                             .tokens = result.tokens,
+                             .step_seconds = result.times.total_seconds + checkpoint_seconds,
+                             .expert_load_max_ratio = result.expert_load_max_ratio,
+                             .finished_at_ns = wall_now().nanoseconds});
+    log_info("step {} loss {:.4f} grad norm {:.3f} lr {:.3g} {:.0f} tokens/s", result.step,
+             result.loss, result.grad_norm, result.learning_rate,
+             static_cast<double>(result.tokens) / result.times.total_seconds);
+  }
+  run.link.send(progress_of(run, result, checkpoint_seconds));
+}
+
+void report_evaluation(const RankRun& run, int64_t step, const EvaluationResult& result) {
+  if (run.options.rank.value != 0) return;
+  log_info("step {} held-out loss {:.4f}", step, result.loss);
+  run.link.send(EvaluationReport{.job = run.options.job,
+                                 .epoch = run.options.epoch,
+                                 .step = step,
+                                 .loss = result.loss,
+                                 .tokens = result.tokens});
+}
+
+void report_segment(const RankRun& run, int64_t step, const Result<SegmentSummary>& saved) {
+  if (saved.ok()) {
+    run.link.send(
+        to_segment_saved({run.options.job, run.options.epoch, run.options.rank, step}, *saved));
+    return;
+  }
+  log_warning("could not save the checkpoint of step {}: {}", step, saved.status().to_string());
+  run.link.send(SaveFailed{.job = run.options.job,
+                           .epoch = run.options.epoch,
+                           .rank = run.options.rank,
+                           .step = step,
+                           .reason = saved.status().to_string()});
+}
+
+Status train_and_finish(RankRun& run) {
+  run.link.send(
+      RankReady{run.options.job, run.options.epoch, run.options.rank, run.transport->address()});
+  PENSTOCK_TRY_ASSIGN(const BeginTraining begin, run.link.wait_begin());
+  PENSTOCK_TRY(run.transport->connect(begin.addresses));
+  const TrainerHooks hooks{
+      .on_step = [&](const StepResult& result, double saving) { report_step(run, result, saving); },
+      .on_evaluation =
+          [&](int64_t step, const EvaluationResult& result) {
+            report_evaluation(run, step, result);
+          },
+      .on_segment = [&](int64_t step,
+                        const Result<SegmentSummary>& saved) { report_segment(run, step, saved); },
+      .wait_for_commit = [&](int64_t step) { return run.link.wait_outcome(step); },
+      .stop_requested = [&] { return run.link.stop_requested(); }};
+  PENSTOCK_TRY_ASSIGN(const TrainingEnd end, train(run.spec, *run.engine,
+                                                   {.job = run.options.job,
+                                                    .epoch = run.options.epoch,
+                                                    .checkpoint_dir = run.start.checkpoint_dir},
+                                                   hooks));
+  if (end == TrainingEnd::kStopped) return aborted("asked to stop");
+  PENSTOCK_TRY(run.engine->barrier());
+  PENSTOCK_TRY(run.transport->close());
+  run.link.send(RankFinished{run.options.job, run.options.epoch, run.options.rank,
+                             run.engine->state().step()});
+  return {};
+}
+
+}  // namespace
+
+ExitCode exit_code_of(const Status& status, bool stop_requested) {
+  if (status.ok()) return ExitCode::kOk;
+  if (stop_requested) return ExitCode::kPreempted;
+  switch (status.code()) {
+    case Code::kOk:
+      return ExitCode::kOk;
+    case Code::kUnavailable:
+    case Code::kDeadlineExceeded:  // a peer that is there but silent
+      return ExitCode::kPeerLost;
+    case Code::kDataLoss:
+      return ExitCode::kDataCorrupt;
+    case Code::kNotFound:
+      return ExitCode::kNotFound;
+    case Code::kInvalidArgument:
+      return ExitCode::kUsage;
+    case Code::kPermissionDenied:
+      return ExitCode::kPermission;
+    case Code::kAlreadyExists:
+    case Code::kFailedPrecondition:
+    case Code::kAborted:
+    case Code::kResourceExhausted:
+    case Code::kInternal:
+      return ExitCode::kFailure;
+  }
+  return ExitCode::kFailure;
+}
+
+ExitCode run_rank_process(const RankProcessOptions& options) {
+  const auto fail = [](const Status& status, ExitCode code) {
+    std::fprintf(stderr, "penstock-rank: %s\n", status.to_string().c_str());
+    return code;
+  };
+  const RankHello hello{options.job, options.epoch, options.rank, ::getpid()};
+  Result<std::unique_ptr<ControlLink>> link = ControlLink::open(options.daemon_endpoint, hello);
+  if (!link.ok()) return fail(link.status(), ExitCode::kUsage);
+  Result<StartRank> start = (*link)->wait_start(kStartTimeout);
+  if (!start.ok()) {
+    const bool stopped = (*link)->stop_requested();
+    return fail(start.status(), stopped ? ExitCode::kPreempted : ExitCode::kUnreachable);
+  }
+  RankRun run{.options = options, .link = **link, .start = *std::move(start)};
+  Status status = load(run);
+  if (status.ok()) {
+    status = train_and_finish(run);
+  } else if (status.code() == Code::kUnavailable) {
+    // No peer is involved yet, so none can be lost.
+    return fail(status, ExitCode::kFailure);
+  }
+  if (status.ok()) return ExitCode::kOk;
+  return fail(status, exit_code_of(status, (*link)->stop_requested()));
+}
+
+}  // namespace penstock

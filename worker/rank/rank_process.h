@@ -1,0 +1,25 @@
+// One rank of a job, from hello to exit: the body of penstock-rank.
+#pragma once
+
+#include <string>
+
+#include "comm/base/exit_codes.h"
+#include "comm/base/ids.h"
+#include "comm/base/status.h"
+
+namespace penstock {
+
+struct RankProcessOptions {
+  std::string daemon_endpoint;
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+};
+
+// Runs to the end and returns the exit code; when that is not kOk, one line on stderr says why.
+ExitCode run_rank_process(const RankProcessOptions& options);
+
+// The exit code for a failure: what its status says, unless the rank was asked to stop, whose peers then fail first.
+ExitCode exit_code_of(const Status& status, bool stop_requested);
+
+}  // namespace penstock

@@ -1,0 +1,42 @@
+// A whole job without a coordinator, for tests and benchmarks: every rank as a thread of this process on the
+// loopback transport, or as a forked process on UCX. Real engines, real data, real checkpoints.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "comm/base/file.h"
+#include "comm/base/status.h"
+#include "comm/run/job_spec.h"
+#include "comm/run/program.h"
+#include "worker/engine/engine.h"
+
+namespace penstock {
+
+struct StandaloneOptions {
+  JobSpec spec;
+  std::vector<Program> programs;  // by pipeline index
+  int64_t stop_after = 0;         // end after this step; 0: run all of them
+  bool evaluate = false;
+  Path checkpoint_dir;    // threads only; empty: nothing is saved
+  Path restore_manifest;  // empty: initial weights
+  int64_t restore_step = 0;
+  // On rank 0's thread (or, with processes, in rank 0's process) as it happens. May be empty.
+  std::function<void(const StepResult&)> on_step;
+  std::function<void(int64_t step, const EvaluationResult&)> on_evaluation;
+};
+
+struct StandaloneReport {
+  std::vector<StepResult> steps;              // rank 0's; empty with processes (use on_step)
+  std::vector<EvaluationResult> evaluations;  // the same
+  std::string weights_digest;  // over every tensor, by name: equal for equal models in any layout
+};
+
+// The first error of any rank, named.
+Result<StandaloneReport> run_standalone_threads(const StandaloneOptions& options);
+// Must be called while the process has one thread: it forks.
+Result<StandaloneReport> run_standalone_processes(const StandaloneOptions& options);
+
+}  // namespace penstock

@@ -1,0 +1,50 @@
+// The training loop of one rank: steps, evaluations, saves, in an order that is the same on every rank.
+// It knows neither daemon nor transport; what happens goes out through hooks.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "checkpoint/segment.h"
+#include "comm/base/file.h"
+#include "comm/base/ids.h"
+#include "comm/base/status.h"
+#include "comm/run/job_spec.h"
+#include "worker/engine/engine.h"
+
+namespace penstock {
+
+struct TrainerOptions {
+  JobId job;
+  Epoch epoch;
+  Path checkpoint_dir;     // which exists; empty: nothing is saved
+  bool evaluate = true;    // as the spec says; false: never
+  int64_t stop_after = 0;  // step after which the loop ends early, as if asked to; 0: never
+};
+
+// Called on the rank's compute thread but for on_segment. All must be set.
+struct TrainerHooks {
+  // After each step. checkpoint_seconds: what saving made this step wait for.
+  std::function<void(const StepResult&, double checkpoint_seconds)> on_step;
+  std::function<void(int64_t step, const EvaluationResult&)> on_evaluation;
+  // On the saver's thread: this rank's part of the checkpoint of `step` is durable, or could not be saved. The run
+  // goes on either way.
+  std::function<void(int64_t step, const Result<SegmentSummary>&)> on_segment;
+  // Blocks until the checkpoint of `step` is committed. An error: it never will be.
+  std::function<Status(int64_t step)> wait_for_commit;
+  // Asked before each step: true ends the loop there.
+  std::function<bool()> stop_requested;
+};
+
+enum class TrainingEnd { kFinished, kStopped };
+
+// Whether the state after `step` is saved: at every interval, and after the last step.
+bool is_checkpoint_step(const JobSpec& spec, int64_t step);
+bool is_evaluation_step(const JobSpec& spec, int64_t step);
+
+// Trains from the engine's state to the last step. kFinished: every step is done and the last checkpoint is
+// committed. kStopped: asked to stop, between two steps.
+Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOptions& options,
+                          const TrainerHooks& hooks);
+
+}  // namespace penstock
