@@ -12,6 +12,7 @@
 
 #include "comm/run/layout.h"
 #include "comm/run/model_config.h"
+#include "kernels/arena.h"
 
 namespace penstock {
 
@@ -20,8 +21,8 @@ enum class ParameterKind : uint8_t {
   kExpert,  // same on every rank that holds the stage with the same expert index
 };
 
-// Elements every tensor's place is rounded up to, for SIMD. The gaps hold zeros, values and
-// gradients, for good.
+// Most tensors start at a multiple of this many elements, for SIMD; the gaps hold zeros, in values
+// and gradients, for good. Some follow their neighbour at once, so that both make one wider matrix.
 inline constexpr int64_t kParameterAlignment = 16;
 
 // One tensor. Plain view: value and gradient point into the ParameterSet that made it.
@@ -71,19 +72,21 @@ class ParameterSet {
   void zero_gradients();
 
  private:
-  struct Free {
-    void operator()(float* memory) const;
-  };
   struct Buffer {
-    std::unique_ptr<float[], Free> memory;
-    int64_t size = 0;
+    std::unique_ptr<Arena> memory;  // arrives zeroed, so gaps are zero from the start
+    std::span<float> floats;
   };
-  void add(std::string name, std::vector<int64_t> shape, ParameterKind kind, int64_t expert);
-  void add_layer(const ModelConfig& model, int64_t layer, Range experts);
-  static Buffer allocate(int64_t size);
+  enum class Place { kAligned, kAdjacent };  // kAdjacent: right behind the tensor before it
+  void add(std::string name, std::vector<int64_t> shape, Place place = Place::kAligned,
+           int64_t expert = -1);
+  void add_attention(const ModelConfig& model, int64_t layer);
+  void add_feed_forward(const ModelConfig& model, int64_t layer, Range experts);
+  void add_gated(const std::string& stem, int64_t width, int64_t hidden, int64_t expert);
+  static Buffer allocate(std::string name, int64_t size);
 
   std::vector<Parameter> parameters_;
-  Buffer values_[2];  // by ParameterKind
+  int64_t ends_[2] = {0, 0};  // elements given out, by ParameterKind, as the two below
+  Buffer values_[2];
   Buffer gradients_[2];
 };
 

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "comm/base/status.h"
@@ -62,12 +63,16 @@ class Pass {
   Status run_next();
   // Runs all that is left.
   Status run();
+  Pass() = default;
 
  private:
   friend class Stage;
   enum class Kind : uint8_t { kForward, kBackward, kBackwardInput, kWeight };
-  Pass(Stage* stage, Kind kind, int32_t slot, int32_t gradient_slot, int32_t count)
-      : stage_(stage), kind_(kind), slot_(slot), gradient_slot_(gradient_slot), count_(count) {}
+  Pass(Stage* stage, Kind kind, int32_t slot, int32_t gradient_slot);
+  struct Shape {
+    std::span<const SubOp> before, layer, after;
+  };
+  Shape shape() const;
   struct Position {
     SubOp op;
     int32_t layer;  // index inside the stage; -1 for embedding and output

@@ -140,6 +140,8 @@ class Stage {
  private:
   friend class Pass;
   class Impl;
+  Pass start_forward(int32_t slot, const MicroBatch& micro_batch, bool training);
+  Pass start_backward(int32_t slot, bool weights_too);
   std::unique_ptr<Impl> impl_;
 };
 

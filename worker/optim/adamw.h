@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/slice.h"
 #include "comm/run/job_spec.h"
 #include "comm/run/layout.h"
 #include "worker/model/parameter.h"
@@ -20,29 +21,20 @@ class Kernels;
 struct OptimizerShard {
   ParameterSet* parameters = nullptr;  // borrowed
   ParameterKind kind = ParameterKind::kDense;
-  Range owned;  // elements of the flat buffer, padding included; shard_range()
+  Range owned;  // elements of the flat buffer, gaps included: shard_range() of its replicas
 };
 
-// One box of one tensor's state, in this process's memory. Logical names carry no rank:
-// "<parameter>|weight", "|exp_avg", "|exp_avg_sq".
+// One box of one tensor's state, in this process's memory: a name from checkpoint/names.h, a box,
+// and its elements, contiguous.
 struct StateSlice {
-  std::string name;
-  std::vector<int64_t> shape;  // of the whole tensor
-  std::vector<int64_t> box_offset;
-  std::vector<int64_t> box_size;
-  std::span<float> values;  // the box's elements, contiguous
+  TensorSlice slice;
+  std::span<float> values;
 };
 
-// Cuts the flat range [begin, end) of a row-major tensor into boxes that are contiguous in it, in
-// order: at most 2N-1 for N dimensions (partial first row, whole rows, partial last row, per
-// level).
-struct RangeBox {
-  std::vector<int64_t> offset;
-  std::vector<int64_t> size;
-  int64_t begin = 0;  // flat index of its first element
-  int64_t count = 0;
-};
-std::vector<RangeBox> boxes_of_range(std::span<const int64_t> shape, int64_t begin, int64_t end);
+// The flat range [begin, end) of a row-major tensor as boxes that are each contiguous in it, in
+// order: at most 2N-1 for N dimensions (a partial first row, whole rows, a partial last row, at
+// each level; checkpoints.md §3.5). REQUIRES: 0 <= begin <= end <= elements of `shape`.
+std::vector<Box> boxes_of_range(std::span<const int64_t> shape, int64_t begin, int64_t end);
 
 // Not thread-safe. Moments are allocated, and zero, from construction.
 class AdamW {
@@ -58,22 +50,29 @@ class AdamW {
   // clipping is off.
   double clip_factor(double norm) const;
 
-  // One update of the owned ranges from their gradients times `gradient_factor`. `step` counts from
-  // 1.
+  // One update of the owned ranges from their gradients times `gradient_factor`. `step` counts
+  // from 1. Weight decay falls on Parameter::decays() alone.
   void step(int64_t step, double learning_rate, double gradient_factor);
 
-  // Weights and moments of the owned ranges, for saving and restoring. Pointers are stable.
+  // Weights and moments of the owned ranges, for saving and restoring: three slices per box. The
+  // memory they point to stays where it is.
   std::vector<StateSlice> state();
 
  private:
-  struct Moments {
-    std::vector<float> exp_avg;  // [owned.size()]
-    std::vector<float> exp_avg_sq;
+  // The overlap of one tensor with one shard.
+  struct Piece {
+    const Parameter* parameter = nullptr;
+    int64_t begin = 0;  // elements of the tensor
+    int64_t end = 0;
+    float* exp_avg = nullptr;  // of element `begin`
+    float* exp_avg_sq = nullptr;
   };
-  OptimizerSpec spec_;
-  std::vector<OptimizerShard> shards_;
-  std::vector<Moments> moments_;  // by shard
+
+  const OptimizerSpec spec_;
   Kernels& kernels_;
+  std::vector<OptimizerShard> shards_;
+  std::vector<std::vector<float>> moments_;  // by shard: both moments, one behind the other
+  std::vector<Piece> pieces_;
 };
 
 }  // namespace penstock

@@ -1,0 +1,174 @@
+#include "worker/model/expert_block.h"
+
+namespace penstock {
+
+ExpertCapacity expert_capacity(const ModelConfig& model, int64_t tokens, int64_t expert_count) {
+  const int64_t local = model.n_routed_experts / expert_count;
+  const int64_t rows = tokens * expert_count;
+  return {rows, rows * std::min(model.num_experts_per_tok, local)};
+}
+
+ExpertBlock::ExpertBlock(Kernels& kernels, const ModelConfig& model, const ParameterSet& parameters,
+                         int64_t layer, Range experts, const int32_t* identity)
+    : kernels_(kernels), model_(model), identity_(identity), local_count_(experts.size()) {
+  const std::string stem = fmt::format("model.layers.{}.mlp.", layer);
+  const auto find = [&](int64_t expert, const char* name) {
+    return parameters.find(fmt::format("{}experts.{}.{}.weight", stem, expert, name));
+  };
+  router_ = parameters.find(stem + "gate.weight");
+  gate_ = find(experts.begin, "gate_proj");
+  down_ = find(experts.begin, "down_proj");
+  PENSTOCK_CHECK(router_ && gate_ && down_, stem);
+  const Parameter* next = find(experts.begin + 1, "gate_proj");
+  stride_ = experts.size() > 1 ? next->offset - gate_->offset : 0;
+}
+
+ExpertActivations ExpertBlock::take_activations(MemoryPlan& plan, const ModelConfig& model,
+                                                int64_t tokens, int64_t expert_count) {
+  const int64_t assignments = expert_capacity(model, tokens, expert_count).assignments;
+  ExpertActivations kept;
+  kept.scores = plan.floats(tokens * model.n_routed_experts);
+  kept.expert_ids = plan.int32s(tokens * model.num_experts_per_tok);
+  kept.gates = plan.floats(tokens * model.num_experts_per_tok);
+  kept.inputs = plan.floats(assignments * model.hidden_size);
+  kept.gate_up = plan.floats(assignments * 2 * model.moe_intermediate_size);
+  kept.sorted_gates = plan.floats(assignments);
+  kept.offsets = plan.int64s(model.n_routed_experts / expert_count + 1);
+  return kept;
+}
+
+ExpertDeltas ExpertBlock::take_deltas(MemoryPlan& plan, const ModelConfig& model, int64_t tokens,
+                                      int64_t expert_count) {
+  const int64_t assignments = expert_capacity(model, tokens, expert_count).assignments;
+  ExpertDeltas deltas;
+  deltas.logits = plan.floats(tokens * model.n_routed_experts);
+  deltas.outputs = plan.floats(assignments * model.hidden_size);
+  deltas.hidden = plan.floats(assignments * model.moe_intermediate_size);
+  deltas.gate_up = plan.floats(assignments * 2 * model.moe_intermediate_size);
+  return deltas;
+}
+
+ExpertScratch ExpertBlock::take_scratch(MemoryPlan& plan, const ModelConfig& model, int64_t tokens,
+                                        int64_t expert_count) {
+  const int64_t assignments = expert_capacity(model, tokens, expert_count).assignments;
+  ExpertScratch scratch;
+  scratch.logits = plan.floats(tokens * model.n_routed_experts);
+  scratch.counts = plan.int64s(model.n_routed_experts);
+  scratch.rows = plan.floats(assignments * model.hidden_size);
+  scratch.hidden = plan.floats(assignments * model.moe_intermediate_size);
+  scratch.other = plan.floats(assignments * model.moe_intermediate_size);
+  scratch.gates = plan.floats(assignments);
+  return scratch;
+}
+
+RouterShape ExpertBlock::router_shape(int64_t tokens) const {
+  return {tokens,
+          model_.n_routed_experts,
+          model_.n_group,
+          model_.topk_group,
+          model_.num_experts_per_tok,
+          model_.norm_topk_prob,
+          static_cast<float>(model_.routed_scaling_factor)};
+}
+
+void ExpertBlock::route(int64_t tokens, const float* x, const float* bias,
+                        const ExpertActivations& kept, const ExpertScratch& scratch) const {
+  const int64_t hidden = model_.hidden_size;
+  const int64_t experts = model_.n_routed_experts;
+  kernels_.matmul(tokens, experts, hidden, {x, hidden}, Transpose::kNo, {router_->value, hidden},
+                  Transpose::kYes, Store::kOverwrite, {scratch.logits, experts});
+  kernels_.router(router_shape(tokens), {scratch.logits, experts}, bias, kept.scores,
+                  kept.expert_ids, kept.gates, scratch.counts);
+}
+
+void ExpertBlock::route_backward(int64_t tokens, const float* d_gates,
+                                 const ExpertActivations& kept, const ExpertDeltas& deltas,
+                                 float* dx) const {
+  const int64_t hidden = model_.hidden_size;
+  const int64_t experts = model_.n_routed_experts;
+  kernels_.router_backward(router_shape(tokens), kept.scores, kept.expert_ids, d_gates,
+                           {deltas.logits, experts});
+  kernels_.matmul(tokens, hidden, experts, {deltas.logits, experts}, Transpose::kNo,
+                  {router_->value, hidden}, Transpose::kNo, Store::kAccumulate, {dx, hidden});
+}
+
+void ExpertBlock::route_weight(int64_t tokens, const float* x, const ExpertDeltas& deltas) const {
+  const int64_t hidden = model_.hidden_size;
+  const int64_t experts = model_.n_routed_experts;
+  kernels_.matmul(experts, hidden, tokens, {deltas.logits, experts}, Transpose::kYes, {x, hidden},
+                  Transpose::kNo, Store::kAccumulate, {router_->gradient, hidden});
+}
+
+void ExpertBlock::forward(const DispatchedRows& dispatched, const ExpertActivations& kept,
+                          const ExpertScratch& scratch, float* y) const {
+  const int64_t hidden = model_.hidden_size;
+  const int64_t width = model_.moe_intermediate_size;
+  const int64_t count = dispatched.assignment_count;
+  const int32_t* const row = dispatched.expert_row.data();
+  for (int64_t e = 0; e <= local_count_; ++e) kept.offsets[e] = dispatched.expert_offset[e];
+  for (int64_t a = 0; a < count; ++a) {
+    kept.sorted_gates[a] = dispatched.assignment_weight[dispatched.expert_assignment[a]];
+  }
+  kernels_.gather_rows(count, hidden, dispatched.row_count, {dispatched.rows.data(), hidden}, row,
+                       nullptr, {kept.inputs, hidden});
+  kernels_.grouped_matmul(local_count_, kept.offsets, 2 * width, hidden, {kept.inputs, hidden},
+                          {gate_->value, hidden}, stride_, Transpose::kYes, Store::kOverwrite,
+                          {kept.gate_up, 2 * width});
+  kernels_.swiglu(count, width, {kept.gate_up, 2 * width}, {kept.gate_up + width, 2 * width},
+                  {scratch.hidden, width});
+  kernels_.grouped_matmul(local_count_, kept.offsets, hidden, width, {scratch.hidden, width},
+                          {down_->value, width}, stride_, Transpose::kYes, Store::kOverwrite,
+                          {scratch.rows, hidden});
+  kernels_.fill(dispatched.row_count * hidden, 0.0F, y);
+  kernels_.scatter_add_rows(count, hidden, dispatched.row_count, {scratch.rows, hidden}, row,
+                            kept.sorted_gates, {y, hidden});
+}
+
+// With p the ungated gradient W_down^T dy: the gate weight's gradient is p · hidden, which spares
+// keeping the experts' outputs; the hidden layer's is g p; and W_down's is dy (g hidden)^T.
+void ExpertBlock::backward_input(const DispatchedRows& dispatched, const float* d_rows,
+                                 const ExpertActivations& kept, const ExpertDeltas& deltas,
+                                 const ExpertScratch& scratch, float* dx_rows,
+                                 float* d_weight) const {
+  const int64_t hidden = model_.hidden_size;
+  const int64_t width = model_.moe_intermediate_size;
+  const int64_t count = dispatched.assignment_count;
+  const int32_t* const row = dispatched.expert_row.data();
+  const ConstMatrix gate = {kept.gate_up, 2 * width};
+  const ConstMatrix up = {kept.gate_up + width, 2 * width};
+  kernels_.gather_rows(count, hidden, dispatched.row_count, {d_rows, hidden}, row, nullptr,
+                       {deltas.outputs, hidden});
+  kernels_.grouped_matmul(local_count_, kept.offsets, width, hidden, {deltas.outputs, hidden},
+                          {down_->value, width}, stride_, Transpose::kNo, Store::kOverwrite,
+                          {scratch.hidden, width});
+  kernels_.swiglu(count, width, gate, up, {scratch.other, width});
+  kernels_.row_dots(count, width, {scratch.hidden, width}, {scratch.other, width}, scratch.gates);
+  for (int64_t a = 0; a < count; ++a) {
+    d_weight[dispatched.expert_assignment[a]] = scratch.gates[a];
+  }
+  kernels_.gather_rows(count, width, count, {scratch.other, width}, identity_, kept.sorted_gates,
+                       {deltas.hidden, width});
+  kernels_.gather_rows(count, width, count, {scratch.hidden, width}, identity_, kept.sorted_gates,
+                       {scratch.other, width});
+  kernels_.swiglu_backward(count, width, gate, up, {scratch.other, width},
+                           {deltas.gate_up, 2 * width}, {deltas.gate_up + width, 2 * width});
+  kernels_.grouped_matmul(local_count_, kept.offsets, hidden, 2 * width,
+                          {deltas.gate_up, 2 * width}, {gate_->value, hidden}, stride_,
+                          Transpose::kNo, Store::kOverwrite, {scratch.rows, hidden});
+  kernels_.fill(dispatched.row_count * hidden, 0.0F, dx_rows);
+  kernels_.scatter_add_rows(count, hidden, dispatched.row_count, {scratch.rows, hidden}, row,
+                            nullptr, {dx_rows, hidden});
+}
+
+void ExpertBlock::backward_weight(const ExpertActivations& kept, const ExpertDeltas& deltas) const {
+  const int64_t hidden = model_.hidden_size;
+  const int64_t width = model_.moe_intermediate_size;
+  kernels_.grouped_matmul_ragged_k(local_count_, kept.offsets, hidden, width,
+                                   {deltas.outputs, hidden}, {deltas.hidden, width},
+                                   {down_->gradient, width}, stride_);
+  kernels_.grouped_matmul_ragged_k(local_count_, kept.offsets, 2 * width, hidden,
+                                   {deltas.gate_up, 2 * width}, {kept.inputs, hidden},
+                                   {gate_->gradient, hidden}, stride_);
+}
+
+}  // namespace penstock

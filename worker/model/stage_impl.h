@@ -1,0 +1,167 @@
+// Inside of Stage: its buffers and sub-operations. Included by stage*.cc and pass.cc only.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "worker/model/attention_block.h"
+#include "worker/model/expert_block.h"
+#include "worker/model/feed_forward_block.h"
+#include "worker/model/stage.h"
+
+namespace penstock {
+
+struct StageLayer {
+  int64_t number = 0;                            // in the whole model
+  int32_t moe_index = -1;                        // among the stage's MoE layers; -1: dense
+  const Parameter* middle_norm = nullptr;        // post_attention_layernorm
+  std::optional<AttentionBlock> attention;       // always there after construction
+  std::optional<FeedForwardBlock> feed_forward;  // dense, or shared expert; the same
+  std::optional<ExpertBlock> experts;            // MoE layers
+};
+
+// Kept by the forward of one layer, of T tokens.
+struct LayerActivations {
+  AttentionActivations attention;
+  float* middle = nullptr;       // [T, hidden] between attention and feed-forward
+  float* normed = nullptr;       // [T, hidden] what the feed-forward and the gate read
+  float* inverse_rms = nullptr;  // [T]
+  float* gate_up = nullptr;      // [T, 2F] of the dense or shared network
+  ExpertActivations experts;
+};
+
+// Kept by the backward of one layer for its weight gradients.
+struct LayerDeltas {
+  AttentionDeltas attention;
+  float* middle = nullptr;  // [T, hidden] gradient of LayerActivations::middle
+  FeedForwardDeltas feed_forward;
+  ExpertDeltas experts;
+};
+
+// Everything of one micro-batch in flight.
+struct StageSlot {
+  MicroBatch micro_batch;
+  TokenShape shape;
+  bool training = false;
+  double loss_sum = 0.0;
+  std::vector<float*>
+      x;  // [layers + 1] of [T, hidden]: each layer's input, then the stage's output
+  std::vector<LayerActivations> layers;
+  float* input_gradient = nullptr;    // not in the first stage
+  float* output_gradient = nullptr;   // not in the last
+  float* head_normed = nullptr;       // the last stage only, as the rest; [T, hidden]
+  float* head_inverse_rms = nullptr;  // [T]
+  float* logits = nullptr;            // [T, vocab]; after a training forward their gradient
+  float* losses = nullptr;            // [T]
+};
+
+// Everything of one backward until its weight part has run.
+struct GradientSlot {
+  std::vector<float*> x;  // gradient of StageSlot::x; ends that other stages exchange are null
+  std::vector<LayerDeltas> layers;
+  bool taken = false;
+};
+
+// Used inside one sub-operation only; all members share memory.
+struct StageScratch {
+  AttentionScratch attention;
+  ExpertScratch experts;
+  float* feed_forward = nullptr;  // [T, F]
+  float* hidden = nullptr;        // [T, hidden]
+};
+
+class Stage::Impl {
+ public:
+  Impl(const StageOptions& options, Kernels& kernels, ExpertExchange* exchange);
+
+  // Runs one sub-operation of a pass over `slot`; `layer` counts inside the stage.
+  Status run_forward(SubOp op, int32_t layer, int32_t slot);
+  Status run_backward(SubOp op, int32_t layer, int32_t slot, int32_t gradient_slot);
+
+  int32_t layer_count() const { return static_cast<int32_t>(layers.size()); }
+  bool is_first() const { return options.stage_index == 0; }
+  bool is_last() const { return options.stage_index == options.stage_count - 1; }
+  bool trains() const { return options.gradient_slot_count > 0; }
+  StageSlot& slot_at(int32_t slot);
+
+  struct QueuedWeight {
+    int32_t slot = -1;
+    int32_t gradient_slot = -1;
+  };
+
+  const StageOptions options;
+  const Range layer_range;
+  Kernels& kernels;
+  ExpertExchange* const exchange;
+  std::unique_ptr<ParameterSet> parameters;
+  const Parameter* embedding = nullptr;   // first stage
+  const Parameter* final_norm = nullptr;  // last stage, as the next
+  const Parameter* head_weight = nullptr;
+  std::vector<StageLayer> layers;
+  std::vector<StageSlot> slots;
+  std::vector<GradientSlot> gradient_slots;
+  std::vector<QueuedWeight> weight_queue;  // oldest first; capacity reserved
+  std::vector<Router> routers;             // by MoE layer
+  std::vector<float> biases;               // [MoE layers, experts]
+  std::vector<int64_t> loads;              // the same
+  bool forward_under_way = false;
+  bool backward_under_way = false;
+  uint64_t buffer_bytes = 0;
+
+ private:
+  void make_layers();
+  void make_routers();
+  void make_slots();
+  void make_shared_buffers();
+  StageSlot take_slot(MemoryPlan& plan) const;
+  GradientSlot take_gradient_slot(MemoryPlan& plan) const;
+  LayerActivations take_layer(MemoryPlan& plan, const StageLayer& layer) const;
+  LayerDeltas take_layer_deltas(MemoryPlan& plan, const StageLayer& layer) const;
+  int64_t feed_forward_width(const StageLayer& layer) const;
+  Arena& make_arena(const char* name, int64_t bytes);
+
+  // Sub-operations.
+  void embed(StageSlot& slot);
+  Status attention(int32_t layer, int32_t slot_index);
+  void dispatch(int32_t layer, int32_t slot_index);
+  Status mlp(int32_t layer, int32_t slot_index);
+  void combine(int32_t layer, int32_t slot_index);
+  Status output(int32_t slot_index);
+  void head(StageSlot& slot);
+  void output_backward(StageSlot& slot, GradientSlot& gradient);
+  void output_weight(StageSlot& slot);
+  void combine_backward(int32_t layer, int32_t slot_index, GradientSlot& gradient);
+  Status mlp_backward(int32_t layer, int32_t slot_index, GradientSlot& gradient);
+  void dispatch_backward(int32_t layer, int32_t slot_index);
+  void mlp_weight(int32_t layer, StageSlot& slot, GradientSlot& gradient);
+  Status attention_backward(int32_t layer, int32_t slot_index, GradientSlot& gradient);
+  void attention_weight(int32_t layer, StageSlot& slot, GradientSlot& gradient);
+  void embed_weight(StageSlot& slot, GradientSlot& gradient);
+
+  // Finishes the combine of `layer` into the next layer's input.
+  Status finish_combine(int32_t layer, int32_t slot_index);
+  // Gradient of the input of `layer`, or of the stage's output for layer == layer_count().
+  float* gradient_of(StageSlot& slot, GradientSlot& gradient, int32_t layer) const;
+  int32_t exchange_slot(int32_t layer, int32_t slot_index) const;
+  Tag exchange_tag(int32_t layer, int32_t slot_index) const;
+  int64_t hidden_floats(const StageSlot& slot) const {
+    return slot.shape.tokens() * options.model.hidden_size;
+  }
+
+  std::vector<std::unique_ptr<Arena>> arenas_;
+  std::vector<float> cosine_;
+  std::vector<float> sine_;
+  std::vector<int32_t> identity_;
+  StageScratch scratch_;
+  // Of the forward pass under way.
+  float* partial_rows_ = nullptr;  // [R, hidden] this rank's share of its peers' outputs
+  // Of the backward pass under way.
+  float* normed_gradient_ = nullptr;   // [T, hidden] gradient of LayerActivations::normed
+  float* row_gradients_ = nullptr;     // [R, hidden] of dispatched rows
+  float* weight_gradients_ = nullptr;  // [A] of gate weights, on the experts' side
+  float* gate_gradients_ = nullptr;    // [T, k] the same, back on the tokens' side
+};
+
+}  // namespace penstock
