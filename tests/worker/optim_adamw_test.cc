@@ -1,0 +1,257 @@
+#include "worker/optim/adamw.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "comm/base/random.h"
+#include "comm/data/reduce.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "tests/worker/model_test_support.h"
+
+namespace penstock {
+namespace {
+
+ParameterSetOptions whole(const ModelConfig& model) {
+  return {{0, model.num_hidden_layers}, {0, model.n_routed_experts}, true, true, true};
+}
+
+OptimizerSpec spec() {
+  OptimizerSpec optimizer;
+  optimizer.lr = 0.01;
+  optimizer.weight_decay = 0.1;
+  optimizer.clip_grad_norm = 2.0;
+  return optimizer;
+}
+
+std::vector<OptimizerShard> shards_of(ParameterSet& set, int64_t count, int64_t index) {
+  std::vector<OptimizerShard> shards;
+  for (const ParameterKind kind : {ParameterKind::kDense, ParameterKind::kExpert}) {
+    const ShardRange range = shard_range(std::ssize(set.values(kind)), count, index);
+    shards.push_back({&set, kind, {range.begin, range.end}});
+  }
+  return shards;
+}
+
+void fill_gradients(ParameterSet& set, uint64_t step) {
+  for (const Parameter& parameter : set.all()) {
+    Random random(step, static_cast<uint64_t>(parameter.offset) * 2 + (parameter.expert >= 0));
+    for (int64_t i = 0; i < parameter.size; ++i) {
+      parameter.gradient[i] = static_cast<float>(random.normal());
+    }
+  }
+}
+
+class AdamWTest : public testing::Test {
+ protected:
+  std::unique_ptr<Kernels> kernels_ = make_cpu_kernels();
+  ModelConfig model_ = tiny_model();
+};
+
+TEST_F(AdamWTest, ThreeStepsEqualTheFormulaInDouble) {
+  ParameterSet set(model_, whole(model_));
+  set.initialize(3, 0.5);
+  std::map<std::string, std::vector<double>> weight, m, v;
+  for (const Parameter& p : set.all()) {
+    weight[p.name].assign(p.value, p.value + p.size);
+    m[p.name].assign(static_cast<size_t>(p.size), 0.0);
+    v[p.name].assign(static_cast<size_t>(p.size), 0.0);
+  }
+  AdamW adamw(spec(), shards_of(set, 1, 0), *kernels_);
+  for (int step = 1; step <= 3; ++step) {
+    fill_gradients(set, static_cast<uint64_t>(step));
+    const double rate = 0.01 / step, factor = 0.5;
+    adamw.step(step, rate, factor);
+    for (const Parameter& p : set.all()) {
+      const double decay = p.shape.size() > 1 ? 0.1 : 0.0;
+      for (size_t i = 0; i < weight[p.name].size(); ++i) {
+        const double g = factor * p.gradient[i];
+        double& mi = m[p.name][i];
+        double& vi = v[p.name][i];
+        double& wi = weight[p.name][i];
+        mi = 0.9 * mi + 0.1 * g;
+        vi = 0.95 * vi + 0.05 * g * g;
+        const double update =
+            mi / (1 - std::pow(0.9, step)) / (std::sqrt(vi / (1 - std::pow(0.95, step))) + 1e-8);
+        wi -= rate * (update + decay * wi);
+        ASSERT_NEAR(p.value[i], wi, 2e-6) << p.name << " step " << step;
+      }
+    }
+  }
+}
+
+TEST_F(AdamWTest, ShardsOfThreeReplicasTogetherEqualOneOptimizer) {
+  ParameterSet alone(model_, whole(model_)), shared(model_, whole(model_));
+  alone.initialize(3, 0.5);
+  shared.initialize(3, 0.5);
+  AdamW one(spec(), shards_of(alone, 1, 0), *kernels_);
+  std::vector<AdamW> replicas;
+  for (int64_t r = 0; r < 3; ++r) replicas.emplace_back(spec(), shards_of(shared, 3, r), *kernels_);
+  for (int step = 1; step <= 2; ++step) {
+    fill_gradients(alone, static_cast<uint64_t>(step));
+    fill_gradients(shared, static_cast<uint64_t>(step));
+    double squares = 0.0;
+    for (const AdamW& replica : replicas) squares += replica.gradient_square_sum();
+    EXPECT_NEAR(squares, one.gradient_square_sum(), 1e-9 * squares);
+    one.step(step, 0.01, 1.0);
+    for (AdamW& replica : replicas) replica.step(step, 0.01, 1.0);
+  }
+  for (const Parameter& p : alone.all()) {
+    const Parameter* twin = shared.find(p.name);
+    for (int64_t i = 0; i < p.size; ++i) ASSERT_FLOAT_EQ(p.value[i], twin->value[i]) << p.name;
+  }
+}
+
+TEST_F(AdamWTest, GapsBetweenTensorsStayZero) {
+  model_.moe_intermediate_size = 11;  // matrices of 352 elements would fill their places exactly
+  model_.hidden_size = 30;
+  ParameterSet set(model_, whole(model_));
+  set.initialize(3, 0.5);
+  fill_gradients(set, 1);
+  AdamW adamw(spec(), shards_of(set, 1, 0), *kernels_);
+  adamw.step(1, 0.01, 1.0);
+  size_t end = 0, gaps = 0;
+  for (const Parameter& p : set.all()) {
+    if (p.kind != ParameterKind::kExpert) continue;
+    for (; end < static_cast<size_t>(p.offset); ++end, ++gaps) {
+      EXPECT_EQ(set.values(p.kind)[end], 0.0F);
+    }
+    end = static_cast<size_t>(p.offset + p.size);
+  }
+  EXPECT_GT(gaps, 0u);
+}
+
+TEST_F(AdamWTest, ClippingScalesToTheLimitAndLeavesSmallGradientsAlone) {
+  AdamW adamw(spec(), {}, *kernels_);
+  EXPECT_DOUBLE_EQ(adamw.clip_factor(1.9), 1.0);
+  EXPECT_NEAR(adamw.clip_factor(8.0), 0.25, 1e-6);
+  OptimizerSpec off = spec();
+  off.clip_grad_norm = 0.0;
+  EXPECT_DOUBLE_EQ(AdamW(off, {}, *kernels_).clip_factor(1e9), 1.0);
+}
+
+TEST_F(AdamWTest, StateOfAllShardsTilesEveryTensorOnceForEachOfThreeKinds) {
+  ParameterSet set(model_, whole(model_));
+  set.initialize(3, 0.5);
+  std::map<std::string, std::vector<int>> written;
+  for (int64_t r = 0; r < 3; ++r) {
+    AdamW adamw(spec(), shards_of(set, 3, r), *kernels_);
+    for (const StateSlice& state : adamw.state()) {
+      ASSERT_TRUE(check_slice(state.slice).ok()) << state.slice.name;
+      ASSERT_EQ(element_count(state.slice.box), std::ssize(state.values));
+      std::vector<int>& counts = written[state.slice.name];
+      counts.resize(static_cast<size_t>(element_count(state.slice.shape)), 0);
+      const Box all{std::vector<int64_t>(state.slice.shape.size(), 0), state.slice.shape};
+      for_each_run(state.slice.box, state.slice.box, all, dense_strides(state.slice.shape),
+                   [&](const penstock::Run& run) {
+                     for (int64_t i = 0; i < run.count; ++i) {
+                       ++counts[static_cast<size_t>(run.destination + i)];
+                     }
+                   });
+    }
+  }
+  EXPECT_EQ(written.size(), 3 * set.all().size());
+  for (const auto& [name, counts] : written) {
+    for (const int count : counts) ASSERT_EQ(count, 1) << name;
+  }
+}
+
+TEST_F(AdamWTest, StatePointsAtTheElementsOfItsBox) {
+  ParameterSet set(model_, whole(model_));
+  set.initialize(3, 0.5);
+  fill_gradients(set, 1);
+  AdamW adamw(spec(), shards_of(set, 3, 1), *kernels_);
+  adamw.step(1, 0.01, 1.0);
+  size_t seen = 0;
+  for (const StateSlice& state : adamw.state()) {
+    const auto bar = state.slice.name.find('|');
+    const Parameter* p = set.find(state.slice.name.substr(0, bar));
+    ASSERT_NE(p, nullptr) << state.slice.name;
+    int64_t first = 0;
+    const std::vector<int64_t> strides = dense_strides(p->shape);
+    for (size_t d = 0; d < strides.size(); ++d) first += state.slice.box.offset[d] * strides[d];
+    for (size_t i = 0; i < state.values.size(); ++i) {
+      const auto index = static_cast<size_t>(first) + i;
+      const float g = p->gradient[index];
+      if (bar == std::string::npos) {
+        EXPECT_EQ(state.values[i], p->value[index]);
+      } else if (state.slice.name.ends_with("exp_avg")) {
+        EXPECT_NEAR(state.values[i], 0.1 * g, 1e-6 * std::abs(g));
+      } else {
+        EXPECT_NEAR(state.values[i], 0.05 * g * g, 1e-6 * g * g);
+      }
+      ++seen;
+    }
+  }
+  EXPECT_GT(seen, 1000u);
+}
+
+TEST_F(AdamWTest, RestoredMomentsContinueBitForBit) {
+  ParameterSet straight(model_, whole(model_)), resumed(model_, whole(model_));
+  straight.initialize(3, 0.5);
+  AdamW first(spec(), shards_of(straight, 1, 0), *kernels_);
+  fill_gradients(straight, 1);
+  first.step(1, 0.01, 1.0);
+  AdamW second(spec(), shards_of(resumed, 1, 0), *kernels_);
+  const auto from = first.state();
+  auto to = second.state();
+  ASSERT_EQ(from.size(), to.size());
+  for (size_t i = 0; i < from.size(); ++i) {
+    std::copy(from[i].values.begin(), from[i].values.end(), to[i].values.begin());
+  }
+  fill_gradients(straight, 2);
+  fill_gradients(resumed, 2);
+  first.step(2, 0.01, 1.0);
+  second.step(2, 0.01, 1.0);
+  for (const Parameter& p : straight.all()) {
+    EXPECT_TRUE(std::equal(p.value, p.value + p.size, resumed.find(p.name)->value)) << p.name;
+  }
+}
+
+TEST(BoxesOfRangeTest, CutsARangeOfAMatrixIntoPartialWholeAndPartialRows) {
+  const std::vector<int64_t> shape = {6, 4};
+  const auto boxes = boxes_of_range(shape, 3, 18);
+  ASSERT_EQ(boxes.size(), 3u);
+  EXPECT_EQ(boxes[0], (Box{{0, 3}, {1, 1}}));
+  EXPECT_EQ(boxes[1], (Box{{1, 0}, {3, 4}}));
+  EXPECT_EQ(boxes[2], (Box{{4, 0}, {1, 2}}));
+}
+
+TEST(BoxesOfRangeTest, APieceOfOneRowIsOneBoxAndAnEmptyRangeNone) {
+  const std::vector<int64_t> shape = {6, 4};
+  EXPECT_EQ(boxes_of_range(shape, 5, 7), (std::vector<Box>{{{1, 1}, {1, 2}}}));
+  EXPECT_EQ(boxes_of_range(shape, 4, 6), (std::vector<Box>{{{1, 0}, {1, 2}}}));
+  EXPECT_TRUE(boxes_of_range(shape, 5, 5).empty());
+}
+
+// Every range of small tensors of 1 to 4 dimensions: exact cover, in order, at most 2N-1 boxes.
+TEST(BoxesOfRangeTest, CoversEveryRangeOfEveryShapeExactlyWithFewBoxes) {
+  const std::vector<std::vector<int64_t>> shapes = {
+      {7}, {3, 5}, {2, 3, 4}, {2, 2, 3, 2}, {1, 4, 1}};
+  for (const auto& shape : shapes) {
+    const std::vector<int64_t> strides = dense_strides(shape);
+    const int64_t total = element_count(shape);
+    for (int64_t begin = 0; begin <= total; ++begin) {
+      for (int64_t end = begin; end <= total; ++end) {
+        const auto boxes = boxes_of_range(shape, begin, end);
+        EXPECT_LE(boxes.size(), 2 * shape.size() - 1);
+        int64_t next = begin;
+        for (const Box& box : boxes) {
+          int64_t first = 0;
+          for (size_t d = 0; d < shape.size(); ++d) {
+            first += box.offset[d] * strides[d];
+            ASSERT_LE(box.offset[d] + box.size[d], shape[d]);
+          }
+          ASSERT_EQ(first, next);
+          next += element_count(box);
+        }
+        ASSERT_EQ(next, end);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace penstock
