@@ -1,6 +1,6 @@
 // Segment files: what one rank saved for one step. Written once under a random name, never changed.
 //
-//   | header 4 KiB | slice bytes, each slice aligned, zero padding between | footer | trailer 64 B |
+//   | header 4 KiB | slices, aligned, zero padding between | footer | trailer 64 B |
 //                  ^ blocks of block_bytes, each with a CRC-32C in the footer, padding included
 //
 // A block's checksum is salted with the segment's uuid and the block's index, so that a block moved

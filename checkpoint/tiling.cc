@@ -7,17 +7,23 @@
 namespace penstock {
 namespace {
 
-// Box visits that irregular shapes may cost; grids use a few per box and dimension.
-constexpr int64_t kWorkMax = int64_t{1} << 27;
+// Box visits the proof may cost: a grid uses at most one per box for every pair of dimensions, and
+// small irregular shapes get a fixed allowance. Keeps the time linear in the boxes, whatever a file
+// holds.
+constexpr int64_t kWorkPerBox = 2 * kTensorDimensionsMax * kTensorDimensionsMax;
+constexpr int64_t kWorkAllowance = 1 << 20;
 // Nested cuts; a grid needs one per dimension, a spiral one per box.
 constexpr int kDepthMax = 512;
 
 class TilingProof {
  public:
+  explicit TilingProof(size_t box_count)
+      : work_max_(kWorkPerBox * static_cast<int64_t>(box_count) + kWorkAllowance) {}
+
   // `boxes` lie in region and have elements; their order is changed.
   Status prove(const Box& region, std::span<Box> boxes, int depth = 0) {
     work_ += static_cast<int64_t>(boxes.size()) + 1;
-    if (work_ > kWorkMax || depth > kDepthMax) {
+    if (work_ > work_max_ || depth > kDepthMax) {
       return data_loss(
           fmt::format("the slices of {} are too irregular to check; save with a layout "
                       "that cuts tensors into grids",
@@ -103,6 +109,7 @@ class TilingProof {
     return {};
   }
 
+  const int64_t work_max_;
   int64_t work_ = 0;
 };
 
@@ -115,7 +122,7 @@ Status prove_tiling(const Box& region, std::span<const Box> boxes) {
     if (element_count(box) > 0) filled.push_back(box);
   }
   if (element_count(region) == 0) return {};
-  return TilingProof().prove(region, filled);
+  return TilingProof(filled.size()).prove(region, filled);
 }
 
 }  // namespace penstock

@@ -1,0 +1,171 @@
+#include "checkpoint/index.h"
+
+#include "checkpoint/store.h"
+#include "tests/checkpoint/support.h"
+
+namespace penstock {
+namespace {
+
+using namespace checkpoint_test;
+
+constexpr JobId kJob{7};
+
+class IndexTest : public ::testing::Test {
+ protected:
+  void SetUp() override { open(); }
+  void open() {
+    auto index = CheckpointIndex::open(index_path());
+    ASSERT_TRUE(index.ok()) << index.status().to_string();
+    index_ = *std::move(index);
+  }
+  void open_store() {
+    store_.reset();
+    auto store = CheckpointStore::open(store_path(), kJob, index_.get());
+    ASSERT_TRUE(store.ok()) << store.status().to_string();
+    store_.emplace(*std::move(store));
+  }
+  void close() {
+    store_.reset();
+    index_.reset();
+  }
+  CheckpointInfo commit(int64_t step) { return commit_model(*store_, kJob, Epoch{1}, step, step); }
+  Path index_path() const { return directory_.path() / "index"; }
+  Path store_path() const { return directory_.path() / "job"; }
+
+  TempDirectory directory_;
+  std::unique_ptr<CheckpointIndex> index_;
+  std::optional<CheckpointStore> store_;
+};
+
+TEST_F(IndexTest, RowsAreListedInOrderPerJobAndForgotten) {
+  const auto row = [](uint64_t job, uint64_t commit_seq) {
+    return CheckpointInfo{JobId{job},
+                          commit_seq,
+                          int64_t(commit_seq * 10),
+                          Epoch{2},
+                          manifest_file_name(commit_seq),
+                          {1, 2},
+                          300,
+                          4,
+                          {5}};
+  };
+  for (const uint64_t commit_seq : {300, 2, 1}) {
+    ASSERT_TRUE(index_->record_commit(row(7, commit_seq)).ok());
+  }
+  ASSERT_TRUE(index_->record_commit(row(8, 1)).ok());
+  EXPECT_EQ(*index_->list(kJob), (std::vector{row(7, 1), row(7, 2), row(7, 300)}));
+  EXPECT_EQ(*index_->highest_commit(kJob), 300u);
+  EXPECT_EQ(*index_->highest_commit(JobId{9}), 0u);
+  ASSERT_TRUE(index_->forget(kJob, {1, 300, 999}).ok());
+  EXPECT_EQ(*index_->list(kJob), std::vector{row(7, 2)});
+  EXPECT_EQ(*index_->highest_commit(kJob), 300u) << "the mark stays when rows go";
+  ASSERT_TRUE(index_->forget_job(kJob).ok());
+  EXPECT_TRUE(index_->list(kJob)->empty());
+  EXPECT_EQ(index_->list(JobId{8})->size(), 1u);
+}
+
+TEST_F(IndexTest, ACommitIsIndexedAndSurvivesReopening) {
+  open_store();
+  const CheckpointInfo info = commit(10);
+  close();
+  open();
+  EXPECT_EQ(*index_->list(kJob), std::vector{info});
+  const auto report = index_->reconcile(kJob, store_path());
+  ASSERT_TRUE(report.ok());
+  EXPECT_FALSE(report->rebuilt) << report->reason;
+  EXPECT_EQ(report->row_count, 1u);
+}
+
+TEST_F(IndexTest, ADeletedIndexIsRebuiltFromTheManifests) {
+  open_store();
+  const CheckpointInfo first = commit(10);
+  const CheckpointInfo second = commit(20);
+  close();
+  std::filesystem::remove_all(index_path());
+  open();
+  const auto report = index_->reconcile(kJob, store_path());
+  ASSERT_TRUE(report.ok());
+  EXPECT_TRUE(report->rebuilt);
+  EXPECT_TRUE(report->lost.empty());
+  EXPECT_EQ(*index_->list(kJob), (std::vector{first, second}));
+  EXPECT_EQ(*index_->highest_commit(kJob), 2u);
+}
+
+TEST_F(IndexTest, ARolledBackIndexIsNoticedAndRebuilt) {
+  open_store();
+  commit(10);
+  close();
+  std::filesystem::copy(index_path(), directory_.path() / "old",
+                        std::filesystem::copy_options::recursive);
+  open();
+  open_store();
+  const CheckpointInfo second = commit(20);
+  close();
+  std::filesystem::remove_all(index_path());
+  std::filesystem::rename(directory_.path() / "old", index_path());
+  open();
+  const auto report = index_->reconcile(kJob, store_path());
+  ASSERT_TRUE(report.ok());
+  EXPECT_TRUE(report->rebuilt);
+  EXPECT_NE(report->reason.find("up to commit 1"), std::string::npos) << report->reason;
+  EXPECT_EQ(index_->list(kJob)->back(), second);
+}
+
+TEST_F(IndexTest, AVanishedManifestIsReportedAsLostAndItsNumberNotReused) {
+  open_store();
+  commit(10);
+  const CheckpointInfo second = commit(20);
+  std::filesystem::remove(store_path() / second.manifest_file);
+  const auto report = index_->reconcile(kJob, store_path());
+  ASSERT_TRUE(report.ok());
+  EXPECT_TRUE(report->rebuilt);
+  EXPECT_EQ(report->lost, std::vector{second});
+  EXPECT_EQ(commit(30).commit_seq, 3u);
+}
+
+TEST_F(IndexTest, ADamagedDatabaseIsMovedAsideAndSaidSo) {
+  open_store();
+  const CheckpointInfo info = commit(10);
+  close();
+  for (const auto& entry : std::filesystem::directory_iterator(index_path())) {
+    if (entry.path().filename().string().starts_with("MANIFEST")) {
+      flip_byte(entry.path(), 20);
+    }
+  }
+  open();
+  EXPECT_NE(index_->opening_report().find("damaged"), std::string::npos);
+  EXPECT_TRUE(index_->list(kJob)->empty());
+  ASSERT_TRUE(index_->reconcile(kJob, store_path()).ok());
+  EXPECT_EQ(*index_->list(kJob), std::vector{info});
+  size_t aside = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory_.path())) {
+    aside += entry.path().filename().string().starts_with("index.damaged-");
+  }
+  EXPECT_EQ(aside, 1u);
+}
+
+TEST_F(IndexTest, ALostCurrentFileIsDamageNotAnEmptyIndex) {
+  open_store();
+  commit(10);
+  close();
+  std::filesystem::remove(index_path() / "CURRENT");
+  open();
+  EXPECT_NE(index_->opening_report().find("damaged"), std::string::npos);
+}
+
+TEST_F(IndexTest, ASecondProcessCannotOpenIt) {
+  const auto second = CheckpointIndex::open(index_path());
+  EXPECT_EQ(second.status().code(), Code::kFailedPrecondition) << second.status().to_string();
+}
+
+TEST_F(IndexTest, RetentionForgetsTheRowsOfWhatItRemoves) {
+  open_store();
+  for (int64_t step = 1; step <= 3; ++step) commit(step);
+  ASSERT_TRUE(store_->retain(1).ok());
+  ASSERT_EQ(index_->list(kJob)->size(), 1u);
+  EXPECT_EQ(index_->list(kJob)->front().step, 3);
+  EXPECT_FALSE(index_->reconcile(kJob, store_path())->rebuilt);
+}
+
+}  // namespace
+}  // namespace penstock

@@ -1,0 +1,146 @@
+#include "checkpoint/removal.h"
+
+#include "checkpoint/store.h"
+#include "tests/checkpoint/support.h"
+
+namespace penstock {
+namespace {
+
+using namespace checkpoint_test;
+
+constexpr JobId kJob{7};
+
+class RemovalTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto store = CheckpointStore::open(path(), kJob, nullptr);
+    ASSERT_TRUE(store.ok()) << store.status().to_string();
+    store_.emplace(*std::move(store));
+  }
+  Path path() const { return directory_.path(); }
+  CheckpointInfo commit(int64_t step, uint64_t version) {
+    return commit_model(*store_, kJob, Epoch{1}, step, version);
+  }
+  std::vector<int64_t> steps() const {
+    std::vector<int64_t> steps;
+    for (const auto& info : list_checkpoints(path(), kJob).checkpoints) steps.push_back(info.step);
+    return steps;
+  }
+  size_t segment_count() const {
+    size_t count = 0;
+    for (const std::string& name : file_names(path())) count += name.ends_with(".segment");
+    return count;
+  }
+  Path segment_of(const CheckpointInfo& info, size_t index) const {
+    return path() / read_manifest(path() / info.manifest_file)->manifest.segments[index].file;
+  }
+
+  TempDirectory directory_;
+  std::optional<CheckpointStore> store_;
+};
+
+TEST_F(RemovalTest, TheNewestAreKeptAndTheSpaceOfOthersReturns) {
+  for (int64_t step = 1; step <= 4; ++step) commit(step, step);
+  const auto report = store_->retain(2);
+  ASSERT_TRUE(report.ok()) << report.status().to_string();
+  EXPECT_EQ(report->commit_seqs, (std::vector<uint64_t>{1, 2}));
+  EXPECT_EQ(report->files.size(), 4u);
+  EXPECT_EQ(steps(), (std::vector<int64_t>{3, 4}));
+  EXPECT_EQ(segment_count(), 4u);
+  EXPECT_TRUE(load_model(path(), manifest_file_name(3), 3).ok());
+  EXPECT_TRUE(load_model(path(), manifest_file_name(4), 4).ok());
+  EXPECT_TRUE(store_->retain(2)->commit_seqs.empty()) << "a second time there is nothing to do";
+  EXPECT_FALSE(std::filesystem::exists(path() / "GC"));
+}
+
+TEST_F(RemovalTest, TheOnlyGoodCheckpointIsNeverRemoved) {
+  const CheckpointInfo good = commit(1, 1);
+  const CheckpointInfo bad = commit(2, 2);
+  // Damage in the data: only reading everything finds it.
+  flip_byte(segment_of(bad, 0), 5000);
+  ASSERT_TRUE(newest_whole(path(), kJob).checkpoint->step == 2);
+  const auto report = store_->retain(1);
+  ASSERT_TRUE(report.ok());
+  EXPECT_TRUE(report->commit_seqs.empty());
+  EXPECT_TRUE(load_model(path(), good.manifest_file, 1).ok());
+}
+
+TEST_F(RemovalTest, NothingIsRemovedWhenNothingVerifies) {
+  for (int64_t step = 1; step <= 3; ++step) {
+    flip_byte(segment_of(commit(step, step), 1), 5000);
+  }
+  EXPECT_TRUE(store_->retain(1)->commit_seqs.empty());
+  EXPECT_EQ(steps().size(), 3u);
+}
+
+TEST_F(RemovalTest, DamagedOnesGoOnceANewerWholeOneIsKept) {
+  commit(1, 1);
+  const CheckpointInfo bad = commit(2, 2);
+  std::filesystem::remove(segment_of(bad, 0));
+  commit(3, 3);
+  EXPECT_EQ(store_->retain(1)->commit_seqs, (std::vector<uint64_t>{1, 2}));
+  EXPECT_EQ(steps(), (std::vector<int64_t>{3}));
+  EXPECT_EQ(segment_count(), 2u);
+}
+
+TEST_F(RemovalTest, AnInterruptedRemovalIsFinishedAtTheNextOpen) {
+  const CheckpointInfo first = commit(1, 1);
+  commit(2, 2);
+  Removal removal{{first.manifest_file}, {}};
+  const auto stored = read_manifest(path() / first.manifest_file);
+  for (const auto& segment : stored->manifest.segments) {
+    removal.segments.push_back(segment.file);
+  }
+  ASSERT_TRUE(begin_removal(path(), removal, real_file_system()).ok());
+  EXPECT_EQ(segment_count(), 4u) << "the crash comes here";
+  store_.reset();
+  SetUp();
+  EXPECT_EQ(segment_count(), 2u);
+  EXPECT_EQ(steps(), (std::vector<int64_t>{2}));
+  EXPECT_FALSE(std::filesystem::exists(path() / "GC"));
+}
+
+TEST_F(RemovalTest, ADamagedRemovalFileRemovesNothing) {
+  commit(1, 1);
+  replace_file(path() / "GC", "000000000001.manifest\n");
+  store_.reset();
+  SetUp();
+  EXPECT_EQ(steps(), (std::vector<int64_t>{1}));
+  EXPECT_FALSE(std::filesystem::exists(path() / "GC"));
+}
+
+TEST_F(RemovalTest, RemovalFilesRoundTripAndRefusePaths) {
+  const Removal removal{{manifest_file_name(3)}, {segment_file_name(Epoch{1}, Rank{0}, {1, 2})}};
+  const std::string text = encode_removal(removal);
+  ASSERT_TRUE(decode_removal(text).ok());
+  EXPECT_EQ(decode_removal(text)->manifests, removal.manifests);
+  EXPECT_EQ(decode_removal(text)->segments, removal.segments);
+  for (size_t size = 0; size < text.size(); ++size) {
+    EXPECT_FALSE(decode_removal(text.substr(0, size)).ok()) << size;
+  }
+  EXPECT_FALSE(decode_removal(encode_removal({{"../../etc/passwd"}, {}})).ok());
+}
+
+TEST_F(RemovalTest, OrphansOfOlderEpochsAreSweptAndNothingElse) {
+  commit(1, 1);
+  ASSERT_TRUE(save_model(path(), kJob, Epoch{1}, 2, 2).ok());  // saved, never committed
+  ASSERT_TRUE(save_model(path(), kJob, Epoch{2}, 2, 2).ok());  // the running epoch's
+  replace_file(path() / "000000000009.manifest.tmp", "torn");
+  replace_file(path() / "notes.txt", "the user's");
+  const auto report = store_->sweep_orphans(Epoch{2});
+  ASSERT_TRUE(report.ok());
+  EXPECT_EQ(report->files.size(), 3u);
+  EXPECT_EQ(segment_count(), 4u);
+  EXPECT_TRUE(std::filesystem::exists(path() / "notes.txt"));
+  EXPECT_TRUE(load_model(path(), manifest_file_name(1), 1).ok());
+}
+
+TEST_F(RemovalTest, NothingIsSweptWhileAManifestIsUnreadable) {
+  const CheckpointInfo info = commit(1, 1);
+  replace_file(path() / info.manifest_file, "torn");
+  EXPECT_EQ(store_->sweep_orphans(Epoch{9}).status().code(), Code::kDataLoss);
+  EXPECT_EQ(segment_count(), 2u);
+}
+
+}  // namespace
+}  // namespace penstock
