@@ -17,8 +17,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace penstock::cpu::HWY_NAMESPACE {
 
-// Row i of `scores` [rows, columns] sees its first `visible + i` entries: they become exp(s - max), the
-// rest 0. log_sum_exp[i] = max + log(sum), inverse_sums[i] = 1 / sum.
+// Row i of `scores` [rows, columns] sees its first `visible + i` entries: they become exp(s - max),
+// the rest 0. log_sum_exp[i] = max + log(sum), inverse_sums[i] = 1 / sum.
 void exponentiate_rows(int64_t rows, int64_t columns, int64_t visible, float* scores,
                        float* log_sum_exp, float* inverse_sums) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -46,8 +46,8 @@ void scale_rows(int64_t rows, int64_t width, const float* factors, float* out, i
   }
 }
 
-// For the visible entries: p = exp(scores - log_sum_exp), scores = p, d_scores = p (d_scores - delta) scale;
-// for the rest 0 in both. delta[i] = d_out[i] . out[i].
+// The visible entries become p = exp(scores - log_sum_exp) in `scores` and p (d_scores - delta)
+// scale in `d_scores`, the rest 0 in both. delta[i] = d_out[i] . out[i].
 void softmax_backward_rows(int64_t rows, int64_t columns, int64_t visible, float scale,
                            const float* log_sum_exp, const float* delta, float* scores,
                            float* d_scores) {
@@ -204,8 +204,9 @@ struct HeadGradient {
   int64_t d_value_stride;
 };
 
-// The four products of one block, after its scores and d_scores are known; d_key and d_value gather over
-// blocks, and the first block taken (the last of the sequence, which sees every key) starts them.
+// The four products of one block, after its scores and d_scores are known; d_key and d_value gather
+// over blocks, and the first block taken (the last of the sequence, which sees every key) starts
+// them.
 void accumulate_block(const AttentionShape& shape, const HeadSlice& slice, const HeadGradient& g,
                       int64_t first, int64_t rows, const Workspace& w, float* gemm_workspace) {
   const int64_t columns = first + rows;
@@ -280,7 +281,8 @@ void backward_head(const AttentionShape& shape, float scale, const HeadSlice& sl
   }
 }
 
-// Spreads d_key of one head: its own part is copied, the shared part is added over heads in head order.
+// Spreads d_key of one head: its own part is copied, the shared part is added over heads in head
+// order.
 void store_key_gradient(const AttentionShape& shape, const AttentionGradients& gradients,
                         int64_t first_token, int64_t head, const float* d_key) {
   const int64_t query_dim = shape.query_dim();

@@ -1,7 +1,7 @@
-// Causal attention, one block of queries of one head at a time: scores of a block against every key it sees
-// are one matrix product, the softmax of its rows one pass, so that no online rescaling is needed and the
-// largest thing in memory is [block, seq_length]. Contract: kernels/kernels.h, whose REQUIRES the caller
-// has checked.
+// Causal attention, one block of queries of one head at a time: scores of a block against every key
+// it sees are one matrix product, the softmax of its rows one pass, so that no online rescaling is
+// needed and the largest thing in memory is [block, seq_length]. Contract: kernels/kernels.h, whose
+// REQUIRES the caller has checked.
 #pragma once
 
 #include "kernels/kernels.h"

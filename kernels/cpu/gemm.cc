@@ -20,6 +20,9 @@ constexpr int64_t kColumnsMax = 512;  // n per packed block: 512 KiB, half of a 
 constexpr int64_t kRowsMax = 12;      // of one register tile, on the widest target
 constexpr int64_t kVectorsMax = 2;    // columns of one register tile, in vectors
 constexpr int64_t kLanesMax = 16;
+constexpr int64_t kRowPanelsMax = 8;  // row panels packed at once: 128 KiB, in the second cache
+// Up to this many row panels read a panel of B where it lies; more repay the packing.
+constexpr int64_t kReadersInPlaceMax = 4;
 
 }  // namespace
 }  // namespace penstock::cpu
@@ -33,10 +36,12 @@ using D = hn::CappedTag<float, kLanesMax>;
 using V = hn::Vec<D>;
 constexpr int64_t kLanes = static_cast<int64_t>(hn::MaxLanes(D()));
 constexpr int64_t kPanel = kVectorsMax * kLanes;
-// 32 registers hold 12 x 2 accumulators, 16 hold 6 x 2, each beside two of B and one of A.
-constexpr int kTileRows = kLanes == 16 ? 12 : 6;
+// 32 registers hold 12 x 2 accumulators, 16 hold 6 x 2, each beside two of B and one of A. Narrower
+// targets: as many as a packed panel of A has room for.
+constexpr int64_t kTileRows = kLanes == 16 ? 12 : std::min<int64_t>(6, kLanes);
 
-// C[kRows, kVectors * lanes] = (zero or C) + A B over `depth`. A is [depth][a_stride], rows adjacent.
+// C[kRows, kVectors * lanes] = (zero or C) + A B over `depth`. A is [depth][a_stride], rows
+// adjacent.
 template <int kRows, int kVectors>
 void tile(int64_t depth, const float* HWY_RESTRICT a, int64_t a_stride, const float* HWY_RESTRICT b,
           int64_t b_stride, float* HWY_RESTRICT c, int64_t c_stride, bool from_zero) {
@@ -73,92 +78,88 @@ using TileFunction = void (*)(int64_t, const float*, int64_t, const float*, int6
                               int64_t, bool);
 
 template <int kVectors>
-TileFunction tile_of(int64_t rows) {
-  static constexpr std::array<TileFunction, 12> kTiles = {
-      tile<1, kVectors>, tile<2, kVectors>,  tile<3, kVectors>,  tile<4, kVectors>,
-      tile<5, kVectors>, tile<6, kVectors>,  tile<7, kVectors>,  tile<8, kVectors>,
-      tile<9, kVectors>, tile<10, kVectors>, tile<11, kVectors>, tile<12, kVectors>};
-  return kTiles[static_cast<size_t>(rows - 1)];
+constexpr std::array<TileFunction, 12> kTiles = {
+    tile<1, kVectors>, tile<2, kVectors>,  tile<3, kVectors>,  tile<4, kVectors>,
+    tile<5, kVectors>, tile<6, kVectors>,  tile<7, kVectors>,  tile<8, kVectors>,
+    tile<9, kVectors>, tile<10, kVectors>, tile<11, kVectors>, tile<12, kVectors>};
+
+TileFunction tile_of(int64_t rows, int64_t columns) {
+  const auto index = static_cast<size_t>(rows - 1);
+  return columns > kLanes ? kTiles<2>[index] : kTiles<1>[index];
 }
 
 #if HWY_TARGET != HWY_SCALAR
-// to[p * to_stride + i] = factor * from[i * from_stride + p] for i, p < 4.
-HWY_INLINE void transpose_four(const float* from, int64_t from_stride, float factor, float* to,
-                               int64_t to_stride) {
-  const hn::FixedTag<float, 4> d;
-  const hn::FixedTag<double, 2> pairs;
-  const auto scale = hn::Set(d, factor);
-  const auto r0 = hn::LoadU(d, from);
-  const auto r1 = hn::LoadU(d, from + from_stride);
-  const auto r2 = hn::LoadU(d, from + 2 * from_stride);
-  const auto r3 = hn::LoadU(d, from + 3 * from_stride);
+// The four floats at from[row(0)], from[row(4)], … side by side in one vector.
+template <class Row>
+HWY_INLINE V load_blocks(const Row& row, int64_t first) {
+  const hn::FixedTag<float, 4> block;
+#if HWY_MAX_BYTES == 64
+  const hn::FixedTag<float, 8> half;
+  const auto low =
+      hn::Combine(half, hn::LoadU(block, row(first + 4)), hn::LoadU(block, row(first)));
+  const auto high =
+      hn::Combine(half, hn::LoadU(block, row(first + 12)), hn::LoadU(block, row(first + 8)));
+  return hn::Combine(D(), high, low);
+#elif HWY_MAX_BYTES == 32
+  return hn::Combine(D(), hn::LoadU(block, row(first + 4)), hn::LoadU(block, row(first)));
+#else
+  return hn::LoadU(block, row(first));
+#endif
+}
+
+// to[p * to_stride + i] = factor * row(i)[p] for i < kLanes, p < 4: 4 x 4 transposes in every block
+// at once.
+template <class Row>
+HWY_INLINE void transpose_four(const Row& row, V factor, float* to, int64_t to_stride) {
+  const D d;
+  const hn::Repartition<double, D> pairs;
+  const V r0 = load_blocks(row, 0);
+  const V r1 = load_blocks(row, 1);
+  const V r2 = load_blocks(row, 2);
+  const V r3 = load_blocks(row, 3);
   const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1));
   const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3));
   const auto high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
   const auto high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
-  const auto c0 = hn::BitCast(d, hn::InterleaveLower(pairs, low01, low23));
-  const auto c1 = hn::BitCast(d, hn::InterleaveUpper(pairs, low01, low23));
-  const auto c2 = hn::BitCast(d, hn::InterleaveLower(pairs, high01, high23));
-  const auto c3 = hn::BitCast(d, hn::InterleaveUpper(pairs, high01, high23));
-  hn::StoreU(hn::Mul(scale, c0), d, to);
-  hn::StoreU(hn::Mul(scale, c1), d, to + to_stride);
-  hn::StoreU(hn::Mul(scale, c2), d, to + 2 * to_stride);
-  hn::StoreU(hn::Mul(scale, c3), d, to + 3 * to_stride);
+  const V c0 = hn::BitCast(d, hn::InterleaveLower(pairs, low01, low23));
+  const V c1 = hn::BitCast(d, hn::InterleaveUpper(pairs, low01, low23));
+  const V c2 = hn::BitCast(d, hn::InterleaveLower(pairs, high01, high23));
+  const V c3 = hn::BitCast(d, hn::InterleaveUpper(pairs, high01, high23));
+  hn::StoreU(hn::Mul(factor, c0), d, to);
+  hn::StoreU(hn::Mul(factor, c1), d, to + to_stride);
+  hn::StoreU(hn::Mul(factor, c2), d, to + 2 * to_stride);
+  hn::StoreU(hn::Mul(factor, c3), d, to + 3 * to_stride);
 }
 #endif
 
-// to[p * to_stride + i] = factor * from[i * from_stride + p] for i < count, p < depth.
+// to[p * to_stride + i] = factor * from[i * from_stride + p] for i < count <= kLanes, p < depth.
+// The other lanes get copies of the last row: their products are never stored.
 void pack_transposed(int64_t count, int64_t depth, const float* from, int64_t from_stride,
                      float factor, float* to, int64_t to_stride) {
-  int64_t i = 0;
+  int64_t p = 0;
 #if HWY_TARGET != HWY_SCALAR
-  for (; i + 4 <= count; i += 4) {
-    int64_t p = 0;
-    for (; p + 4 <= depth; p += 4) {
-      transpose_four(from + i * from_stride + p, from_stride, factor, to + p * to_stride + i,
-                     to_stride);
-    }
-    for (; p < depth; ++p) {
-      for (int64_t q = i; q < i + 4; ++q) {
-        to[p * to_stride + q] = factor * from[q * from_stride + p];
-      }
-    }
+  for (; p + 4 <= depth; p += 4) {
+    const auto row = [&](int64_t i)
+                         HWY_ATTR { return from + std::min(i, count - 1) * from_stride + p; };
+    transpose_four(row, hn::Set(D(), factor), to + p * to_stride, to_stride);
   }
 #endif
-  for (; i < count; ++i) {
-    for (int64_t p = 0; p < depth; ++p) to[p * to_stride + i] = factor * from[i * from_stride + p];
+  for (; p < depth; ++p) {
+    for (int64_t i = 0; i < count; ++i) to[p * to_stride + i] = factor * from[i * from_stride + p];
   }
 }
 
-// to[p * to_stride + i] = factor * from[p * from_stride + i] for i < count, p < depth.
+// to[p * to_stride + i] = factor * from[p * from_stride + i] for i < count <= kLanes, p < depth.
 void pack_straight(int64_t count, int64_t depth, const float* from, int64_t from_stride,
                    float factor, float* to, int64_t to_stride) {
   const D d;
   const V scale = hn::Set(d, factor);
+  const auto real = hn::FirstN(d, static_cast<size_t>(count));
   for (int64_t p = 0; p < depth; ++p) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      hn::StoreU(hn::Mul(scale, hn::LoadU(d, from + p * from_stride + i)), d,
-                 to + p * to_stride + i);
-    }
-    for (; i < count; ++i) to[p * to_stride + i] = factor * from[p * from_stride + i];
-  }
-}
-
-// Columns [column, column + count) and depths [first, first + depth) of B as panels of kPanel columns,
-// each [depth][kPanel], the last filled up with zeros.
-void pack_b(const GemmArguments& g, int64_t first, int64_t depth, int64_t column, int64_t count,
-            float* packed) {
-  for (int64_t j = 0; j < count; j += kPanel) {
-    const int64_t width = std::min(kPanel, count - j);
-    const float* const from = g.b + first * g.b_depth_stride + (column + j) * g.b_column_stride;
-    float* const to = packed + j * depth;
-    if (width < kPanel) std::fill(to, to + depth * kPanel, 0.0F);
-    if (g.b_column_stride == 1) {
-      pack_straight(width, depth, from, g.b_depth_stride, 1.0F, to, kPanel);
-    } else {
-      pack_transposed(width, depth, from, g.b_column_stride, 1.0F, to, kPanel);
-    }
+    const float* const row = from + p * from_stride;
+    // Masked, because the row may be the last of its mapping.
+    const V v = count == kLanes ? hn::LoadU(d, row) : hn::MaskedLoad(real, d, row);
+    hn::StoreU(hn::Mul(scale, v), d, to + p * to_stride);
   }
 }
 
@@ -173,52 +174,104 @@ void edge_tile(TileFunction function, int64_t rows, int64_t columns, int64_t dep
   for (int64_t r = 0; r < rows; ++r) std::copy_n(beside + r * kPanel, columns, c + r * c_stride);
 }
 
-// One packed block of B against all rows of A.
-void multiply_block(const GemmArguments& g, int64_t first, int64_t depth, int64_t column,
-                    int64_t count, const float* packed_b, float* packed_a) {
-  const bool from_zero = first == 0 && !g.accumulate;
-  const bool direct = g.a_row_stride == 1 && g.alpha == 1.0F;
-  const int64_t panel_count = (g.m + kTileRows - 1) / kTileRows;
-  for (int64_t panel = 0; panel < panel_count; ++panel) {
-    // Even shares: 32 rows are 11 + 11 + 10, not 12 + 12 + 8, whose last tile would starve.
-    const int64_t row = g.m * panel / panel_count;
-    const int64_t rows = g.m * (panel + 1) / panel_count - row;
-    const float* a = g.a + row * g.a_row_stride + first * g.a_depth_stride;
-    int64_t a_stride = g.a_depth_stride;
-    if (!direct) {
-      if (g.a_row_stride == 1) {
-        pack_straight(rows, depth, a, a_stride, g.alpha, packed_a, kRowsMax);
-      } else {
-        pack_transposed(rows, depth, a, g.a_row_stride, g.alpha, packed_a, kRowsMax);
-      }
-      a = packed_a;
-      a_stride = kRowsMax;
+// Rows [begin, end) of C: one register tile high.
+struct RowPanel {
+  int64_t begin;
+  int64_t end;
+};
+
+// Even shares: 32 rows are 11 + 11 + 10, not 12 + 12 + 8, whose last tile would starve.
+RowPanel row_panel(const GemmArguments& g, int64_t panel, int64_t panel_count) {
+  return {g.m * panel / panel_count, g.m * (panel + 1) / panel_count};
+}
+
+// One operand's panel as the tile reads it.
+struct Panel {
+  const float* data;
+  int64_t stride;  // between depths
+};
+
+// Depths [first, first + depth) of one row panel of A. Transposed it already lies as the tile reads
+// it, and measured faster in place even when it is read many times.
+Panel panel_of_a(const GemmArguments& g, RowPanel rows, int64_t first, int64_t depth,
+                 float* packed) {
+  const float* const from = g.a + rows.begin * g.a_row_stride + first * g.a_depth_stride;
+  const int64_t count = rows.end - rows.begin;
+  if (g.a_row_stride == 1 && g.alpha == 1.0F) return {from, g.a_depth_stride};
+  if (g.a_row_stride == 1) {
+    pack_straight(count, depth, from, g.a_depth_stride, g.alpha, packed, kLanes);
+  } else {
+    pack_transposed(count, depth, from, g.a_row_stride, g.alpha, packed, kLanes);
+  }
+  return {packed, kLanes};
+}
+
+// Depths [first, first + depth) of `columns` columns of B from `column`, packed into `packed`
+// unless few row panels will read it. Lanes past the end hold anything: their products are never
+// stored.
+Panel panel_of_b(const GemmArguments& g, int64_t column, int64_t columns, int64_t first,
+                 int64_t depth, int64_t panel_count, float* packed) {
+  const float* const from = g.b + first * g.b_depth_stride + column * g.b_column_stride;
+  const bool straight = g.b_column_stride == 1;
+  if (straight && columns % kLanes == 0 && panel_count <= kReadersInPlaceMax) {
+    return {from, g.b_depth_stride};
+  }
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    const int64_t width = std::min(kLanes, columns - j);
+    if (straight) {
+      pack_straight(width, depth, from + j, g.b_depth_stride, 1.0F, packed + j, kPanel);
+    } else {
+      pack_transposed(width, depth, from + j * g.b_column_stride, g.b_column_stride, 1.0F,
+                      packed + j, kPanel);
     }
-    const TileFunction wide = tile_of<2>(rows);
-    const TileFunction narrow = tile_of<1>(rows);
+  }
+  return {packed, kPanel};
+}
+
+// Columns [column, column + count), depths [first, first + depth): every row panel times every
+// column panel. A column panel is packed just before its first use and then stays in the first
+// cache while the row panels of a block pass by.
+void multiply_block(const GemmArguments& g, int64_t column, int64_t count, int64_t first,
+                    int64_t depth, float* packed_a, float* packed_b) {
+  const bool from_zero = first == 0 && !g.accumulate;
+  const int64_t panel_count = (g.m + kTileRows - 1) / kTileRows;
+  std::array<Panel, kRowPanelsMax> left;
+  std::array<Panel, kColumnsMax / kPanel> right;
+  for (int64_t block = 0; block < panel_count; block += kRowPanelsMax) {
+    const int64_t block_end = std::min(block + kRowPanelsMax, panel_count);
+    for (int64_t p = block; p < block_end; ++p) {
+      left[p - block] = panel_of_a(g, row_panel(g, p, panel_count), first, depth,
+                                   packed_a + (p - block) * kDepthMax * kLanes);
+    }
     for (int64_t j = 0; j < count; j += kPanel) {
       const int64_t columns = std::min(kPanel, count - j);
-      float* const c = g.c + row * g.c_stride + column + j;
-      const float* const b = packed_b + j * depth;
-      const TileFunction function = columns > kLanes ? wide : narrow;
-      if (columns % kLanes == 0) {
-        function(depth, a, a_stride, b, kPanel, c, g.c_stride, from_zero);
-      } else {
-        edge_tile(function, rows, columns, depth, a, a_stride, b, c, g.c_stride, from_zero);
+      Panel& b = right[j / kPanel];
+      if (block == 0) {
+        b = panel_of_b(g, column + j, columns, first, depth, panel_count, packed_b + j * kDepthMax);
+      }
+      for (int64_t p = block; p < block_end; ++p) {
+        const RowPanel rows = row_panel(g, p, panel_count);
+        const Panel& a = left[p - block];
+        float* const c = g.c + rows.begin * g.c_stride + column + j;
+        const TileFunction tile = tile_of(rows.end - rows.begin, columns);
+        if (columns % kLanes == 0) {
+          tile(depth, a.data, a.stride, b.data, b.stride, c, g.c_stride, from_zero);
+        } else {
+          edge_tile(tile, rows.end - rows.begin, columns, depth, a.data, a.stride, b.data, c,
+                    g.c_stride, from_zero);
+        }
       }
     }
   }
 }
 
 void gemm(const GemmArguments& g, float* workspace) {
-  float* const packed_b = workspace;
-  float* const packed_a = workspace + kDepthMax * kColumnsMax;
+  float* const packed_a = workspace;
+  float* const packed_b = workspace + kDepthMax * kRowPanelsMax * kLanesMax;
   for (int64_t column = 0; column < g.n; column += kColumnsMax) {
     const int64_t count = std::min(kColumnsMax, g.n - column);
     for (int64_t first = 0; first < g.k; first += kDepthMax) {
-      const int64_t depth = std::min(kDepthMax, g.k - first);
-      pack_b(g, first, depth, column, count, packed_b);
-      multiply_block(g, first, depth, column, count, packed_b, packed_a);
+      multiply_block(g, column, count, first, std::min(kDepthMax, g.k - first), packed_a, packed_b);
     }
   }
 }
@@ -232,7 +285,7 @@ namespace penstock::cpu {
 HWY_EXPORT(gemm);
 
 int64_t gemm_workspace_floats() {
-  return kDepthMax * kColumnsMax + kDepthMax * kRowsMax;
+  return kDepthMax * (kColumnsMax + kRowPanelsMax * kLanesMax);
 }
 
 void gemm(const GemmArguments& arguments, float* workspace) {

@@ -1,10 +1,12 @@
-// The matrix product of the CPU backend: packed panels and one register-tiled kernel, as in Goto & van de
-// Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), sized for a small model's shapes.
+// The matrix product of the CPU backend: packed panels and one register-tiled kernel, as in Goto &
+// van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), sized for a small
+// model's shapes.
 //
-// Every element of C is one chain of fused multiply-adds in rising k, started from C (accumulate) or from
-// zero. So its bits depend on its own row of A, column of B and start alone: not on m, n, strides,
-// alignment, threads or vector width. A token's expert output is the same whichever tokens it is batched
-// with. (Targets without fused multiply-add, older than AVX2, round each product and so differ.)
+// Every element of C is one chain of fused multiply-adds in rising k, started from C (accumulate)
+// or from zero. So its bits depend on its own row of A, column of B and start alone: not on m, n,
+// strides, alignment, threads or vector width. A token's expert output is the same whichever tokens
+// it is batched with. (Targets without fused multiply-add, older than AVX2, round each product and
+// so differ.)
 #pragma once
 
 #include <cstdint>

@@ -65,7 +65,8 @@ void rms_norm_backward(int64_t rows, int64_t width, ConstMatrix x, const float* 
   }
 }
 
-// Rotates one head: out = x * cosines + swapped(x) * sines, where sines carry the sign of their lane.
+// Rotates one head: out = x * cosines + swapped(x) * sines, where sines carry the sign of their
+// lane.
 void rotate(int64_t dim, const float* cosines, const float* sines, float* x) {
   int64_t j = 0;
 #if HWY_TARGET != HWY_SCALAR

@@ -1,5 +1,5 @@
-// Vectorised normalisation, rotary position, SwiGLU, sigmoid and loss. Contracts: kernels/kernels.h, whose
-// REQUIRES the caller has checked. Pure functions of their arguments.
+// Vectorised normalisation, rotary position, SwiGLU, sigmoid and loss. Contracts:
+// kernels/kernels.h, whose REQUIRES the caller has checked. Pure functions of their arguments.
 #pragma once
 
 #include "kernels/kernels.h"

@@ -8,7 +8,8 @@
 namespace penstock::cpu {
 namespace {
 
-// Strictly better, so that of equal values the one seen first (the lowest index) stays. NaN is best.
+// Strictly better, so that of equal values the one seen first (the lowest index) stays. NaN is
+// best.
 bool better(float a, float b) {
   return a > b || (std::isnan(a) && !std::isnan(b));
 }
@@ -29,8 +30,8 @@ float top_two_sum(const float* values, int64_t count) {
   return first + second;
 }
 
-// Sets the choices of every group but the best to 0. A group is kept when fewer than topk_groups others
-// go before it; groups are few, so counting beats sorting.
+// Sets the choices of every group but the best to 0. A group is kept when fewer than topk_groups
+// others go before it; groups are few, so counting beats sorting.
 void drop_groups(const RouterShape& shape, float* choices, float* group_scores) {
   const int64_t group_size = shape.experts / shape.groups;
   for (int64_t g = 0; g < shape.groups; ++g) {

@@ -1,5 +1,5 @@
-// The group-limited gate in one pass per token. Contract: kernels/kernels.h, whose REQUIRES the caller has
-// checked.
+// The group-limited gate in one pass per token. Contract: kernels/kernels.h, whose REQUIRES the
+// caller has checked.
 #pragma once
 
 #include "kernels/kernels.h"

@@ -1,5 +1,5 @@
-// Vectorised row and vector operations and AdamW. Contracts: kernels/kernels.h, whose REQUIRES the caller
-// has checked. Pure functions of their arguments.
+// Vectorised row and vector operations and AdamW. Contracts: kernels/kernels.h, whose REQUIRES the
+// caller has checked. Pure functions of their arguments.
 #pragma once
 
 #include "kernels/kernels.h"

@@ -1,11 +1,11 @@
-// Vector helpers of the CPU backend, compiled once per instruction set: include after highway.h, between
-// nothing; it opens and closes its own per-target namespace.
+// Vector helpers of the CPU backend, compiled once per instruction set: include after highway.h,
+// between nothing; it opens and closes its own per-target namespace.
 //
-// Every sum here runs over kSumLanes interleaved partial sums that are folded in halves, whatever the
-// vector width, and elementwise code gives a tail the same operations as a full vector. So AVX2 and
-// AVX-512 hosts compute the same bits, and a run may resume on the other kind.
+// Every sum here runs over kSumLanes interleaved partial sums that are folded in halves, whatever
+// the vector width, and elementwise code gives a tail the same operations as a full vector. So AVX2
+// and AVX-512 hosts compute the same bits, and a run may resume on the other kind.
 
-// Guard in the form Highway needs: once per target, not once per file.
+// In place of #pragma once: Highway compiles this once per target, not once per file.
 #if defined(PENSTOCK_KERNELS_CPU_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef PENSTOCK_KERNELS_CPU_SIMD_INL_H_
 #undef PENSTOCK_KERNELS_CPU_SIMD_INL_H_
@@ -76,9 +76,9 @@ HWY_INLINE float max_of(int64_t count, const float* x) {
   return result;
 }
 
-// e^x to about 1 unit in the last place: Cody & Waite reduction by ln 2 in two parts, then the minimax
-// polynomial of Moshier's Cephes expf. Below -87.33 it is 0, above 88.37 infinity; NaN stays NaN (which
-// hwy/contrib/math would turn into 0).
+// e^x to about 1 unit in the last place: Cody & Waite reduction by ln 2 in two parts, then the
+// minimax polynomial of Moshier's Cephes expf. Below -87.33 it is 0, above 88.37 infinity; NaN
+// stays NaN (which hwy/contrib/math would turn into 0).
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp_lanes(D d, V x) {
   const hn::RebindToSigned<D> di;

@@ -1,5 +1,5 @@
-// One training-like chain of every operation: its bits must not depend on the run, on where buffers lie, on
-// what an instance computed before, or on the vector width of the host.
+// One training-like chain of every operation: its bits must not depend on the run, on where buffers
+// lie, on what an instance computed before, or on the vector width of the host.
 #include <cstring>
 
 #include "kernels/arena.h"

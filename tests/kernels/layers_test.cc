@@ -201,7 +201,8 @@ TEST(RopeTest, BackwardIsTheInverseRotation) {
                             {at.data(), kDim, kDim});
     return at;
   };
-  // The tables are rounded, so the rotation is orthogonal to 1e-7: its transpose, not its exact inverse.
+  // The tables are rounded, so the rotation is orthogonal to 1e-7: its transpose, not its exact
+  // inverse.
   expect_gradient(
       x, rotate(dy, true), [&](const Doubles& at) { return dot(rotate(at, false), dy); }, "dx");
 }

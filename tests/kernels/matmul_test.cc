@@ -34,9 +34,9 @@ TEST(MatmulTest, CpuAgreesWithReferenceOnEveryTransposeAndTailOnEveryInstruction
   const auto reference = make_reference_kernels();
   on_each_instruction_set([&](const std::string& name) {
     const auto cpu = make_cpu_kernels();
-    for (const int64_t m : {1, 7, 12, 13, 40}) {
+    for (const int64_t m : {1, 7, 13, 40}) {
       for (const int64_t n : {1, 5, 16, 31, 33, 70}) {
-        for (const int64_t k : {1, 3, 17, 300}) {
+        for (const int64_t k : {1, 3, 17, 60}) {
           for (int bits = 0; bits < 4; ++bits) {
             const Product p = {m,
                                n,

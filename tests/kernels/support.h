@@ -1,5 +1,5 @@
-// Helpers of the kernel tests: random buffers, comparisons, finite differences, and running the CPU backend
-// once per instruction set that this machine has.
+// Helpers of the kernel tests: random buffers, comparisons, finite differences, and running the CPU
+// backend once per instruction set that this machine has.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -26,7 +26,8 @@ std::vector<T> random_values(int64_t count, uint64_t seed, double scale = 1.0) {
   return values;
 }
 
-// Rows with room between them; the room is filled with a marker, to notice writes outside the columns.
+// Rows with room between them; the room is filled with a marker, to notice writes outside the
+// columns.
 class StridedRows {
  public:
   static constexpr float kMarker = -777.25F;
