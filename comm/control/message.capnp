@@ -67,7 +67,7 @@ struct Register {
 
 struct Registered {
   # Coordinator -> worker, in answer to each Register. Loss-tolerant: Register is repeated.
-  worker              @0 :UInt64;  # never 0 unless refused; the same for the same name
+  worker              @0 :UInt64;  # the same for the same name; 0: unknown here, register again
   heartbeatIntervalMs @1 :Int64;   # 1 .. 3600000 unless refused
   refusal             @2 :Text;    # not empty: the daemon prints it and exits
 }

@@ -108,11 +108,9 @@ TEST(MessageCheckTest, RankStepsAreNotNegative) {
   expect_refused(message, "step");
 }
 
-TEST(MessageCheckTest, RegisteredNeedsAWorkerUnlessRefused) {
-  Registered message = {.worker = {0}, .heartbeat_interval_ms = 1000, .refusal = ""};
-  expect_refused(message, "worker");
-  message.refusal = "the protocol version differs";
-  EXPECT_TRUE(check_message(message).ok());
+TEST(MessageCheckTest, RegisteredMayAskToRegisterAgainOrRefuse) {
+  EXPECT_TRUE(check_message(Registered{{0}, 1000, ""}).ok());
+  EXPECT_TRUE(check_message(Registered{{0}, 0, "the protocol version differs"}).ok());
 }
 
 TEST(MessageCheckTest, HeartbeatIntervalsAreBounded) {

@@ -1,32 +1,42 @@
-// What a worker daemon decides: registration, heartbeats, which ranks to start and stop, what to relay, what to keep
-// while the coordinator is away. Sockets, processes and files are behind AgentActions, so that every behaviour
-// is a unit test.
+// What a worker daemon decides: registration, heartbeats, which ranks to start and stop, what to
+// relay, what to keep while the coordinator is away. Sockets, processes and files are behind
+// AgentActions, so that every behaviour is a unit test.
 //
 // The rank side of the protocol (worker/rank follows it, this daemon relies on it):
 //
 //   1. The daemon spawns
 //        penstock-rank --daemon <endpoint> --job <JobId> --epoch <Epoch> --rank <Rank>
-//      with ids in decimal. <endpoint> is a ZeroMQ endpoint ("ipc:///…") of the daemon's RouterChannel. stdin is
-//      /dev/null, stdout and stderr are pipes to the daemon (both become the rank's log). The rank dies with its
-//      daemon (PR_SET_PDEATHSIG), so it need not watch the connection.
-//   2. The rank connects a DealerChannel with DealerOptions{} and sends RankHello{job, epoch, rank, getpid()}.
-//   3. The daemon checks that it spawned that rank as that pid and answers StartRank, exactly as the coordinator
-//      sent it. A hello that fits nothing is ignored; a rank without StartRank within 30 s exits kUnreachable.
+//      with ids in decimal. <endpoint> is a ZeroMQ endpoint ("ipc:///…") of the daemon's
+//      RouterChannel. stdin is /dev/null, stdout and stderr are pipes to the daemon (both become
+//      the rank's log). The rank dies with its daemon (PR_SET_PDEATHSIG), so it need not watch the
+//      connection.
+//   2. The rank connects a DealerChannel with DealerOptions{} and sends RankHello{job, epoch, rank,
+//   getpid()}.
+//   3. The daemon checks that it spawned that rank as that pid and answers StartRank, exactly as
+//   the coordinator
+//      sent it. A hello that fits nothing is ignored; a rank without StartRank within 30 s exits
+//      kUnreachable.
 //   4. The rank loads, opens its data plane and sends RankReady{address}.
-//   5. BeginTraining{addresses by rank} arrives: the rank connects its peers and trains. Until then it waits.
-//   6. Per step every rank sends RankProgress, rank 0 also StepReport (and EvaluationReport where due), in step
+//   5. BeginTraining{addresses by rank} arrives: the rank connects its peers and trains. Until then
+//   it waits.
+//   6. Per step every rank sends RankProgress, rank 0 also StepReport (and EvaluationReport where
+//   due), in step
 //      order. Per checkpoint every rank sends SegmentSaved or SaveFailed, and later receives
 //      CheckpointOutcome of that step; training goes on meanwhile.
-//   7. After the last step: the final checkpoint's CheckpointOutcome, then RankFinished, then the rank destroys its
+//   7. After the last step: the final checkpoint's CheckpointOutcome, then RankFinished, then the
+//   rank destroys its
 //      channel (which flushes it) and exits 0.
-//   8. When anything is wrong the rank writes one line that says so as the last line of stderr and exits with the
-//      code of comm/base/exit_codes.h that fits (kPeerLost when a peer went away). That line becomes
-//      RankExited.reason. It sends no message for this.
-//   9. SIGTERM asks it to end (exit kInterrupted, no checkpoint); SIGKILL follows after the grace of StopRanks.
+//   8. When anything is wrong the rank writes one line that says so as the last line of stderr and
+//   exits with the
+//      code of comm/base/exit_codes.h that fits (kPeerLost when a peer went away). That line
+//      becomes RankExited.reason. It sends no message for this.
+//   9. SIGTERM asks it to end (exit kInterrupted, no checkpoint); SIGKILL follows after the grace
+//   of StopRanks.
 // Every message a rank sends must carry its own job, epoch and rank; others are dropped and logged.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <optional>
@@ -49,6 +59,8 @@ struct RankKey {
   auto operator<=>(const RankKey&) const = default;
 };
 
+std::string to_string(const RankKey& key);  // "job 3 epoch 2 rank 1"
+
 struct AgentConfig {
   std::string name;
   uint64_t incarnation = 0;  // random, never 0
@@ -59,6 +71,9 @@ struct AgentConfig {
   Duration register_interval = std::chrono::milliseconds(500);  // between Registers until answered
   Duration resend_interval = std::chrono::seconds(1);           // of RankExited until acknowledged
   Duration shutdown_grace = std::chrono::seconds(3);            // between SIGTERM and SIGKILL
+  // A rank that exits 0 has said RankFinished; how long to wait for that message to come through.
+  Duration finish_grace = std::chrono::seconds(2);
+  size_t log_bytes_max = 4 << 20;  // of rank output waiting for the coordinator; the oldest go
   ReportQueueLimits reports;
 };
 
@@ -66,12 +81,13 @@ struct AgentConfig {
 struct AgentActions {
   std::function<Status(const ControlMessage&)> send_to_coordinator;
   std::function<Status(const RankKey&, const ControlMessage&)> send_to_rank;
-  std::function<Result<int32_t>(const RankKey&)> spawn_rank;  // the pid
+  std::function<Result<int32_t>(const StartRank&)> spawn_rank;  // the pid
   std::function<void(const RankKey&, int signal)> signal_rank;
   std::function<void(ExitCode, const std::string& why)> exit;  // ends the daemon's loop
 };
 
-// Single-threaded: the daemon's loop calls it. Time is an argument: nanoseconds of the monotonic clock.
+// Single-threaded: the daemon's loop calls it. Time is an argument: nanoseconds of the monotonic
+// clock, never decreasing. Sends nothing but Register until the coordinator answered it.
 class Agent {
  public:
   Agent(AgentConfig config, AgentActions actions);
@@ -79,79 +95,106 @@ class Agent {
   // The connection to the coordinator came up (first time or again) or went away.
   void on_connected(int64_t now_ns);
   void on_disconnected();
-  // The coordinator may only send Registered, StartRank, BeginTraining, StopRanks, CheckpointOutcome; ranks only
-  // RankReady, StepReport, EvaluationReport, SegmentSaved, SaveFailed, RankFinished, RankProgress (and
-  // RankHello, see on_rank_hello). Anything else is logged and dropped.
+  // The coordinator may only send Registered, StartRank, BeginTraining, StopRanks and
+  // CheckpointOutcome; ranks only RankReady, StepReport, EvaluationReport, SegmentSaved,
+  // SaveFailed, RankFinished, RankProgress (and RankHello, which comes through on_rank_hello).
+  // Anything else is logged and dropped.
   void on_coordinator_message(int64_t now_ns, const ControlMessage& message);
   void on_rank_message(int64_t now_ns, const RankKey& from, const ControlMessage& message);
-  // True: the hello fits a spawned process; bind the connection to it. The answer (StartRank, and BeginTraining when
-  // it has already arrived) must then go out: call on_rank_bound once send_to_rank reaches it.
-  bool on_rank_hello(const RankHello& hello);
+  // Whether the hello fits a process spawned here. When true, the caller lets send_to_rank reach
+  // that connection and then calls on_rank_bound, which sends StartRank (and BeginTraining, if it
+  // is here already).
+  bool accepts(const RankHello& hello) const;
   void on_rank_bound(const RankKey& key);
   // A rank process was reaped. `last_words`: its last stderr lines, may be empty.
   void on_rank_exit(int64_t now_ns, const RankKey& key, const ExitStatus& status,
                     const std::string& last_words);
   // Lines of a rank's output; `offset` is their first byte's position in that rank's log.
-  void on_rank_output(int64_t now_ns, const RankKey& key, uint64_t offset, std::string text);
+  void on_rank_output(const RankKey& key, uint64_t offset, std::string text);
 
-  // Does whatever is due: heartbeat, Register, resends, SIGKILL after a grace. Returns when to be called next.
+  // Does whatever is due: heartbeat, Register, resends, SIGKILL after a grace. Returns when to be
+  // called next at the latest; any other call may make that earlier, so tick after each.
   int64_t on_tick(int64_t now_ns);
-  // SIGTERM: every rank gets SIGTERM, after the grace SIGKILL; actions.exit(kOk) when none is left.
+  // Every rank gets SIGTERM, after the grace SIGKILL; actions.exit(kOk) once none is left.
   void shut_down(int64_t now_ns);
 
   bool registered() const { return registered_; }
-  size_t running_ranks() const { return ranks_.size(); }
-  const ReportQueue& reports() const { return reports_; }
+  bool knows(const RankKey& key) const { return ranks_.contains(key); }
+  size_t rank_count() const { return ranks_.size(); }  // running or about to
+  uint64_t reports_dropped() const { return reports_.dropped(); }
+  uint64_t log_lines_dropped() const { return log_lines_dropped_; }
 
  private:
   struct RankEntry {
     StartRank start;
-    int32_t pid = 0;
+    int32_t pid = 0;  // 0: waits until the ranks of lower epochs are gone
     RankState state = RankState::kStarting;
     int64_t step = 0;
     bool bound = false;                  // its connection is known
-    std::optional<BeginTraining> begin;  // arrived; kept for a rank that binds later
-    std::string stop_reason;             // why we signalled it; empty: we did not
+    std::optional<RankReady> ready;      // what it said, to repeat
+    std::optional<BeginTraining> begin;  // sent on, or waiting for it to bind
+    std::string stop_reason;             // why it was signalled; empty: it was not
     std::optional<int64_t> kill_at_ns;   // SIGKILL when it still runs then
+    // It exited 0 but its RankFinished is still on its way: wait for that until then.
+    std::optional<int64_t> finish_wait_until_ns;
+    bool has_process() const { return pid != 0 && !finish_wait_until_ns; }
   };
+  struct PendingExit {
+    RankExited message;
+    int64_t resend_at_ns = 0;
+  };
+  using Ranks = std::map<RankKey, RankEntry>;
+
+  void handle(int64_t now_ns, const Registered& message);
+  void handle(int64_t now_ns, const StartRank& message);
+  void handle(int64_t now_ns, const BeginTraining& message);
+  void handle(int64_t now_ns, const StopRanks& message);
+  void handle(int64_t now_ns, const CheckpointOutcome& message);
 
   void send_register(int64_t now_ns);
   void send_heartbeat(int64_t now_ns);
-  void report(int64_t now_ns, ControlMessage message);
-  void flush_reports(int64_t now_ns);
-  void resend_exits(int64_t now_ns);
-  void on_registered(int64_t now_ns, const Registered& message);
-  void on_start_rank(int64_t now_ns, const StartRank& message);
-  void on_begin_training(const BeginTraining& message);
-  void on_stop_ranks(int64_t now_ns, const StopRanks& message);
-  void on_checkpoint_outcome(const CheckpointOutcome& message);
-  void stop_rank(int64_t now_ns, const RankKey& key, RankEntry& entry, Duration grace,
-                 const std::string& reason);
-  void record_exit(int64_t now_ns, RankExited exited);
-  void acknowledge_exits(JobId job, Epoch epoch_below_or_equal);
+  Status send(const ControlMessage& message);
+  void report(int64_t now_ns, const ControlMessage& message);
+  void flush(int64_t now_ns);
+  void repeat_what_was_said(int64_t now_ns, const RankKey& key, const RankEntry& entry);
+  void spawn(int64_t now_ns, const RankKey& key);
+  void end_up_to(int64_t now_ns, JobId job, Epoch epoch, Duration grace, const std::string& reason);
+  void spawn_waiting(int64_t now_ns);
+  void stop(int64_t now_ns, const RankKey& key, RankEntry& entry, Duration grace,
+            const std::string& reason);
+  void fence(JobId job, Epoch epoch);
+  bool fenced(JobId job, Epoch epoch) const;
+  bool runs_at_or_below(JobId job, Epoch epoch) const;
+  void give_begin(const RankKey& key, RankEntry& entry);
+  void end_rank(int64_t now_ns, const RankKey& key, const ExitStatus& status,
+                const std::string& reason);
+  void answer_stops();
   void exit_when_empty();
   std::vector<RankStatus> rank_statuses() const;
+  int64_t next_due_ns() const;
 
   const AgentConfig config_;
   const AgentActions actions_;
 
   bool connected_ = false;
-  bool registered_ = false;  // the newest Register was answered on this connection
+  bool registered_ = false;  // on this connection
   bool shutting_down_ = false;
-  WorkerId worker_;  // 0 until first registered
+  bool exited_ = false;  // actions.exit was called
+  WorkerId worker_;
   Duration heartbeat_interval_ = std::chrono::seconds(1);
   uint64_t heartbeat_sequence_ = 0;
   int64_t next_register_ns_ = 0;
   int64_t next_heartbeat_ns_ = 0;
-  std::map<RankKey, RankEntry> ranks_;  // running processes, the stopping ones included
-  std::map<JobId, Epoch> fences_;       // highest epoch seen stopped or started, per job
-  ReportQueue reports_;
 
-  struct PendingExit {
-    RankExited message;
-    int64_t resend_at_ns = 0;
-  };
-  std::map<RankKey, PendingExit> exits_;  // not acknowledged yet
+  Ranks ranks_;
+  std::map<JobId, Epoch> fences_;           // every epoch up to this one is over, per job
+  std::map<JobId, Epoch> stops_to_answer_;  // RanksStopped is owed once the last rank is reaped
+  std::map<RankKey, PendingExit> exits_;    // not acknowledged yet
+  ReportQueue reports_;
+  std::deque<LogChunk> log_chunks_;  // not sent yet
+  size_t log_bytes_ = 0;
+  uint64_t log_lines_dropped_ = 0;
+  bool dropping_reports_ = false;  // said so in the log
 };
 
 }  // namespace penstock

@@ -1,0 +1,102 @@
+// penstock-worker: the daemon that runs ranks on one host.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+
+#include "comm/base/log.h"
+#include "comm/control/process.h"
+#include "worker/agent/daemon.h"
+
+namespace penstock {
+namespace {
+
+constexpr size_t kWorkerNameBytesMax = 200;
+
+std::string default_name() {
+  std::array<char, 128> name{};
+  if (gethostname(name.data(), name.size() - 1) != 0 || name[0] == '\0') return "worker";
+  return name.data();
+}
+
+Path default_state_dir(const std::string& name) {
+  if (const char* state = std::getenv("XDG_STATE_HOME"); state != nullptr && state[0] == '/') {
+    return Path(state) / "penstock" / name;
+  }
+  const char* home = std::getenv("HOME");
+  return Path(home != nullptr ? home : ".") / ".local" / "state" / "penstock" / name;
+}
+
+std::string name_error(const std::string& name) {
+  const bool sound = !name.empty() && name.size() <= kWorkerNameBytesMax &&
+                     name.find_first_not_of(
+                         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                         "0123456789._-") == std::string::npos;
+  return sound ? "" : "a name has 1 to 200 letters, digits, dots, underscores and dashes";
+}
+
+int fail(const Status& status) {
+  std::fprintf(stderr, "penstock-worker: %s\n", status.message().c_str());
+  switch (status.code()) {
+    case Code::kInvalidArgument:
+      return static_cast<int>(ExitCode::kUsage);
+    case Code::kAlreadyExists:
+      return static_cast<int>(ExitCode::kConflict);
+    case Code::kPermissionDenied:
+      return static_cast<int>(ExitCode::kPermission);
+    case Code::kNotFound:
+      return static_cast<int>(ExitCode::kNotFound);
+    default:
+      return static_cast<int>(ExitCode::kFailure);
+  }
+}
+
+int run(int argc, char** argv) {
+  CLI::App app(
+      "Runs ranks of training jobs on this host, as the coordinator orders. Ends its ranks and "
+      "itself on SIGTERM.",
+      "penstock-worker");
+  DaemonOptions options;
+  options.name = default_name();
+  options.coordinator = "tcp://127.0.0.1:7071";
+  app.add_option("--coordinator", options.coordinator, "the coordinator's control endpoint")
+      ->capture_default_str();
+  app.add_option("--name", options.name, "unique among workers, stable over restarts")
+      ->capture_default_str()
+      ->check(name_error);
+  app.add_option("--devices", options.device_count, "ranks that may run here at a time")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--state-dir", options.state_dir,
+                 "logs of ranks; default $XDG_STATE_HOME/penstock/NAME");
+  app.add_option("--http-bind", options.http_bind, "address of /metrics")->capture_default_str();
+  app.add_option("--http-port", options.http_port, "port of /metrics; 0: any free one")
+      ->capture_default_str();
+  app.add_option("--rank-binary", options.rank_binary,
+                 "program to run as a rank; default penstock-rank beside this one");
+  app.set_version_flag("--version", "penstock-worker 0.1.0");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
+  }
+  start_logging("worker " + options.name);
+  if (options.state_dir.empty()) options.state_dir = default_state_dir(options.name);
+  if (options.rank_binary.empty()) {
+    Result<Path> sibling = sibling_binary("penstock-rank");
+    if (!sibling.ok()) return fail(sibling.status());
+    options.rank_binary = std::move(sibling).value();
+  }
+  const Result<std::unique_ptr<Daemon>> daemon = Daemon::start(options);
+  if (!daemon.ok()) return fail(daemon.status());
+  return static_cast<int>((*daemon)->run());
+}
+
+}  // namespace
+}  // namespace penstock
+
+int main(int argc, char** argv) {
+  return penstock::run(argc, argv);
+}

@@ -1,0 +1,40 @@
+// A rank's stdout and stderr, joined line by line into its log.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <string_view>
+
+namespace penstock {
+
+inline constexpr size_t kLineBytesMax = 16 << 10;  // a longer line is cut into several
+inline constexpr size_t kLastWordsMax = 3;         // lines of stderr kept as last words
+inline constexpr size_t kLastWordsBytesMax = 1024;
+
+// Pure: bytes in, log text out. Lines of the two streams never mix within a line.
+class RankOutput {
+ public:
+  enum Stream { kStdout = 0, kStderr = 1 };
+
+  // Takes bytes of one stream as they were read; returns the text to append to the log: the lines
+  // they completed, each ending in '\n'.
+  std::string add(Stream stream, std::string_view bytes);
+  // The streams have ended: returns the unfinished lines, completed.
+  std::string finish();
+
+  // Position in the log of the next text returned.
+  uint64_t offset() const { return offset_; }
+  // The last lines of stderr that are not empty, oldest first, joined by " | ".
+  std::string last_words() const;
+
+ private:
+  void take_line(Stream stream, std::string_view line, std::string& text);
+
+  std::array<std::string, 2> partial_;  // by stream; at most kLineBytesMax
+  std::deque<std::string> last_lines_;
+  uint64_t offset_ = 0;
+};
+
+}  // namespace penstock
