@@ -1,7 +1,5 @@
 #include "worker/engine/interleave.h"
 
-#include "comm/base/check.h"
-
 namespace penstock {
 
 SubOp interleave_slot_of(SubOp op) {
@@ -27,21 +25,6 @@ SubOp interleave_slot_of(SubOp op) {
       return op;
   }
   PENSTOCK_CHECK(false, static_cast<int>(op));
-}
-
-Status run_overlapped(Pass& forward, Pass& backward) {
-  while (!forward.finished() || !backward.finished()) {
-    bool moved = false;
-    for (const InterleaveSlot& slot : kInterleaveTable) {
-      Pass& pass = slot.side == Side::kForward ? forward : backward;
-      while (!pass.finished() && interleave_slot_of(pass.next()) == slot.op) {
-        PENSTOCK_TRY(pass.run_next());
-        moved = true;
-      }
-    }
-    PENSTOCK_CHECK(moved);  // the table has a slot for every operation
-  }
-  return {};
 }
 
 }  // namespace penstock

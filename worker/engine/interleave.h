@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 
+#include "comm/base/check.h"
 #include "comm/base/status.h"
 #include "worker/model/pass.h"
 
@@ -40,6 +41,21 @@ SubOp interleave_slot_of(SubOp op);
 
 // Runs both passes to their ends, table row by table row. They need not have the same number of layers: the
 // longer one runs on alone. Every rank of an expert group runs the same two passes, hence the same order.
-Status run_overlapped(Pass& forward, Pass& backward);
+// PassType is Pass; a test takes one that writes down what it is told to run.
+template <typename PassType>
+Status run_overlapped(PassType& forward, PassType& backward) {
+  while (!forward.finished() || !backward.finished()) {
+    bool moved = false;
+    for (const InterleaveSlot& slot : kInterleaveTable) {
+      PassType& pass = slot.side == Side::kForward ? forward : backward;
+      while (!pass.finished() && interleave_slot_of(pass.next()) == slot.op) {
+        PENSTOCK_TRY(pass.run_next());
+        moved = true;
+      }
+    }
+    PENSTOCK_CHECK(moved);  // the table has a slot for every operation
+  }
+  return {};
+}
 
 }  // namespace penstock

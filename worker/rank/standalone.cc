@@ -163,6 +163,7 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
     if (!restored.ok()) return restored.status();
   }
   if (self.connect) PENSTOCK_TRY(self.connect());
+  if (report) report->steps.reserve(static_cast<size_t>(options.spec.training.steps));
   const TrainerOptions trainer{.job = self.job,
                                .epoch = Epoch{1},
                                .checkpoint_dir = self.on_segment ? options.checkpoint_dir : Path(),

@@ -1,0 +1,163 @@
+// What is saved is enough: a run that goes on from a checkpoint cannot be told from one that never stopped.
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "checkpoint/store.h"
+#include "tests/worker/engine_test_support.h"
+
+namespace penstock {
+namespace {
+
+constexpr int64_t kSteps = 6;
+
+class EngineResumeTest : public ::testing::Test {
+ protected:
+  void SetUp() override { write_tiny_corpus(directory_.path()); }
+
+  // Trains to the end, saving every second step into `checkpoints`.
+  StandaloneReport train_and_save(const TinyLayout& layout, const Path& checkpoints) {
+    StandaloneOptions options = options_of(layout);
+    options.checkpoint_dir = checkpoints;
+    return train_tiny(options);
+  }
+  StandaloneOptions options_of(const TinyLayout& layout) {
+    JobSpec spec = tiny_spec(directory_.path(), layout, kSteps);
+    spec.checkpoint.interval = 2;
+    return tiny_run(spec);
+  }
+  StandaloneOptions resumed(const TinyLayout& layout, const Path& checkpoints, int64_t step) {
+    StandaloneOptions options = options_of(layout);
+    options.restore_manifest = manifest(checkpoints, step);
+    options.restore_step = step;
+    return options;
+  }
+  static Path manifest(const Path& checkpoints, int64_t step) {
+    for (const CheckpointInfo& info : list_checkpoints(checkpoints, JobId{1}).checkpoints) {
+      if (info.step == step) return checkpoints / info.manifest_file;
+    }
+    ADD_FAILURE() << "no checkpoint of step " << step;
+    return {};
+  }
+  Path checkpoints() const { return directory_.path() / "checkpoints"; }
+
+  ScratchDirectory directory_;
+};
+
+TEST_F(EngineResumeTest, ResumedRunsAreBitIdenticalFromEveryCheckpointInEveryLayout) {
+  const TinyLayout layouts[] = {{1, 1, 1, Schedule::kOneForwardOneBackward},
+                                {2, 2, 2, Schedule::kOneForwardOneBackward},
+                                {2, 1, 1, Schedule::kDualPipe},
+                                {4, 2, 1, Schedule::kDualPipe}};
+  int number = 0;
+  for (const TinyLayout& layout : layouts) {
+    const Path directory = directory_.path() / std::to_string(number++);
+    const StandaloneReport whole = train_and_save(layout, directory);
+    for (const int64_t step : {2, 4}) {
+      const StandaloneReport rest = train_tiny(resumed(layout, directory, step));
+      ASSERT_EQ(rest.steps.size(), static_cast<size_t>(kSteps - step)) << to_string(layout);
+      for (size_t i = 0; i < rest.steps.size(); ++i) {
+        const StepResult& undisturbed = whole.steps[i + static_cast<size_t>(step)];
+        EXPECT_EQ(rest.steps[i].step, undisturbed.step);
+        EXPECT_EQ(rest.steps[i].loss, undisturbed.loss) << to_string(layout);
+        EXPECT_EQ(rest.steps[i].grad_norm, undisturbed.grad_norm) << to_string(layout);
+      }
+      EXPECT_EQ(rest.weights_digest, whole.weights_digest) << to_string(layout);
+    }
+  }
+}
+
+TEST_F(EngineResumeTest, SavingChangesNothing) {
+  const TinyLayout layout{2, 2, 1, Schedule::kDualPipe};
+  EXPECT_EQ(train_and_save(layout, checkpoints()).weights_digest,
+            train_tiny(options_of(layout)).weights_digest);
+}
+
+TEST_F(EngineResumeTest, EveryLayoutLoadsWhatAnyOtherSaved) {
+  const TinyLayout saver{4, 2, 1, Schedule::kDualPipe};
+  const StandaloneReport whole = train_and_save(saver, checkpoints());
+  const TinyLayout loaders[] = {{1, 1, 1, Schedule::kOneForwardOneBackward},
+                                {2, 4, 1, Schedule::kOneForwardOneBackward},
+                                {2, 1, 2, Schedule::kDualPipe},
+                                {5, 1, 2, Schedule::kOneForwardOneBackward}};
+  for (const TinyLayout& loader : loaders) {
+    // After the last step nothing is left to train: the weights are those that were saved.
+    EXPECT_EQ(train_tiny(resumed(loader, checkpoints(), kSteps)).weights_digest,
+              whole.weights_digest)
+        << to_string(loader);
+    // From the middle, moments and biases count as well; sums of another order differ in the last bits.
+    const StandaloneReport rest = train_tiny(resumed(loader, checkpoints(), 2));
+    ASSERT_EQ(rest.steps.size(), 4u);
+    EXPECT_NEAR(rest.steps.back().loss, whole.steps.back().loss, 1e-4) << to_string(loader);
+    EXPECT_NEAR(rest.steps.back().grad_norm, whole.steps.back().grad_norm, 1e-3)
+        << to_string(loader);
+  }
+}
+
+TEST_F(EngineResumeTest, EveryCheckpointIsWholeAndVerifies) {
+  train_and_save({4, 2, 1, Schedule::kDualPipe}, checkpoints());
+  const StoreListing listing = list_checkpoints(checkpoints(), JobId{1});
+  EXPECT_EQ(listing.checkpoints.size(), 3u);  // after steps 2, 4 and 6
+  EXPECT_TRUE(listing.refused.empty());
+  for (const CheckpointInfo& info : listing.checkpoints) {
+    const Result<StoredManifest> stored = read_manifest(checkpoints() / info.manifest_file);
+    ASSERT_TRUE(stored.ok());
+    EXPECT_TRUE(verify_checkpoint(checkpoints(), stored->manifest).ok());
+    EXPECT_TRUE(prove_whole(stored->manifest).ok());
+    EXPECT_EQ(stored->manifest.segments.size(), 8u);
+  }
+}
+
+TEST_F(EngineResumeTest, RanksWriteEvenSharesAndNoByteTwice) {
+  train_and_save({2, 2, 1, Schedule::kDualPipe}, checkpoints());
+  const Result<StoredManifest> stored = read_manifest(manifest(checkpoints(), 2));
+  ASSERT_TRUE(stored.ok());
+  uint64_t largest = 0, smallest = UINT64_MAX, sum = 0;
+  for (const ManifestSegment& segment : stored->manifest.segments) {
+    largest = std::max(largest, segment.byte_count);
+    smallest = std::min(smallest, segment.byte_count);
+    sum += segment.byte_count;
+  }
+  EXPECT_LT(largest, smallest * 13 / 10);
+  // Alignment, tables and checksums come on top.
+  EXPECT_LT(sum, stored->manifest.payload_bytes() * 13 / 10 + 4 * 64 * 1024);
+}
+
+TEST_F(EngineResumeTest, AnotherStepThanTheManifestsIsRefused) {
+  const TinyLayout layout;
+  train_and_save(layout, checkpoints());
+  StandaloneOptions options = resumed(layout, checkpoints(), 2);
+  options.restore_step = 4;
+  const Result<StandaloneReport> report = run_standalone_threads(options);
+  EXPECT_EQ(report.status().code(), Code::kFailedPrecondition) << report.status().to_string();
+}
+
+TEST_F(EngineResumeTest, AnotherModelThanTheCheckpointsIsRefused) {
+  const TinyLayout layout;
+  train_and_save(layout, checkpoints());
+  StandaloneOptions options = resumed(layout, checkpoints(), 2);
+  options.spec.model.moe_intermediate_size = 24;
+  EXPECT_EQ(run_standalone_threads(options).status().code(), Code::kInvalidArgument);
+  options.spec.model.moe_intermediate_size = 16;
+  options.spec.model.num_hidden_layers = 6;
+  EXPECT_EQ(run_standalone_threads(options).status().code(), Code::kNotFound);
+}
+
+TEST_F(EngineResumeTest, ADamagedSegmentIsRefusedAndNamed) {
+  const TinyLayout layout{2, 1, 1, Schedule::kDualPipe};
+  train_and_save(layout, checkpoints());
+  const StandaloneOptions options = resumed(layout, checkpoints(), 2);
+  const Result<StoredManifest> stored = read_manifest(options.restore_manifest);
+  ASSERT_TRUE(stored.ok());
+  const std::string file = stored->manifest.segments[0].file;
+  std::fstream segment(checkpoints() / file, std::ios::in | std::ios::out | std::ios::binary);
+  segment.seekp(5000);
+  segment.put('\x5a');
+  segment.close();
+  const Result<StandaloneReport> report = run_standalone_threads(options);
+  EXPECT_EQ(report.status().code(), Code::kDataLoss);
+  EXPECT_NE(report.status().message().find(file), std::string::npos) << report.status().to_string();
+}
+
+}  // namespace
+}  // namespace penstock
