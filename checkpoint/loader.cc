@@ -14,8 +14,9 @@ namespace {
 // Data is read through one window buffer of this size, at fixed file positions.
 constexpr uint64_t kWindowBytes = 4 << 20;
 static_assert(kWindowBytes % kBlockBytesMax == 0, "blocks never straddle two windows");
-// Runs kept in memory at a time; bounds the plan of tensors that are cut into single elements.
-constexpr size_t kRunsMax = 1 << 18;
+// Collected copies that make it worth executing those whose windows are complete; bounds the memory of
+// plans that cut tensors into single elements.
+constexpr size_t kCopiesMax = 1 << 18;
 
 // One intersection of a saved piece with a target.
 struct Hit {
@@ -140,11 +141,12 @@ class SegmentLoad {
     for (size_t i = 0; i < ordered.size(); ++i) {
       const SegmentSlice& entry = reader_.slices()[ordered[i].first];
       PENSTOCK_TRY(add_copies(entry, *ordered[i].second));
-      const bool last_of_slice =
-          i + 1 == ordered.size() || ordered[i + 1].first != ordered[i].first;
-      if (last_of_slice && copies_.size() > kRunsMax) PENSTOCK_TRY(execute(true));
+      if (copies_.size() < kCopiesMax || i + 1 == ordered.size()) continue;
+      // Windows that end before the next slice begins are complete.
+      const uint64_t next = reader_.slices()[ordered[i + 1].first].file_offset;
+      if (window_end(copies_.front().file_offset) <= next) PENSTOCK_TRY(execute(next));
     }
-    return execute(false);
+    return execute(UINT64_MAX);
   }
 
  private:
@@ -175,17 +177,17 @@ class SegmentLoad {
   }
   static uint64_t window_end(uint64_t offset) { return window_begin(offset) + kWindowBytes; }
 
-  // Reads and copies what has been collected. With `keep_last` the copies of the last window stay:
-  // the next slice may need the same blocks, and no block is read twice.
-  Status execute(bool keep_last) {
+  // Reads and copies what has been collected in windows that end at `until` or before. The others wait
+  // for the slices that share their blocks, so that no block is read twice.
+  Status execute(uint64_t until) {
     std::sort(copies_.begin(), copies_.end(),
               [](const Copy& a, const Copy& b) { return a.file_offset < b.file_offset; });
     size_t first = 0;
     while (first < copies_.size()) {
       const uint64_t end = window_end(copies_[first].file_offset);
+      if (end > until) break;
       size_t last = first;
       while (last < copies_.size() && copies_[last].file_offset < end) ++last;
-      if (keep_last && last == copies_.size() && first > 0) break;
       PENSTOCK_TRY(execute_window(std::span(copies_).subspan(first, last - first)));
       first = last;
     }

@@ -46,7 +46,7 @@ std::vector<std::vector<OwnedSlice>> by_rows(const std::string& name, int64_t ro
 
 TEST(LoaderTest, AnyLayoutLoadsIntoAnyOtherByteForByte) {
   EXPECT_TRUE(rc::check("random grids saved by random ranks, loaded as other random grids", [] {
-    TempDirectory directory;
+    TempDirectory directory(memory_directory());
     const int rank_count = *rc::gen::inRange(1, 5);
     std::vector<std::vector<OwnedSlice>> by_rank(rank_count);
     std::vector<TensorSlice> tensors;
@@ -151,15 +151,15 @@ TEST(LoaderTest, MoreRunsThanArePlannedAtOnceStillLoadExactly) {
   std::vector<OwnedSlice> slices;
   for (int i = 0; i < 3; ++i) {
     slices.push_back(
-        known_slice("w" + std::to_string(i), DType::kU8, {150'000, 8}, {{0, 0}, {150'000, 8}}));
+        known_slice("w" + std::to_string(i), DType::kU8, {300'000, 16}, {{0, 0}, {300'000, 16}}));
   }
   const StoredManifest stored = commit_slices(directory.path(), {slices});
-  std::vector<std::vector<std::byte>> loaded(3, std::vector<std::byte>(150'000 * 3));
+  std::vector<std::vector<std::byte>> loaded(3, std::vector<std::byte>(300'000 * 3));
   std::vector<LoadTarget> targets;
   uint64_t file_bytes = stored.manifest.segments[0].byte_count;
   for (int i = 0; i < 3; ++i) {
     targets.push_back(
-        {{slices[i].slice.name, DType::kU8, {150'000, 8}, {{0, 2}, {150'000, 3}}}, loaded[i], {}});
+        {{slices[i].slice.name, DType::kU8, {300'000, 16}, {{0, 2}, {300'000, 3}}}, loaded[i], {}});
   }
   const auto report = load_slices(directory.path(), stored.manifest, targets);
   ASSERT_TRUE(report.ok()) << report.status().to_string();

@@ -2,13 +2,19 @@
 
 #include <fcntl.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <fstream>
 
 namespace penstock::checkpoint_test {
 
-TempDirectory::TempDirectory() {
-  std::string name = (std::filesystem::temp_directory_path() / "penstock-test-XXXXXX").string();
+Path memory_directory() {
+  const char* memory = "/dev/shm";
+  return ::access(memory, W_OK) == 0 ? Path(memory) : std::filesystem::temp_directory_path();
+}
+
+TempDirectory::TempDirectory(const Path& parent) {
+  std::string name = (parent / "penstock-test-XXXXXX").string();
   PENSTOCK_CHECK(::mkdtemp(name.data()) != nullptr, name);
   path_ = name;
 }

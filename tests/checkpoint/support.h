@@ -15,10 +15,13 @@
 
 namespace penstock::checkpoint_test {
 
-// A new directory under the system's temporary one, removed with everything in it.
+// Where tests that save thousands of checkpoints put them: memory, when there is such a file system.
+Path memory_directory();
+
+// A new directory, removed with everything in it.
 class TempDirectory {
  public:
-  TempDirectory();
+  explicit TempDirectory(const Path& parent = std::filesystem::temp_directory_path());
   ~TempDirectory();
   TempDirectory(const TempDirectory&) = delete;
   TempDirectory& operator=(const TempDirectory&) = delete;
