@@ -1,0 +1,45 @@
+// What every verb gets: where to write, which coordinator to ask. One file per group of verbs, cmd_<group>.cc; each
+// adds its verbs to the parser, and sets `action` when one of them was given.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "comm/base/exit_codes.h"
+#include "comm/base/status.h"
+#include "ops/cli/client.h"
+#include "ops/cli/output.h"
+
+namespace CLI {
+class App;
+}
+
+namespace penstock {
+
+struct Cli {
+  Output out;
+  std::string server;     // --server; empty: environment, running dev cluster, default
+  std::string state_dir;  // --state-dir of the dev cluster; empty: its default
+  std::function<Result<ExitCode>()> action;
+
+  // --server, else $PENSTOCK_SERVER, else the running dev cluster's, else http://127.0.0.1:7070.
+  Client client() const;
+};
+
+// Examples come first in --help; `examples` holds one command a line.
+CLI::App* add_verb(CLI::App& parent, const std::string& name, const std::string& description,
+                   const std::string& examples);
+
+void add_job_verbs(CLI::App& app, Cli& cli);      // ps describe cancel resume wait
+void add_submit_verb(CLI::App& app, Cli& cli);    // submit
+void add_record_verbs(CLI::App& app, Cli& cli);   // logs events metrics
+void add_cluster_verbs(CLI::App& app, Cli& cli);  // workers version checkpoint
+void add_data_verbs(CLI::App& app, Cli& cli);     // data prepare, inspect
+void add_dev_verbs(CLI::App& app, Cli& cli);      // dev up, down, status, kill-rank
+void add_sample_verb(CLI::App& app, Cli& cli);    // sample
+
+// The exit code that says how a job ended. REQUIRES: its state is final.
+ExitCode exit_code_of_job(const Json& job);
+bool state_is_final(const std::string& state);
+
+}  // namespace penstock

@@ -1,0 +1,90 @@
+// penstock workers, version, checkpoint ls.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "ops/cli/cli.h"
+#include "ops/cli/text.h"
+
+namespace penstock {
+
+namespace {
+
+Result<ExitCode> list_workers(Cli& cli) {
+  PENSTOCK_TRY_ASSIGN(const Json list, cli.client().get("/api/v1/workers"));
+  cli.out.document(list);
+  std::vector<std::vector<std::string>> rows;
+  for (const Json& worker : list.value("items", Json::array())) {
+    rows.push_back(
+        {field_text(worker, "id"), field_text(worker, "name"), field_text(worker, "host"),
+         cli.out.coloured_state(field_text(worker, "state")),
+         fmt::format("{}/{}", field_text(worker, "free_devices"), field_text(worker, "devices")),
+         field_text(worker, "device_kind"), field_text(worker, "http_address"),
+         field_age(worker, "last_heartbeat")});
+  }
+  cli.out.table({"ID", "NAME", "HOST", "STATE", "FREE", "KIND", "METRICS", "HEARD"}, rows);
+  return ExitCode::kOk;
+}
+
+// Answers without a coordinator too: the server's version is then null.
+Result<ExitCode> version(Cli& cli) {
+  const Client client = cli.client();
+  const auto server = client.get("/api/v1/version");
+  Json document = {{"apiVersion", "penstock/v1"},
+                   {"kind", "ClientVersion"},
+                   {"client", {{"version", PENSTOCK_VERSION}}},
+                   {"server", nullptr}};
+  if (server.ok()) document["server"] = *server;
+  cli.out.document(document);
+  cli.out.text(fmt::format("client       {}\n", PENSTOCK_VERSION));
+  cli.out.text(fmt::format(
+      "coordinator  {}\n",
+      server.ok() ? fmt::format("{} at {}", field_text(*server, "version"), client.server())
+                  : fmt::format("none at {}", client.server())));
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> list_checkpoints(Cli& cli, const std::string& name) {
+  const Client client = cli.client();
+  PENSTOCK_TRY_ASSIGN(const Json job, client.job(name));
+  PENSTOCK_TRY_ASSIGN(const Json list, client.get(job_path(field_text(job, "id"), "/checkpoints")));
+  cli.out.document(list);
+  std::vector<std::vector<std::string>> rows;
+  for (const Json& item : list.value("items", Json::array())) {
+    const Json damaged = item.value("damaged", Json());
+    const bool is_damaged = damaged.is_string() || (damaged.is_boolean() && damaged.get<bool>());
+    rows.push_back({field_text(item, "step"), field_text(item, "epoch"),
+                    format_bytes(field_number(item, "bytes")), field_age(item, "time"),
+                    is_damaged ? "damaged" : "ok", field_text(item, "manifest")});
+  }
+  cli.out.table({"STEP", "EPOCH", "SIZE", "AGE", "STATE", "MANIFEST"}, rows);
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+void add_cluster_verbs(CLI::App& app, Cli& cli) {
+  CLI::App* workers =
+      add_verb(app, "workers", "List worker daemons and their devices", "penstock workers");
+  workers->callback([&cli] { cli.action = [&cli] { return list_workers(cli); }; });
+
+  CLI::App* version_verb =
+      add_verb(app, "version", "Print the versions of this program and the coordinator",
+               "penstock version -o json");
+  version_verb->callback([&cli] { cli.action = [&cli] { return version(cli); }; });
+
+  CLI::App* checkpoint = add_verb(app, "checkpoint", "Look at a job's checkpoints",
+                                  "penstock checkpoint ls quickstart");
+  checkpoint->alias("ckpt");
+  checkpoint->require_subcommand(1);
+  auto job = std::make_shared<std::string>();
+  CLI::App* ls =
+      add_verb(*checkpoint, "ls", "List the committed checkpoints of a job, oldest first",
+               "penstock checkpoint ls quickstart -o json");
+  ls->add_option("job", *job, "Name or id")->required();
+  ls->callback([&cli, job] { cli.action = [&cli, job] { return list_checkpoints(cli, *job); }; });
+}
+
+}  // namespace penstock

@@ -1,0 +1,258 @@
+// penstock ps, describe, cancel, resume, wait.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "ops/cli/cli.h"
+#include "ops/cli/follow.h"
+#include "ops/cli/text.h"
+
+namespace penstock {
+
+namespace {
+
+std::string progress_text(const Json& job) {
+  return fmt::format("{}/{}", field_text(job, "step"), field_text(job, "target_steps"));
+}
+
+std::string loss_text(const Json& job) {
+  const double loss = field_number(job, "loss", NAN);
+  return std::isfinite(loss) ? fmt::format("{:.4f}", loss) : "-";
+}
+
+std::string rate_text(const Json& job) {
+  const double rate = field_number(job, "tokens_per_second", NAN);
+  return std::isfinite(rate) ? format_quantity(rate) : "-";
+}
+
+std::string eta_text(const Json& job) {
+  const double eta = field_number(job, "eta_seconds", NAN);
+  return std::isfinite(eta) && !state_is_final(field_string(job, "state")) ? format_seconds(eta)
+                                                                           : "-";
+}
+
+Result<ExitCode> list_jobs(Cli& cli, bool all) {
+  PENSTOCK_TRY_ASSIGN(Json list, cli.client().get("/api/v1/jobs?limit=10000"));
+  Json shown = Json::array();
+  std::vector<std::vector<std::string>> rows;
+  for (const Json& job : list.value("items", Json::array())) {
+    const std::string state = field_string(job, "state");
+    if (!all && state_is_final(state)) continue;
+    shown.push_back(job);
+    rows.push_back({field_text(job, "id"), field_text(job, "name"), cli.out.coloured_state(state),
+                    progress_text(job), loss_text(job), rate_text(job), eta_text(job),
+                    field_text(job, "restarts"), field_age(job, "created"),
+                    field_text(job.value("reason", Json::object()), "message")});
+  }
+  const size_t hidden = list.value("items", Json::array()).size() - rows.size();
+  list["items"] = std::move(shown);
+  cli.out.document(list);
+  cli.out.table(
+      {"ID", "NAME", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "RESTARTS", "AGE", "REASON"}, rows);
+  if (hidden > 0 && !cli.out.json()) {
+    cli.out.note(fmt::format("{} finished job{} not shown; penstock ps -a shows all", hidden,
+                             hidden == 1 ? "" : "s"));
+  }
+  return ExitCode::kOk;
+}
+
+void describe_facts(Output& out, const Json& job) {
+  const Json reason = job.value("reason", Json::object());
+  std::string text;
+  const auto fact = [&](const char* name, const std::string& value) {
+    if (!value.empty() && value != "-") text += fmt::format("{:<12}{}\n", name, value);
+  };
+  fact("job", fmt::format("{} ({})", field_text(job, "name"), field_text(job, "id")));
+  fact("state",
+       out.coloured_state(field_text(job, "state")) + "  " + field_string(reason, "message"));
+  fact("step", progress_text(job));
+  fact("loss", loss_text(job));
+  fact("tokens", format_quantity(field_number(job, "tokens")));
+  fact("tokens/s", rate_text(job));
+  fact("eta", eta_text(job));
+  fact("epoch", fmt::format("{} ({} of {} restarts used)", field_text(job, "epoch"),
+                            field_text(job, "restarts"), field_text(job, "max_restarts")));
+  fact("created", field_text(job, "created"));
+  fact("started", field_text(job, "started"));
+  fact("finished", field_text(job, "finished"));
+  if (job.contains("checkpoint") && job["checkpoint"].is_object()) {
+    fact("checkpoint",
+         fmt::format("step {} at {} ({} ago)", field_text(job["checkpoint"], "step"),
+                     field_text(job["checkpoint"], "path"), field_age(job["checkpoint"], "time")));
+  }
+  for (const Json& evaluation : job.value("evaluations", Json::array())) {
+    fact("held-out", fmt::format("{} nats/token after step {}", loss_text(evaluation),
+                                 field_text(evaluation, "step")));
+  }
+  if (job.contains("last_failure") && job["last_failure"].is_object()) {
+    fact("failure", field_text(job["last_failure"], "message"));
+    fact("resume", fmt::format("penstock resume {}", field_text(job, "name")));
+  }
+  out.text(text);
+}
+
+Result<ExitCode> describe(Cli& cli, const std::string& name) {
+  const Client client = cli.client();
+  PENSTOCK_TRY_ASSIGN(const Json job, client.job(name));
+  cli.out.document(job);
+  if (cli.out.json()) return ExitCode::kOk;
+  describe_facts(cli.out, job);
+  std::vector<std::vector<std::string>> ranks;
+  for (const Json& rank : job.value("ranks", Json::array())) {
+    ranks.push_back({field_text(rank, "rank"), field_text(rank, "worker"), field_text(rank, "host"),
+                     field_text(rank, "device"), field_text(rank, "state"),
+                     field_text(rank, "step")});
+  }
+  if (!ranks.empty()) {
+    cli.out.text("\n");
+    cli.out.table({"RANK", "WORKER", "HOST", "DEVICE", "STATE", "STEP"}, ranks);
+  }
+  constexpr size_t kEventsShown = 12;
+  PENSTOCK_TRY_ASSIGN(const auto events,
+                      client.all_items(job_path(field_text(job, "id"), "/events")));
+  std::vector<std::vector<std::string>> rows;
+  for (size_t i = events.size() - std::min(events.size(), kEventsShown); i < events.size(); ++i) {
+    rows.push_back({field_age(events[i], "time"), field_text(events[i], "state"),
+                    field_text(events[i], "code"), field_text(events[i], "message")});
+  }
+  cli.out.text("\n");
+  cli.out.table({"AGE", "STATE", "CODE", "EVENT"}, rows);
+  return ExitCode::kOk;
+}
+
+// cancel and resume: a POST on a job that is there.
+Result<ExitCode> command(Cli& cli, const std::string& name, const std::string& tail,
+                         const std::string& done) {
+  const Client client = cli.client();
+  PENSTOCK_TRY_ASSIGN(const Json before, client.job(name));
+  PENSTOCK_TRY_ASSIGN(const Json job, client.post(job_path(field_text(before, "id"), tail)));
+  cli.out.document(job);
+  cli.out.text(field_text(job, "id") + "\n");
+  cli.out.note(fmt::format("{} job {} \"{}\": {}", done, field_text(job, "id"),
+                           field_text(job, "name"), field_text(job, "state")));
+  return ExitCode::kOk;
+}
+
+// "state=RUNNING" or "step=100".
+Result<WaitCondition> parse_condition(const std::string& text) {
+  WaitCondition condition;
+  if (text.empty()) return condition;
+  if (text.starts_with("state=")) {
+    condition.state = text.substr(6);
+    for (char& c : condition.state)
+      c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+    constexpr const char* kStates[] = {"QUEUED",  "PLACING",    "STARTING", "LOADING",
+                                       "RUNNING", "RECOVERING", "STOPPING", "SUCCEEDED",
+                                       "FAILED",  "CANCELLED"};
+    if (std::find(std::begin(kStates), std::end(kStates), condition.state) != std::end(kStates)) {
+      return condition;
+    }
+  } else if (text.starts_with("step=")) {
+    int64_t step = 0;
+    const auto [end, error] = std::from_chars(text.data() + 5, text.data() + text.size(), step);
+    if (error == std::errc() && end == text.data() + text.size() && step >= 0) {
+      condition.step = step;
+      return condition;
+    }
+  }
+  return invalid_argument(
+      fmt::format("--for {}: expected state=STATE (such as RUNNING) or step=N", text));
+}
+
+Result<ExitCode> wait(Cli& cli, const std::string& name, const std::string& wanted,
+                      const std::string& timeout) {
+  PENSTOCK_TRY_ASSIGN(WaitCondition condition, parse_condition(wanted));
+  if (!timeout.empty()) {
+    PENSTOCK_TRY_ASSIGN(condition.timeout, parse_duration(timeout));
+  }
+  const Client client = cli.client();
+  PENSTOCK_TRY_ASSIGN(const Json found, client.job(name));
+  detach_on_interrupt(field_string(found, "name"));
+  PENSTOCK_TRY_ASSIGN(const Json job,
+                      wait_for_job(client, cli.out, field_text(found, "id"), condition));
+  cli.out.document(job);
+  cli.out.text(fmt::format("{} {}\n", field_text(job, "id"), field_text(job, "state")));
+  if (wanted.empty()) return exit_code_of_job(job);
+  if (holds(condition, job)) return ExitCode::kOk;
+  cli.out.note(fmt::format("job {} is {} and will not reach {}", field_text(job, "name"),
+                           field_text(job, "state"), wanted));
+  const ExitCode ended = exit_code_of_job(job);
+  return ended == ExitCode::kOk ? ExitCode::kConflict : ended;
+}
+
+}  // namespace
+
+bool state_is_final(const std::string& state) {
+  return state == "SUCCEEDED" || state == "FAILED" || state == "CANCELLED";
+}
+
+ExitCode exit_code_of_job(const Json& job) {
+  const std::string state = field_string(job, "state");
+  if (state == "SUCCEEDED") return ExitCode::kOk;
+  if (state == "CANCELLED") return ExitCode::kJobCancelled;
+  const Json failure = job.value("last_failure", Json::object());
+  const std::string code = failure.is_object() ? field_string(failure, "code") : "";
+  if (code == "out_of_memory") return ExitCode::kOutOfMemory;
+  if (code == "data_corrupt") return ExitCode::kDataCorrupt;
+  return ExitCode::kJobFailed;
+}
+
+void add_job_verbs(CLI::App& app, Cli& cli) {
+  struct Flags {
+    std::string job, condition, timeout, grace = "5s";
+    bool all = false;
+  };
+  auto flags = std::make_shared<Flags>();
+  CLI::App* ps = add_verb(app, "ps", "List jobs, newest first",
+                          "penstock ps\npenstock ps -a -o json | jq -r '.items[].name'");
+  ps->alias("list");
+  ps->add_flag("-a,--all", flags->all, "Finished jobs too");
+  ps->callback(
+      [&cli, flags] { cli.action = [&cli, flags] { return list_jobs(cli, flags->all); }; });
+
+  CLI::App* show =
+      add_verb(app, "describe", "Show one job: facts, ranks, events, why it waits or failed",
+               "penstock describe quickstart\npenstock describe 7 -o json | jq .step");
+  show->alias("status");
+  show->add_option("job", flags->job, "Name or id")->required();
+  show->callback(
+      [&cli, flags] { cli.action = [&cli, flags] { return describe(cli, flags->job); }; });
+
+  CLI::App* cancel = add_verb(app, "cancel", "End a job", "penstock cancel quickstart --grace 10s");
+  cancel->alias("stop");
+  cancel->add_option("job", flags->job, "Name or id")->required();
+  cancel->add_option("--grace", flags->grace, "Time for ranks to end by themselves")
+      ->capture_default_str();
+  cancel->callback([&cli, flags] {
+    cli.action = [&cli, flags]() -> Result<ExitCode> {
+      PENSTOCK_TRY_ASSIGN(const auto grace, parse_duration(flags->grace));
+      return command(cli, flags->job, fmt::format("/cancel?grace_ms={}", grace.count()),
+                     "cancelled");
+    };
+  });
+
+  CLI::App* resume =
+      add_verb(app, "resume", "Go on with a failed or cancelled job from its newest checkpoint",
+               "penstock resume quickstart && penstock wait quickstart");
+  resume->add_option("job", flags->job, "Name or id")->required();
+  resume->callback([&cli, flags] {
+    cli.action = [&cli, flags] { return command(cli, flags->job, "/resume", "resumed"); };
+  });
+
+  CLI::App* wait_verb = add_verb(app, "wait", "Wait for a job; the exit code says how it ended",
+                                 "penstock wait quickstart --timeout 10m\n"
+                                 "penstock wait quickstart --for step=100");
+  wait_verb->add_option("job", flags->job, "Name or id")->required();
+  wait_verb->add_option("--for", flags->condition, "state=STATE or step=N instead of the end");
+  wait_verb->add_option("--timeout", flags->timeout, "Give up with exit code 7 after this long");
+  wait_verb->callback([&cli, flags] {
+    cli.action = [&cli, flags] { return wait(cli, flags->job, flags->condition, flags->timeout); };
+  });
+}
+
+}  // namespace penstock

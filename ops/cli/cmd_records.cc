@@ -1,0 +1,259 @@
+// penstock logs, events, metrics: what a job has written down so far, and what it adds.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "ops/cli/cli.h"
+#include "ops/cli/follow.h"
+#include "ops/cli/text.h"
+
+namespace penstock {
+
+namespace {
+
+struct RecordFlags {
+  std::string job;
+  std::string rank = "all";
+  int64_t tail = -1;  // -1: the verb's default
+  bool follow = false;
+};
+
+constexpr std::chrono::milliseconds kHoldBack{1000};
+
+// One rank's log: where reading stands, and the end of a line that has not come whole.
+struct RankLog {
+  int64_t rank = 0;
+  int64_t offset = 0;
+  bool terminal = false;
+  std::string partial;
+  std::vector<std::string> lines;  // kept for JSON and for --tail
+};
+
+Result<std::vector<int64_t>> chosen_ranks(const std::string& text, int64_t world_size) {
+  std::vector<int64_t> ranks;
+  if (text == "all") {
+    for (int64_t rank = 0; rank < world_size; ++rank) ranks.push_back(rank);
+    return ranks;
+  }
+  char* end = nullptr;
+  const int64_t rank = std::strtoll(text.c_str(), &end, 10);
+  if (text.empty() || *end != '\0' || rank < 0 || rank >= world_size) {
+    return invalid_argument(
+        fmt::format("--rank {}: expected all or 0 to {}", text, world_size - 1));
+  }
+  return std::vector<int64_t>{rank};
+}
+
+// Reads what there is; whole lines go to `lines`. Returns whether anything came.
+Result<bool> read_more(PatientClient& client, const std::string& id, RankLog& log,
+                       std::chrono::milliseconds wait) {
+  const std::string path =
+      job_path(id, fmt::format("/logs?rank={}&offset={}&limit=1048576&wait_ms={}", log.rank,
+                               log.offset, wait.count()));
+  PENSTOCK_TRY_ASSIGN(const Json chunk, client.get(path, wait));
+  const auto next = static_cast<int64_t>(field_number(chunk, "next_offset", log.offset));
+  log.terminal = chunk.value("terminal", false);
+  const bool news = next > log.offset;
+  log.offset = next;
+  log.partial += field_string(chunk, "text");
+  for (size_t end = log.partial.find('\n'); end != std::string::npos;
+       end = log.partial.find('\n')) {
+    log.lines.push_back(log.partial.substr(0, end));
+    log.partial.erase(0, end + 1);
+  }
+  if (log.terminal && !news && !log.partial.empty()) {
+    log.lines.push_back(std::exchange(log.partial, ""));
+  }
+  return news;
+}
+
+void print_lines(Output& out, RankLog& log, bool with_rank, int64_t tail) {
+  const size_t skip =
+      tail >= 0 && log.lines.size() > static_cast<size_t>(tail) ? log.lines.size() - tail : 0;
+  for (size_t i = skip; i < log.lines.size(); ++i) {
+    out.text(with_rank ? fmt::format("[{}] {}\n", log.rank, log.lines[i]) : log.lines[i] + "\n");
+  }
+  log.lines.clear();
+}
+
+Json log_document(const std::vector<RankLog>& logs) {
+  Json items = Json::array();
+  for (const RankLog& log : logs) {
+    std::string text;
+    for (const std::string& line : log.lines) text += line + "\n";
+    items.push_back(
+        {{"rank", log.rank}, {"text", text + log.partial}, {"next_offset", log.offset}});
+  }
+  return {{"apiVersion", "penstock/v1"}, {"kind", "LogList"}, {"items", items}};
+}
+
+Result<ExitCode> logs(Cli& cli, const RecordFlags& flags) {
+  const Client client = cli.client();
+  PENSTOCK_TRY_ASSIGN(const Json job, client.job(flags.job));
+  const std::string id = field_text(job, "id");
+  PENSTOCK_TRY_ASSIGN(
+      const auto ranks,
+      chosen_ranks(flags.rank, static_cast<int64_t>(field_number(job, "world_size"))));
+  std::vector<RankLog> logs;
+  for (const int64_t rank : ranks) logs.push_back({.rank = rank, .partial = {}, .lines = {}});
+  if (flags.follow) detach_on_interrupt(field_string(job, "name"));
+  PatientClient patient(client, cli.out);
+  const bool keep = cli.out.json();  // a document is printed once, at the end
+  int64_t tail = flags.tail;
+  for (bool first = true;; first = false) {
+    bool all_terminal = true;
+    for (RankLog& log : logs) {
+      bool news = true;
+      while (news && !(log.terminal && !first && log.partial.empty())) {
+        // One rank may hold the answer back; of several each is asked without waiting, then one waits.
+        const bool may_wait = flags.follow && !first && &log == &logs.front();
+        PENSTOCK_TRY_ASSIGN(news,
+                            read_more(patient, id, log, may_wait ? kHoldBack : kHoldBack * 0));
+      }
+      if (!keep) print_lines(cli.out, log, logs.size() > 1, tail);
+      all_terminal &= log.terminal;
+    }
+    tail = -1;
+    if (!flags.follow || all_terminal) break;
+  }
+  if (!keep) {
+    for (RankLog& log : logs) {
+      if (!log.partial.empty()) log.lines.push_back(std::exchange(log.partial, ""));
+      print_lines(cli.out, log, logs.size() > 1, -1);
+    }
+  }
+  cli.out.document(log_document(logs));
+  return ExitCode::kOk;
+}
+
+std::vector<std::string> event_row(const Output& out, const Json& event) {
+  return {field_text(event, "time"),
+          field_text(event, "job"),
+          out.coloured_state(field_text(event, "state")),
+          field_text(event, "code"),
+          field_text(event, "actor"),
+          field_text(event, "message")};
+}
+
+std::vector<std::string> step_row(const Json& step) {
+  const auto fixed = [&](const char* key, int digits) {
+    const double value = field_number(step, key, NAN);
+    return std::isfinite(value) ? fmt::format("{:.{}f}", value, digits) : std::string("-");
+  };
+  const double rate = field_number(step, "learning_rate", NAN);
+  return {field_text(step, "step"),
+          field_text(step, "epoch"),
+          fixed("loss", 4),
+          fixed("grad_norm", 3),
+          std::isfinite(rate) ? fmt::format("{:.2e}", rate) : "-",
+          fixed("step_seconds", 4),
+          format_quantity(field_number(step, "tokens_per_second")),
+          fixed("expert_load_max_ratio", 2),
+          step.value("replayed", false) ? "replayed" : ""};
+}
+
+// One kind of growing list: where it is, how it looks.
+struct ListKind {
+  std::string path;
+  std::string name;  // of the JSON document
+  std::vector<std::string> headers;
+  std::function<std::vector<std::string>(const Json&)> row;
+  int64_t tail_default = -1;  // rows of the table; -1: all
+};
+
+Result<ExitCode> show_list(Cli& cli, const RecordFlags& flags, const ListKind& kind) {
+  const Client client = cli.client();
+  PENSTOCK_TRY_ASSIGN(auto items, client.all_items(kind.path));
+  const bool from_default = flags.tail < 0;
+  // A table is for reading and shows the end; a document is for programs and is whole unless cut on purpose.
+  const int64_t tail = from_default ? (cli.out.json() ? -1 : kind.tail_default) : flags.tail;
+  if (tail >= 0 && static_cast<int64_t>(items.size()) > tail) {
+    if (from_default) {
+      cli.out.note(fmt::format("the last {} of {}; --tail N shows more", tail, items.size()));
+    }
+    items.erase(items.begin(), items.end() - tail);
+  }
+  std::vector<std::vector<std::string>> rows;
+  for (const Json& item : items) rows.push_back(kind.row(item));
+  cli.out.table(kind.headers, rows);
+  if (!flags.follow) {
+    cli.out.document({{"apiVersion", "penstock/v1"}, {"kind", kind.name}, {"items", items}});
+    return ExitCode::kOk;
+  }
+  if (cli.out.json()) return invalid_argument("--follow prints a table; leave -o json out");
+  PatientClient patient(client, cli.out);
+  PENSTOCK_TRY_ASSIGN(Json page, patient.get(kind.path + "?after=0&limit=10000"));
+  auto after = static_cast<int64_t>(field_number(page, "next_after"));
+  cli.out.set_headers(false);
+  while (!page.value("terminal", false)) {
+    PENSTOCK_TRY_ASSIGN(page, patient.get(fmt::format("{}?after={}&limit=10000&wait_ms={}",
+                                                      kind.path, after, kHoldBack.count()),
+                                          kHoldBack));
+    std::vector<std::vector<std::string>> news;
+    for (const Json& item : page.value("items", Json::array())) news.push_back(kind.row(item));
+    if (!news.empty()) cli.out.table(kind.headers, news);
+    after = static_cast<int64_t>(field_number(page, "next_after", static_cast<double>(after)));
+  }
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> events(Cli& cli, const RecordFlags& flags) {
+  std::string path = "/api/v1/events";
+  if (!flags.job.empty()) {
+    PENSTOCK_TRY_ASSIGN(const Json job, cli.client().job(flags.job));
+    path = job_path(field_text(job, "id"), "/events");
+  }
+  return show_list(cli, flags,
+                   {path,
+                    "EventList",
+                    {"TIME", "JOB", "STATE", "CODE", "ACTOR", "MESSAGE"},
+                    [&](const Json& event) { return event_row(cli.out, event); }});
+}
+
+Result<ExitCode> metrics(Cli& cli, const RecordFlags& flags) {
+  PENSTOCK_TRY_ASSIGN(const Json job, cli.client().job(flags.job));
+  constexpr int64_t kStepsShown = 20;
+  return show_list(
+      cli, flags,
+      {job_path(field_text(job, "id"), "/steps"),
+       "StepList",
+       {"STEP", "EPOCH", "LOSS", "GRAD_NORM", "LR", "SECONDS", "TOK/S", "LOAD", "NOTE"},
+       step_row,
+       kStepsShown});
+}
+
+}  // namespace
+
+void add_record_verbs(CLI::App& app, Cli& cli) {
+  auto flags = std::make_shared<RecordFlags>();
+  const auto add_common = [&](CLI::App* verb, const char* follow_text) {
+    verb->add_option("--tail", flags->tail, "Only the last N")->check(CLI::NonNegativeNumber);
+    verb->add_flag("-f,--follow,-w,--watch", flags->follow, follow_text);
+  };
+  CLI::App* logs_verb = add_verb(app, "logs", "Print what a job's ranks wrote",
+                                 "penstock logs quickstart\npenstock logs quickstart --rank 2 -f");
+  logs_verb->add_option("job", flags->job, "Name or id")->required();
+  logs_verb->add_option("--rank", flags->rank, "One rank, or all")->capture_default_str();
+  add_common(logs_verb, "Go on until the job ends");
+  logs_verb->callback([&cli, flags] { cli.action = [&cli, flags] { return logs(cli, *flags); }; });
+
+  CLI::App* events_verb = add_verb(app, "events", "Print what happened, to one job or to all",
+                                   "penstock events\npenstock events quickstart -w");
+  events_verb->add_option("job", flags->job, "Name or id; every job's and the cluster's without");
+  add_common(events_verb, "Go on until the job ends");
+  events_verb->callback(
+      [&cli, flags] { cli.action = [&cli, flags] { return events(cli, *flags); }; });
+
+  CLI::App* metrics_verb = add_verb(app, "metrics", "Print a job's steps: loss, speed, balance",
+                                    "penstock metrics quickstart --tail 5\n"
+                                    "penstock metrics quickstart -o json | jq '.items[].loss'");
+  metrics_verb->add_option("job", flags->job, "Name or id")->required();
+  add_common(metrics_verb, "Go on until the job ends");
+  metrics_verb->callback(
+      [&cli, flags] { cli.action = [&cli, flags] { return metrics(cli, *flags); }; });
+}
+
+}  // namespace penstock

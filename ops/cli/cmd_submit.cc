@@ -1,0 +1,91 @@
+// penstock submit: checks a spec here, sends it, says what to do next, and follows the run when asked.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "ops/cli/cli.h"
+#include "ops/cli/follow.h"
+#include "ops/cli/spec_file.h"
+
+namespace penstock {
+
+namespace {
+
+struct SubmitFlags {
+  std::string spec;
+  std::string name;
+  bool follow = false;
+  bool dry_run = false;
+};
+
+// Ranks read the same files as this process.
+bool is_this_host(const std::string& server) {
+  return server.find("//127.0.0.1") != std::string::npos ||
+         server.find("//localhost") != std::string::npos ||
+         server.find("//[::1]") != std::string::npos;
+}
+
+void say_next_steps(Output& out, const Json& job) {
+  const std::string name = field_string(job, "name");
+  out.note(fmt::format("submitted job {} \"{}\" ({} ranks, {} steps)", field_text(job, "id"), name,
+                       field_text(job, "world_size"), field_text(job, "target_steps")));
+  out.note(
+      fmt::format("next: penstock wait {0}; penstock describe {0}; penstock logs {0} -f; "
+                  "penstock cancel {0}",
+                  name));
+}
+
+Result<ExitCode> submit(Cli& cli, const SubmitFlags& flags) {
+  PENSTOCK_TRY_ASSIGN(const JobSpec spec, load_spec_file(flags.spec, flags.name));
+  const Client client = cli.client();
+  if (is_this_host(client.server())) {
+    if (const Status status = check_spec_data(spec); !status.ok()) {
+      // A file that is not there is a mistake in the spec; a damaged one is not.
+      const Code code = status.code() == Code::kNotFound ? Code::kInvalidArgument : status.code();
+      return Status(code, flags.spec + ": " + status.message());
+    }
+  }
+  if (flags.dry_run) {
+    cli.out.text(to_json(spec) + "\n");
+    if (cli.out.json()) cli.out.document(Json::parse(to_json(spec)));
+    cli.out.note("nothing was sent: --dry-run");
+    return ExitCode::kOk;
+  }
+  const auto posted = client.post("/api/v1/jobs", to_json(spec));
+  if (!posted.ok()) {
+    const Status& refused = posted.status();
+    return Status(refused.code(), section_place(flags.spec, refused.message()) + refused.message());
+  }
+  const std::string id = field_text(*posted, "id");
+  cli.out.text(id + "\n");
+  say_next_steps(cli.out, *posted);
+  if (!flags.follow) {
+    cli.out.document(*posted);
+    return ExitCode::kOk;
+  }
+  detach_on_interrupt(spec.name);
+  PENSTOCK_TRY_ASSIGN(const Json last, follow_job(client, cli.out, id));
+  cli.out.document(last);
+  return exit_code_of_job(last);
+}
+
+}  // namespace
+
+void add_submit_verb(CLI::App& app, Cli& cli) {
+  auto flags = std::make_shared<SubmitFlags>();
+  CLI::App* verb =
+      add_verb(app, "submit", "Submit a job",
+               "penstock submit docs/examples/quickstart.yaml --follow\n"
+               "id=$(penstock submit job.yaml --name nightly)\n"
+               "penstock submit job.yaml --dry-run        # check it, print every default");
+  verb->add_option("spec", flags->spec, "Job spec, YAML or JSON (docs/job-spec.md)")->required();
+  verb->add_option("--name", flags->name, "Name of the job, instead of the spec's metadata.name");
+  verb->add_flag("-f,--follow", flags->follow,
+                 "Show progress until the job ends; the exit code says how it ended");
+  verb->add_flag("--dry-run", flags->dry_run, "Check the spec and its data, send nothing");
+  verb->callback([&cli, flags] { cli.action = [&cli, flags] { return submit(cli, *flags); }; });
+}
+
+}  // namespace penstock

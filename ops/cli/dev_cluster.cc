@@ -1,0 +1,336 @@
+#include "ops/cli/dev_cluster.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "comm/control/http_client.h"
+#include "comm/control/process.h"
+#include "ops/cli/output.h"
+
+namespace penstock {
+
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr seconds kStartLimit{30};
+constexpr seconds kStopLimit{10};
+constexpr milliseconds kLookEvery{20};
+constexpr int kDefaultPort = 7070;
+constexpr uint64_t kStateBytesMax = 1 << 20;
+
+Path state_file(const Path& state_dir) {
+  return state_dir / "dev.json";
+}
+
+// Held while a cluster is started or stopped: two commands at once would start everything twice.
+Result<FileDescriptor> lock(const Path& state_dir) {
+  PENSTOCK_TRY(create_directories_durably(state_dir));
+  PENSTOCK_TRY_ASSIGN(FileDescriptor file, open_file(state_dir / "dev.lock", O_RDWR | O_CREAT));
+  if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
+    return failed_precondition(
+        fmt::format("another penstock dev command is at work in {}; try again when it is done",
+                    state_dir.string()));
+  }
+  return file;
+}
+
+Status save(const Path& state_dir, const DevState& state) {
+  Json processes = Json::array();
+  for (const DevProcess& p : state.processes) {
+    processes.push_back({{"name", p.name},
+                         {"pid", p.process.pid},
+                         {"start_ticks", p.process.start_ticks},
+                         {"boot_id", p.process.boot_id},
+                         {"log", p.log}});
+  }
+  const Json json = {{"http_port", state.http_port},
+                     {"control_port", state.control_port},
+                     {"processes", processes}};
+  return replace_file_durably(state_file(state_dir), as_bytes(json.dump(2) + "\n"));
+}
+
+std::string last_lines(const std::string& log) {
+  constexpr int kLinesShown = 5;
+  const auto text = read_file(log, uint64_t{256} << 20);
+  if (!text.ok()) return "(" + text.status().message() + ")";
+  size_t begin = text->size();
+  for (int line = 0; line <= kLinesShown && begin != std::string::npos && begin > 0; ++line) {
+    begin = text->rfind('\n', begin - 1);
+  }
+  return begin == std::string::npos || begin == 0 ? *text : text->substr(begin + 1);
+}
+
+Status died(const DevProcess& process) {
+  return internal_error(fmt::format("{} ended while it was starting; the end of {}:\n{}",
+                                    process.name, process.log, last_lines(process.log)));
+}
+
+// Looks until `done` says so. An error of `done`, a process that has died, or the time ends it.
+Status look_until(const std::vector<DevProcess>& processes, const std::string& what,
+                  const std::function<bool()>& done) {
+  const int64_t deadline_ns = monotonic_ns() + std::chrono::nanoseconds(kStartLimit).count();
+  while (!done()) {
+    for (const DevProcess& process : processes) {
+      if (!is_alive(process.process)) return died(process);
+    }
+    if (monotonic_ns() > deadline_ns) {
+      return deadline_exceeded(fmt::format("{} after {} seconds; logs are in {}", what,
+                                           kStartLimit.count(),
+                                           Path(processes.front().log).parent_path().string()));
+    }
+    std::this_thread::sleep_for(kLookEvery);
+  }
+  return {};
+}
+
+std::optional<Json> get_json(const std::string& url) {
+  const auto reply = http_call({.url = url, .body = {}, .deadline = seconds(2)});
+  if (!reply.ok() || reply->status != 200) return std::nullopt;
+  Json json = Json::parse(reply->body, nullptr, false);
+  if (!json.is_object()) return std::nullopt;
+  return json;
+}
+
+bool is_ready(const std::string& server) {
+  const auto reply = http_call({.url = server + "/readyz", .body = {}, .deadline = seconds(2)});
+  return reply.ok() && reply->status == 200;
+}
+
+// One start of a cluster: knows what it started, to undo it.
+class Starter {
+ public:
+  Starter(const DevOptions& options, DevState state, const std::function<void(std::string)>& note)
+      : options_(options), state_(std::move(state)), note_(note) {}
+
+  Result<DevState> run() {
+    const Status status = start_all();
+    if (status.ok()) return state_;
+    for (auto process = started_.rbegin(); process != started_.rend(); ++process) {
+      (void)send_signal(process->process, SIGKILL);
+    }
+    std::erase_if(state_.processes, [](const DevProcess& p) { return !is_alive(p.process); });
+    PENSTOCK_TRY(save(options_.state_dir, state_));
+    return status;
+  }
+
+ private:
+  Status start_all() {
+    if (!dev_coordinator_runs(state_)) PENSTOCK_TRY(start_coordinator());
+    for (int i = 0; i < options_.worker_count; ++i) PENSTOCK_TRY(start_worker(i));
+    return look_until(state_.processes, "not every worker has registered",
+                      [&] { return registered_workers() >= options_.worker_count; });
+  }
+
+  // Records the process before anything else can fail, so that nothing is ever started and forgotten.
+  Status start(const std::string& name, std::vector<std::string> argv) {
+    PENSTOCK_TRY_ASSIGN(const Path program, sibling_binary(argv[0]));
+    argv[0] = program.string();
+    const std::string log = (options_.state_dir / (name + ".log")).string();
+    PENSTOCK_TRY_ASSIGN(const LocalProcess process, start_detached(argv, log));
+    const DevProcess entry = {name, process, log};
+    started_.push_back(entry);
+    std::erase_if(state_.processes, [&](const DevProcess& p) { return p.name == name; });
+    // The coordinator stays first.
+    state_.processes.insert(
+        name == "coordinator" ? state_.processes.begin() : state_.processes.end(), entry);
+    PENSTOCK_TRY(save(options_.state_dir, state_));
+    note_(fmt::format("started {} (process {})", name, process.pid));
+    return {};
+  }
+
+  Status start_coordinator() {
+    const Path folder = options_.state_dir / "coordinator";
+    const Path endpoints = folder / "endpoints.json";
+    ::unlink(endpoints.c_str());  // a new one says that it listens
+    const int port = options_.port      ? *options_.port
+                     : state_.http_port ? state_.http_port
+                                        : kDefaultPort;
+    PENSTOCK_TRY(start("coordinator", {"penstock-coordinator", "--state-dir", folder.string(),
+                                       "--http-port", std::to_string(port), "--control-port",
+                                       std::to_string(state_.control_port)}));
+    PENSTOCK_TRY(look_until({started_.back()}, "the coordinator does not answer", [&] {
+      return read_endpoints(endpoints) && is_ready(state_.server());
+    }));
+    return save(options_.state_dir, state_);
+  }
+
+  bool read_endpoints(const Path& path) {
+    const auto text = read_file(path, kStateBytesMax);
+    const Json json = text.ok() ? Json::parse(*text, nullptr, false) : Json();
+    if (!json.is_object()) return false;
+    state_.http_port = static_cast<int>(field_number(json, "http_port"));
+    state_.control_port = static_cast<int>(field_number(json, "control_port"));
+    return state_.http_port > 0 && state_.control_port > 0;
+  }
+
+  Status start_worker(int index) {
+    const std::string name = fmt::format("worker-{}", index);
+    const DevProcess* known = state_.find(name);
+    if (known != nullptr && is_alive(known->process)) return {};
+    return start(name, {"penstock-worker", "--coordinator",
+                        fmt::format("tcp://127.0.0.1:{}", state_.control_port), "--name", name,
+                        "--devices", std::to_string(options_.devices_per_worker), "--http-port",
+                        "0", "--state-dir", (options_.state_dir / name).string()});
+  }
+
+  int registered_workers() const {
+    const auto list = get_json(state_.server() + "/api/v1/workers");
+    if (!list) return 0;
+    int count = 0;
+    for (const Json& worker : list->value("items", Json::array())) {
+      const bool ours = state_.find(field_string(worker, "name")) != nullptr;
+      count += ours && field_string(worker, "state") == "up";
+    }
+    return count;
+  }
+
+  const DevOptions& options_;
+  DevState state_;
+  const std::function<void(std::string)>& note_;
+  std::vector<DevProcess> started_;
+};
+
+std::string flag_value(const std::vector<std::string>& words, const std::string& flag) {
+  const auto at = std::find(words.begin(), words.end(), flag);
+  return at == words.end() || at + 1 == words.end() ? "" : *(at + 1);
+}
+
+// Ends one process: asked first, then killed.
+void stop(const LocalProcess& process) {
+  if (!send_signal(process, SIGTERM).ok()) return;
+  if (wait_for_end(process, kStopLimit)) return;
+  (void)send_signal(process, SIGKILL);
+  wait_for_end(process, kStopLimit);
+}
+
+}  // namespace
+
+std::string DevState::server() const {
+  return fmt::format("http://127.0.0.1:{}", http_port);
+}
+
+const DevProcess* DevState::find(const std::string& name) const {
+  const auto found = std::find_if(processes.begin(), processes.end(),
+                                  [&](const DevProcess& p) { return p.name == name; });
+  return found == processes.end() ? nullptr : &*found;
+}
+
+int DevState::worker_count() const {
+  return static_cast<int>(
+      std::count_if(processes.begin(), processes.end(),
+                    [](const DevProcess& p) { return p.name.starts_with("worker-"); }));
+}
+
+Path dev_state_dir(const std::string& flag) {
+  const auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  };
+  Path path = variable("HOME") + "/.local/state/penstock/dev";
+  if (!variable("XDG_STATE_HOME").empty()) path = variable("XDG_STATE_HOME") + "/penstock/dev";
+  if (!variable("PENSTOCK_DEV_STATE_DIR").empty()) path = variable("PENSTOCK_DEV_STATE_DIR");
+  if (!flag.empty()) path = flag;
+  std::error_code error;
+  const Path absolute = std::filesystem::absolute(path, error);
+  return error ? path : absolute.lexically_normal();
+}
+
+Result<DevState> load_dev_state(const Path& state_dir) {
+  const auto text = read_file(state_file(state_dir), kStateBytesMax);
+  if (!text.ok()) {
+    if (text.status().code() == Code::kNotFound) return DevState{};
+    return text.status();
+  }
+  const Json json = Json::parse(*text, nullptr, false);
+  if (!json.is_object() || !json.value("processes", Json()).is_array()) {
+    return data_loss(fmt::format("{} is damaged; end the processes it named by hand and remove it",
+                                 state_file(state_dir).string()));
+  }
+  DevState state;
+  state.http_port = static_cast<int>(field_number(json, "http_port"));
+  state.control_port = static_cast<int>(field_number(json, "control_port"));
+  for (const Json& entry : json["processes"]) {
+    if (!entry.is_object()) continue;
+    state.processes.push_back(
+        {field_string(entry, "name"),
+         {.pid = static_cast<pid_t>(field_number(entry, "pid")),
+          .start_ticks = static_cast<uint64_t>(field_number(entry, "start_ticks")),
+          .boot_id = field_string(entry, "boot_id")},
+         field_string(entry, "log")});
+  }
+  return state;
+}
+
+bool dev_coordinator_runs(const DevState& state) {
+  const DevProcess* coordinator = state.find("coordinator");
+  return coordinator != nullptr && is_alive(coordinator->process);
+}
+
+Result<DevState> dev_up(const DevOptions& options, const std::function<void(std::string)>& note) {
+  PENSTOCK_TRY_ASSIGN(const FileDescriptor held, lock(options.state_dir));
+  PENSTOCK_TRY_ASSIGN(DevState state, load_dev_state(options.state_dir));
+  if (dev_coordinator_runs(state) && options.port.value_or(0) != 0 &&
+      *options.port != state.http_port) {
+    return failed_precondition(
+        fmt::format("a cluster runs at {} already; penstock dev down ends it", state.server()));
+  }
+  std::erase_if(state.processes, [](const DevProcess& p) { return !is_alive(p.process); });
+  if (state.worker_count() > options.worker_count) {
+    return failed_precondition(
+        fmt::format("{} workers run already; penstock dev down ends them", state.worker_count()));
+  }
+  return Starter(options, std::move(state), note).run();
+}
+
+Result<std::vector<std::string>> dev_down(const Path& state_dir) {
+  std::vector<std::string> stopped;
+  std::error_code error;
+  if (!std::filesystem::exists(state_file(state_dir), error)) return stopped;
+  PENSTOCK_TRY_ASSIGN(const FileDescriptor held, lock(state_dir));
+  PENSTOCK_TRY_ASSIGN(DevState state, load_dev_state(state_dir));
+  for (const DevProcess& process : state.processes) {
+    if (!is_alive(process.process)) continue;
+    stop(process.process);
+    if (is_alive(process.process)) {
+      return internal_error(
+          fmt::format("{} (process {}) does not end", process.name, process.process.pid));
+    }
+    stopped.push_back(process.name);
+  }
+  // Ports are kept, so that the next start has the same addresses.
+  state.processes.clear();
+  PENSTOCK_TRY(save(state_dir, state));
+  return stopped;
+}
+
+Result<LocalProcess> find_dev_rank(const DevState& state, const std::string& job_id, int64_t rank) {
+  for (const pid_t pid : all_processes()) {
+    const auto words = command_line_of(pid);
+    if (words.empty() || Path(words[0]).filename() != "penstock-rank") continue;
+    if (flag_value(words, "--job") != job_id ||
+        flag_value(words, "--rank") != std::to_string(rank)) {
+      continue;
+    }
+    const auto process = find_process(pid);
+    const pid_t parent = parent_of(pid);
+    const bool ours = std::any_of(
+        state.processes.begin(), state.processes.end(),
+        [&](const DevProcess& p) { return p.process.pid == parent && is_alive(p.process); });
+    if (process && ours) return *process;
+  }
+  return not_found(
+      fmt::format("no worker of this cluster runs rank {} of job {} now; penstock describe {} "
+                  "shows where its ranks are",
+                  rank, job_id, job_id));
+}
+
+}  // namespace penstock

@@ -1,0 +1,53 @@
+// Following a job: live progress, log lines, events. A coordinator that goes away does not end it: the job goes on
+// without it, so the follower says so once, asks again, and goes on where it was. Ctrl-C ends the follower, never
+// the job.
+#pragma once
+
+#include <chrono>
+#include <optional>
+#include <string>
+
+#include "comm/base/clock.h"
+#include "ops/cli/cli.h"
+
+namespace penstock {
+
+// Repeats `call` while there is no coordinator, noting once that it is away and once that it is back.
+class PatientClient {
+ public:
+  // Gives up with kUnavailable after this long without an answer.
+  static constexpr std::chrono::minutes kPatience{10};
+
+  PatientClient(const Client& client, Output& out) : client_(client), out_(out) {}
+  Result<Json> get(const std::string& path,
+                   std::chrono::milliseconds wait = std::chrono::milliseconds(0));
+
+ private:
+  const Client& client_;
+  Output& out_;
+};
+
+// From now on Ctrl-C prints that the job goes on and how to come back, and exits with kInterrupted.
+void detach_on_interrupt(const std::string& job_name);
+
+// One line of progress: "step 61/200  loss 4.170  8.1k tokens/s  eta 1m10s  RUNNING".
+std::string progress_line(const Json& job);
+
+// What wait_for_job waits for.
+struct WaitCondition {
+  std::string state;                // reached when the job is in it; empty: any final state
+  std::optional<int64_t> step;      // reached when the job has finished this step
+  std::optional<Duration> timeout;  // kDeadlineExceeded after it
+};
+// The job is where the condition wants it.
+bool holds(const WaitCondition& condition, const Json& job);
+
+// Shows progress on stderr until the job is final: one redrawn line on a terminal, else a line per second with news.
+// Events other than ordinary progress are lines of their own. Returns the final Job.
+Result<Json> follow_job(const Client& client, Output& out, const std::string& id);
+
+// Waits without showing progress. Returns the Job for which the condition holds, or the final one.
+Result<Json> wait_for_job(const Client& client, Output& out, const std::string& id,
+                          const WaitCondition& condition);
+
+}  // namespace penstock

@@ -1,0 +1,190 @@
+// penstock: the command line.
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "comm/run/nearest_word.h"
+#include "ops/cli/cli.h"
+#include "ops/cli/dev_cluster.h"
+
+namespace penstock {
+
+namespace {
+
+constexpr const char* kDefaultServer = "http://127.0.0.1:7070";
+
+// Help begins with examples, which add_verb stores in the footer.
+class ExamplesFirst : public CLI::Formatter {
+ public:
+  std::string make_help(const CLI::App* app, std::string name,
+                        CLI::AppFormatMode mode) const override {
+    if (mode == CLI::AppFormatMode::Sub) return CLI::Formatter::make_help(app, name, mode);
+    return app->get_footer() + "\n" + CLI::Formatter::make_help(app, name, mode);
+  }
+  std::string make_footer(const CLI::App*) const override { return {}; }
+};
+
+// The first word that is no verb where a verb belongs, with the nearest one; "" when all are verbs.
+std::string unknown_verb(const CLI::App& app, int argc, char** argv) {
+  const CLI::App* at = &app;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "-o" || word == "--output" || word == "--server" || word == "--state-dir") {
+      ++i;  // its value is no verb
+      continue;
+    }
+    if (word.starts_with("-")) continue;
+    const auto verbs = at->get_subcommands([](const CLI::App*) { return true; });
+    if (verbs.empty()) return {};
+    const CLI::App* next = nullptr;
+    std::vector<std::string> names;
+    for (const CLI::App* verb : verbs) {
+      names.push_back(verb->get_name());
+      if (verb->check_name(word)) next = verb;
+    }
+    if (next == nullptr) {
+      const std::string nearest = nearest_word(word, names);
+      return fmt::format(
+          "unknown command \"{}\"; {}", word,
+          nearest.empty() ? "penstock --help lists all" : "did you mean \"" + nearest + "\"?");
+    }
+    at = next;
+  }
+  return {};
+}
+
+// Asked for before parsing is done, so that a wrong flag beside it is still answered in JSON.
+bool asks_for_json(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    const bool next_is_json = i + 1 < argc && std::string(argv[i + 1]) == "json";
+    if ((word == "-o" || word == "--output") && next_is_json) return true;
+    if (word == "-ojson" || word == "--output=json") return true;
+  }
+  return false;
+}
+
+void add_exit_code_topic(CLI::App& app, Cli& cli) {
+  CLI::App* topic = add_verb(app, "exit-codes", "List the exit codes of every Penstock program",
+                             "penstock exit-codes");
+  topic->callback([&cli] {
+    cli.action = [&cli]() -> Result<ExitCode> {
+      const std::vector<std::pair<int, const char*>> codes = {
+          {0, "done; the job succeeded"},
+          {1, "something failed that has no code of its own"},
+          {2, "wrong flag, or a job spec that is not valid"},
+          {3, "no such job, worker or file"},
+          {4, "not allowed"},
+          {5, "no coordinator at that address"},
+          {6, "conflict: port or name in use, wrong state"},
+          {7, "wait timed out"},
+          {10, "the job failed"},
+          {11, "the job was cancelled"},
+          {12, "the job was preempted"},
+          {13, "the job ran out of memory"},
+          {14, "a data set or checkpoint is damaged"},
+          {15, "a rank lost a peer; the cause is elsewhere"},
+          {130, "interrupted; a followed job goes on"}};
+      Json items = Json::array();
+      std::vector<std::vector<std::string>> rows;
+      for (const auto& [code, meaning] : codes) {
+        items.push_back({{"code", code}, {"meaning", meaning}});
+        rows.push_back({std::to_string(code), meaning});
+      }
+      cli.out.document({{"apiVersion", "penstock/v1"}, {"kind", "ExitCodeList"}, {"items", items}});
+      cli.out.table({"CODE", "MEANING"}, rows);
+      return ExitCode::kOk;
+    };
+  });
+}
+
+void add_global_flags(CLI::App& app, Cli& cli, std::string& format, bool& no_headers) {
+  app.add_option("-o,--output", format, "table, or json: one JSON document on stdout")
+      ->check(CLI::IsMember({"table", "json"}))
+      ->capture_default_str();
+  app.add_option("--server", cli.server,
+                 "Coordinator (default: $PENSTOCK_SERVER, else the running dev cluster, else "
+                 "http://127.0.0.1:7070)");
+  app.add_flag("--no-headers", no_headers, "Tables without their first line");
+}
+
+int run(int argc, char** argv) {
+  Cli cli;
+  cli.out.set_format(asks_for_json(argc, argv) ? OutputFormat::kJson : OutputFormat::kTable);
+  CLI::App app("Trains mixture-of-experts language models on a cluster, and keeps them training.",
+               "penstock");
+  app.formatter(std::make_shared<ExamplesFirst>());
+  app.footer(
+      "Examples:\n"
+      "  penstock dev up --workers 4                               a cluster on this host\n"
+      "  penstock submit docs/examples/quickstart.yaml --follow    train, and watch\n"
+      "  penstock ps; penstock describe quickstart                 what runs, and how it is\n"
+      "  penstock sample quickstart --prompt \"The \"                text from the trained model\n"
+      "  penstock dev down\n");
+  std::string format = "table";
+  bool no_headers = false;
+  add_global_flags(app, cli, format, no_headers);
+  app.require_subcommand(1);
+  app.fallthrough();
+  add_submit_verb(app, cli);
+  add_job_verbs(app, cli);
+  add_record_verbs(app, cli);
+  add_cluster_verbs(app, cli);
+  add_data_verbs(app, cli);
+  add_dev_verbs(app, cli);
+  add_exit_code_topic(app, cli);
+
+  try {  // CLI11 reports by exception
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);
+    const std::string verb = unknown_verb(app, argc, argv);
+    cli.out.error(invalid_argument(
+        verb.empty() ? std::string(error.what()) + "; see penstock --help" : verb));
+    return static_cast<int>(ExitCode::kUsage);
+  }
+  cli.out.set_format(format == "json" ? OutputFormat::kJson : OutputFormat::kTable);
+  cli.out.set_headers(!no_headers);
+  const auto result = cli.action();
+  if (!result.ok()) {
+    cli.out.error(result.status());
+    return static_cast<int>(exit_code_of(result.status()));
+  }
+  return static_cast<int>(*result);
+}
+
+}  // namespace
+
+CLI::App* add_verb(CLI::App& parent, const std::string& name, const std::string& description,
+                   const std::string& examples) {
+  CLI::App* verb = parent.add_subcommand(name, description);
+  std::string text = "Examples:\n";
+  for (size_t begin = 0; begin < examples.size();) {
+    const size_t end = std::min(examples.find('\n', begin), examples.size());
+    text += "  " + examples.substr(begin, end - begin) + "\n";
+    begin = end + 1;
+  }
+  verb->footer(text);
+  verb->fallthrough();  // -o and --server may stand behind the verb
+  return verb;
+}
+
+Client Cli::client() const {
+  if (!server.empty()) return Client(server);
+  if (const char* variable = std::getenv("PENSTOCK_SERVER");
+      variable != nullptr && *variable != '\0') {
+    return Client(variable);
+  }
+  const auto state = load_dev_state(dev_state_dir(state_dir));
+  return Client(state.ok() && dev_coordinator_runs(*state) ? state->server() : kDefaultServer);
+}
+
+}  // namespace penstock
+
+int main(int argc, char** argv) {
+  ::signal(SIGPIPE, SIG_DFL);  // `penstock events | head` ends quietly
+  return penstock::run(argc, argv);
+}

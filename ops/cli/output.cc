@@ -1,0 +1,147 @@
+#include "ops/cli/output.h"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "comm/base/clock.h"
+#include "ops/cli/text.h"
+
+namespace penstock {
+
+namespace {
+
+bool environment_has(const char* name) {
+  const char* value = std::getenv(name);
+  return value != nullptr && *value != '\0';
+}
+
+bool wants_colour(bool terminal) {
+  if (environment_has("NO_COLOR")) return false;
+  if (environment_has("CLICOLOR_FORCE")) return true;
+  const char* term = std::getenv("TERM");
+  return terminal && term != nullptr && std::string_view(term) != "dumb";
+}
+
+int terminal_width() {
+  winsize size = {};
+  return ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+void write_all(std::FILE* stream, std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stream);
+  std::fflush(stream);
+}
+
+}  // namespace
+
+Output::Output()
+    : stdout_is_terminal_(::isatty(STDOUT_FILENO) == 1),
+      stderr_is_terminal_(::isatty(STDERR_FILENO) == 1),
+      colour_(wants_colour(stdout_is_terminal_)),
+      width_(stdout_is_terminal_ ? terminal_width() : 0) {}
+
+void Output::document(const Json& document) {
+  if (!json()) return;
+  printed_document_ = true;
+  write_all(stdout, document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+void Output::table(const std::vector<std::string>& headers,
+                   const std::vector<std::vector<std::string>>& rows) {
+  // Colour adds bytes that take no room, so coloured tables are not cut.
+  if (!json()) write_all(stdout, format_table(headers, rows, with_headers_, colour_ ? 0 : width_));
+}
+
+void Output::text(std::string_view text) {
+  if (!json()) write_all(stdout, text);
+}
+
+void Output::note(std::string_view message) {
+  if (redrawing_) write_all(stderr, "\r\x1b[K");
+  redrawing_ = false;
+  write_all(stderr, fmt::format("{}\n", message));
+}
+
+void Output::redraw(std::string_view line) {
+  if (!stderr_is_terminal_) return;
+  write_all(stderr, fmt::format("\r\x1b[K{}", line));
+  redrawing_ = true;
+}
+
+void Output::end_redraw() {
+  if (redrawing_) write_all(stderr, "\n");
+  redrawing_ = false;
+}
+
+void Output::error(const Status& status) {
+  end_redraw();
+  note("penstock: " + status.message());
+  if (!json() || printed_document_) return;
+  document({{"apiVersion", "penstock/v1"},
+            {"kind", "Error"},
+            {"error", {{"code", code_name(status.code())}, {"message", status.message()}}}});
+}
+
+std::string Output::coloured_state(const std::string& state) const {
+  if (!colour_) return state;
+  const char* colour = state == "SUCCEEDED" || state == "RUNNING"      ? "32"
+                       : state == "FAILED" || state == "lost"          ? "31"
+                       : state == "RECOVERING" || state == "CANCELLED" ? "33"
+                                                                       : "36";
+  return fmt::format("\x1b[{}m{}\x1b[0m", colour, state);
+}
+
+ExitCode exit_code_of(const Status& status) {
+  switch (status.code()) {
+    case Code::kOk:
+      return ExitCode::kOk;
+    case Code::kInvalidArgument:
+      return ExitCode::kUsage;
+    case Code::kNotFound:
+      return ExitCode::kNotFound;
+    case Code::kPermissionDenied:
+      return ExitCode::kPermission;
+    case Code::kUnavailable:
+      return ExitCode::kUnreachable;
+    case Code::kAlreadyExists:
+    case Code::kFailedPrecondition:
+    case Code::kAborted:
+      return ExitCode::kConflict;
+    case Code::kDeadlineExceeded:
+      return ExitCode::kTimeout;
+    case Code::kDataLoss:
+      return ExitCode::kDataCorrupt;
+    case Code::kResourceExhausted:
+    case Code::kInternal:
+      return ExitCode::kFailure;
+  }
+  std::abort();
+}
+
+std::string field_text(const Json& object, const char* key) {
+  const auto found = object.find(key);
+  if (found == object.end() || found->is_null() || found->is_structured()) return "-";
+  return found->is_string() ? found->get<std::string>() : found->dump();
+}
+
+double field_number(const Json& object, const char* key, double otherwise) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_number() ? found->get<double>() : otherwise;
+}
+
+std::string field_string(const Json& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+std::string field_age(const Json& object, const char* key) {
+  const auto at = parse_utc(field_string(object, key));
+  return at.ok() ? format_seconds(to_seconds(wall_now() - *at)) : "-";
+}
+
+}  // namespace penstock

@@ -1,0 +1,73 @@
+// Where the command line writes: data on stdout, everything else on stderr.
+//
+// With -o json, stdout holds exactly one JSON document, also when something was not found or went wrong. Colour,
+// redrawing and prompts need a terminal; NO_COLOR and TERM=dumb turn colour off, CLICOLOR_FORCE turns it on.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "comm/base/exit_codes.h"
+#include "comm/base/status.h"
+
+namespace penstock {
+
+using Json = nlohmann::json;
+
+enum class OutputFormat { kTable, kJson };
+
+// Not thread-safe.
+class Output {
+ public:
+  Output();
+
+  void set_format(OutputFormat format) { format_ = format; }
+  void set_headers(bool with_headers) { with_headers_ = with_headers; }
+  bool json() const { return format_ == OutputFormat::kJson; }
+
+  // stdout. document() prints in JSON format only, table() and text() in table format only.
+  void document(const Json& document);
+  void table(const std::vector<std::string>& headers,
+             const std::vector<std::vector<std::string>>& rows);
+  void text(std::string_view text);
+
+  // stderr. note() ends its line; redraw() replaces the current one on a terminal and does nothing elsewhere.
+  void note(std::string_view message);
+  void redraw(std::string_view line);
+  // Leaves the last redrawn line standing.
+  void end_redraw();
+
+  // "penstock: message" on stderr and, in JSON format, an Error document on stdout unless one was printed.
+  void error(const Status& status);
+
+  bool stdout_is_terminal() const { return stdout_is_terminal_; }
+  bool stderr_is_terminal() const { return stderr_is_terminal_; }
+  // A job's state in its colour, where stdout has colour.
+  std::string coloured_state(const std::string& state) const;
+
+ private:
+  OutputFormat format_ = OutputFormat::kTable;
+  bool with_headers_ = true;
+  bool stdout_is_terminal_ = false;
+  bool stderr_is_terminal_ = false;
+  bool colour_ = false;
+  bool redrawing_ = false;
+  bool printed_document_ = false;
+  int width_ = 0;  // of the terminal; 0: unlimited
+};
+
+// The exit code of a command that ended with this error.
+ExitCode exit_code_of(const Status& status);
+
+// A member as text for a table: "-" for null, absent or an object.
+std::string field_text(const Json& object, const char* key);
+// A member as a number; `otherwise` for null, absent or not a number.
+double field_number(const Json& object, const char* key, double otherwise = 0.0);
+// A member as a string; "" for anything else.
+std::string field_string(const Json& object, const char* key);
+// How long ago a UTC time member was ("3m12s"), or "-".
+std::string field_age(const Json& object, const char* key);
+
+}  // namespace penstock
