@@ -29,6 +29,8 @@ static_assert(kUcxWorldSizeMax == 1 << (64 - kSourceShift));
 
 constexpr int kPumpRoundsMax = 8;  // then the progress thread takes over from a caller that posts
 constexpr int kDrainRoundsMax = 4096;  // of messages a dead peer left behind
+constexpr Duration kBackOff = std::chrono::microseconds(20);
+constexpr int kNoFd = -1;  // poll() ignores it
 constexpr Duration kCloseTimeout = std::chrono::seconds(2);
 constexpr uint64_t kWakeEvent = UINT64_MAX;     // epoll data of wake_fd_
 constexpr uint64_t kUcxEvent = UINT64_MAX - 1;  // … of UCX's descriptor; others are peer numbers
@@ -108,6 +110,7 @@ class UcxEnd final : public UcxTransport {
   Operation& checked(TransferHandle handle);
   Result<uint64_t> take(Operation& operation);
   void wait_until_complete(Operation& operation, Duration timeout, Lock& lock);
+  void back_off(int wake_fd, Lock& lock);
   void sleep_until_event(int64_t deadline_ns, Lock& lock);
   void watch_ucx_from_progress_thread(bool on);
   void pump();
@@ -457,8 +460,21 @@ void UcxEnd::wait_until_complete(Operation& operation, Duration timeout, Lock& l
   watch_ucx_from_progress_thread(true);
 }
 
+// Shared memory that is full cannot wake us when its reader has made room: UCX then refuses to be armed
+// although there is nothing to do. Polling on would take the core from the reader; so sleep a little.
+void UcxEnd::back_off(int wake_fd, Lock& lock) {
+  lock.unlock();
+  pollfd fd = {wake_fd, POLLIN, 0};
+  const timespec span = {.tv_sec = 0, .tv_nsec = kBackOff.count()};
+  ppoll(&fd, 1, &span, nullptr);
+  lock.lock();
+}
+
 void UcxEnd::sleep_until_event(int64_t deadline_ns, Lock& lock) {
-  if (ucp_worker_arm(worker_->get()) != UCS_OK) return;  // there is something to do already
+  if (ucp_worker_arm(worker_->get()) != UCS_OK) {
+    if (ucp_worker_progress(worker_->get()) == 0) back_off(caller_fd_.get(), lock);
+    return;
+  }
   caller_sleeps_ = true;
   lock.unlock();
   std::array<pollfd, 2> fds = {{{worker_->event_fd(), POLLIN, 0}, {caller_fd_.get(), POLLIN, 0}}};
@@ -555,7 +571,7 @@ void UcxEnd::progress_loop() {
   while (true) {
     const int ready = epoll_wait(epoll_fd_.get(), events.data(), events.size(), -1);
     PENSTOCK_CHECK(ready >= 0 || errno == EINTR, errno);
-    const Lock lock(mutex_);
+    Lock lock(mutex_);
     if (stopping_) return;
     for (int i = 0; i < ready; ++i) {
       const uint64_t source = events[static_cast<size_t>(i)].data.u64;
@@ -572,8 +588,11 @@ void UcxEnd::progress_loop() {
       if (ucp_worker_progress(worker_->get()) != 0) continue;
       if (any_broken_) fail_broken_peers();
       armed = ucp_worker_arm(worker_->get()) == UCS_OK;
+      if (armed || ucp_worker_progress(worker_->get()) != 0) continue;
+      back_off(kNoFd, lock);
+      break;  // to look at wake_fd_ and the peers
     }
-    if (!armed) signal_event(wake_fd_.get());  // gave way; go on after the caller
+    if (!armed && !caller_drives_) signal_event(wake_fd_.get());  // there is more to do
     if (caller_sleeps_) signal_event(caller_fd_.get());
   }
 }

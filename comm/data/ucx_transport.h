@@ -31,8 +31,9 @@ struct UcxOptions {
   int32_t world_size = 1;                       // at most kUcxWorldSizeMax
   Epoch epoch;                                  // peers of another epoch are refused by connect()
   Duration timeout = std::chrono::minutes(10);  // of one wait(); then kDeadlineExceeded
-  Duration spin =
-      std::chrono::microseconds(20);  // wait() polls this long before it sleeps; 0: not at all
+  // wait() polls this long before it sleeps. Worth more than 0 only where every rank has a core to itself:
+  // with 2 to 8 ranks on 2 cores, 20 us made every exchange slower (tests/data/transport_bench.cc).
+  Duration spin = std::chrono::microseconds(0);
   Duration connect_timeout = std::chrono::seconds(20);
   uint32_t operations_max = 8192;  // under way at once; more is a failed check
   // As UCX_TLS and UCX_NET_DEVICES, which win when they are set. The default leaves out only cross-memory

@@ -53,15 +53,17 @@ Status UcxWorker::open(const std::string& tls, const std::string& net_devices) {
   // UCX reports every broken connection on stdout; a peer's death is news we report ourselves.
   if (std::getenv("UCX_LOG_LEVEL") == nullptr) ucs_global_opts_set_value("LOG_LEVEL", "fatal");
 
+  // Without these UCX falls back to TCP for endpoints that must survive their peer. They belong to single
+  // transports, which read nothing but the environment.
+  setenv("UCX_POSIX_ERROR_HANDLING", "y", 0);
+  setenv("UCX_SYSV_ERROR_HANDLING", "y", 0);
+
   ucp_config_t* config_raw = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config_raw);
   if (status != UCS_OK) return ucx_status(status, "read UCX configuration");
   const std::unique_ptr<ucp_config_t, ConfigRelease> config(config_raw);
   PENSTOCK_TRY(set_unless_in_environment(config.get(), "TLS", tls));
   PENSTOCK_TRY(set_unless_in_environment(config.get(), "NET_DEVICES", net_devices));
-  // Without these UCX refuses shared memory to endpoints that must survive their peer.
-  PENSTOCK_TRY(set_unless_in_environment(config.get(), "POSIX_ERROR_HANDLING", "y"));
-  PENSTOCK_TRY(set_unless_in_environment(config.get(), "SYSV_ERROR_HANDLING", "y"));
 
   ucp_params_t params = {};
   params.field_mask = UCP_PARAM_FIELD_FEATURES;

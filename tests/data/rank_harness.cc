@@ -65,7 +65,8 @@ Status meet(UcxTransport& transport, int fd) {
     auto transport = UcxTransport::create({.rank = {rank},
                                            .world_size = options.world_size,
                                            .epoch = {7},
-                                           .timeout = options.timeout});
+                                           .timeout = options.timeout,
+                                           .spin = options.spin});
     EXPECT_TRUE(transport.ok()) << transport.status().to_string();
     if (transport.ok()) {
       const Status connected = meet(**transport, fd);

@@ -17,8 +17,9 @@ std::string to_string(TransportKind kind);
 
 struct HarnessOptions {
   int32_t world_size = 2;
-  Duration timeout = std::chrono::seconds(20);  // of one wait()
-  std::vector<int32_t> killed = {};             // ranks that call die()
+  Duration timeout = std::chrono::seconds(20);   // of one wait()
+  Duration spin = std::chrono::microseconds(0);  // UCX: of one wait(), before it sleeps
+  std::vector<int32_t> killed = {};              // ranks that call die()
 };
 
 // What the function gets. die() is the end of the rank without any goodbye: SIGKILL of its process, kill()
