@@ -1,0 +1,135 @@
+#include "worker/agent/report_queue.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+namespace penstock {
+namespace {
+
+constexpr int64_t kSecond = 1'000'000'000;
+
+StepReport step(int64_t number) {
+  return {.job = {1}, .epoch = {1}, .step = number, .loss = 1.0, .grad_norm = 1.0};
+}
+
+SegmentSaved segment(int64_t step_number) {
+  SegmentSaved saved;
+  saved.job = {1};
+  saved.epoch = {1};
+  saved.step = step_number;
+  return saved;
+}
+
+// Sends everything unsent and says which steps that were.
+std::vector<int64_t> send_all(ReportQueue& queue, int64_t now_ns = 0) {
+  std::vector<int64_t> steps;
+  while (const ControlMessage* next = queue.next_unsent()) {
+    if (const auto* report = std::get_if<StepReport>(next)) steps.push_back(report->step);
+    if (const auto* saved = std::get_if<SegmentSaved>(next)) steps.push_back(saved->step);
+    queue.mark_sent(now_ns);
+  }
+  return steps;
+}
+
+TEST(ReportQueueTest, ReportsComeOutInOrderOnce) {
+  ReportQueue queue({});
+  for (int64_t i = 1; i <= 3; ++i) queue.push(step(i));
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{1, 2, 3}));
+  EXPECT_EQ(queue.next_unsent(), nullptr);
+  queue.push(step(4));
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{4}));
+}
+
+TEST(ReportQueueTest, SentReportsAreSentAgainOnRequest) {
+  ReportQueue queue({});
+  for (int64_t i = 1; i <= 3; ++i) queue.push(step(i));
+  send_all(queue);
+  queue.push(step(4));
+  queue.mark_all_unsent();
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{1, 2, 3, 4}));
+}
+
+TEST(ReportQueueTest, StepReportsAreForgottenOnceTheyAreStored) {
+  ReportQueue queue({});
+  queue.push(step(1));
+  send_all(queue, 0);
+  queue.push(step(2));
+  send_all(queue, 20 * kSecond);
+  queue.forget_stored(29 * kSecond);
+  EXPECT_EQ(queue.size(), 2U);
+  queue.forget_stored(31 * kSecond);
+  EXPECT_EQ(queue.size(), 1U);
+  queue.mark_all_unsent();
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{2}));
+}
+
+TEST(ReportQueueTest, UnsentReportsAreNeverOldEnough) {
+  ReportQueue queue({});
+  queue.push(step(1));
+  queue.forget_stored(1000 * kSecond);
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{1}));
+}
+
+TEST(ReportQueueTest, AnswerableReportsStayUntilAnswered) {
+  ReportQueue queue({});
+  queue.push(segment(10));
+  queue.push(step(10));
+  send_all(queue, 0);
+  queue.forget_stored(1000 * kSecond);
+  EXPECT_EQ(queue.size(), 1U);
+  queue.mark_all_unsent();
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{10}));
+  queue.forget_if(
+      [](const ControlMessage& message) { return std::holds_alternative<SegmentSaved>(message); });
+  EXPECT_EQ(queue.size(), 0U);
+  EXPECT_EQ(queue.byte_count(), 0U);
+}
+
+TEST(ReportQueueTest, ForgettingKeepsWhatIsUnsentUnsent) {
+  ReportQueue queue({});
+  queue.push(step(1));
+  send_all(queue);
+  queue.push(segment(2));
+  queue.push(step(3));
+  queue.forget_if(
+      [](const ControlMessage& message) { return std::holds_alternative<SegmentSaved>(message); });
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{3}));
+}
+
+TEST(ReportQueueTest, BeyondTheCountTheOldestGo) {
+  ReportQueueLimits limits;
+  limits.count_max = 3;
+  ReportQueue queue(limits);
+  for (int64_t i = 1; i <= 5; ++i) queue.push(step(i));
+  EXPECT_EQ(queue.dropped(), 2U);
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{3, 4, 5}));
+}
+
+TEST(ReportQueueTest, DroppingWhatWasSentIsNoLoss) {
+  ReportQueueLimits limits;
+  limits.count_max = 3;
+  ReportQueue queue(limits);
+  for (int64_t i = 1; i <= 3; ++i) queue.push(step(i));
+  send_all(queue);
+  queue.push(step(4));
+  EXPECT_EQ(queue.dropped(), 0U);
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{4}));
+}
+
+TEST(ReportQueueTest, BytesAreBoundedToo) {
+  ReportQueueLimits limits;
+  limits.bytes_max = 100'000;
+  ReportQueue queue(limits);
+  for (int i = 0; i < 100; ++i) {
+    SegmentSaved saved = segment(i);
+    saved.slices.resize(100);
+    queue.push(saved);
+  }
+  EXPECT_LE(queue.byte_count(), limits.bytes_max);
+  EXPECT_GT(queue.dropped(), 0U);
+  EXPECT_GT(queue.size(), 0U);
+}
+
+}  // namespace
+}  // namespace penstock

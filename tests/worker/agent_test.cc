@@ -1,0 +1,721 @@
+// Every behaviour of the worker daemon's decisions, without sockets, processes or clocks.
+#include "worker/agent/agent.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <limits>
+
+namespace penstock {
+namespace {
+
+constexpr int64_t kMs = 1'000'000;
+constexpr JobId kJob{7};
+
+RankKey key(uint32_t epoch, int32_t rank) {
+  return {kJob, {epoch}, {rank}};
+}
+
+StartRank start_rank(uint32_t epoch, int32_t rank, int32_t device = 0) {
+  StartRank start;
+  start.job = kJob;
+  start.epoch = {epoch};
+  start.rank = {rank};
+  start.device = device;
+  start.spec_json = "{}";
+  start.checkpoint_dir = "/checkpoints";
+  return start;
+}
+
+StepReport step_report(int64_t step, uint32_t epoch = 1) {
+  return {.job = kJob, .epoch = {epoch}, .step = step, .loss = 1.0, .grad_norm = 1.0};
+}
+
+SegmentSaved segment_saved(int64_t step, int32_t rank = 0) {
+  SegmentSaved saved;
+  saved.job = kJob;
+  saved.epoch = {1};
+  saved.rank = {rank};
+  saved.step = step;
+  saved.file = "segment";
+  return saved;
+}
+
+// An agent whose actions are recorded. `sent` is what reached the coordinator.
+class AgentTest : public ::testing::Test {
+ protected:
+  AgentTest() { make_agent({}); }
+
+  void make_agent(const ReportQueueLimits& limits) {
+    AgentConfig config;
+    config.name = "w0";
+    config.incarnation = 42;
+    config.host = "host";
+    config.device_count = 2;
+    config.http_address = "127.0.0.1:9";
+    config.log_bytes_max = 100;
+    config.reports = limits;
+    AgentActions actions;
+    actions.send_to_coordinator = [this](const ControlMessage& message) {
+      if (!send_result.ok()) return send_result;
+      sent.push_back(message);
+      return Status();
+    };
+    actions.send_to_rank = [this](const RankKey& to, const ControlMessage& message) {
+      sent_to_ranks.emplace_back(to, message);
+      return Status();
+    };
+    actions.spawn_rank = [this](const StartRank& start) -> Result<int32_t> {
+      if (!spawn_result.ok()) return spawn_result;
+      spawned.push_back({start.job, start.epoch, start.rank});
+      return 1000 + static_cast<int32_t>(spawned.size());
+    };
+    actions.signal_rank = [this](const RankKey& to, int signal) {
+      signals.emplace_back(to, signal);
+    };
+    actions.exit = [this](ExitCode code, const std::string& why) { exits.emplace_back(code, why); };
+    agent = std::make_unique<Agent>(config, actions);
+  }
+
+  void coordinator(const ControlMessage& message) { agent->on_coordinator_message(now, message); }
+  void rank_says(const RankKey& from, const ControlMessage& message) {
+    agent->on_rank_message(now, from, message);
+  }
+  void register_agent() {
+    agent->on_connected(now);
+    coordinator(Registered{{3}, 1000, ""});
+    sent.clear();
+  }
+  // A rank that was started, connected and is loaded.
+  void run_rank(const RankKey& rank) {
+    coordinator(start_rank(rank.epoch.value, rank.rank.value));
+    const int32_t pid = 1000 + static_cast<int32_t>(spawned.size());
+    ASSERT_TRUE(agent->accepts({rank.job, rank.epoch, rank.rank, pid}));
+    agent->on_rank_bound(rank);
+    rank_says(rank, RankReady{rank.job, rank.epoch, rank.rank, "address"});
+    sent.clear();
+    sent_to_ranks.clear();
+  }
+
+  template <typename Message>
+  std::vector<Message> sent_of() const {
+    std::vector<Message> found;
+    for (const ControlMessage& message : sent) {
+      if (const auto* kind = std::get_if<Message>(&message)) found.push_back(*kind);
+    }
+    return found;
+  }
+
+  int64_t now = 1000 * kMs;
+  Status send_result;
+  Status spawn_result;
+  std::vector<ControlMessage> sent;
+  std::vector<std::pair<RankKey, ControlMessage>> sent_to_ranks;
+  std::vector<RankKey> spawned;
+  std::vector<std::pair<RankKey, int>> signals;
+  std::vector<std::pair<ExitCode, std::string>> exits;
+  std::unique_ptr<Agent> agent;
+};
+
+TEST_F(AgentTest, RegistersAsSoonAsItIsConnected) {
+  agent->on_connected(now);
+  ASSERT_EQ(sent.size(), 1U);
+  const auto& message = std::get<Register>(sent[0]);
+  EXPECT_EQ(message.name, "w0");
+  EXPECT_EQ(message.incarnation, 42U);
+  EXPECT_EQ(message.device_count, 2);
+  EXPECT_EQ(message.http_address, "127.0.0.1:9");
+  EXPECT_EQ(message.protocol_version, kProtocolVersion);
+  EXPECT_TRUE(message.ranks.empty());
+}
+
+TEST_F(AgentTest, RepeatsRegisterUntilItIsAnswered) {
+  agent->on_connected(now);
+  EXPECT_EQ(agent->on_tick(now), now + 500 * kMs);
+  EXPECT_EQ(sent.size(), 1U);
+  now += 500 * kMs;
+  agent->on_tick(now);
+  EXPECT_EQ(sent_of<Register>().size(), 2U);
+  coordinator(Registered{{3}, 1000, ""});
+  now += 600 * kMs;
+  agent->on_tick(now);
+  EXPECT_EQ(sent_of<Register>().size(), 2U);
+}
+
+TEST_F(AgentTest, SendsNothingButRegisterBeforeItIsRegistered) {
+  agent->on_connected(now);
+  now += 5000 * kMs;
+  agent->on_tick(now);
+  agent->on_rank_output(key(1, 0), 0, "line\n");
+  agent->on_tick(now);
+  EXPECT_EQ(sent_of<Register>().size(), sent.size());
+}
+
+TEST_F(AgentTest, BeatsAtTheIntervalItWasGiven) {
+  agent->on_connected(now);
+  coordinator(Registered{{3}, 200, ""});
+  sent.clear();
+  EXPECT_EQ(agent->on_tick(now), now + 200 * kMs);
+  EXPECT_TRUE(sent.empty());
+  now += 200 * kMs;
+  EXPECT_EQ(agent->on_tick(now), now + 200 * kMs);
+  now += 200 * kMs;
+  agent->on_tick(now);
+  const auto beats = sent_of<Heartbeat>();
+  ASSERT_EQ(beats.size(), 2U);
+  EXPECT_EQ(beats[0].worker, WorkerId{3});
+  EXPECT_EQ(beats[0].incarnation, 42U);
+  EXPECT_LT(beats[0].sequence, beats[1].sequence);
+}
+
+TEST_F(AgentTest, SleepsForeverWhileDisconnected) {
+  EXPECT_EQ(agent->on_tick(now), std::numeric_limits<int64_t>::max());
+  register_agent();
+  agent->on_disconnected();
+  EXPECT_EQ(agent->on_tick(now), std::numeric_limits<int64_t>::max());
+  EXPECT_FALSE(agent->registered());
+}
+
+TEST_F(AgentTest, ARefusalEndsTheDaemonWithItsReason) {
+  agent->on_connected(now);
+  coordinator(Registered{{0}, 0, "install one version"});
+  ASSERT_EQ(exits.size(), 1U);
+  EXPECT_EQ(exits[0].first, ExitCode::kConflict);
+  EXPECT_NE(exits[0].second.find("install one version"), std::string::npos);
+}
+
+TEST_F(AgentTest, ACoordinatorThatForgotItIsToldAgainWhatRuns) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(Registered{{0}, 1000, ""});
+  EXPECT_FALSE(agent->registered());
+  const auto registers = sent_of<Register>();
+  ASSERT_EQ(registers.size(), 1U);
+  ASSERT_EQ(registers[0].ranks.size(), 1U);
+  EXPECT_EQ(registers[0].ranks[0].state, RankState::kReady);
+}
+
+TEST_F(AgentTest, ReconnectionRegistersWithTheRanksThatRun) {
+  register_agent();
+  run_rank(key(1, 0));
+  rank_says(key(1, 0), RankProgress{.job = kJob, .epoch = {1}, .rank = {0}, .step = 12});
+  agent->on_disconnected();
+  agent->on_connected(now);
+  const auto registers = sent_of<Register>();
+  ASSERT_EQ(registers.size(), 1U);
+  ASSERT_EQ(registers[0].ranks.size(), 1U);
+  EXPECT_EQ(registers[0].ranks[0].step, 12);
+}
+
+TEST_F(AgentTest, StartRankSpawnsAndTheHelloGetsTheSameStartRank) {
+  register_agent();
+  const StartRank start = start_rank(1, 0, 1);
+  coordinator(start);
+  ASSERT_EQ(spawned, (std::vector<RankKey>{key(1, 0)}));
+  EXPECT_TRUE(agent->accepts({kJob, {1}, {0}, 1001}));
+  agent->on_rank_bound(key(1, 0));
+  ASSERT_EQ(sent_to_ranks.size(), 1U);
+  EXPECT_EQ(sent_to_ranks[0].second, ControlMessage(start));
+}
+
+TEST_F(AgentTest, AHelloOfAnotherProcessOrRankIsNotAccepted) {
+  register_agent();
+  coordinator(start_rank(1, 0));
+  EXPECT_FALSE(agent->accepts({kJob, {1}, {0}, 4711}));
+  EXPECT_FALSE(agent->accepts({kJob, {1}, {1}, 1001}));
+  EXPECT_FALSE(agent->accepts({kJob, {2}, {0}, 1001}));
+}
+
+TEST_F(AgentTest, ARepeatedStartRankSpawnsOnceAndRepeatsRankReady) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(start_rank(1, 0));
+  EXPECT_EQ(spawned.size(), 1U);
+  ASSERT_EQ(sent_of<RankReady>().size(), 1U);
+  EXPECT_EQ(sent_of<RankReady>()[0].address, "address");
+}
+
+TEST_F(AgentTest, AStartRankOfAnExitedRankRepeatsItsEnd) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->on_rank_exit(now, key(1, 0), {14, 0}, "");
+  sent.clear();
+  coordinator(start_rank(1, 0));
+  agent->on_tick(now);
+  EXPECT_EQ(spawned.size(), 1U);
+  EXPECT_EQ(sent_of<RankExited>().size(), 1U);
+}
+
+TEST_F(AgentTest, ADeviceThatDoesNotExistEndsTheRank) {
+  register_agent();
+  coordinator(start_rank(1, 0, 2));
+  EXPECT_TRUE(spawned.empty());
+  const auto exited = sent_of<RankExited>();
+  ASSERT_EQ(exited.size(), 1U);
+  EXPECT_EQ(exited[0].exit_code, static_cast<int>(ExitCode::kFailure));
+  EXPECT_NE(exited[0].reason.find("no device 2"), std::string::npos);
+}
+
+TEST_F(AgentTest, ASpawnThatFailsEndsTheRankWithItsReason) {
+  register_agent();
+  spawn_result = not_found("no such program");
+  coordinator(start_rank(1, 0));
+  const auto exited = sent_of<RankExited>();
+  ASSERT_EQ(exited.size(), 1U);
+  EXPECT_NE(exited[0].reason.find("no such program"), std::string::npos);
+  EXPECT_EQ(agent->rank_count(), 0U);
+}
+
+TEST_F(AgentTest, ANewerEpochKillsTheOlderAndStartsOnceItIsGone) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(start_rank(2, 0));
+  ASSERT_EQ(signals.size(), 1U);
+  EXPECT_EQ(signals[0], (std::pair(key(1, 0), SIGKILL)));
+  EXPECT_EQ(spawned.size(), 1U) << "two epochs of a job never run side by side";
+  agent->on_rank_exit(now, key(1, 0), {-1, SIGKILL}, "");
+  ASSERT_EQ(spawned.size(), 2U);
+  EXPECT_EQ(spawned[1], key(2, 0));
+}
+
+TEST_F(AgentTest, ARankThatWaitsToStartIsListedAsStarting) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(start_rank(2, 0));
+  now += 1000 * kMs;
+  agent->on_tick(now);
+  const auto beats = sent_of<Heartbeat>();
+  ASSERT_EQ(beats.size(), 1U);
+  ASSERT_EQ(beats[0].ranks.size(), 2U);
+  EXPECT_EQ(beats[0].ranks[1].epoch, Epoch{2});
+  EXPECT_EQ(beats[0].ranks[1].state, RankState::kStarting);
+}
+
+TEST_F(AgentTest, AnEpochThatIsOverIsNotStarted) {
+  register_agent();
+  coordinator(StopRanks{kJob, {3}, 0, "fenced"});
+  coordinator(start_rank(3, 0));
+  coordinator(start_rank(2, 0));
+  EXPECT_TRUE(spawned.empty());
+  coordinator(start_rank(4, 0));
+  EXPECT_EQ(spawned.size(), 1U);
+}
+
+TEST_F(AgentTest, RankReadyIsPassedOn) {
+  register_agent();
+  coordinator(start_rank(1, 0));
+  agent->on_rank_bound(key(1, 0));
+  const RankReady ready = {kJob, {1}, {0}, "ucx address"};
+  rank_says(key(1, 0), ready);
+  ASSERT_EQ(sent_of<RankReady>().size(), 1U);
+  EXPECT_EQ(sent_of<RankReady>()[0], ready);
+}
+
+TEST_F(AgentTest, BeginTrainingGoesToEveryRankOfTheEpochOnce) {
+  register_agent();
+  run_rank(key(1, 0));
+  run_rank(key(1, 1));
+  const BeginTraining begin = {kJob, {1}, {"a", "b"}};
+  coordinator(begin);
+  coordinator(begin);
+  ASSERT_EQ(sent_to_ranks.size(), 2U);
+  EXPECT_EQ(sent_to_ranks[0], (std::pair(key(1, 0), ControlMessage(begin))));
+  EXPECT_EQ(sent_to_ranks[1].first, key(1, 1));
+  now += 1000 * kMs;
+  agent->on_tick(now);
+  EXPECT_EQ(sent_of<Heartbeat>().back().ranks[0].state, RankState::kTraining);
+}
+
+TEST_F(AgentTest, BeginTrainingOfAnotherEpochIsForNobody) {
+  register_agent();
+  run_rank(key(2, 0));
+  coordinator(BeginTraining{kJob, {1}, {"a"}});
+  EXPECT_TRUE(sent_to_ranks.empty());
+}
+
+TEST_F(AgentTest, BeginTrainingWaitsForARankThatHasNotConnected) {
+  register_agent();
+  coordinator(start_rank(1, 0));
+  coordinator(BeginTraining{kJob, {1}, {"a"}});
+  EXPECT_TRUE(sent_to_ranks.empty());
+  agent->on_rank_bound(key(1, 0));
+  ASSERT_EQ(sent_to_ranks.size(), 2U);
+  EXPECT_TRUE(std::holds_alternative<StartRank>(sent_to_ranks[0].second));
+  EXPECT_TRUE(std::holds_alternative<BeginTraining>(sent_to_ranks[1].second));
+}
+
+TEST_F(AgentTest, CheckpointOutcomesGoToTheRanksOfTheirEpoch) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(CheckpointOutcome{kJob, {1}, 10, true, ""});
+  coordinator(CheckpointOutcome{kJob, {2}, 10, true, ""});
+  ASSERT_EQ(sent_to_ranks.size(), 1U);
+  EXPECT_EQ(std::get<CheckpointOutcome>(sent_to_ranks[0].second).step, 10);
+}
+
+TEST_F(AgentTest, ReportsOfRanksArePassedOnInOrder) {
+  register_agent();
+  run_rank(key(1, 0));
+  rank_says(key(1, 0), step_report(1));
+  rank_says(key(1, 0), step_report(2));
+  rank_says(key(1, 0), EvaluationReport{kJob, {1}, 2, 3.0, 100});
+  rank_says(key(1, 0), segment_saved(2));
+  rank_says(key(1, 0), SaveFailed{kJob, {1}, {0}, 4, "disk full"});
+  rank_says(key(1, 0), RankFinished{kJob, {1}, {0}, 5});
+  ASSERT_EQ(sent.size(), 6U);
+  EXPECT_EQ(std::get<StepReport>(sent[1]).step, 2);
+  EXPECT_TRUE(std::holds_alternative<RankFinished>(sent[5]));
+}
+
+TEST_F(AgentTest, ProgressIsKeptForHeartbeatsAndNotPassedOn) {
+  register_agent();
+  run_rank(key(1, 0));
+  rank_says(key(1, 0), RankProgress{.job = kJob, .epoch = {1}, .rank = {0}, .step = 9});
+  EXPECT_TRUE(sent.empty());
+  now += 1000 * kMs;
+  agent->on_tick(now);
+  EXPECT_EQ(sent_of<Heartbeat>().back().ranks[0].step, 9);
+}
+
+TEST_F(AgentTest, ARankCannotSpeakForAnother) {
+  register_agent();
+  run_rank(key(1, 0));
+  rank_says(key(1, 0), segment_saved(2, 1));
+  rank_says(key(1, 0), step_report(1, 2));
+  rank_says(key(1, 5), step_report(1));
+  EXPECT_TRUE(sent.empty());
+}
+
+TEST_F(AgentTest, ARankCannotGiveOrders) {
+  register_agent();
+  run_rank(key(1, 0));
+  rank_says(key(1, 0), StopRanks{kJob, {1}, 0, "mutiny"});
+  rank_says(key(1, 0), RankExited{kJob, {1}, {0}, 0, 0, ""});
+  EXPECT_TRUE(sent.empty());
+  EXPECT_TRUE(signals.empty());
+}
+
+TEST_F(AgentTest, ACoordinatorsWrongMessageIsIgnored) {
+  register_agent();
+  coordinator(step_report(1));
+  EXPECT_TRUE(sent.empty());
+  EXPECT_TRUE(exits.empty());
+}
+
+TEST_F(AgentTest, ReportsWaitForTheCoordinatorToComeBack) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->on_disconnected();
+  for (int64_t step = 1; step <= 500; ++step) rank_says(key(1, 0), step_report(step));
+  EXPECT_TRUE(sent.empty());
+  agent->on_connected(now);
+  EXPECT_TRUE(sent_of<StepReport>().empty()) << "not before the answer to Register";
+  coordinator(Registered{{3}, 1000, ""});
+  const auto reports = sent_of<StepReport>();
+  ASSERT_EQ(reports.size(), 500U);
+  for (int64_t step = 1; step <= 500; ++step) EXPECT_EQ(reports[step - 1].step, step);
+}
+
+TEST_F(AgentTest, WhatMayNotHaveBeenStoredIsSentAgainAfterAReconnection) {
+  register_agent();
+  run_rank(key(1, 0));
+  rank_says(key(1, 0), step_report(1));
+  rank_says(key(1, 0), segment_saved(1));
+  agent->on_disconnected();
+  sent.clear();
+  agent->on_connected(now);
+  coordinator(Registered{{3}, 1000, ""});
+  EXPECT_EQ(sent_of<RankReady>().size(), 1U);
+  EXPECT_EQ(sent_of<StepReport>().size(), 1U);
+  EXPECT_EQ(sent_of<SegmentSaved>().size(), 1U);
+}
+
+TEST_F(AgentTest, AnsweredReportsAreNotSentAgain) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(BeginTraining{kJob, {1}, {"a"}});
+  rank_says(key(1, 0), segment_saved(10));
+  rank_says(key(1, 0), segment_saved(20));
+  coordinator(CheckpointOutcome{kJob, {1}, 10, true, ""});
+  agent->on_disconnected();
+  sent.clear();
+  agent->on_connected(now);
+  coordinator(Registered{{3}, 1000, ""});
+  EXPECT_TRUE(sent_of<RankReady>().empty());
+  ASSERT_EQ(sent_of<SegmentSaved>().size(), 1U);
+  EXPECT_EQ(sent_of<SegmentSaved>()[0].step, 20);
+}
+
+TEST_F(AgentTest, BeyondTheBoundTheOldestReportsAreDroppedAndCounted) {
+  ReportQueueLimits limits;
+  limits.count_max = 10;
+  make_agent(limits);
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(BeginTraining{kJob, {1}, {"a"}});
+  agent->on_disconnected();
+  for (int64_t step = 1; step <= 15; ++step) rank_says(key(1, 0), step_report(step));
+  EXPECT_EQ(agent->reports_dropped(), 5U);
+  agent->on_connected(now);
+  coordinator(Registered{{3}, 1000, ""});
+  ASSERT_EQ(sent_of<StepReport>().size(), 10U);
+  EXPECT_EQ(sent_of<StepReport>()[0].step, 6);
+}
+
+TEST_F(AgentTest, AFullConnectionQueueIsTriedAgainLater) {
+  register_agent();
+  run_rank(key(1, 0));
+  send_result = resource_exhausted("queue full");
+  rank_says(key(1, 0), step_report(1));
+  send_result = Status();
+  EXPECT_TRUE(sent.empty());
+  agent->on_tick(now);
+  EXPECT_EQ(sent_of<StepReport>().size(), 1U);
+}
+
+TEST_F(AgentTest, AnExitIsReportedAtOnceWithCodeAndLastWords) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->on_rank_exit(now, key(1, 0), {14, 0}, "data corrupt: checksum of block 3");
+  const auto exited = sent_of<RankExited>();
+  ASSERT_EQ(exited.size(), 1U);
+  EXPECT_EQ(exited[0].exit_code, 14);
+  EXPECT_EQ(exited[0].signal, 0);
+  EXPECT_NE(exited[0].reason.find("checksum of block 3"), std::string::npos);
+  EXPECT_EQ(agent->rank_count(), 0U);
+}
+
+TEST_F(AgentTest, ASignalIsReported) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->on_rank_exit(now, key(1, 0), {-1, SIGKILL}, "");
+  const auto exited = sent_of<RankExited>();
+  ASSERT_EQ(exited.size(), 1U);
+  EXPECT_EQ(exited[0].exit_code, -1);
+  EXPECT_EQ(exited[0].signal, SIGKILL);
+  EXPECT_NE(exited[0].reason.find("SIGKILL"), std::string::npos);
+}
+
+TEST_F(AgentTest, ReasonsFitTheirBound) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->on_rank_exit(now, key(1, 0), {1, 0}, std::string(10'000, 'w'));
+  EXPECT_EQ(sent_of<RankExited>()[0].reason.size(), kNameBytesMax);
+}
+
+TEST_F(AgentTest, AnExitIsRepeatedUntilItIsAcknowledged) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->on_rank_exit(now, key(1, 0), {1, 0}, "");
+  now += 1000 * kMs;
+  agent->on_tick(now);
+  EXPECT_EQ(sent_of<RankExited>().size(), 2U);
+  coordinator(StopRanks{kJob, {1}, 0, "seen"});
+  now += 5000 * kMs;
+  agent->on_tick(now);
+  EXPECT_EQ(sent_of<RankExited>().size(), 2U);
+}
+
+TEST_F(AgentTest, ANewerEpochAcknowledgesExitsToo) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->on_rank_exit(now, key(1, 0), {1, 0}, "");
+  coordinator(start_rank(2, 0));
+  sent.clear();
+  now += 5000 * kMs;
+  agent->on_tick(now);
+  EXPECT_TRUE(sent_of<RankExited>().empty());
+}
+
+TEST_F(AgentTest, AnExitWhileTheCoordinatorIsAwayIsToldLater) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->on_disconnected();
+  agent->on_rank_exit(now, key(1, 0), {1, 0}, "");
+  EXPECT_TRUE(sent.empty());
+  agent->on_connected(now);
+  coordinator(Registered{{3}, 1000, ""});
+  EXPECT_EQ(sent_of<RankExited>().size(), 1U);
+}
+
+TEST_F(AgentTest, AFinishedRanksEndFollowsItsRankFinished) {
+  register_agent();
+  run_rank(key(1, 0));
+  rank_says(key(1, 0), RankFinished{kJob, {1}, {0}, 100});
+  agent->on_rank_exit(now, key(1, 0), {0, 0}, "");
+  ASSERT_EQ(sent.size(), 2U);
+  EXPECT_TRUE(std::holds_alternative<RankFinished>(sent[0]));
+  EXPECT_EQ(std::get<RankExited>(sent[1]).exit_code, 0);
+}
+
+// The process and its socket are watched apart: its end may be seen before its last message.
+TEST_F(AgentTest, ACleanExitWaitsForRankFinished) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->on_rank_exit(now, key(1, 0), {0, 0}, "");
+  EXPECT_TRUE(sent.empty());
+  EXPECT_TRUE(agent->knows(key(1, 0)));
+  rank_says(key(1, 0), RankFinished{kJob, {1}, {0}, 100});
+  ASSERT_EQ(sent.size(), 2U);
+  EXPECT_TRUE(std::holds_alternative<RankFinished>(sent[0]));
+  EXPECT_EQ(std::get<RankExited>(sent[1]).exit_code, 0);
+  EXPECT_FALSE(agent->knows(key(1, 0)));
+}
+
+TEST_F(AgentTest, ACleanExitThatNeverFinishedIsAFailure) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->on_rank_exit(now, key(1, 0), {0, 0}, "");
+  now += 2000 * kMs;
+  agent->on_tick(now);
+  const auto exited = sent_of<RankExited>();
+  ASSERT_EQ(exited.size(), 1U);
+  EXPECT_EQ(exited[0].exit_code, static_cast<int>(ExitCode::kFailure));
+  EXPECT_NE(exited[0].reason.find("without saying that it finished"), std::string::npos);
+}
+
+TEST_F(AgentTest, StopRanksWithoutGraceKills) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(StopRanks{kJob, {1}, 0, "fenced"});
+  ASSERT_EQ(signals.size(), 1U);
+  EXPECT_EQ(signals[0].second, SIGKILL);
+}
+
+TEST_F(AgentTest, StopRanksWithGraceAsksFirst) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(StopRanks{kJob, {1}, 2000, "cancelled"});
+  ASSERT_EQ(signals.size(), 1U);
+  EXPECT_EQ(signals[0].second, SIGTERM);
+  now += 1999 * kMs;
+  agent->on_tick(now);
+  EXPECT_EQ(signals.size(), 1U);
+  now += 1 * kMs;
+  agent->on_tick(now);
+  ASSERT_EQ(signals.size(), 2U);
+  EXPECT_EQ(signals[1].second, SIGKILL);
+  now += 1000 * kMs;
+  agent->on_tick(now);
+  EXPECT_EQ(signals.size(), 2U);
+}
+
+TEST_F(AgentTest, AShorterGraceReplacesALongerOne) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(StopRanks{kJob, {1}, 60'000, "cancelled"});
+  coordinator(StopRanks{kJob, {1}, 0, "now"});
+  ASSERT_EQ(signals.size(), 2U);
+  EXPECT_EQ(signals[1].second, SIGKILL);
+}
+
+TEST_F(AgentTest, StopRanksLeavesNewerEpochsAndOtherJobsAlone) {
+  register_agent();
+  run_rank(key(5, 0));
+  coordinator(StopRanks{kJob, {4}, 0, "old"});
+  coordinator(StopRanks{JobId{8}, {9}, 0, "other"});
+  EXPECT_TRUE(signals.empty());
+}
+
+TEST_F(AgentTest, RanksStoppedFollowsTheLastProcess) {
+  register_agent();
+  run_rank(key(1, 0));
+  run_rank(key(1, 1));
+  coordinator(StopRanks{kJob, {1}, 0, "fenced"});
+  agent->on_rank_exit(now, key(1, 0), {-1, SIGKILL}, "");
+  EXPECT_TRUE(sent_of<RanksStopped>().empty());
+  agent->on_rank_exit(now, key(1, 1), {-1, SIGKILL}, "");
+  ASSERT_EQ(sent_of<RanksStopped>().size(), 1U);
+  EXPECT_EQ(sent_of<RanksStopped>()[0], (RanksStopped{kJob, {1}}));
+  EXPECT_NE(sent_of<RankExited>()[0].reason.find("fenced"), std::string::npos);
+}
+
+TEST_F(AgentTest, EveryStopRanksIsAnsweredAlsoOfUnknownJobs) {
+  register_agent();
+  coordinator(StopRanks{kJob, {1}, 0, ""});
+  coordinator(StopRanks{kJob, {1}, 0, ""});
+  EXPECT_EQ(sent_of<RanksStopped>().size(), 2U);
+}
+
+TEST_F(AgentTest, ARankThatWaitsToStartIsForgottenByStopRanks) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(start_rank(2, 0));
+  coordinator(StopRanks{kJob, {2}, 0, "cancelled"});
+  agent->on_rank_exit(now, key(1, 0), {-1, SIGKILL}, "");
+  EXPECT_EQ(spawned.size(), 1U);
+  ASSERT_EQ(sent_of<RanksStopped>().size(), 1U);
+  EXPECT_EQ(sent_of<RanksStopped>()[0].epoch, Epoch{2});
+}
+
+TEST_F(AgentTest, AFencedRanksReportsAreNotPassedOn) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(StopRanks{kJob, {1}, 5000, "cancelled"});
+  rank_says(key(1, 0), step_report(3));
+  EXPECT_TRUE(sent_of<StepReport>().empty());
+}
+
+TEST_F(AgentTest, OutputBecomesLogChunks) {
+  register_agent();
+  agent->on_rank_output(key(1, 0), 17, "a line\n");
+  agent->on_tick(now);
+  const auto chunks = sent_of<LogChunk>();
+  ASSERT_EQ(chunks.size(), 1U);
+  EXPECT_EQ(chunks[0], (LogChunk{kJob, {1}, {0}, 17, "a line\n"}));
+}
+
+TEST_F(AgentTest, OutputIsBoundedWhileTheCoordinatorIsAway) {
+  for (uint64_t i = 0; i < 30; ++i) agent->on_rank_output(key(1, 0), 10 * i, "123456789\n");
+  EXPECT_EQ(agent->log_lines_dropped(), 20U);
+  agent->on_connected(now);
+  coordinator(Registered{{3}, 1000, ""});
+  const auto chunks = sent_of<LogChunk>();
+  ASSERT_EQ(chunks.size(), 10U);
+  EXPECT_EQ(chunks[0].offset, 200U);
+}
+
+TEST_F(AgentTest, ShutdownWithoutRanksEndsAtOnce) {
+  register_agent();
+  agent->shut_down(now);
+  ASSERT_EQ(exits.size(), 1U);
+  EXPECT_EQ(exits[0].first, ExitCode::kOk);
+}
+
+TEST_F(AgentTest, ShutdownStopsRanksWithGraceThenEnds) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->shut_down(now);
+  EXPECT_TRUE(exits.empty());
+  ASSERT_EQ(signals.size(), 1U);
+  EXPECT_EQ(signals[0].second, SIGTERM);
+  now += 3000 * kMs;
+  agent->on_tick(now);
+  EXPECT_EQ(signals.back().second, SIGKILL);
+  agent->on_rank_exit(now, key(1, 0), {-1, SIGKILL}, "");
+  ASSERT_EQ(exits.size(), 1U);
+  EXPECT_EQ(exits[0].first, ExitCode::kOk);
+  EXPECT_EQ(sent_of<RankExited>().size(), 1U) << "the coordinator learns it before";
+}
+
+TEST_F(AgentTest, ASecondShutdownKillsAtOnce) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->shut_down(now);
+  agent->shut_down(now);
+  ASSERT_EQ(signals.size(), 2U);
+  EXPECT_EQ(signals[1].second, SIGKILL);
+}
+
+TEST_F(AgentTest, NothingStartsDuringShutdown) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->shut_down(now);
+  coordinator(start_rank(1, 1));
+  EXPECT_EQ(spawned.size(), 1U);
+  ASSERT_EQ(sent_of<RankExited>().size(), 1U);
+  EXPECT_NE(sent_of<RankExited>()[0].reason.find("shutting down"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace penstock
