@@ -51,9 +51,10 @@ Status check_config(const Transport* transport, const ExpertExchangeConfig& conf
 
 }  // namespace
 
-// A dispatch message is the rows, count × H f32, then their routing (ExpertShape::meta_words() each); the
-// count follows from the length. Every other message's length is known to both sides: rows alone, or (dispatch
-// backward) rows and one f32 per assignment. Messages of known length 0 are not sent.
+// A dispatch message is the rows, count × H f32, then their routing (ExpertShape::meta_words()
+// each); the count follows from the length. Every other message's length is known to both sides:
+// rows alone, or (dispatch backward) rows and one f32 per assignment. Messages of known length 0
+// are not sent.
 class ExpertExchange::Impl {
  public:
   Impl(Transport* transport, const ExpertExchangeConfig& config)
@@ -179,8 +180,8 @@ void ExpertExchange::Impl::begin(Slot& slot, Step step) {
   slot.staging = static_cast<int32_t>(unused - staging_.begin());
 }
 
-// Ends a step. Its failure is final: the transport is aborted, so that nothing is left that writes into our
-// buffers, and the transfers still under way are collected.
+// Ends a step. Its failure is final: the transport is aborted, so that nothing is left that writes
+// into our buffers, and the transfers still under way are collected.
 Status ExpertExchange::Impl::end(Slot& slot, Status status) {
   const Step step = *std::exchange(slot.under_way, {});
   slot.borrowed = slot.borrowed_weight = {};
@@ -343,7 +344,8 @@ void ExpertExchange::Impl::start_combine(int32_t slot_index, std::span<const flo
     if (const int32_t due = slot.route.sent_count(member); due > 0) {
       receive(slot, member, incoming(slot, member), hidden() * due);
     }
-    // Rows are ordered by source, so those that go back to one rank are contiguous: nothing to pack.
+    // Rows are ordered by source, so those that go back to one rank are contiguous: nothing to
+    // pack.
     if (const int32_t count = slot.route.rows_from(member); count > 0) {
       send(slot, member, y.data() + hidden() * slot.route.first_row(member), hidden() * count);
     }

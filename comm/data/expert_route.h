@@ -1,6 +1,6 @@
-// The routing of one micro-batch through one layer, as one rank of an expert group sees it: which of its
-// tokens went to which member, and which rows it got from whom, for which of its experts. Pure bookkeeping in
-// memory given to it; it moves no bytes between ranks.
+// The routing of one micro-batch through one layer, as one rank of an expert group sees it: which
+// of its tokens went to which member, and which rows it got from whom, for which of its experts.
+// Pure bookkeeping in memory given to it; it moves no bytes between ranks.
 #pragma once
 
 #include <cstdint>
@@ -56,14 +56,15 @@ class ExpertRoute {
   int32_t sent_assignments(int32_t member) const { return sent_assignments_[member]; }
   // The routing that goes with the rows, sent_count(member) · meta_words() words.
   void write_meta(const ExpertShape& shape, int32_t member, int32_t* meta) const;
-  // Puts the gradients of the weights sent to `member`, in the order they left, to their places in [T, top_k].
+  // Puts the gradients of the weights sent to `member`, in the order they left, to their places in
+  // [T, top_k].
   void place_weight_gradients(const ExpertShape& shape, int32_t member, const float* d_weight,
                               std::span<float> d_topk_weight) const;
 
   // ---- receiving, member by member in group order.
   void begin_rows();
-  // Appends `count` rows of `member` from what its write_meta() wrote. kDataLoss for routing that cannot be:
-  // everything that later indexes memory is checked here.
+  // Appends `count` rows of `member` from what its write_meta() wrote. kDataLoss for routing that
+  // cannot be: everything that later indexes memory is checked here.
   Status accept_meta(const ExpertShape& shape, int32_t member, const int32_t* meta, uint64_t count);
   // The same for this rank's rows to itself.
   void accept_own(const ExpertShape& shape);

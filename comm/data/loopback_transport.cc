@@ -162,7 +162,8 @@ class LoopbackEnd final : public LoopbackTransport {
     return {index};
   }
 
-  // Completes operation `index` together with the peer's oldest one that answers it, if there is one.
+  // Completes operation `index` together with the peer's oldest one that answers it, if there is
+  // one.
   void match(uint32_t index) {
     const Operation& mine = end_.operations[index];
     End& other_end = world_->end_of(mine.peer);

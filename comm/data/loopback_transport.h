@@ -1,7 +1,8 @@
-// Transport between threads of one process: every rank of a small world, for tests and single-process runs.
+// Transport between threads of one process: every rank of a small world, for tests and
+// single-process runs.
 //
-// A send completes when its receiver has copied the bytes out, never before: a program that only works
-// because a network happens to buffer its messages deadlocks here, and its timeout says so.
+// A send completes when its receiver has copied the bytes out, never before: a program that only
+// works because a network happens to buffer its messages deadlocks here, and its timeout says so.
 #pragma once
 
 #include <chrono>
@@ -19,12 +20,12 @@ struct LoopbackOptions {
   uint32_t operations_max = 4096;  // under way at once, per rank; more is a failed check
 };
 
-// One rank's end. All ends of a world share it; the last one destroyed frees it. An end that is destroyed
-// is dead to the others, like a process that exited.
+// One rank's end. All ends of a world share it; the last one destroyed frees it. An end that is
+// destroyed is dead to the others, like a process that exited.
 class LoopbackTransport : public Transport {
  public:
-  // The rank dies: its own operations fail with kAborted, those of its peers on it with kUnavailable.
-  // Any thread; idempotent.
+  // The rank dies: its own operations fail with kAborted, those of its peers on it with
+  // kUnavailable. Any thread; idempotent.
   virtual void kill() = 0;
 };
 

@@ -1,5 +1,5 @@
-// One large range of address space, reserved at once and backed by pages only where it is touched: worst-case
-// buffers at fixed addresses, without paying for the worst case.
+// One large range of address space, reserved at once and backed by pages only where it is touched:
+// worst-case buffers at fixed addresses, without paying for the worst case.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +19,8 @@ class ReservedMemory {
   ReservedMemory& operator=(ReservedMemory&& other) noexcept;
   std::byte* data() const { return data_; }
 
-  // Hands out consecutive, cache-line aligned arrays. Run once over nullptr to learn how much to reserve, and
-  // once over the memory.
+  // Hands out consecutive, cache-line aligned arrays. Run once over nullptr to learn how much to
+  // reserve, and once over the memory.
   class Carver {
    public:
     explicit Carver(std::byte* base) : base_(base) {}

@@ -48,8 +48,9 @@ class Transport {
   virtual Result<uint64_t> wait(TransferHandle handle) = 0;
   // Whether wait() would return at once. Makes progress.
   virtual bool done(TransferHandle handle) = 0;
-  // Fails every operation under way and every later one with kAborted. Any thread; idempotent; never blocks
-  // on a peer. The way out for a rank that must stop while its compute thread is inside wait().
+  // Fails every operation under way and every later one with kAborted. Any thread; idempotent;
+  // never blocks on a peer. The way out for a rank that must stop while its compute thread is
+  // inside wait().
   virtual void abort() = 0;
   // Payload bytes handed to send() since construction. Any thread.
   virtual uint64_t bytes_sent() const = 0;

@@ -16,7 +16,8 @@ namespace {
 constexpr uint32_t kMagic = 0x58555350;  // "PSUX"
 constexpr uint64_t kProcFileBytesMax = 4096;
 
-// Field 22 of /proc/<pid>/stat; counted from behind the last ')', because a command name may hold anything.
+// Field 22 of /proc/<pid>/stat; counted from behind the last ')', because a command name may hold
+// anything.
 Result<uint64_t> start_ticks_of(int32_t pid) {
   PENSTOCK_TRY_ASSIGN(const std::string stat,
                       read_file(fmt::format("/proc/{}/stat", pid), kProcFileBytesMax));
@@ -101,8 +102,8 @@ Result<FileDescriptor> watch_process(const ProcessIdentity& process) {
     if (errno == ESRCH) return gone();
     return errno_status(errno, fmt::format("pidfd_open {}", process.pid));
   }
-  // Only now: the descriptor pins the process it found, so a start time read later is that process's own,
-  // or missing because it has ended.
+  // Only now: the descriptor pins the process it found, so a start time read later is that
+  // process's own, or missing because it has ended.
   const Result<uint64_t> start_ticks = start_ticks_of(process.pid);
   if (!start_ticks.ok() || *start_ticks != process.start_ticks) return gone();
   return watch;

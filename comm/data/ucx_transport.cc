@@ -19,7 +19,8 @@
 namespace penstock {
 namespace {
 
-// UCX tag: 12 bits source rank, 11 bits of the epoch, 1 bit for our own greeting, 40 bits of the caller's.
+// UCX tag: 12 bits source rank, 11 bits of the epoch, 1 bit for our own greeting, 40 bits of the
+// caller's.
 constexpr int kSourceShift = 52;
 constexpr int kEpochShift = 41;
 constexpr uint64_t kEpochMask = (1 << (kSourceShift - kEpochShift)) - 1;
@@ -236,8 +237,8 @@ Status UcxEnd::connect_peer(Rank rank, const std::string& text) {
   return {};
 }
 
-// An empty message each way: connections are set up here, not inside the first step, and connect() returns
-// only when every peer can be reached.
+// An empty message each way: connections are set up here, not inside the first step, and connect()
+// returns only when every peer can be reached.
 Status UcxEnd::greet_everyone() {
   std::vector<TransferHandle> handles;
   Lock lock = lock_as_caller();
@@ -323,7 +324,8 @@ TransferHandle UcxEnd::post_send(Rank peer_rank, uint64_t tag, Bytes bytes) {
 TransferHandle UcxEnd::post_receive(Rank peer_rank, uint64_t tag, MutableBytes into) {
   Operation& operation = begin_operation(peer_rank, tag, into.size(), false);
   if (aborted_) return posted(operation, UCS_STATUS_PTR(UCS_ERR_CANCELED), 0);
-  // Always through the callback: UCX 1.13 does not tell the length of a message that was there already.
+  // Always through the callback: UCX 1.13 does not tell the length of a message that was there
+  // already.
   ucp_request_param_t param = {};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
                        UCP_OP_ATTR_FIELD_MEMORY_TYPE | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
@@ -342,8 +344,8 @@ TransferHandle UcxEnd::post_receive(Rank peer_rank, uint64_t tag, MutableBytes i
   return handle;
 }
 
-// Records what UCX answered to a post: finished at once (null), refused (an error), finished in its callback
-// already, or under way.
+// Records what UCX answered to a post: finished at once (null), refused (an error), finished in its
+// callback already, or under way.
 TransferHandle UcxEnd::posted(Operation& operation, ucs_status_ptr_t request,
                               uint64_t moved_at_once) {
   if (aborted_) operation.code_if_broken = Code::kAborted;
@@ -437,8 +439,8 @@ Result<uint64_t> UcxEnd::take(Operation& operation) {
                                             operation.tag, reason));
 }
 
-// The caller drives UCX itself: first polling, then asleep on UCX's descriptor, with one wake-up per event
-// instead of the two it would take through the progress thread.
+// The caller drives UCX itself: first polling, then asleep on UCX's descriptor, with one wake-up
+// per event instead of the two it would take through the progress thread.
 void UcxEnd::wait_until_complete(Operation& operation, Duration timeout, Lock& lock) {
   if (operation.state == OperationState::kComplete) return;
   const int64_t start_ns = monotonic_ns();
@@ -460,8 +462,9 @@ void UcxEnd::wait_until_complete(Operation& operation, Duration timeout, Lock& l
   watch_ucx_from_progress_thread(true);
 }
 
-// Shared memory that is full cannot wake us when its reader has made room: UCX then refuses to be armed
-// although there is nothing to do. Polling on would take the core from the reader; so sleep a little.
+// Shared memory that is full cannot wake us when its reader has made room: UCX then refuses to be
+// armed although there is nothing to do. Polling on would take the core from the reader; so sleep a
+// little.
 void UcxEnd::back_off(int wake_fd, Lock& lock) {
   lock.unlock();
   pollfd fd = {wake_fd, POLLIN, 0};
@@ -491,8 +494,8 @@ void UcxEnd::watch_ucx_from_progress_thread(bool on) {
   PENSTOCK_CHECK(epoll_ctl(epoll_fd_.get(), EPOLL_CTL_MOD, worker_->event_fd(), &event) == 0);
 }
 
-// Makes progress and leaves UCX armed, so that the progress thread is woken by whatever comes next; when
-// there is more to do than a caller should be held up for, hands it to that thread.
+// Makes progress and leaves UCX armed, so that the progress thread is woken by whatever comes next;
+// when there is more to do than a caller should be held up for, hands it to that thread.
 void UcxEnd::pump() {
   for (int round = 0; round < kPumpRoundsMax; ++round) {
     while (ucp_worker_progress(worker_->get()) != 0) {

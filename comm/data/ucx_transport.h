@@ -1,16 +1,16 @@
 // Transport between processes on UCX (tag matching over shared memory, TCP, RDMA), host memory.
 //
-// Life: create() -> address() to everyone -> connect(all addresses) -> send/receive/wait -> close().
-// The last exchange before close() should be a barrier (comm/data/reduce.h), so that no rank leaves while
-// another still fetches from it.
+// Life: create() -> address() to everyone -> connect(all addresses) -> send/receive/wait ->
+// close(). The last exchange before close() should be a barrier (comm/data/reduce.h), so that no
+// rank leaves while another still fetches from it.
 //
-// Threads: the caller's, and one progress thread that sleeps in epoll_wait until UCX, a dying peer or
-// abort() wakes it, so transfers move while the caller computes and an idle rank uses no CPU.
+// Threads: the caller's, and one progress thread that sleeps in epoll_wait until UCX, a dying peer
+// or abort() wakes it, so transfers move while the caller computes and an idle rank uses no CPU.
 // Steady state allocates nothing here: operations live in a table sized at construction.
 //
-// Death of a peer: on the same host a pidfd of its process tells at once; across hosts UCX reports the
-// broken connection, or its keepalive the silent one. What the dead peer had fully sent can still be
-// received; every other operation on it fails with kUnavailable.
+// Death of a peer: on the same host a pidfd of its process tells at once; across hosts UCX reports
+// the broken connection, or its keepalive the silent one. What the dead peer had fully sent can
+// still be received; every other operation on it fails with kUnavailable.
 #pragma once
 
 #include <chrono>
@@ -31,13 +31,14 @@ struct UcxOptions {
   int32_t world_size = 1;                       // at most kUcxWorldSizeMax
   Epoch epoch;                                  // peers of another epoch are refused by connect()
   Duration timeout = std::chrono::minutes(10);  // of one wait(); then kDeadlineExceeded
-  // wait() polls this long before it sleeps. Worth more than 0 only where every rank has a core to itself:
-  // with 2 to 8 ranks on 2 cores, 20 us made every exchange slower (tests/data/transport_bench.cc).
+  // wait() polls this long before it sleeps. Worth more than 0 only where every rank has a core to
+  // itself: with 2 to 8 ranks on 2 cores, 20 us made every exchange slower
+  // (tests/data/transport_bench.cc).
   Duration spin = std::chrono::microseconds(0);
   Duration connect_timeout = std::chrono::seconds(20);
   uint32_t operations_max = 8192;  // under way at once; more is a failed check
-  // As UCX_TLS and UCX_NET_DEVICES, which win when they are set. The default leaves out only cross-memory
-  // attach, which containers often forbid.
+  // As UCX_TLS and UCX_NET_DEVICES, which win when they are set. The default leaves out only
+  // cross-memory attach, which containers often forbid.
   std::string tls = "^cma";
   std::string net_devices = "all";
 };
@@ -50,11 +51,12 @@ class UcxTransport : public Transport {
 
   // Where this rank listens, for connect() of its peers: printable, opaque, at most a few KiB.
   virtual const std::string& address() const = 0;
-  // Connects to every rank of the world. `addresses` is by rank, this rank's own included. Called once,
-  // before any send or receive. kInvalidArgument for a malformed address or one of another rank or epoch.
+  // Connects to every rank of the world. `addresses` is by rank, this rank's own included. Called
+  // once, before any send or receive. kInvalidArgument for a malformed address or one of another
+  // rank or epoch.
   virtual Status connect(const std::vector<std::string>& addresses) = 0;
-  // Lets sends under way leave, then closes every connection. Later operations fail with kAborted. The
-  // destructor does the same, without the wait.
+  // Lets sends under way leave, then closes every connection. Later operations fail with kAborted.
+  // The destructor does the same, without the wait.
   virtual Status close() = 0;
 };
 

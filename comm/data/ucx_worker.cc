@@ -53,8 +53,8 @@ Status UcxWorker::open(const std::string& tls, const std::string& net_devices) {
   // UCX reports every broken connection on stdout; a peer's death is news we report ourselves.
   if (std::getenv("UCX_LOG_LEVEL") == nullptr) ucs_global_opts_set_value("LOG_LEVEL", "fatal");
 
-  // Without these UCX falls back to TCP for endpoints that must survive their peer. They belong to single
-  // transports, which read nothing but the environment.
+  // Without these UCX falls back to TCP for endpoints that must survive their peer. They belong to
+  // single transports, which read nothing but the environment.
   setenv("UCX_POSIX_ERROR_HANDLING", "y", 0);
   setenv("UCX_SYSV_ERROR_HANDLING", "y", 0);
 

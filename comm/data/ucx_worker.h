@@ -12,8 +12,8 @@ namespace penstock {
 
 class UcxWorker {
  public:
-  // `tls` and `net_devices` as UCX_TLS and UCX_NET_DEVICES; those and every other UCX_* variable of the
-  // environment win. kUnavailable when no transport of `tls` works here.
+  // `tls` and `net_devices` as UCX_TLS and UCX_NET_DEVICES; those and every other UCX_* variable of
+  // the environment win. kUnavailable when no transport of `tls` works here.
   static Result<std::unique_ptr<UcxWorker>> create(const std::string& tls,
                                                    const std::string& net_devices);
   UcxWorker() = default;

@@ -142,8 +142,8 @@ std::vector<float> random_values(uint64_t stream, size_t count) {
   return values;
 }
 
-// <dispatch(x), g> = <x, dispatch_backward(g)> and <combine(y), d> = <y, combine_backward(d)>, summed over
-// the ranks: backward is the transpose of forward, whatever the experts do.
+// <dispatch(x), g> = <x, dispatch_backward(g)> and <combine(y), d> = <y, combine_backward(d)>,
+// summed over the ranks: backward is the transpose of forward, whatever the experts do.
 TEST(ExpertExchangeTest, BackwardIsTheTransposeOfForward) {
   const ExpertProblem problem{.group_size = 4, .experts_per_rank = 4, .top_k = 6, .tokens_max = 30};
   std::vector<std::array<double, 4>> products(4);
@@ -224,7 +224,8 @@ TEST(ExpertExchangeTest, LocalRowsNeverPassThroughTheTransport) {
   run_ranks(TransportKind::kLoopback, world_of(problem), [&](RankContext& rank) {
     const int32_t self = rank.transport.rank().value;
     const auto exchange = make_exchange(rank.transport, problem);
-    // Two tokens; only the second has an expert on the other rank, and both of its experts are there.
+    // Two tokens; only the second has an expert on the other rank, and both of its experts are
+    // there.
     const std::vector<float> x(8, 1.0f), weight(4, 0.5f);
     const std::vector<int32_t> expert = {2 * self, 2 * self + 1, 2 - 2 * self, 3 - 2 * self};
     exchange->start_dispatch(0, {0}, x, expert, weight);

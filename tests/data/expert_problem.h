@@ -1,6 +1,6 @@
-// One micro-batch through one mixture-of-experts layer, computed twice: by the ranks of an expert group
-// through an ExpertExchange, and plainly, in one process, with the same sums in the same order. Both must give
-// the same bits.
+// One micro-batch through one mixture-of-experts layer, computed twice: by the ranks of an expert
+// group through an ExpertExchange, and plainly, in one process, with the same sums in the same
+// order. Both must give the same bits.
 #pragma once
 
 #include <cstdint>
@@ -46,8 +46,8 @@ struct RankOutput {
 // The layer, of one rank, one process.
 RankOutput expected_output(const ExpertProblem& problem, int32_t rank);
 
-// The layer, through `exchange`, on the rank that calls. The steps are separate so that tests can interleave
-// those of several slots; run() does all.
+// The layer, through `exchange`, on the rank that calls. The steps are separate so that tests can
+// interleave those of several slots; run() does all.
 class ExchangedLayer {
  public:
   ExchangedLayer(const ExpertProblem& problem, int32_t rank, ExpertExchange& exchange, int32_t slot,

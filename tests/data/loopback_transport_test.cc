@@ -7,7 +7,8 @@ namespace {
 
 INSTANTIATE_TEST_SUITE_P(Loopback, TransportConformance, testing::Values(TransportKind::kLoopback));
 
-// The loopback is the strictest transport: a program that leans on a network's buffering stops here.
+// The loopback is the strictest transport: a program that leans on a network's buffering stops
+// here.
 TEST(LoopbackTransportTest, SendCompletesOnlyWhenItsReceiverHasTheBytes) {
   auto ends = make_loopback(2);
   uint64_t sent = 5, got = 0;

@@ -1,5 +1,5 @@
-// Runs one function as every rank of a small world: as threads over the loopback transport, or as forked
-// processes over UCX. Expectations inside the function count as the test's own.
+// Runs one function as every rank of a small world: as threads over the loopback transport, or as
+// forked processes over UCX. Expectations inside the function count as the test's own.
 #pragma once
 
 #include <cstdint>
@@ -22,15 +22,15 @@ struct HarnessOptions {
   std::vector<int32_t> killed = {};              // ranks that call die()
 };
 
-// What the function gets. die() is the end of the rank without any goodbye: SIGKILL of its process, kill()
-// of its loopback end. Return right after it.
+// What the function gets. die() is the end of the rank without any goodbye: SIGKILL of its process,
+// kill() of its loopback end. Return right after it.
 struct RankContext {
   Transport& transport;
   std::function<void()> die;
 };
 
-// Returns when every rank has ended; a rank that fails, crashes or dies without being in `killed` fails
-// the test.
+// Returns when every rank has ended; a rank that fails, crashes or dies without being in `killed`
+// fails the test.
 void run_ranks(TransportKind kind, const HarnessOptions& options,
                const std::function<void(RankContext&)>& rank_main);
 

@@ -46,7 +46,7 @@ Rank other(const Transport& transport) {
 }
 
 TEST_P(TransportConformance, MessagesOfEverySizeArriveWhole) {
-  const std::vector<size_t> sizes = {0, 1, 99, 100, 101, 8191, 8256, 65536, 1000003, 32 << 20};
+  const std::vector<size_t> sizes = {0, 1, 99, 100, 101, 8191, 8256, 65536, 1000003, 9 << 20};
   run({.world_size = 2}, [&](RankContext& rank) {
     Transport& transport = rank.transport;
     for (const size_t size : sizes) {
@@ -57,7 +57,7 @@ TEST_P(TransportConformance, MessagesOfEverySizeArriveWhole) {
         std::vector<std::byte> got(size + 16);
         expect_moved(transport, transport.receive(Rank{0}, {size}, got), size);
         got.resize(size);
-        EXPECT_EQ(got, sent);
+        EXPECT_TRUE(got == sent) << size;
       }
     }
   });
@@ -125,17 +125,19 @@ TEST_P(TransportConformance, SourcesAreToldApartByRankNotByOrderOfArrival) {
 }
 
 TEST_P(TransportConformance, LargeMessagesPassInBothDirectionsAtOnce) {
-  constexpr size_t kSize = 8 << 20;
+  constexpr size_t kSize = 4 << 20;
   run({.world_size = 2}, [](RankContext& rank) {
     Transport& transport = rank.transport;
     const std::vector<std::byte> mine = pattern(kSize, transport.rank().value);
+    const std::vector<std::byte> expected = pattern(kSize, other(transport).value);
     std::vector<std::byte> theirs(kSize);
     for (int round = 0; round < 4; ++round) {
+      std::fill(theirs.begin(), theirs.end(), std::byte{0});
       const TransferHandle sent = transport.send(other(transport), {3}, mine);
       const TransferHandle got = transport.receive(other(transport), {3}, theirs);
       expect_moved(transport, sent, kSize);
       expect_moved(transport, got, kSize);
-      EXPECT_EQ(theirs, pattern(kSize, other(transport).value));
+      EXPECT_TRUE(theirs == expected);
     }
   });
 }
@@ -172,7 +174,8 @@ TEST_P(TransportConformance, MessageLongerThanTheBufferIsDataLossAndLeavesTheTag
       Transport& transport = rank.transport;
       std::vector<std::byte> buffer(size);
       if (transport.rank() == Rank{0}) {
-        // Whether the sender learns of it is the transport's business; that it is told something is not.
+        // Whether the sender learns of it is the transport's business; that it is told something is
+        // not.
         (void)transport.wait(transport.send(Rank{1}, {1}, buffer));
         expect_moved(transport, transport.send(Rank{1}, {1}, Bytes(buffer).first(7)), 7);
       } else {
