@@ -56,6 +56,7 @@ Status Coordinator::load(const StoredState& stored) {
       Worker& known = workers_[worker->id];
       known.record = *worker;
       known.last_seen = now_;
+      if (worker->lost) known.state = WorkerState::kLost;
     } else if (record.key.starts_with(kEvaluationPrefix)) {
       const Result<EvaluationRecord> evaluation = decode_evaluation(record.value);
       if (!evaluation.ok()) return in_record(evaluation.status());

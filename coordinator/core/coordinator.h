@@ -86,9 +86,10 @@ class Coordinator {
   std::string refusal_of(const Register& message) const;
   void adopt_connection(Worker& worker, const std::string& peer, const Register& message);
   void on_new_incarnation(Worker& worker);
-  void observe_ranks(const Worker& worker, const std::vector<RankStatus>& ranks);
-  void observe_rank(const Worker& worker, const RankStatus& status);
+  void observe_ranks(Worker& worker, const std::vector<RankStatus>& ranks);
+  void observe_rank(Worker& worker, const RankStatus& status);
   bool silent_for_too_long(Duration silence) const;
+  void stop_stale(Worker& worker);
   void lose_worker(Worker& worker);
   void repeat_orders(Job& job);
   void check_deadlines(Job& job);

@@ -91,8 +91,15 @@ void Coordinator::wait(Job& job, Reason reason) {
 
 bool Coordinator::ready_to_place(Job& job) {
   if (job.placed() || job.commit_in_flight() || now_ < job.place_after) return false;
-  if (job.record.epoch.value == 0)
-    job.restore = Restore::kKnown;  // nothing can have been saved yet
+  if (job.record.epoch.value == 0) {
+    job.restore = Restore::kKnown;  // nothing can have been saved yet, and nothing can run
+  } else if (std::any_of(workers_.begin(), workers_.end(), [&](const auto& entry) {
+               const Worker& worker = entry.second;
+               return worker.state == WorkerState::kExpected ||
+                      (worker.state == WorkerState::kUp && worker.stale.contains(job.record.id));
+             })) {
+    return false;  // a rank of an older epoch may still run there
+  }
   if (job.restore == Restore::kUnknown) {
     const bool refused_by_rank =
         job.record.last_failure && job.record.last_failure->reason.code == kCauseDataCorrupt;
@@ -140,6 +147,13 @@ void Coordinator::on_event(const CheckpointFound& found) {
     record.checkpoint->step = found.step;
     record.checkpoint->manifest = found.manifest;
   }
+  if (record.checkpoint && record.checkpoint->step >= record.target_steps) {
+    // Committed, but the coordinator went down before it could say so.
+    return stop_epoch(
+        job, JobState::kStopping, JobState::kSucceeded, 0, "coordinator",
+        {"succeeded",
+         fmt::format("trained {} steps; the final checkpoint is committed", record.target_steps)});
+  }
   job.restore = Restore::kKnown;
   changed(job);
 }
@@ -147,7 +161,9 @@ void Coordinator::on_event(const CheckpointFound& found) {
 std::vector<FreeDevices> Coordinator::free_on_workers() const {
   std::vector<FreeDevices> free;
   for (const auto& [id, worker] : workers_) {
-    if (worker.state == WorkerState::kUp) free.push_back({id, free_devices(id)});
+    if (worker.state == WorkerState::kUp && worker.stale.empty()) {
+      free.push_back({id, free_devices(id)});
+    }
   }
   return free;
 }

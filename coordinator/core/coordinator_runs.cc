@@ -47,6 +47,11 @@ void Coordinator::on_message(Worker& worker, const RankExited& message) {
 }
 
 void Coordinator::on_message(Worker& worker, const RanksStopped& message) {
+  const auto stale = worker.stale.find(message.job);
+  if (stale != worker.stale.end() && stale->second <= message.epoch) {
+    worker.stale.erase(stale);
+    schedule_needed_ = true;
+  }
   if (Job* job = current_epoch(message.job, message.epoch)) {
     worker_stopped(*job, worker.record.id);
   }

@@ -106,7 +106,15 @@ void Coordinator::on_register(const std::string& peer, const Register& message) 
     Job& job = jobs_.at(job_id);
     if (job.awaiting.contains(id)) send_stop(job, id);
   }
+  stop_stale(worker);
   schedule_needed_ = true;
+}
+
+void Coordinator::stop_stale(Worker& worker) {
+  worker.stale_ordered_at = now_;
+  for (const auto& [job, epoch] : worker.stale) {
+    send(worker.record.id, StopRanks{job, epoch, 0, "this attempt is over"});
+  }
 }
 
 void Coordinator::adopt_connection(Worker& worker, const std::string& peer,
@@ -117,9 +125,11 @@ void Coordinator::adopt_connection(Worker& worker, const std::string& peer,
     workers_.at(other->second).peer.clear();
   }
   worker_by_peer_[peer] = id;
-  const WorkerRecord record{id, message.name, message.incarnation, message.device_count};
+  const WorkerRecord record{id, message.name, message.incarnation, message.device_count, false};
   const bool record_changed = worker.record.incarnation != record.incarnation ||
-                              worker.record.device_count != record.device_count;
+                              worker.record.device_count != record.device_count ||
+                              worker.record.lost;
+  if (worker.record.incarnation != record.incarnation) worker.stale.clear();
   worker.record = record;
   if (record_changed) effects_.workers.push_back(record);
   worker.state = WorkerState::kUp;
@@ -151,9 +161,10 @@ void Coordinator::on_message(Worker& worker, const Heartbeat& message) {
   if (message.sequence <= worker.heartbeat_sequence) return;  // late or repeated
   worker.heartbeat_sequence = message.sequence;
   observe_ranks(worker, message.ranks);
+  if (!worker.stale.empty() && now_ - worker.stale_ordered_at >= two_beats()) stop_stale(worker);
 }
 
-void Coordinator::observe_ranks(const Worker& worker, const std::vector<RankStatus>& ranks) {
+void Coordinator::observe_ranks(Worker& worker, const std::vector<RankStatus>& ranks) {
   std::set<JobId> touched;
   for (const HostedRank& hosted : worker.hosted) {
     Job& job = jobs_.at(hosted.job);
@@ -171,7 +182,7 @@ void Coordinator::observe_ranks(const Worker& worker, const std::vector<RankStat
   }
 }
 
-void Coordinator::observe_rank(const Worker& worker, const RankStatus& status) {
+void Coordinator::observe_rank(Worker& worker, const RankStatus& status) {
   Job* job = current_epoch(status.job, status.epoch);
   RankView* rank = job ? hosted_rank(*job, status.rank, worker.record.id) : nullptr;
   if (!rank) {
@@ -184,7 +195,9 @@ void Coordinator::observe_rank(const Worker& worker, const RankStatus& status) {
                "the state directory replaced by an older copy?",
                worker.record.name, status.epoch, status.job, newer->second.record.epoch)});
     }
-    send(worker.record.id, StopRanks{status.job, status.epoch, 0, "this attempt is over"});
+    Epoch& stale = worker.stale[status.job];
+    if (stale < status.epoch) worker.stale_ordered_at = {};  // its stop is due at once
+    stale = std::max(stale, status.epoch);
     return;
   }
   rank->seen = true;
@@ -208,6 +221,8 @@ void Coordinator::on_event(const Tick&) {
     const bool silent = (worker.state == WorkerState::kUp && silent_for_too_long(silence)) ||
                         (worker.state == WorkerState::kExpected && silence > config_.startup_grace);
     if (silent) lose_worker(worker);
+    const bool stop_due = !worker.stale.empty() && now_ - worker.stale_ordered_at >= two_beats();
+    if (stop_due && worker.state == WorkerState::kUp) stop_stale(worker);
   }
   for (const JobId id : std::set<JobId>(open_jobs_)) {
     Job& job = jobs_.at(id);
@@ -225,6 +240,11 @@ bool Coordinator::silent_for_too_long(Duration silence) const {
 
 void Coordinator::lose_worker(Worker& worker) {
   worker.state = WorkerState::kLost;
+  worker.record.lost = true;
+  effects_.workers.push_back(worker.record);
+  for (const HostedRank& hosted : worker.hosted) {
+    worker.stale[hosted.job] = jobs_.at(hosted.job).record.epoch;
+  }
   const std::string& name = worker.record.name;
   const std::string silence =
       fmt::format("no word from worker {} for {:.1f} s", name, to_seconds(now_ - worker.last_seen));

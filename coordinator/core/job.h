@@ -85,6 +85,10 @@ struct Worker {
   Instant last_seen;  // kExpected: when this coordinator started
   uint64_t heartbeat_sequence = 0;
   std::vector<HostedRank> hosted;  // what holds its devices
+  // Attempts that are over, but not known to be stopped here: it was lost while it hosted them, or says that it
+  // still runs them. Until it confirms the stop it gets nothing new, and those jobs start nowhere.
+  std::map<JobId, Epoch> stale;
+  Instant stale_ordered_at;
 };
 
 inline constexpr size_t kRecentStepsMax = 20;

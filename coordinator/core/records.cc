@@ -144,7 +144,11 @@ JobRecord to_job(const json& value) {
 }
 
 WorkerRecord to_worker(const json& value) {
-  return {{value.at("id")}, value.at("name"), value.at("incarnation"), value.at("device_count")};
+  return {{value.at("id")},
+          value.at("name"),
+          value.at("incarnation"),
+          value.at("device_count"),
+          value.at("lost")};
 }
 
 EvaluationRecord to_evaluation(const json& value) {
@@ -261,7 +265,8 @@ Record record_of(const WorkerRecord& worker) {
           dump({{"id", worker.id.value},
                 {"name", worker.name},
                 {"incarnation", worker.incarnation},
-                {"device_count", worker.device_count}})};
+                {"device_count", worker.device_count},
+                {"lost", worker.lost}})};
 }
 
 Record record_of(const StepRecord& step) {

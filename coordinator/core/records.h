@@ -134,6 +134,7 @@ struct WorkerRecord {
   std::string name;
   uint64_t incarnation = 0;
   int32_t device_count = 0;
+  bool lost = false;
 };
 
 // One transition or noteworthy fact. The command line, the page and the metrics all read these.

@@ -1,0 +1,139 @@
+#include "coordinator/core/records.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+namespace penstock {
+namespace {
+
+JobRecord full_job() {
+  JobRecord job;
+  job.id = {7};
+  job.name = "n\xC3\xA4me \"quoted\"";
+  job.state = JobState::kStopping;
+  job.reason = {"cancelled", "by the user"};
+  job.outcome = JobState::kCancelled;
+  job.created = {123456789012345678};
+  job.started = Instant{5};
+  job.target_steps = 100;
+  job.epoch = {3};
+  job.restarts = 2;
+  job.failures = 1;
+  job.failures_without_step = 1;
+  job.highest_step = 60;
+  job.placement = {{{1}, 0}, {{2}, 1}};
+  job.checkpoint_dir = "/c/7";
+  job.restore_manifest = "/c/7/40.manifest";
+  job.restore_step = 40;
+  job.checkpoint = CheckpointRecord{60, {2}, "/c/7/60.manifest", 1ull << 40, "00ff", {9}};
+  job.last_failure = Failure{{"rank_killed", "rank 2"}, Rank{2}, "w1", 61, true};
+  StepRecord step;
+  step.job = {7};
+  step.epoch = {3};
+  step.step = 61;
+  step.loss = std::numeric_limits<double>::quiet_NaN();
+  step.grad_norm = std::numeric_limits<double>::infinity();
+  job.last_step = step;
+  return job;
+}
+
+TEST(RecordsTest, AJobReadsBackAsWritten) {
+  const Record record = record_of(full_job());
+  EXPECT_EQ(record.key, "job/0000000000000007");
+  const auto job = decode_job(record.value);
+  ASSERT_TRUE(job.ok()) << job.status().to_string();
+  EXPECT_EQ(record_of(*job).value, record.value);
+  EXPECT_EQ(job->name, full_job().name);
+  EXPECT_EQ(job->outcome, JobState::kCancelled);
+  EXPECT_EQ(job->placement, full_job().placement);
+  EXPECT_EQ(job->last_failure, full_job().last_failure);
+  EXPECT_EQ(job->checkpoint->bytes, 1ull << 40);
+  EXPECT_FALSE(job->finished.has_value());
+  EXPECT_TRUE(std::isnan(job->last_step->loss));
+  EXPECT_TRUE(std::isinf(job->last_step->grad_norm));
+}
+
+TEST(RecordsTest, ALossReadsBackToTheLastBit) {
+  StepRecord step;
+  step.job = {1};
+  step.epoch = {1};
+  step.step = 1;
+  step.loss = 5.4453125 + 1e-15;
+  EXPECT_EQ(decode_step(record_of(step).value)->loss, step.loss);
+}
+
+TEST(RecordsTest, StepKeysSortInTheOrderTrained) {
+  StepRecord late;
+  late.job = {1};
+  late.epoch = {1};
+  late.step = 4'000'000'000;
+  StepRecord replayed = late;
+  replayed.epoch = {2};
+  replayed.step = 1;
+  EXPECT_LT(record_of(late).key, record_of(replayed).key);
+}
+
+TEST(RecordsTest, AnEventIsStoredInOrderAndByJob) {
+  JobEvent event;
+  event.sequence = 16;
+  event.job = {7};
+  event.rank = Rank{2};
+  event.from = JobState::kRunning;
+  event.state = JobState::kRecovering;
+  event.reason = {"rank_killed", "signal 9"};
+  const auto records = records_of(event);
+  ASSERT_EQ(records.size(), 2u);
+  EXPECT_EQ(records[0].key, "event/0000000000000010");
+  EXPECT_EQ(records[1].key, "job-event/0000000000000007/0000000000000010");
+  const auto read = decode_event(records[1].value);
+  ASSERT_TRUE(read.ok());
+  EXPECT_EQ(read->from, JobState::kRunning);
+  EXPECT_EQ(read->rank, Rank{2});
+  event.job = {};
+  EXPECT_EQ(records_of(event).size(), 1u);
+}
+
+TEST(RecordsTest, WorkersAndEvaluationsReadBackAsWritten) {
+  const auto worker = decode_worker(record_of(WorkerRecord{{3}, "w3", ~0ull, 8, true}).value);
+  EXPECT_EQ(worker->incarnation, ~0ull);
+  EXPECT_EQ(worker->device_count, 8);
+  const auto evaluation =
+      decode_evaluation(record_of(EvaluationRecord{{1}, {2}, 50, 2.5, 4096, {6}}).value);
+  EXPECT_EQ(evaluation->step, 50);
+  EXPECT_EQ(evaluation->loss, 2.5);
+}
+
+TEST(RecordsTest, DamagedValuesAreDataLossNamingWhatIsWrong) {
+  const std::string whole = record_of(full_job()).value;
+  for (size_t cut = 0; cut < whole.size(); cut += 7) {
+    EXPECT_EQ(decode_job(whole.substr(0, cut)).status().code(), Code::kDataLoss) << cut;
+  }
+  std::string wrong_state = whole;
+  wrong_state.replace(wrong_state.find("STOPPING"), 8, "SLEEPING");
+  EXPECT_NE(decode_job(wrong_state).status().message().find("SLEEPING"), std::string::npos);
+  EXPECT_NE(decode_worker("{\"id\":1}").status().message().find("name"), std::string::npos);
+  EXPECT_EQ(decode_event("[]").status().code(), Code::kDataLoss);
+}
+
+TEST(RecordsTest, TextThatIsNotUtf8IsStoredAllTheSame) {
+  JobEvent event;
+  event.sequence = 1;
+  event.reason = {"rank_exited", "\xFF\xFE"};
+  EXPECT_TRUE(decode_event(records_of(event)[0].value).ok());
+}
+
+TEST(RecordsTest, EveryStateHasItsName) {
+  for (const JobState state : kJobStates) EXPECT_EQ(job_state_of(job_state_name(state)), state);
+  EXPECT_FALSE(job_state_of("SLEEPING").has_value());
+}
+
+TEST(RecordsTest, SpecKeysGiveTheirJob) {
+  EXPECT_EQ(job_of_spec_key(spec_key(JobId{255})), JobId{255});
+  EXPECT_FALSE(job_of_spec_key("job/00000000000000ff").has_value());
+  EXPECT_FALSE(job_of_spec_key("spec/zz").has_value());
+}
+
+}  // namespace
+}  // namespace penstock

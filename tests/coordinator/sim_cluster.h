@@ -1,0 +1,121 @@
+// A whole cluster in one thread and virtual time: the real coordinator core, worker daemons that follow
+// comm/control/message.h, a network that delays, reorders, repeats and loses, and faults drawn from a seed. Checked
+// after every step of the core; the first violation is kept with its time.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "comm/base/random.h"
+#include "coordinator/core/coordinator.h"
+
+namespace penstock {
+
+struct SimOptions {
+  uint64_t seed = 0;
+  int worker_count = 3;
+  int devices_per_worker = 2;
+  int job_count = 2;
+  double loss = 0.05;  // of each message
+  double repetition = 0.05;
+  bool partitions = true;
+  bool coordinator_crashes = true;
+  Duration fault_time = std::chrono::seconds(40);   // faults happen
+  Duration quiet_time = std::chrono::seconds(400);  // then none do, and every job must end
+};
+
+class SimCluster {
+ public:
+  explicit SimCluster(const SimOptions& options);
+  // The first violated invariant, or empty.
+  std::string run();
+
+  const Coordinator& core() const { return *core_; }
+  int64_t core_steps() const { return core_steps_; }
+  int64_t recoveries() const;
+
+ private:
+  using RankKey = std::tuple<JobId, Epoch, Rank>;
+  struct SimRank {
+    StartRank order;
+    RankStatus status;
+    Instant ready_at;
+    bool begun = false;
+    bool final_answered = false;
+  };
+  struct SimWorker {
+    std::string name;
+    uint64_t incarnation = 0;
+    bool alive = false;
+    bool registered = false;
+    Instant back_at;
+    Instant partitioned_until;
+    uint64_t sequence = 0;
+    Instant next_beat;
+    std::map<JobId, Epoch> fences;
+    std::map<RankKey, SimRank> ranks;
+    std::map<RankKey, ControlMessage> exits;                         // until acknowledged
+    std::map<std::pair<RankKey, int64_t>, ControlMessage> segments;  // until CheckpointOutcome
+    std::string peer() const { return name + "#" + std::to_string(incarnation); }
+  };
+  struct InFlight {
+    bool to_core = false;
+    std::string peer;  // of the worker's side
+    ControlMessage message;
+  };
+
+  bool chance(double probability) { return random_.uniform() < probability; }
+  Duration milliseconds_below(uint64_t bound) {
+    return std::chrono::milliseconds(random_.below(bound));
+  }
+  void post(InFlight flight);
+  void deliver_due();
+  void tick_world();
+  void faults();
+  void submit_and_cancel();
+
+  void start_worker(SimWorker& worker);
+  void kill_worker(SimWorker& worker);
+  void tick_worker(SimWorker& worker);
+  void say(SimWorker& worker, ControlMessage message);
+  void send_register(SimWorker& worker);
+  void on_order(SimWorker& worker, const ControlMessage& message);
+  void on_start(SimWorker& worker, const StartRank& order);
+  void on_stop(SimWorker& worker, const StopRanks& order);
+  void end_rank(SimWorker& worker, const RankKey& key, int32_t code, int32_t signal);
+  void train(JobId job, Epoch epoch);
+
+  void start_core();
+  void crash_core();
+  void feed(const Event& event);
+  void apply(Effects effects);
+  void check(const Effects& effects);
+  void check_start_order(const StartRank& order);
+  void violate(const std::string& what);
+
+  const SimOptions options_;
+  Random random_;
+  Instant now_{1'000'000'000'000'000};
+  const Instant begin_ = now_;
+  std::optional<Coordinator> core_;
+  Instant core_back_at_;
+  std::map<std::string, std::string> store_;
+  std::vector<Record> unsynced_;  // written since the last synced batch
+  std::vector<SimWorker> workers_;
+  std::multimap<Instant, InFlight> network_;
+  std::multimap<Instant, Event> disk_results_;
+  std::map<JobId, std::map<int64_t, Epoch>> disk_;  // committed checkpoints
+  std::set<JobId> acknowledged_;
+  std::map<JobId, JobState> ended_;
+  std::map<JobId, uint64_t> cursors_;
+  uint64_t last_event_ = 0;
+  uint64_t requests_ = 0;
+  int64_t core_steps_ = 0;
+  std::string violation_;
+};
+
+}  // namespace penstock
