@@ -160,6 +160,38 @@ TEST(SegmentTest, TwoRanksNamingOneStoreAgreeOnItsUuid) {
   EXPECT_EQ(store_uuid(directory.path()).status().code(), Code::kDataLoss);
 }
 
+TEST(SegmentTest, ForgedFootersAreRefusedThoughTheirChecksumsAreRight) {
+  SegmentHeader header;
+  header.segment = {1, 2};
+  const auto footer_with = [](std::vector<SegmentSlice> slices) {
+    return segment_format::Footer{3 * 4096, std::move(slices), {0}};
+  };
+  const auto entry = [](uint64_t offset, int64_t elements) {
+    const TensorSlice slice = whole_tensor("w", DType::kF32, {elements});
+    return SegmentSlice{slice, offset, byte_count(slice), {}};
+  };
+  const auto code = [&](const segment_format::Footer& footer) {
+    const auto bytes = segment_format::encode_footer(header, footer);
+    return segment_format::decode_footer(header, bytes).status().code();
+  };
+  const SegmentSlice good = entry(4096, 100);
+  EXPECT_EQ(code(footer_with({good})), Code::kOk);
+  EXPECT_EQ(code(footer_with({entry(4096 * 3 - 4, 2)})), Code::kDataLoss) << "past the data";
+  EXPECT_EQ(code(footer_with({entry(100, 1)})), Code::kDataLoss) << "inside the header";
+  EXPECT_EQ(code(footer_with({entry(UINT64_MAX - 3, 2)})), Code::kDataLoss) << "sum overflows";
+  EXPECT_EQ(code(footer_with({entry(4096, int64_t{1} << 61)})), Code::kDataLoss) << "huge";
+  EXPECT_EQ(code(footer_with({good, entry(4096 + 396, 1)})), Code::kDataLoss) << "overlap";
+  SegmentSlice negative = good;
+  negative.slice.box.offset[0] = -1;
+  EXPECT_EQ(code(footer_with({negative})), Code::kDataLoss);
+  SegmentSlice shorter = good;
+  shorter.byte_count = 4;
+  EXPECT_EQ(code(footer_with({shorter})), Code::kDataLoss) << "length is not the box's";
+  segment_format::Footer too_far = footer_with({good});
+  too_far.data_end = uint64_t{1} << 63;
+  EXPECT_EQ(code(too_far), Code::kDataLoss) << "more blocks than checksums";
+}
+
 TEST(SegmentTest, FileNamesRoundTripAndNothingElseParses) {
   const Uuid uuid = random_uuid();
   const std::string name = segment_file_name(Epoch{4'000'000'000}, Rank{2'000'000'000}, uuid);
