@@ -14,8 +14,8 @@ namespace {
 // Data is read through one window buffer of this size, at fixed file positions.
 constexpr uint64_t kWindowBytes = 4 << 20;
 static_assert(kWindowBytes % kBlockBytesMax == 0, "blocks never straddle two windows");
-// Collected copies that make it worth executing those whose windows are complete; bounds the memory of
-// plans that cut tensors into single elements.
+// Collected copies that make it worth executing those whose windows are complete; bounds the memory
+// of plans that cut tensors into single elements.
 constexpr size_t kCopiesMax = 1 << 18;
 
 // One intersection of a saved piece with a target.
@@ -177,8 +177,8 @@ class SegmentLoad {
   }
   static uint64_t window_end(uint64_t offset) { return window_begin(offset) + kWindowBytes; }
 
-  // Reads and copies what has been collected in windows that end at `until` or before. The others wait
-  // for the slices that share their blocks, so that no block is read twice.
+  // Reads and copies what has been collected in windows that end at `until` or before. The others
+  // wait for the slices that share their blocks, so that no block is read twice.
   Status execute(uint64_t until) {
     std::sort(copies_.begin(), copies_.end(),
               [](const Copy& a, const Copy& b) { return a.file_offset < b.file_offset; });

@@ -21,8 +21,8 @@ struct SliceSource {
 // is gone again.
 //   kInvalidArgument    a slice or its byte count is wrong, or a name and box are given twice
 //   kResourceExhausted  the disk or a quota is full; found before the first byte is written
-//   other codes         the write, sync or close failed. Never retried on the same file: call again,
-//                       which makes a new one
+//   other codes         the write, sync or close failed. Never retried on the same file: call
+//                       again, which makes a new one
 // Cost: one pass over the bytes (copy to a 4 MiB staging buffer, CRC-32C, XXH3-128, write), no
 // other memory.
 Result<SegmentSummary> write_segment(const Path& directory, const SegmentIdentity& identity,

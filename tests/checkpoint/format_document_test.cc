@@ -1,5 +1,5 @@
-// docs/checkpoint-format.md shows a segment and a manifest byte by byte. These tests make the same ones and
-// compare, so that the document stays true; on a difference they print what it must say.
+// docs/checkpoint-format.md shows a segment and a manifest byte by byte. These tests make the same
+// ones and compare, so that the document stays true; on a difference they print what it must say.
 #include <fmt/format.h>
 
 #include "tests/checkpoint/support.h"

@@ -1,5 +1,6 @@
-// A disk under the checkpoint store that fails the n-th change, stops there like a killed process, or loses
-// power: then data that was not synced, and names whose directory was not synced, are lost at random.
+// A disk under the checkpoint store that fails the n-th change, stops there like a killed process,
+// or loses power: then data that was not synced, and names whose directory was not synced, are lost
+// at random.
 #pragma once
 
 #include <map>

@@ -1,5 +1,5 @@
-// What the checkpoint tests share: temporary directories, tensors whose every element is known from its
-// position, checkpoints of several ranks, and a disk that fails, crashes and loses power.
+// What the checkpoint tests share: temporary directories, tensors whose every element is known from
+// its position, checkpoints of several ranks, and a disk that fails, crashes and loses power.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -15,7 +15,8 @@
 
 namespace penstock::checkpoint_test {
 
-// Where tests that save thousands of checkpoints put them: memory, when there is such a file system.
+// Where tests that save thousands of checkpoints put them: memory, when there is such a file
+// system.
 Path memory_directory();
 
 // A new directory, removed with everything in it.
@@ -31,8 +32,8 @@ class TempDirectory {
   Path path_;
 };
 
-// Bytes of a slice of the test tensor of that name: every element is a function of name, `version` and its
-// position in the whole tensor, so that any layout's copy can be checked.
+// Bytes of a slice of the test tensor of that name: every element is a function of name, `version`
+// and its position in the whole tensor, so that any layout's copy can be checked.
 std::vector<std::byte> known_bytes(const TensorSlice& slice, uint64_t version = 0);
 
 // A slice together with the bytes it owns.
@@ -51,8 +52,8 @@ SegmentSummary save_segment(const Path& directory, const SegmentIdentity& identi
 
 CommitSegment commit_segment(const SegmentSummary& summary);
 
-// The small model of these tests: two ranks, "embed" split by rows, "bias" whole on rank 0, "norm" whole on
-// rank 1, "state|step" 0-d on rank 0, "empty" without elements on rank 1.
+// The small model of these tests: two ranks, "embed" split by rows, "bias" whole on rank 0, "norm"
+// whole on rank 1, "state|step" 0-d on rank 0, "empty" without elements on rank 1.
 inline constexpr int kModelRanks = 2;
 std::vector<OwnedSlice> model_slices(int rank, uint64_t version);
 std::vector<TensorSlice> model_tensors();
