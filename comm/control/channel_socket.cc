@@ -95,8 +95,6 @@ Status ZmqSocket::configure(const ZmqSocketOptions& options) {
   PENSTOCK_TRY(set_option(socket_, ZMQ_LINGER, kLingerMs));
   PENSTOCK_TRY(set_option(socket_, ZMQ_SNDHWM, kQueuedFramesMax));
   PENSTOCK_TRY(set_option(socket_, ZMQ_RCVHWM, kQueuedFramesMax));
-  PENSTOCK_TRY(set_option(socket_, ZMQ_HEARTBEAT_IVL, kPingIntervalMs));
-  PENSTOCK_TRY(set_option(socket_, ZMQ_HEARTBEAT_TIMEOUT, kPingTimeoutMs));
   PENSTOCK_TRY(set_option(socket_, ZMQ_HANDSHAKE_IVL, kHandshakeMs));
   const int64_t frame_bytes_max = kFrameBytesMax;
   if (zmq_setsockopt(socket_, ZMQ_MAXMSGSIZE, &frame_bytes_max, sizeof frame_bytes_max) != 0) {
@@ -152,7 +150,16 @@ void ZmqSocket::close() {
   context_ = nullptr;
 }
 
+// Only across a network can the other side vanish without the system closing its connection; a
+// process that is merely stopped for a while must not lose a local one.
+Status ZmqSocket::ping_over_network(const std::string& endpoint) {
+  if (endpoint.rfind("tcp://", 0) != 0) return {};
+  PENSTOCK_TRY(set_option(socket_, ZMQ_HEARTBEAT_IVL, kPingIntervalMs));
+  return set_option(socket_, ZMQ_HEARTBEAT_TIMEOUT, kPingTimeoutMs);
+}
+
 Result<std::string> ZmqSocket::bind(const std::string& endpoint) {
+  PENSTOCK_TRY(ping_over_network(endpoint));
   if (zmq_bind(socket_, endpoint.c_str()) != 0) {
     return zmq_status(errno, fmt::format("bind {}", endpoint));
   }
@@ -165,6 +172,7 @@ Result<std::string> ZmqSocket::bind(const std::string& endpoint) {
 }
 
 Status ZmqSocket::connect(const std::string& endpoint) {
+  PENSTOCK_TRY(ping_over_network(endpoint));
   if (zmq_connect(socket_, endpoint.c_str()) == 0) return {};
   return zmq_status(errno, fmt::format("connect {}", endpoint));
 }

@@ -66,6 +66,10 @@ class AgentTest : public ::testing::Test {
       return Status();
     };
     actions.spawn_rank = [this](const StartRank& start) -> Result<int32_t> {
+      if (spawn_failures > 0) {
+        --spawn_failures;
+        return resource_exhausted("no process left");
+      }
       if (!spawn_result.ok()) return spawn_result;
       spawned.push_back({start.job, start.epoch, start.rank});
       return 1000 + static_cast<int32_t>(spawned.size());
@@ -109,6 +113,7 @@ class AgentTest : public ::testing::Test {
   int64_t now = 1000 * kMs;
   Status send_result;
   Status spawn_result;
+  int spawn_failures = 0;  // so many fail first
   std::vector<ControlMessage> sent;
   std::vector<std::pair<RankKey, ControlMessage>> sent_to_ranks;
   std::vector<RankKey> spawned;
@@ -195,6 +200,15 @@ TEST_F(AgentTest, ACoordinatorThatForgotItIsToldAgainWhatRuns) {
   EXPECT_EQ(registers[0].ranks[0].state, RankState::kReady);
 }
 
+TEST_F(AgentTest, ManySignsOfBeingForgottenGetOneRegister) {
+  register_agent();
+  for (int i = 0; i < 100; ++i) coordinator(Registered{{0}, 1000, ""});
+  EXPECT_EQ(sent_of<Register>().size(), 1U);
+  now += 500 * kMs;
+  agent->on_tick(now);
+  EXPECT_EQ(sent_of<Register>().size(), 2U);
+}
+
 TEST_F(AgentTest, ReconnectionRegistersWithTheRanksThatRun) {
   register_agent();
   run_rank(key(1, 0));
@@ -276,6 +290,31 @@ TEST_F(AgentTest, ANewerEpochKillsTheOlderAndStartsOnceItIsGone) {
   agent->on_rank_exit(now, key(1, 0), {-1, SIGKILL}, "");
   ASSERT_EQ(spawned.size(), 2U);
   EXPECT_EQ(spawned[1], key(2, 0));
+}
+
+TEST_F(AgentTest, WaitingRanksThatCannotStartEndOnceEach) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(start_rank(2, 0));
+  coordinator(start_rank(2, 1));
+  spawn_result = not_found("no such program");
+  agent->on_rank_exit(now, key(1, 0), {-1, SIGKILL}, "");
+  size_t ended = 0;
+  for (const RankExited& exited : sent_of<RankExited>()) ended += exited.epoch.value == 2 ? 1 : 0;
+  EXPECT_EQ(ended, 2U);
+  EXPECT_EQ(agent->rank_count(), 0U);
+}
+
+TEST_F(AgentTest, OneWaitingRankThatCannotStartLeavesTheOtherAlone) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(start_rank(2, 0));
+  coordinator(start_rank(2, 1));
+  spawn_failures = 1;
+  agent->on_rank_exit(now, key(1, 0), {-1, SIGKILL}, "");
+  EXPECT_EQ(spawned.size(), 2U);
+  EXPECT_EQ(spawned.back(), key(2, 1));
+  EXPECT_EQ(agent->rank_count(), 1U);
 }
 
 TEST_F(AgentTest, ARankThatWaitsToStartIsListedAsStarting) {

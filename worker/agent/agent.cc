@@ -99,8 +99,11 @@ void Agent::handle(int64_t now_ns, const Registered& message) {
                          fmt::format("the coordinator refuses this worker: {}", message.refusal));
   }
   if (message.worker.value == 0) {  // a restarted coordinator that does not know us
+    // It says so to every message that was on its way: one Register answers them all.
+    const bool first = registered_;
     registered_ = false;
-    return send_register(now_ns);
+    if (first) send_register(now_ns);
+    return;
   }
   heartbeat_interval_ = std::chrono::milliseconds(message.heartbeat_interval_ms);
   if (registered_) return;  // the answer to a repeated Register
@@ -151,7 +154,11 @@ void Agent::spawn_waiting(int64_t now_ns) {
     const bool alone = key.epoch.value == 1 || !runs_at_or_below(key.job, {key.epoch.value - 1});
     if (entry.pid == 0 && alone) waiting.push_back(key);
   }
-  for (const RankKey& key : waiting) spawn(now_ns, key);
+  for (const RankKey& key : waiting) {
+    // A spawn that fails ends its rank, which may have started the others from here already.
+    const auto rank = ranks_.find(key);
+    if (rank != ranks_.end() && rank->second.pid == 0) spawn(now_ns, key);
+  }
 }
 
 void Agent::spawn(int64_t now_ns, const RankKey& key) {
