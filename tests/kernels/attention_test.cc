@@ -70,7 +70,7 @@ TEST(AttentionTest, CpuAgreesWithReferenceAcrossBlockEdgesOnEveryInstructionSet)
   const auto reference = make_reference_kernels();
   on_each_instruction_set([&](const std::string& name) {
     const auto cpu = make_cpu_kernels();
-    for (const int64_t seq_length : {1, 2, 63, 64, 65, 130}) {
+    for (const int64_t seq_length : {1, 2, 47, 48, 49, 130}) {
       const AttentionShape shape = {2, seq_length, 2, 8, 6, 12};
       const Buffers buffers(shape);
       expect_agreement(run(*cpu, shape, buffers, 0.3F), run(*reference, shape, buffers, 0.3F),
