@@ -200,21 +200,25 @@ class Model(nn.Module):
 
 
 def open_tokens(prefix):
-    with open(prefix + ".idx", "rb") as index:
-        magic, version, code = struct.unpack("<9sQB", index.read(18))
+    try:
+        with open(prefix + ".idx", "rb") as index:
+            magic, version, code = struct.unpack("<9sQB", index.read(18))
+    except (OSError, struct.error) as error:
+        sys.exit(f"cannot read {prefix}.idx: {error}; prepare the data set, or name another with --data")
     if magic != b"MMIDIDX\0\0" or version != 1 or code not in TOKEN_TYPES:
         sys.exit(f"{prefix}.idx is not a Megatron index of token ids")
     return numpy.memmap(prefix + ".bin", dtype=TOKEN_TYPES[code], mode="r")
 
 
-def learning_rate(optimizer, steps, step):
-    peak, warmup = optimizer["lr"], optimizer.get("warmup_steps", 0)
+def learning_rate(spec, step):
+    schedule, steps = spec.get("schedule", {}), spec["training"]["steps"]
+    peak, warmup = spec["optimizer"]["lr"], schedule.get("warmup_steps", 0)
     if step < warmup:
         return peak * step / warmup
     if steps <= warmup:
         return peak
     share = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / (steps - warmup))))
-    floor = optimizer.get("min_lr_ratio", 0.1)
+    floor = schedule.get("min_lr_ratio", 0.1)
     return peak * (floor + (1 - floor) * share)
 
 
@@ -222,7 +226,7 @@ def make_optimizer(model, optimizer):
     groups = [{"params": [p for p in model.parameters() if p.dim() > 1],
                "weight_decay": optimizer.get("weight_decay", 0.1)},
               {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0}]
-    arguments = dict(lr=optimizer["lr"], betas=(optimizer.get("beta1", 0.9), optimizer.get("beta2", 0.95)),
+    arguments = dict(lr=optimizer["lr"], betas=tuple(optimizer.get("betas", (0.9, 0.95))),
                      eps=optimizer.get("eps", 1e-8))
     try:
         return torch.optim.AdamW(groups, fused=True, **arguments)
@@ -268,7 +272,8 @@ def train(options, spec):
     parallelism, length = spec.get("parallelism", {}), spec["data"]["seq_length"]
     sequences = math.prod(parallelism.get(key, 1) for key in ("microbatches", "micro_batch_size", "expert", "data"))
     micro_batch = options.micro_batch or sequences
-    prefixes = options.data or [source["path"] for source in spec["data"]["train"]]
+    folder = os.path.dirname(os.path.abspath(options.spec))  # the spec's paths are relative to it
+    prefixes = options.data or [os.path.join(folder, source["path"]) for source in spec["data"]["train"]]
     batches = Batches(prefixes, length, spec["training"].get("seed", 0))
     torch.manual_seed(spec["training"].get("seed", 0))
     model = Model(Config(spec["model"]), length)
@@ -277,7 +282,7 @@ def train(options, spec):
     for step in range(1, options.steps + 1):
         tokens, targets = batches.take(sequences)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(spec["optimizer"], spec["training"]["steps"], step)
+            group["lr"] = learning_rate(spec, step)
         begin = time.perf_counter()
         loss = train_step(run, optimizer, spec["optimizer"], sequences, micro_batch, tokens, targets)
         model.balance(spec["optimizer"].get("bias_update_speed", 0.001))
