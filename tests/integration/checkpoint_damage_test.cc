@@ -23,8 +23,8 @@ std::vector<Path> files_by_size(const Path& folder) {
 
 class CheckpointDamageTest : public ::testing::Test {
  protected:
-  // Trains until three checkpoints exist, cancels, damages the newest one's segments, resumes, and expects the run to
-  // go on from the one before.
+  // Trains until three checkpoints exist, cancels, damages the newest one's segments, resumes, and
+  // expects the run to go on from the one before.
   void damage_and_resume(const std::function<void(const Path& segment)>& damage) {
     const TinyJob job{.steps = 3000, .checkpoint_interval = 20};
     const std::string id = cluster_.submit(tiny_job_yaml(cluster_.folder(), job));

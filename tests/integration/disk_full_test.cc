@@ -1,4 +1,5 @@
-// A full disk under the checkpoints: the run goes on, the previous checkpoint stays good, the event says so.
+// A full disk under the checkpoints: the run goes on, the previous checkpoint stays good, the event
+// says so.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sched.h>
@@ -10,8 +11,8 @@
 namespace penstock {
 namespace {
 
-// A tmpfs of a given size, in a mount name space of this process, so that nothing outlives the test. Without
-// root it is made in a user name space of its own.
+// A tmpfs of a given size, in a mount name space of this process, so that nothing outlives the
+// test. Without root it is made in a user name space of its own.
 class SmallDisk {
  public:
   SmallDisk(const Path& where, uint64_t bytes) : where_(where) {

@@ -1,4 +1,5 @@
-// Bytes that no friend would send, at every port of a running cluster: refused, counted, and nothing is lost.
+// Bytes that no friend would send, at every port of a running cluster: refused, counted, and
+// nothing is lost.
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>

@@ -68,7 +68,8 @@ TEST(RecoveryTest, AKilledDaemonTakesItsRankAlongAndTheJobGoesOnWhenItIsBack) {
   ASSERT_TRUE(cluster.wait_for_step(id, 40)) << cluster.describe(id);
   const auto before = cluster.rank_pids(id);
   cluster.kill_worker(1);
-  // The other ranks lost a peer, its own rank died with its daemon: none of the old processes stays.
+  // The other ranks lost a peer, its own rank died with its daemon: none of the old processes
+  // stays.
   ASSERT_TRUE(wait_until(
       [&] {
         for (const pid_t pid : before) {

@@ -1,5 +1,5 @@
-// A real cluster on loopback: penstock-coordinator and penstock-worker processes of this build, in a scratch
-// folder of their own, on ports the system chose. Everything it started ends with it.
+// A real cluster on loopback: penstock-coordinator and penstock-worker processes of this build, in
+// a scratch folder of their own, on ports the system chose. Everything it started ends with it.
 #pragma once
 
 #include <chrono>
@@ -19,7 +19,8 @@ namespace penstock {
 using Json = nlohmann::json;
 using std::chrono::seconds;
 
-// Looks at `condition` every few milliseconds until it is true or `limit` has passed. Returns its last value.
+// Looks at `condition` every few milliseconds until it is true or `limit` has passed. Returns its
+// last value.
 bool wait_until(const std::function<bool()>& condition, std::chrono::milliseconds limit);
 
 // A folder that is removed with everything in it.
@@ -99,8 +100,8 @@ class Cluster {
   std::map<std::string, ChildProcess> daemons_;
 };
 
-// Writes a small data set of pseudo-random text with structure to learn, as <folder>/NAME.{bin,idx}; returns the
-// prefix. Vocabulary 257 (bytes).
+// Writes a small data set of pseudo-random text with structure to learn, as
+// <folder>/NAME.{bin,idx}; returns the prefix. Vocabulary 257 (bytes).
 std::string make_dataset(const Path& folder, const std::string& name, uint64_t seed,
                          int64_t tokens);
 
@@ -117,7 +118,8 @@ struct TinyJob {
   int max_restarts = 5;
   std::string checkpoint_dir = "";  // empty: the coordinator's choice
 };
-// The job spec of a model small enough that a step takes milliseconds, on data sets made in `folder`.
+// The job spec of a model small enough that a step takes milliseconds, on data sets made in
+// `folder`.
 std::string tiny_job_yaml(const Path& folder, const TinyJob& job);
 
 }  // namespace penstock
