@@ -11,8 +11,8 @@
 // - Outputs do not overlap inputs unless the operation's comment says they may.
 // - Scratch comes from the caller (`workspace`) or was allocated at construction: no call allocates
 //   once each shape has been seen.
-// - Same backend, same inputs, same alignment: same bits. Sums run in a fixed order that depends on
-//   shapes alone. Backends differ from each other by rounding.
+// - Same backend, same inputs: same bits, wherever the buffers lie. Sums run in a fixed order that
+//   depends on shapes alone. Backends differ from each other by rounding.
 // - Row and group counts may be 0; widths may not. NaN and infinity pass through; none is dropped.
 // - A broken REQUIRES is a PENSTOCK_CHECK: ids and offsets are checked here, because an expert id
 // or
