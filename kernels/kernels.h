@@ -2,21 +2,19 @@
 // loops, the definition of right), cpu (vectorised) and later cuda.
 //
 // Conventions
-// - fp32, row-major. A matrix is {data, stride}: element (i, j) is data[i * stride + j], stride >=
-// the
-//   number of columns, all in floats. A stride wider than the row lets one operation work on a
-//   slice.
+// - fp32, row-major. A matrix is {data, stride}: element (i, j) is data[i * stride + j]; the stride
+//   is at least the number of columns, in floats. A wider one lets an operation work on a slice of
+//   rows.
 // - A pointer is to the backend's own memory. For reference and cpu that is host memory; 64-byte
 //   aligned rows are fastest, nothing requires them.
 // - Outputs do not overlap inputs unless the operation's comment says they may.
-// - Scratch comes from the caller (`workspace`) or was allocated at construction: no call allocates
-//   once each shape has been seen.
+// - Scratch comes from the caller (`workspace`) or was allocated at construction: no call
+//   allocates. (The reference does, in attention and the router; it is for tests.)
 // - Same backend, same inputs: same bits, wherever the buffers lie. Sums run in a fixed order that
 //   depends on shapes alone. Backends differ from each other by rounding.
 // - Row and group counts may be 0; widths may not. NaN and infinity pass through; none is dropped.
-// - A broken REQUIRES is a PENSTOCK_CHECK: ids and offsets are checked here, because an expert id
-// or
-//   token id out of range would be a wild write.
+// - A broken REQUIRES is a PENSTOCK_CHECK. Ids and offsets are checked here, because one out of
+//   range would be a wild write.
 //
 // Thread-safety: one thread at a time per instance; different instances are independent.
 #pragma once
@@ -57,12 +55,11 @@ struct Heads {
 };
 
 // Multi-head attention whose key is [nope part of its own head | rope part shared by all heads], as
-// in multi-head latent attention. rope_dim 0 gives ordinary attention. token = sequence *
-// seq_length + t.
+// in multi-head latent attention. rope_dim 0 gives ordinary attention.
+// token = sequence * seq_length + position.
 struct AttentionShape {
-  int64_t batch = 0;  // sequences
-  int64_t seq_length =
-      0;  // tokens of each; a token sees itself and the earlier ones of its sequence
+  int64_t batch = 0;       // sequences
+  int64_t seq_length = 0;  // tokens of each; one sees itself and those before it in its sequence
   int64_t heads = 0;
   int64_t nope_dim = 0;
   int64_t rope_dim = 0;
@@ -125,7 +122,7 @@ class Kernels {
   // "reference", "cpu".
   virtual std::string_view name() const = 0;
 
-  // ---- Matrix products -------------------------------------------------------------------------
+  // ---- Matrix products ------------------------------------------------------------------------
   // C[m, n] (= or +=) alpha * op(A)[m, k] * op(B)[k, n]. A is stored [m, k], or [k, m] when
   // transposed; B [k, n], or [n, k]. k == 0 leaves zeros (kOverwrite) or C as it was (kAccumulate).
   // A linear layer y = x W^T: forward (x, No)(W, Yes); input gradient (dy, No)(W, No); weight
@@ -137,8 +134,8 @@ class Kernels {
   // Rows grouped by expert: for each group g, with rows [offsets[g], offsets[g+1]) of A and C,
   //   C_g[rows, n] (= or +=) A_g[rows, k] * op(B_g)[k, n],   B_g = b.data + g * group_stride.
   // Forward of an expert layer with weight [n, k]: transpose_b = kYes. Input gradient: kNo with n
-  // and k exchanged. `offsets` has group_count + 1 non-decreasing entries, offsets[0] need not be
-  // 0.
+  // and k exchanged. `offsets` has group_count + 1 non-decreasing entries, the first
+  // need not be 0.
   virtual void grouped_matmul(int64_t group_count, const int64_t* offsets, int64_t n, int64_t k,
                               ConstMatrix a, ConstMatrix b, int64_t group_stride,
                               Transpose transpose_b, Store store, Matrix c) = 0;
@@ -150,7 +147,7 @@ class Kernels {
                                        int64_t n, ConstMatrix a, ConstMatrix b, Matrix c,
                                        int64_t group_stride) = 0;
 
-  // ---- Normalisation and position ---------------------------------------------------------------
+  // ---- Normalisation and position -------------------------------------------------------------
   // y[i, :] = x[i, :] * inv_rms[i] * weight,  inv_rms[i] = 1 / sqrt(mean(x[i, :]^2) + eps).
   // x, y: [rows, width]; inv_rms: [rows], kept for the backward. y may be x.
   virtual void rms_norm(int64_t rows, int64_t width, ConstMatrix x, const float* weight, float eps,
@@ -173,10 +170,9 @@ class Kernels {
   virtual void rope(int64_t tokens, int64_t seq_length, int64_t heads, int64_t dim,
                     const float* cosine, const float* sine, bool inverse, Heads x) = 0;
 
-  // ---- Attention
-  // --------------------------------------------------------------------------------- Floats of
-  // scratch that the two functions below need for this shape. Never grows with batch, and is linear
-  // in seq_length.
+  // ---- Attention ------------------------------------------------------------------------------
+  // Floats of scratch that the two functions below need for this shape. Never grows with batch or
+  // heads, and is linear in seq_length.
   virtual int64_t attention_workspace_floats(const AttentionShape& shape) const = 0;
 
   // out[token, head, :] = sum_j softmax_j(scale * query . key_j) value_j over the tokens j <= token
@@ -192,23 +188,21 @@ class Kernels {
                                   const float* log_sum_exp, ConstHeads d_out,
                                   const AttentionGradients& gradients, float* workspace) = 0;
 
-  // ---- Feed-forward
-  // ------------------------------------------------------------------------------ y = silu(gate) *
-  // up. All [rows, width]; gate and up may be the halves of one wider buffer.
+  // ---- Feed-forward ---------------------------------------------------------------------------
+  // y = silu(gate) * up. All [rows, width]; gate and up may be the halves of one wider buffer.
   virtual void swiglu(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up, Matrix y) = 0;
 
   // d_gate = dy * up * silu'(gate), d_up = dy * silu(gate). d_gate may be gate and d_up may be up.
   virtual void swiglu_backward(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up,
                                ConstMatrix dy, Matrix d_gate, Matrix d_up) = 0;
 
-  // ---- Router (DeepSeek-V3 "noaux_tc" gate)
-  // ---------------------------------------------------------- scores = sigmoid(logits); choice =
-  // scores + bias (the bias only chooses, it never weighs). A group's score is the sum of its two
-  // largest choices; the best topk_groups groups are kept, the choices of the others become 0.0
-  // (not -inf: as Hugging Face's deepseek_v3 does, so an expert of a dropped group can win over a
-  // kept one whose choice is negative); the topk largest choices win. Ties go to the lowest index,
-  // for groups and experts. weights = scores of the winners
-  // [/ (their sum + 1e-20)] * scaling_factor.
+  // ---- Router (DeepSeek-V3 "noaux_tc" gate) ---------------------------------------------------
+  // scores = sigmoid(logits); choice = scores + bias (the bias only chooses, it never weighs).
+  // A group's score is the sum of its two largest choices. The best topk_groups groups are kept;
+  // the choices of the others become 0.0 (not -inf: as Hugging Face's deepseek_v3 does, so an
+  // expert of a dropped group can win over a kept one whose choice is negative). The topk largest
+  // choices win. Ties go to the lowest index, for groups and for experts.
+  //   weights = scores of the winners [/ (their sum + 1e-20)] * scaling_factor
   // logits: [tokens, experts]; bias: [experts]; scores: [tokens, experts] contiguous, kept for the
   // backward; expert_ids, weights: [tokens, topk], by falling choice; counts: [experts], tokens per
   // expert, overwritten. A NaN choice ranks above every number, so that it shows in the weights.
@@ -221,8 +215,7 @@ class Kernels {
                                const int32_t* expert_ids, const float* d_weights,
                                Matrix d_logits) = 0;
 
-  // ---- Loss
-  // ---------------------------------------------------------------------------------------
+  // ---- Loss -----------------------------------------------------------------------------------
   // losses[i] = log_sum_exp(logits[i, :]) - logits[i, targets[i]]
   // d_logits[i, :] = gradient_scale * (softmax(logits[i, :]) - onehot(targets[i]))
   // A row with targets[i] < 0 is ignored: loss and gradient 0. d_logits may be logits; null data
@@ -232,9 +225,8 @@ class Kernels {
                              const int32_t* targets, float gradient_scale, float* losses,
                              Matrix d_logits) = 0;
 
-  // ---- Rows
-  // ---------------------------------------------------------------------------------------- y[i,
-  // :] = table[ids[i], :].  table: [vocab, width] contiguous. REQUIRES: 0 <= ids[i] < vocab.
+  // ---- Rows -----------------------------------------------------------------------------------
+  // y[i, :] = table[ids[i], :].  table: [vocab, width] contiguous. REQUIRES: 0 <= ids[i] < vocab.
   virtual void embedding(int64_t rows, int64_t vocab, int64_t width, const int32_t* ids,
                          const float* table, Matrix y) = 0;
   // d_table[ids[i], :] += dy[i, :], in the order of i.
@@ -255,8 +247,8 @@ class Kernels {
   // y += x, [rows, width], between strides.
   virtual void accumulate_rows(int64_t rows, int64_t width, ConstMatrix x, Matrix y) = 0;
 
-  // ---- Vectors of `count` floats
-  // ------------------------------------------------------------------- y = a + b; y may be a or b.
+  // ---- Vectors of `count` floats --------------------------------------------------------------
+  // y = a + b; y may be a or b.
   virtual void add(int64_t count, const float* a, const float* b, float* y) = 0;
   // y += x
   virtual void accumulate(int64_t count, const float* x, float* y) = 0;

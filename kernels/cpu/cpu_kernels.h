@@ -1,6 +1,7 @@
-// The fast host backend, vectorised with Highway, instruction set chosen at run time. Matrix products
-// are its own (measured against BLAS libraries in docs/benchmarks/matmul.md): a row's result has the
-// same bits whichever rows it is batched with, and AVX2 and AVX-512 hosts agree bit for bit.
+// The fast host backend, vectorised with Highway, instruction set chosen at run time. Matrix
+// products are its own (measured against BLAS libraries in docs/benchmarks/matmul.md): a row's
+// result has the same bits whichever rows it is batched with, and AVX2 and AVX-512 hosts agree bit
+// for bit.
 #pragma once
 
 #include <memory>
