@@ -1,5 +1,6 @@
 #include "comm/control/event_loop.h"
 
+#include <atomic>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
@@ -75,6 +76,7 @@ struct EventLoop::Impl {
   asio::io_context context{1};
   // Keeps run() from returning while nothing is pending.
   asio::executor_work_guard<asio::io_context::executor_type> work{context.get_executor()};
+  std::atomic<bool> stop_requested{false};
   uint64_t last_id = 0;  // timers and watches count together; 0 is none
   std::unordered_map<uint64_t, std::shared_ptr<Timer>> timers;
   std::unordered_map<uint64_t, std::shared_ptr<Watch>> watches;
@@ -105,10 +107,14 @@ EventLoop::~EventLoop() {
 
 void EventLoop::run() {
   impl_->context.restart();
-  impl_->context.run();
+  // A stop() before the restart, which made the restart forget it, left the flag; one after it
+  // makes context.run() return at once.
+  if (!impl_->stop_requested) impl_->context.run();
+  impl_->stop_requested = false;
 }
 
 void EventLoop::stop() {
+  impl_->stop_requested = true;
   impl_->context.stop();
 }
 

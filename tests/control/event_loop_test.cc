@@ -60,10 +60,20 @@ TEST(EventLoopTest, PostWorksFromAnotherThread) {
 TEST(EventLoopTest, StopFromAnotherThreadEndsAnIdleLoop) {
   EventLoop loop;
   std::thread other([&] { loop.stop(); });
-  other.join();
-  loop.post([&] { loop.stop(); });  // in case run() forgot the earlier stop: it restarts
   loop.run();
-  SUCCEED();
+  other.join();
+}
+
+TEST(EventLoopTest, AStopBeforeRunIsNotForgotten) {
+  EventLoop loop;
+  loop.stop();
+  bool ran_out_of_patience = false;
+  loop.call_after(std::chrono::seconds(10), [&] {
+    ran_out_of_patience = true;
+    loop.stop();
+  });
+  loop.run();
+  EXPECT_FALSE(ran_out_of_patience);
 }
 
 TEST(EventLoopTest, RunsAgainAfterStop) {

@@ -125,8 +125,8 @@ void Daemon::make_agent() {
     exit_code_ = code;
     loop_.stop();
   };
-  log_info("worker {}: {} device(s), metrics on http://{}/metrics, state in {}", config.name,
-           config.device_count, config.http_address, options_.state_dir.string());
+  log_info("{} device(s), metrics on http://{}/metrics, state in {}", config.device_count,
+           config.http_address, options_.state_dir.string());
   agent_ = std::make_unique<Agent>(std::move(config), std::move(actions));
 }
 
