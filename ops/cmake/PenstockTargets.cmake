@@ -29,5 +29,6 @@ function(penstock_test NAME)
   target_link_libraries(${NAME} PRIVATE penstock_options ${ARG_DEPS} GTest::gtest GTest::gtest_main)
   # The list of tests is read when ctest runs, so that a build never executes anything.
   gtest_discover_tests(${NAME} DISCOVERY_MODE PRE_TEST TEST_PREFIX ${NAME}.
-    PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+    PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
+    ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/ops/tsan.supp")
 endfunction()
