@@ -1,0 +1,208 @@
+#include "coordinator/driver/checkpoint_thread.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "checkpoint/names.h"
+#include "checkpoint/saved_slice.h"
+#include "checkpoint/store.h"
+#include "comm/base/log.h"
+
+namespace penstock {
+namespace {
+
+// Names the weights of a checkpoint: equal for equal bits in an equal layout, whatever else the checkpoint holds.
+std::string weights_digest(const Manifest& manifest) {
+  DigestStream stream;
+  for (const ManifestTensor& tensor : manifest.tensors) {
+    if (parse_logical_name(tensor.name).kind != TensorKind::kWeight) continue;
+    ByteWriter writer;
+    writer.put_string(tensor.name);
+    for (const ManifestPiece& piece : tensor.pieces) {
+      for (const int64_t at : piece.box.offset) writer.put(at);
+      for (const int64_t size : piece.box.size) writer.put(size);
+      writer.put(piece.digest);
+    }
+    stream.update(writer.data());
+  }
+  return to_hex(stream.finish());
+}
+
+Result<CheckpointRecord> commit_now(CheckpointStore& store, const CommitCheckpoint& request) {
+  CommitRequest commit;
+  commit.epoch = request.epoch;
+  commit.step = request.step;
+  commit.created_at = request.at;
+  commit.spec_json = request.spec_json;
+  commit.layout = request.layout;
+  for (const SegmentSaved& saved : request.segments) {
+    PENSTOCK_TRY_ASSIGN(CommitSegment segment, to_commit_segment(saved));
+    commit.segments.push_back(std::move(segment));
+  }
+  PENSTOCK_TRY_ASSIGN(const CommitReport report, store.commit(commit));
+  if (!report.index.ok()) log_warning("checkpoint index: {}", report.index.to_string());
+  CheckpointRecord record;
+  const Path manifest = store.directory() / report.info.manifest_file;
+  record.step = request.step;
+  record.epoch = request.epoch;
+  record.manifest = manifest.string();
+  record.bytes = report.info.payload_bytes;
+  const Result<StoredManifest> stored = read_manifest(manifest);
+  if (stored.ok()) record.weights_digest = weights_digest(stored->manifest);
+  return record;
+}
+
+void remove_old(CheckpointStore& store, const CommitCheckpoint& request) {
+  if (const auto removed = store.retain(request.keep_last); !removed.ok()) {
+    log_warning("job {}: old checkpoints stay: {}", request.job, removed.status().to_string());
+  }
+  if (const auto swept = store.sweep_orphans(request.epoch); !swept.ok()) {
+    log_warning("job {}: left-over segments stay: {}", request.job, swept.status().to_string());
+  }
+}
+
+std::string sentence(const RefusedCheckpoint& refused) {
+  return fmt::format("{}: {}", refused.manifest_file, refused.reason.message());
+}
+
+// The newest checkpoint of which every byte is as it was written.
+NewestWhole newest_verified(const Path& directory, JobId job) {
+  StoreListing listing = list_checkpoints(directory, job);
+  NewestWhole newest;
+  newest.refused = std::move(listing.refused);
+  for (auto at = listing.checkpoints.rbegin(); at != listing.checkpoints.rend(); ++at) {
+    const Result<StoredManifest> stored = read_manifest(directory / at->manifest_file);
+    const Status status =
+        stored.ok() ? verify_checkpoint(directory, stored->manifest) : stored.status();
+    if (status.ok()) {
+      newest.checkpoint = *at;
+      break;
+    }
+    newest.refused.push_back({at->commit_seq, at->manifest_file, status});
+  }
+  return newest;
+}
+
+CheckpointFound find_now(const FindCheckpoint& request) {
+  const Path directory = request.directory;
+  CheckpointFound found;
+  found.job = request.job;
+  std::error_code error;
+  if (!std::filesystem::exists(directory, error)) {
+    if (error) found.status = errno_status(error.value(), "look at " + request.directory);
+    return found;
+  }
+  const NewestWhole newest = request.read_everything ? newest_verified(directory, request.job)
+                                                     : newest_whole(directory, request.job);
+  for (const RefusedCheckpoint& refused : newest.refused) {
+    found.refused.push_back(sentence(refused));
+  }
+  if (newest.checkpoint) {
+    found.step = newest.checkpoint->step;
+    found.manifest = (directory / newest.checkpoint->manifest_file).string();
+  }
+  return found;
+}
+
+std::vector<ListedCheckpoint> list_now(const Path& directory, JobId job) {
+  const StoreListing listing = list_checkpoints(directory, job);
+  std::vector<ListedCheckpoint> listed;
+  for (const CheckpointInfo& info : listing.checkpoints) {
+    ListedCheckpoint item{
+        info.step,          info.epoch,      (directory / info.manifest_file).string(),
+        info.payload_bytes, info.created_at, {}};
+    const Result<StoredManifest> stored = read_manifest(item.manifest);
+    const Status whole =
+        stored.ok() ? check_segments(directory, stored->manifest) : stored.status();
+    if (!whole.ok()) item.damage = whole.message();
+    listed.push_back(std::move(item));
+  }
+  for (const RefusedCheckpoint& refused : listing.refused) {
+    ListedCheckpoint item;
+    item.manifest = (directory / refused.manifest_file).string();
+    item.damage = refused.reason.message();
+    listed.push_back(std::move(item));
+  }
+  return listed;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<CheckpointThread>> CheckpointThread::start(EventLoop& loop,
+                                                                  const Path& index_path) {
+  PENSTOCK_TRY_ASSIGN(std::unique_ptr<CheckpointIndex> index, CheckpointIndex::open(index_path));
+  if (!index->opening_report().empty()) log_warning("{}", index->opening_report());
+  return std::make_unique<CheckpointThread>(loop, std::move(index));
+}
+
+CheckpointThread::CheckpointThread(EventLoop& loop, std::unique_ptr<CheckpointIndex> index)
+    : loop_(loop), index_(std::move(index)), thread_([this] { run(); }) {}
+
+CheckpointThread::~CheckpointThread() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+void CheckpointThread::enqueue(std::function<void()> task) {
+  {
+    const std::lock_guard lock(mutex_);
+    tasks_.push_back(std::move(task));
+  }
+  wake_.notify_one();
+}
+
+void CheckpointThread::run() {
+  while (true) {
+    std::unique_lock lock(mutex_);
+    wake_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
+    if (stopping_) return;
+    const std::function<void()> task = std::move(tasks_.front());
+    tasks_.pop_front();
+    lock.unlock();
+    task();
+  }
+}
+
+void CheckpointThread::commit(CommitCheckpoint request,
+                              std::function<void(CheckpointDone, Duration)> done) {
+  enqueue([this, request = std::move(request), done = std::move(done)] {
+    const int64_t begun_ns = monotonic_ns();
+    CheckpointDone result;
+    result.job = request.job;
+    result.epoch = request.epoch;
+    result.step = request.step;
+    Result<CheckpointStore> store =
+        CheckpointStore::open(request.directory, request.job, index_.get());
+    Result<CheckpointRecord> record =
+        store.ok() ? commit_now(*store, request) : Result<CheckpointRecord>(store.status());
+    if (record.ok()) {
+      result.checkpoint = *std::move(record);
+    } else {
+      result.status = record.status();
+    }
+    const Duration took(monotonic_ns() - begun_ns);
+    const bool committed = result.status.ok();
+    loop_.post([done, result = std::move(result), took] { done(result, took); });
+    if (committed) remove_old(*store, request);  // after the answer: ranks wait for that
+  });
+}
+
+void CheckpointThread::find(FindCheckpoint request, std::function<void(CheckpointFound)> done) {
+  enqueue([this, request = std::move(request), done = std::move(done)] {
+    loop_.post([done, found = find_now(request)] { done(found); });
+  });
+}
+
+void CheckpointThread::list(JobId job, Path directory,
+                            std::function<void(Result<std::vector<ListedCheckpoint>>)> done) {
+  enqueue([this, job, directory = std::move(directory), done = std::move(done)] {
+    loop_.post([done, listed = list_now(directory, job)] { done(listed); });
+  });
+}
+
+}  // namespace penstock

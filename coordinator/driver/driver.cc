@@ -1,0 +1,253 @@
+#include "coordinator/driver/driver.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "comm/base/clock.h"
+#include "comm/base/log.h"
+#include "comm/control/channel.h"
+#include "comm/control/event_loop.h"
+#include "coordinator/driver/checkpoint_thread.h"
+#include "coordinator/driver/run_metrics.h"
+
+namespace penstock {
+namespace {
+
+constexpr Duration kTickInterval = std::chrono::milliseconds(100);
+
+// Wall-clock time that never jumps: set once, carried on by the monotonic clock.
+class SteadyWall {
+ public:
+  Instant now() const { return wall_ + Duration(monotonic_ns() - monotonic_); }
+
+ private:
+  const Instant wall_ = wall_now();
+  const int64_t monotonic_ = monotonic_ns();
+};
+
+Result<FileDescriptor> lock_directory(const Path& directory) {
+  PENSTOCK_TRY(create_directories_durably(directory));
+  PENSTOCK_TRY_ASSIGN(FileDescriptor fd, open_file(directory / "LOCK", O_RDWR | O_CREAT));
+  if (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    return already_exists("state directory " + directory.string() +
+                          " is in use by another coordinator; stop it or choose another directory");
+  }
+  return fd;
+}
+
+}  // namespace
+
+struct Driver::Impl {
+  explicit Impl(DriverOptions given)
+      : options(std::move(given)), core(core_config(options)), logs(options.state_dir / "logs") {}
+
+  static CoreConfig core_config(const DriverOptions& options) {
+    CoreConfig config;
+    config.checkpoint_root = (options.state_dir / "checkpoints").string();
+    config.heartbeat_interval = std::chrono::milliseconds(options.heartbeat_interval_ms);
+    return config;
+  }
+
+  Status start();
+  Status listen();
+  Status write_endpoints() const;
+  ApiActions api_actions();
+  void feed(const Event& event);
+  void act(Effects effects);
+  void send(const OutgoingMessage& out);
+  void append_log(const LogChunk& chunk);
+  void tick();
+
+  const DriverOptions options;
+  const SteadyWall clock;
+  FileDescriptor lock;
+  EventLoop loop;
+  std::unique_ptr<RecordStore> store;
+  Coordinator core;
+  LogFiles logs;
+  MetricRegistry registry;
+  std::optional<RunMetrics> metrics;
+  std::unique_ptr<CheckpointThread> checkpoints;
+  std::unique_ptr<RouterChannel> workers;
+  std::unique_ptr<HttpServer> http;
+  std::optional<Api> api;
+  std::map<RequestId, std::function<void(const Answer&)>> requests;
+  uint64_t last_request = 0;
+  Status broken;  // not ok: the store refused a write, and nothing may be decided any more
+};
+
+Status Driver::Impl::start() {
+  PENSTOCK_TRY_ASSIGN(lock, lock_directory(options.state_dir));
+  PENSTOCK_TRY_ASSIGN(store, open_rocks_store(options.state_dir / "state"));
+  PENSTOCK_TRY_ASSIGN(const StoredState stored, read_stored_state(*store));
+  PENSTOCK_TRY_ASSIGN(Effects effects, core.start(clock.now(), stored));
+  metrics.emplace(registry, core);
+  PENSTOCK_TRY_ASSIGN(checkpoints,
+                      CheckpointThread::start(loop, options.state_dir / "checkpoint-index"));
+  PENSTOCK_TRY(listen());
+  act(std::move(effects));
+  PENSTOCK_TRY(broken);
+  PENSTOCK_TRY(write_endpoints());
+  loop.call_every(kTickInterval, [this] { tick(); });
+  return {};
+}
+
+Status Driver::Impl::listen() {
+  RouterChannel::Handlers handlers;
+  handlers.on_message = [this](const PeerId& peer, ControlMessage message) {
+    feed(WorkerMessage{peer, std::move(message)});
+  };
+  handlers.on_rejected = [this](const Rejection& rejection) {
+    metrics->frame_rejected(rejection.peer.empty() ? "connection" : "frame");
+    log_warning("refused {} bytes from {}: {}", rejection.byte_count,
+                rejection.address.empty() ? "a control connection" : rejection.address,
+                rejection.reason.message());
+  };
+  const std::string endpoint = fmt::format("tcp://{}:{}", options.bind, options.control_port);
+  PENSTOCK_TRY_ASSIGN(workers, RouterChannel::bind(loop, endpoint, std::move(handlers)));
+
+  api.emplace(core, *store, logs, registry, api_actions());
+  HttpServerOptions http_options;
+  http_options.bind = options.bind;
+  http_options.port = options.http_port;
+  PENSTOCK_TRY_ASSIGN(http,
+                      HttpServer::start(loop.io_context(), http_options,
+                                        [this](const HttpRequest& request, HttpResponder respond) {
+                                          if (request.path == "/metrics")
+                                            metrics->refresh(clock.now());
+                                          api->handle(request, std::move(respond));
+                                        }));
+  return {};
+}
+
+Status Driver::Impl::write_endpoints() const {
+  const std::string& control = workers->endpoint();
+  const nlohmann::json endpoints = {
+      {"bind", options.bind},
+      {"http_port", http->port()},
+      {"control_port", std::stoi(control.substr(control.rfind(':') + 1))},
+      {"http", fmt::format("http://{}:{}", options.bind, http->port())},
+      {"control", control},
+      {"pid", getpid()}};
+  return replace_file_durably(options.state_dir / "endpoints.json",
+                              as_bytes(endpoints.dump(2) + "\n"));
+}
+
+ApiActions Driver::Impl::api_actions() {
+  ApiActions actions;
+  actions.command = [this](std::function<Event(RequestId)> make,
+                           std::function<void(const Answer&)> done) {
+    const RequestId request = {++last_request};
+    requests.emplace(request, std::move(done));
+    feed(make(request));
+  };
+  actions.list_checkpoints = [this](const Job& job, auto done) {
+    checkpoints->list(job.record.id, job.record.checkpoint_dir, std::move(done));
+  };
+  actions.ready = [this] { return broken; };
+  actions.now = [this] { return clock.now(); };
+  return actions;
+}
+
+void Driver::Impl::feed(const Event& event) {
+  if (!broken.ok()) return;
+  act(core.step(clock.now(), event));
+}
+
+// Writes first, acts after: nobody hears of what could still be forgotten.
+void Driver::Impl::act(Effects effects) {
+  const std::vector<Record> records = records_of(effects);
+  if (!records.empty()) {
+    const int64_t begun_ns = monotonic_ns();
+    broken = store->write(records, effects.must_sync());
+    if (!broken.ok()) {
+      log_error("stopping, because the state store refuses writes: {}", broken.message());
+      return loop.stop();
+    }
+    if (effects.must_sync()) metrics->observe_write(Duration(monotonic_ns() - begun_ns));
+  }
+  metrics->observe(clock.now(), effects);
+  for (const LogLine& line : effects.log) log_line(line.level, line.text);
+  for (const JobEvent& event : effects.events) {
+    const std::string subject =
+        event.job.value == 0 ? "" : fmt::format("job {} \"{}\": ", event.job, event.job_name);
+    log_info("{}{}{}", subject,
+             event.from ? fmt::format("{} ", job_state_name(*event.state)) : std::string(),
+             event.reason.message);
+  }
+  for (const LogChunk& chunk : effects.log_chunks) append_log(chunk);
+  for (const OutgoingMessage& out : effects.messages) send(out);
+  for (CommitCheckpoint& commit : effects.commits) {
+    checkpoints->commit(std::move(commit), [this](const CheckpointDone& done, Duration took) {
+      metrics->observe_commit(core.find_job(done.job)->record, took);
+      feed(done);
+    });
+  }
+  for (FindCheckpoint& find : effects.finds) {
+    checkpoints->find(std::move(find), [this](const CheckpointFound& found) { feed(found); });
+  }
+  for (const Answer& answer : effects.answers) {
+    const auto request = requests.extract(answer.request);
+    if (!request.empty()) request.mapped()(answer);
+  }
+  if (!records.empty() || !effects.log_chunks.empty()) api->wake();
+}
+
+void Driver::Impl::send(const OutgoingMessage& out) {
+  // What cannot be sent is repeated by the core until workers report it done.
+  const Status sent = workers->send(out.peer, out.message);
+  if (!sent.ok()) log_debug("{} not sent: {}", message_name(out.message), sent.message());
+}
+
+void Driver::Impl::append_log(const LogChunk& chunk) {
+  const Status appended = logs.append(chunk);
+  if (!appended.ok()) {
+    log_debug("log of job {} rank {}: {}", chunk.job, chunk.rank, appended.message());
+  }
+}
+
+void Driver::Impl::tick() {
+  feed(Tick{});
+  api->expire();
+}
+
+Driver::Driver(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Driver::~Driver() = default;
+
+Result<std::unique_ptr<Driver>> Driver::start(DriverOptions options) {
+  options.state_dir = std::filesystem::absolute(options.state_dir);
+  auto impl = std::make_unique<Impl>(std::move(options));
+  PENSTOCK_TRY(impl->start());
+  return std::make_unique<Driver>(std::move(impl));
+}
+
+ExitCode Driver::run() {
+  impl_->loop.on_signals({SIGTERM, SIGINT}, [this](int signal) {
+    log_info("stopping on signal {}; jobs go on without a coordinator", signal);
+    impl_->loop.stop();
+  });
+  log_info("serving HTTP on {} and workers on {}, state in {}", http_address(), control_endpoint(),
+           impl_->options.state_dir.string());
+  impl_->loop.run();
+  return impl_->broken.ok() ? ExitCode::kOk : ExitCode::kFailure;
+}
+
+void Driver::stop() {
+  impl_->loop.stop();
+}
+
+std::string Driver::http_address() const {
+  return fmt::format("{}:{}", impl_->options.bind, impl_->http->port());
+}
+
+std::string Driver::control_endpoint() const {
+  return impl_->workers->endpoint();
+}
+
+}  // namespace penstock

@@ -1,0 +1,303 @@
+#include "coordinator/driver/run_metrics.h"
+
+#include <cmath>
+
+#include "comm/base/version.h"
+
+namespace penstock {
+namespace {
+
+const std::vector<double>& step_bounds_seconds() {
+  static const std::vector<double> bounds = {0.01, 0.025, 0.05, 0.1,  0.25, 0.5,  1.0,
+                                             2.5,  5.0,   10.0, 30.0, 60.0, 120.0};
+  return bounds;
+}
+
+// Every cause a restart can have (coordinator/core/failure.h and the daemons' fates).
+constexpr const char* kCauses[] = {"rank_exited",      "rank_killed",  "out_of_memory",
+                                   "peer_lost",        "data_corrupt", "worker_lost",
+                                   "worker_restarted", "rank_missing", "start_timeout"};
+constexpr JobState kFinalStates[] = {JobState::kSucceeded, JobState::kFailed, JobState::kCancelled};
+
+double seconds_of(Instant at) {
+  return static_cast<double>(at.nanoseconds) * 1e-9;
+}
+
+Counter finished_runs(MetricRegistry& registry, JobState outcome) {
+  return registry.counter("penstock_coordinator_runs_finished_total", "Runs that ended.",
+                          {{"outcome", std::string(job_state_name(outcome))}});
+}
+Histogram queue_wait(MetricRegistry& registry) {
+  return registry.histogram("penstock_coordinator_queue_wait_seconds",
+                            "Time from QUEUED to a placement.", {0.1, 1, 10, 60, 600, 3600, 36000});
+}
+Histogram journal_write(MetricRegistry& registry) {
+  return registry.histogram("penstock_coordinator_journal_fsync_duration_seconds",
+                            "Time to make one batch of records durable.", latency_bounds_seconds());
+}
+Counter rejected(MetricRegistry& registry, const std::string& kind) {
+  return registry.counter("penstock_coordinator_frames_rejected_total",
+                          "Control frames and connections refused because they are malformed.",
+                          {{"kind", kind}});
+}
+Counter steps(MetricRegistry& registry, const std::string& run) {
+  return registry.counter("penstock_run_steps_total", "Steps trained, replayed ones included.",
+                          {{"run", run}});
+}
+Counter replayed_steps(MetricRegistry& registry, const std::string& run) {
+  return registry.counter("penstock_run_replayed_steps_total",
+                          "Steps trained again after a recovery.", {{"run", run}});
+}
+Counter tokens(MetricRegistry& registry, const std::string& run) {
+  return registry.counter("penstock_run_tokens_total", "Tokens trained, replayed ones included.",
+                          {{"run", run}});
+}
+Counter nonfinite_steps(MetricRegistry& registry, const std::string& run) {
+  return registry.counter("penstock_run_nonfinite_steps_total",
+                          "Steps whose loss or gradient norm was not finite.", {{"run", run}});
+}
+Counter restarts(MetricRegistry& registry, const std::string& run, const std::string& cause) {
+  return registry.counter("penstock_run_restarts_total", "Recoveries, by first cause.",
+                          {{"run", run}, {"cause", cause}});
+}
+Counter saves(MetricRegistry& registry, const std::string& run, const std::string& result) {
+  return registry.counter("penstock_checkpoint_saves_total", "Checkpoints, by result.",
+                          {{"run", run}, {"result", result}});
+}
+Histogram step_duration(MetricRegistry& registry, const std::string& run) {
+  return registry.histogram("penstock_run_step_duration_seconds", "Duration of a training step.",
+                            step_bounds_seconds(), {{"run", run}});
+}
+Histogram recovery_duration(MetricRegistry& registry, const std::string& run) {
+  return registry.histogram("penstock_run_recovery_duration_seconds",
+                            "Time from a failure to training again.", step_bounds_seconds(),
+                            {{"run", run}});
+}
+Histogram save_duration(MetricRegistry& registry, const std::string& run) {
+  return registry.histogram("penstock_checkpoint_save_duration_seconds",
+                            "Time of one stage of saving a checkpoint.", step_bounds_seconds(),
+                            {{"run", run}, {"stage", "commit"}});
+}
+Gauge run_gauge(MetricRegistry& registry, const char* name, const char* help,
+                const std::string& run) {
+  return registry.gauge(name, help, {{"run", run}});
+}
+Gauge loss(MetricRegistry& registry, const std::string& run, const char* kind) {
+  return registry.gauge("penstock_run_loss", "Newest mean cross-entropy, nats per token.",
+                        {{"run", run}, {"kind", kind}});
+}
+Gauge last_step_time(MetricRegistry& registry, const std::string& run) {
+  return run_gauge(registry, "penstock_run_last_step_timestamp_seconds",
+                   "When the newest step finished; before the first, when the attempt began.", run);
+}
+Gauge last_save_time(MetricRegistry& registry, const std::string& run) {
+  return run_gauge(
+      registry, "penstock_checkpoint_last_success_timestamp_seconds",
+      "When the newest checkpoint was committed; before the first, when the run began.", run);
+}
+
+}  // namespace
+
+RunMetrics::RunMetrics(MetricRegistry& registry, const Coordinator& core)
+    : registry_(registry), core_(core) {
+  registry_
+      .gauge("penstock_build_info", "1, labelled with what is running.", {{"version", kVersion}})
+      .set(1);
+  for (const JobState state : kFinalStates) finished_runs(registry_, state);
+  for (const char* kind : {"frame", "connection"}) rejected(registry_, kind);
+  queue_wait(registry_);
+  journal_write(registry_);
+  for (const auto& [id, job] : core_.jobs()) {
+    if (!is_final(job.record.state)) create(job);
+  }
+}
+
+std::string RunMetrics::run(JobId job) const {
+  return core_.find_job(job)->record.name;
+}
+
+void RunMetrics::create(const Job& job) {
+  const JobRecord& record = job.record;
+  const std::string& run = record.name;
+  // An ended job of the same name leaves its series behind.
+  registry_.remove_series("run", run);
+  std::erase_if(created_, [&](JobId id) { return core_.find_job(id)->record.name == run; });
+  created_.insert(record.id);
+  registry_
+      .gauge(
+          "penstock_run_info", "1, labelled with what the run is.",
+          {{"run", run},
+           {"run_id", fmt::format("{}", record.id)},
+           {"schedule", job.spec.parallelism.schedule == Schedule::kDualPipe ? "dualpipe" : "1f1b"},
+           {"spec_digest", to_hex(spec_digest(job.spec))}})
+      .set(1);
+  steps(registry_, run);
+  replayed_steps(registry_, run);
+  tokens(registry_, run);
+  nonfinite_steps(registry_, run);
+  for (const char* cause : kCauses) restarts(registry_, run, cause);
+  for (const char* result : {"committed", "failed"}) saves(registry_, run, result);
+  step_duration(registry_, run);
+  recovery_duration(registry_, run);
+  save_duration(registry_, run);
+  run_gauge(registry_, "penstock_run_target_steps", "Steps the run is to train.", run)
+      .set(static_cast<double>(record.target_steps));
+  run_gauge(registry_, "penstock_run_global_batch_tokens", "Tokens of one step.", run)
+      .set(static_cast<double>(job.spec.tokens_per_step()));
+  run_gauge(registry_, "penstock_run_step", "Newest finished step.", run)
+      .set(static_cast<double>(record.last_step ? record.last_step->step : 0));
+  run_gauge(registry_, "penstock_checkpoint_last_success_step", "Step of the newest checkpoint.",
+            run)
+      .set(static_cast<double>(record.checkpoint ? record.checkpoint->step : 0));
+  run_gauge(registry_, "penstock_checkpoint_size_bytes", "Size of the newest checkpoint.", run)
+      .set(static_cast<double>(record.checkpoint ? record.checkpoint->bytes : 0));
+  last_step_time(registry_, run)
+      .set(seconds_of(record.last_step ? record.last_step->finished : record.created));
+  last_save_time(registry_, run)
+      .set(seconds_of(record.checkpoint ? record.checkpoint->committed : record.created));
+  set_state(record);
+}
+
+void RunMetrics::set_state(const JobRecord& job) {
+  for (const JobState state : kJobStates) {
+    registry_
+        .gauge("penstock_run_state", "1 for the state the run is in, 0 for the others.",
+               {{"run", job.name}, {"state", std::string(job_state_name(state))}})
+        .set(state == job.state ? 1 : 0);
+  }
+}
+
+void RunMetrics::observe(Instant now, const Effects& effects) {
+  for (const JobEvent& event : effects.events) {
+    if (event.job.value != 0) observe_event(now, event);
+  }
+  for (const StepRecord& step : effects.steps) observe_step(step);
+  for (const EvaluationRecord& evaluation : effects.evaluations) {
+    loss(registry_, run(evaluation.job), "eval").set(evaluation.loss);
+  }
+}
+
+void RunMetrics::observe_event(Instant now, const JobEvent& event) {
+  const Job& job = *core_.find_job(event.job);
+  const std::string& name = job.record.name;
+  if (!created_.contains(event.job)) create(job);
+  if (event.reason.code == "checkpoint_committed" && job.record.checkpoint) {
+    saves(registry_, name, "committed").increment();
+    run_gauge(registry_, "penstock_checkpoint_last_success_step", "Step of the newest checkpoint.",
+              name)
+        .set(static_cast<double>(job.record.checkpoint->step));
+    run_gauge(registry_, "penstock_checkpoint_size_bytes", "Size of the newest checkpoint.", name)
+        .set(static_cast<double>(job.record.checkpoint->bytes));
+    last_save_time(registry_, name).set(seconds_of(now));
+  }
+  if (event.reason.code == "checkpoint_failed") saves(registry_, name, "failed").increment();
+  if (!event.from) return;
+  set_state(job.record);
+  switch (*event.state) {
+    case JobState::kQueued:
+      queued_since_[event.job] = now;
+      break;
+    case JobState::kPlacing:
+      if (const auto since = queued_since_.find(event.job); since != queued_since_.end()) {
+        queue_wait(registry_).observe(to_seconds(now - since->second));
+        queued_since_.erase(since);
+      }
+      last_step_time(registry_, name).set(seconds_of(now));
+      break;
+    case JobState::kRecovering:
+      restarts(registry_, name, event.reason.code).increment();
+      recovering_since_.emplace(event.job, now);
+      break;
+    case JobState::kRunning:
+      if (const auto since = recovering_since_.find(event.job); since != recovering_since_.end()) {
+        recovery_duration(registry_, name).observe(to_seconds(now - since->second));
+        recovering_since_.erase(since);
+      }
+      break;
+    case JobState::kSucceeded:
+    case JobState::kFailed:
+    case JobState::kCancelled:
+      finished_runs(registry_, *event.state).increment();
+      recovering_since_.erase(event.job);
+      queued_since_.erase(event.job);
+      break;
+    case JobState::kStarting:
+    case JobState::kLoading:
+    case JobState::kStopping:
+      break;
+  }
+}
+
+void RunMetrics::observe_step(const StepRecord& step) {
+  const std::string name = run(step.job);
+  steps(registry_, name).increment();
+  if (step.replayed) replayed_steps(registry_, name).increment();
+  tokens(registry_, name).increment(static_cast<double>(std::max<int64_t>(0, step.tokens)));
+  if (!std::isfinite(step.loss) || !std::isfinite(step.grad_norm)) {
+    nonfinite_steps(registry_, name).increment();
+  }
+  step_duration(registry_, name).observe(step.step_seconds);
+  run_gauge(registry_, "penstock_run_step", "Newest finished step.", name)
+      .set(static_cast<double>(step.step));
+  loss(registry_, name, "train").set(step.loss);
+  run_gauge(registry_, "penstock_run_grad_norm", "Global gradient norm before clipping.", name)
+      .set(step.grad_norm);
+  run_gauge(registry_, "penstock_run_learning_rate", "Learning rate of the newest step.", name)
+      .set(step.learning_rate);
+  last_step_time(registry_, name).set(seconds_of(step.finished));
+}
+
+void RunMetrics::refresh(Instant now) {
+  std::map<JobState, int> runs;
+  for (const auto& [id, job] : core_.jobs()) ++runs[job.record.state];
+  for (const JobState state : kJobStates) {
+    registry_
+        .gauge("penstock_coordinator_runs", "Runs known, by state.",
+               {{"state", std::string(job_state_name(state))}})
+        .set(runs[state]);
+  }
+  double up = 0;
+  double lost = 0;
+  double free_devices = 0;
+  double held_devices = 0;
+  for (const auto& [id, worker] : core_.workers()) {
+    const bool is_up = worker.state == WorkerState::kUp;
+    (is_up ? up : lost) += 1;
+    if (is_up) {
+      const auto free = static_cast<double>(core_.free_devices(id).size());
+      free_devices += free;
+      held_devices += worker.record.device_count - free;
+    }
+    registry_
+        .gauge("penstock_coordinator_worker_last_heartbeat_timestamp_seconds",
+               "When the worker was last heard.", {{"node", worker.record.name}})
+        .set(seconds_of(worker.last_seen));
+  }
+  const auto set = [&](const char* name, const char* help, const char* state, double value) {
+    registry_.gauge(name, help, {{"state", state}}).set(value);
+  };
+  set("penstock_coordinator_workers", "Worker daemons known, by state.", "up", up);
+  set("penstock_coordinator_workers", "Worker daemons known, by state.", "lost", lost);
+  set("penstock_coordinator_devices", "Devices of workers that are up.", "free", free_devices);
+  set("penstock_coordinator_devices", "Devices of workers that are up.", "held", held_devices);
+  std::erase_if(created_, [&](JobId id) {
+    const JobRecord& job = core_.find_job(id)->record;
+    const bool over = job.finished && now - *job.finished > kSeriesGrace;
+    if (over) registry_.remove_series("run", job.name);
+    return over;
+  });
+}
+
+void RunMetrics::observe_write(Duration took) {
+  journal_write(registry_).observe(to_seconds(took));
+}
+
+void RunMetrics::observe_commit(const JobRecord& job, Duration took) {
+  save_duration(registry_, job.name).observe(to_seconds(took));
+}
+
+void RunMetrics::frame_rejected(const std::string& kind) {
+  rejected(registry_, kind).increment();
+}
+
+}  // namespace penstock

@@ -1,0 +1,45 @@
+// The coordinator's Prometheus series, kept up to date from what the core decides. Names: docs/metrics.md.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "comm/control/metrics.h"
+#include "coordinator/core/coordinator.h"
+
+namespace penstock {
+
+// Series of an ended job stay this long, so that a last scrape sees how it ended.
+inline constexpr Duration kSeriesGrace = std::chrono::minutes(15);
+
+// Loop thread only. Borrows the registry and the core.
+class RunMetrics {
+ public:
+  RunMetrics(MetricRegistry& registry, const Coordinator& core);
+
+  // After the effects of a step were written.
+  void observe(Instant now, const Effects& effects);
+  // Gauges of the whole cluster, right before a scrape; drops series of jobs long ended.
+  void refresh(Instant now);
+  void observe_write(Duration took);
+  void observe_commit(const JobRecord& job, Duration took);
+  void frame_rejected(const std::string& kind);  // "frame" or "connection"
+
+ private:
+  // Makes every series of a job, counters at 0.
+  void create(const Job& job);
+  void observe_event(Instant now, const JobEvent& event);
+  void observe_step(const StepRecord& step);
+  void set_state(const JobRecord& job);
+  std::string run(JobId job) const;  // the value of the label `run`
+
+  MetricRegistry& registry_;
+  const Coordinator& core_;
+  std::set<JobId> created_;  // jobs that have series
+  std::map<JobId, Instant> recovering_since_;
+  std::map<JobId, Instant> queued_since_;
+};
+
+}  // namespace penstock

@@ -1,0 +1,338 @@
+#include "coordinator/http/documents.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "comm/base/version.h"
+
+namespace penstock {
+namespace {
+
+using nlohmann::json;
+
+std::string dump(const json& value) {
+  return value.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+json document(const char* kind) {
+  return {{"apiVersion", "penstock/v1"}, {"kind", kind}};
+}
+
+json time_of(const std::optional<Instant>& at) {
+  return at ? json(format_utc(*at)) : json();
+}
+json time_of(Instant at) {
+  return at.nanoseconds == 0 ? json() : json(format_utc(at));
+}
+json number(std::optional<double> value) {
+  return value && std::isfinite(*value) ? json(*value) : json();
+}
+
+std::string rank_state_name(const Job& job, const RankView& rank) {
+  if (rank.finished) return "finished";
+  if (!wants_ranks(job.record.state) || rank.missing_since) return "gone";
+  switch (rank.state) {
+    case RankState::kStarting:
+      return "starting";
+    case RankState::kReady:
+      return "ready";
+    case RankState::kTraining:
+      return "training";
+    case RankState::kFinished:
+      return "finished";
+  }
+  return "gone";
+}
+
+json ranks_of(const Coordinator& core, const Job& job) {
+  json ranks = json::array();
+  for (size_t i = 0; i < job.record.placement.size(); ++i) {
+    const RankPlacement& at = job.record.placement[i];
+    const Worker* worker = core.find_worker(at.worker);
+    ranks.push_back({{"rank", i},
+                     {"worker", worker->record.name},
+                     {"host", worker->host},
+                     {"device", at.device},
+                     {"state", rank_state_name(job, job.ranks[i])},
+                     {"step", job.ranks[i].step}});
+  }
+  return ranks;
+}
+
+json evaluations_of(const Job& job) {
+  json items = json::array();
+  for (const EvaluationRecord& evaluation : job.evaluations) {
+    items.push_back({{"step", evaluation.step},
+                     {"epoch", evaluation.epoch.value},
+                     {"loss", number(evaluation.loss)},
+                     {"tokens", evaluation.tokens},
+                     {"time", time_of(evaluation.received)}});
+  }
+  return items;
+}
+
+json checkpoint_of(const JobRecord& record) {
+  if (!record.checkpoint) return {};
+  const CheckpointRecord& checkpoint = *record.checkpoint;
+  return {{"step", checkpoint.step},
+          {"path", record.checkpoint_dir},
+          {"manifest", checkpoint.manifest},
+          {"bytes", checkpoint.bytes},
+          {"time", time_of(checkpoint.committed)},
+          {"weights_digest",
+           checkpoint.weights_digest.empty() ? json() : json(checkpoint.weights_digest)}};
+}
+
+json failure_of(const JobRecord& record) {
+  if (!record.last_failure) return {};
+  const Failure& failure = *record.last_failure;
+  return {{"code", failure.reason.code},
+          {"message", failure.reason.message},
+          {"rank", failure.rank ? json(failure.rank->value) : json()},
+          {"worker", failure.worker.empty() ? json() : json(failure.worker)},
+          {"step", failure.step}};
+}
+
+json job_body(const Coordinator& core, const Job& job) {
+  const JobRecord& record = job.record;
+  // After a restore the newest step reported may be ahead of where the run is again.
+  const bool stepped = record.last_step && record.last_step->epoch == record.epoch;
+  const int64_t step = stepped ? record.last_step->step : record.restore_step;
+  return {{"id", record.id.value},
+          {"name", record.name},
+          {"state", job_state_name(record.state)},
+          {"reason", {{"code", record.reason.code}, {"message", record.reason.message}}},
+          {"step", is_final(record.state) ? record.highest_step : step},
+          {"target_steps", record.target_steps},
+          {"first_step", record.restore_step + 1},
+          {"highest_step", record.highest_step},
+          {"loss", record.last_step ? number(record.last_step->loss) : json()},
+          {"tokens", record.highest_step * job.spec.tokens_per_step()},
+          {"tokens_per_second", number(job.tokens_per_second())},
+          {"eta_seconds", number(job.eta_seconds())},
+          {"world_size", job.world_size()},
+          {"epoch", record.epoch.value},
+          {"restarts", record.restarts},
+          {"max_restarts", job.spec.recovery.max_restarts},
+          {"created", time_of(record.created)},
+          {"started", time_of(record.started)},
+          {"finished", time_of(record.finished)},
+          {"ranks", ranks_of(core, job)},
+          {"checkpoint", checkpoint_of(record)},
+          {"evaluations", evaluations_of(job)},
+          {"last_failure", failure_of(record)},
+          {"checkpoint_dir", record.checkpoint_dir}};
+}
+
+json list(const char* kind, json items) {
+  json body = document(kind);
+  body["items"] = std::move(items);
+  return body;
+}
+
+json page_of(const char* kind, json items, uint64_t next_after, bool terminal) {
+  json body = list(kind, std::move(items));
+  body["next_after"] = next_after;
+  body["terminal"] = terminal;
+  return body;
+}
+
+const char* worker_state_name(const Worker& worker) {
+  return worker.state == WorkerState::kUp ? "up" : "lost";
+}
+
+std::string html_escape(std::string_view text) {
+  std::string escaped;
+  for (const char c : text) {
+    switch (c) {
+      case '<':
+        escaped += "&lt;";
+        break;
+      case '>':
+        escaped += "&gt;";
+        break;
+      case '&':
+        escaped += "&amp;";
+        break;
+      case '"':
+        escaped += "&quot;";
+        break;
+      default:
+        escaped += c;
+    }
+  }
+  return escaped;
+}
+
+}  // namespace
+
+std::string job_document(const Coordinator& core, const Job& job) {
+  json body = document("Job");
+  body.update(job_body(core, job));
+  return dump(body);
+}
+
+std::string job_list_document(const Coordinator& core, const std::vector<const Job*>& jobs) {
+  json items = json::array();
+  for (const Job* job : jobs) items.push_back(job_body(core, *job));
+  return dump(list("JobList", std::move(items)));
+}
+
+std::string worker_list_document(const Coordinator& core) {
+  json items = json::array();
+  for (const auto& [id, worker] : core.workers()) {
+    json ranks = json::array();
+    for (const HostedRank& hosted : worker.hosted) {
+      const Job& job = *core.find_job(hosted.job);
+      const RankView& rank = job.ranks[hosted.rank.value];
+      ranks.push_back({{"job", hosted.job.value},
+                       {"name", job.record.name},
+                       {"epoch", job.record.epoch.value},
+                       {"rank", hosted.rank.value},
+                       {"device", hosted.device},
+                       {"state", rank_state_name(job, rank)},
+                       {"step", rank.step}});
+    }
+    const bool up = worker.state == WorkerState::kUp;
+    items.push_back({{"id", id.value},
+                     {"name", worker.record.name},
+                     {"host", worker.host},
+                     {"state", worker_state_name(worker)},
+                     {"devices", worker.record.device_count},
+                     {"free_devices", up ? core.free_devices(id).size() : 0},
+                     {"device_kind", worker.device_kind},
+                     {"http_address", worker.http_address},
+                     {"last_heartbeat", time_of(worker.last_seen)},
+                     {"ranks", std::move(ranks)}});
+  }
+  return dump(list("WorkerList", std::move(items)));
+}
+
+std::string event_list_document(const std::vector<JobEvent>& events, uint64_t next_after,
+                                bool terminal) {
+  json items = json::array();
+  for (const JobEvent& event : events) {
+    const bool of_job = event.job.value != 0;
+    items.push_back({{"sequence", event.sequence},
+                     {"time", time_of(event.at)},
+                     {"actor", event.actor},
+                     {"job", of_job ? json(event.job.value) : json()},
+                     {"name", of_job ? json(event.job_name) : json()},
+                     {"epoch", of_job ? json(event.epoch.value) : json()},
+                     {"rank", event.rank ? json(event.rank->value) : json()},
+                     {"state", event.state ? json(job_state_name(*event.state)) : json()},
+                     {"from", event.from ? json(job_state_name(*event.from)) : json()},
+                     {"code", event.reason.code},
+                     {"message", event.reason.message}});
+  }
+  return dump(page_of("EventList", std::move(items), next_after, terminal));
+}
+
+std::string step_list_document(const std::vector<StepRecord>& steps, uint64_t next_after,
+                               bool terminal) {
+  json items = json::array();
+  for (const StepRecord& step : steps) {
+    const double rate =
+        step.step_seconds > 0 ? static_cast<double>(step.tokens) / step.step_seconds : 0.0;
+    items.push_back({{"cursor", step.cursor()},
+                     {"step", step.step},
+                     {"epoch", step.epoch.value},
+                     {"loss", number(step.loss)},
+                     {"grad_norm", number(step.grad_norm)},
+                     {"learning_rate", number(step.learning_rate)},
+                     {"tokens", step.tokens},
+                     {"step_seconds", number(step.step_seconds)},
+                     {"tokens_per_second", number(rate)},
+                     {"expert_load_max_ratio", number(step.expert_load_max_ratio)},
+                     {"replayed", step.replayed},
+                     {"time", time_of(step.finished)}});
+  }
+  return dump(page_of("StepList", std::move(items), next_after, terminal));
+}
+
+std::string evaluation_list_document(const Job& job) {
+  return dump(list("EvaluationList", evaluations_of(job)));
+}
+
+std::string checkpoint_list_document(const Job& job, const std::vector<ListedCheckpoint>& listed) {
+  json items = json::array();
+  for (const ListedCheckpoint& checkpoint : listed) {
+    const auto& newest = job.record.checkpoint;
+    const bool is_newest = newest && newest->manifest == checkpoint.manifest;
+    const bool digest_known = is_newest && !newest->weights_digest.empty();
+    items.push_back({{"step", checkpoint.step},
+                     {"epoch", checkpoint.epoch.value},
+                     {"manifest", checkpoint.manifest},
+                     {"bytes", checkpoint.bytes},
+                     {"time", time_of(checkpoint.created)},
+                     {"weights_digest", digest_known ? json(newest->weights_digest) : json()},
+                     {"damaged", !checkpoint.damage.empty()},
+                     {"damage", checkpoint.damage.empty() ? json() : json(checkpoint.damage)}});
+  }
+  return dump(list("CheckpointList", std::move(items)));
+}
+
+std::string log_document(JobId job, Rank rank, uint64_t offset, const LogText& log, bool terminal) {
+  json body = document("LogChunk");
+  body["job"] = job.value;
+  body["rank"] = rank.value;
+  body["offset"] = offset;
+  body["next_offset"] = log.next_offset;
+  body["text"] = log.text;
+  body["terminal"] = terminal;
+  return dump(body);
+}
+
+std::string version_document() {
+  json body = document("Version");
+  body["version"] = kVersion;
+  body["protocol"] = kProtocolVersion;
+  return dump(body);
+}
+
+std::string targets_document(const Coordinator& core) {
+  json targets = json::array();
+  for (const auto& [id, worker] : core.workers()) {
+    if (worker.state != WorkerState::kUp || worker.http_address.empty()) continue;
+    targets.push_back(
+        {{"targets", {worker.http_address}}, {"labels", {{"penstock_node", worker.record.name}}}});
+  }
+  return dump(targets);
+}
+
+std::string page_document(const Coordinator& core) {
+  std::string rows;
+  for (auto job = core.jobs().rbegin(); job != core.jobs().rend(); ++job) {
+    const JobRecord& record = job->second.record;
+    const std::string loss =
+        record.last_step ? fmt::format("{:.4f}", record.last_step->loss) : std::string("-");
+    rows += fmt::format(
+        "<tr><td>{0}</td><td><a href=\"api/v1/jobs/{0}\">{1}</a></td><td>{2}</td><td>{3} / {4}</td>"
+        "<td>{5}</td><td>{6}</td><td><a href=\"api/v1/jobs/{0}/events\">events</a> "
+        "<a href=\"api/v1/jobs/{0}/steps\">steps</a> <a "
+        "href=\"api/v1/jobs/{0}/logs?rank=0\">log</a>"
+        "</td></tr>\n",
+        record.id, html_escape(record.name), job_state_name(record.state), record.highest_step,
+        record.target_steps, loss, html_escape(record.reason.message));
+  }
+  std::string workers;
+  for (const auto& [id, worker] : core.workers()) {
+    workers += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
+                           html_escape(worker.record.name), html_escape(worker.host),
+                           worker_state_name(worker), worker.record.device_count);
+  }
+  return fmt::format(
+      "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Penstock</title>"
+      "<style>body{{font-family:sans-serif;margin:2em}}td,th{{padding:.2em 1em .2em "
+      "0;text-align:left}}"
+      "</style></head><body><h1>Penstock {}</h1>\n<h2>Jobs</h2><table><tr><th>Id</th><th>Name</th>"
+      "<th>State</th><th>Step</th><th>Loss</th><th>Reason</th><th></th></tr>\n{}</table>\n"
+      "<h2>Workers</h2><table><tr><th>Name</th><th>Host</th><th>State</th><th>Devices</th></tr>\n{}"
+      "</table>\n<p><a href=\"metrics\">metrics</a> <a href=\"openapi.json\">API</a> "
+      "<a href=\"api/v1/events\">events</a></p></body></html>\n",
+      kVersion, rows, workers);
+}
+
+}  // namespace penstock

@@ -1,0 +1,122 @@
+// The OpenAPI description of docs/http-api.md.
+#include <nlohmann/json.hpp>
+
+#include "comm/base/version.h"
+#include "coordinator/http/documents.h"
+
+namespace penstock {
+namespace {
+
+using nlohmann::json;
+
+json query(const char* name, const char* type, const char* what) {
+  return {{"name", name}, {"in", "query"}, {"description", what}, {"schema", {{"type", type}}}};
+}
+
+json job_parameter() {
+  return {{"name", "job"},
+          {"in", "path"},
+          {"required", true},
+          {"description", "id, or name (the newest job of that name)"},
+          {"schema", {{"type", "string"}}}};
+}
+
+json call(const char* summary, const char* status, const char* media, json parameters) {
+  return {{"summary", summary},
+          {"parameters", std::move(parameters)},
+          {"responses",
+           {{status, {{"description", "ok"}, {"content", {{media, json::object()}}}}},
+            {"default", {{"$ref", "#/components/responses/Error"}}}}}};
+}
+
+json get_json(const char* summary, json parameters) {
+  return {{"get", call(summary, "200", "application/json", std::move(parameters))}};
+}
+
+json follow_parameters() {
+  return json::array({query("after", "integer", "next_after of the previous answer; 0: the start"),
+                      query("wait_ms", "integer", "hold the answer back until there is news"),
+                      query("limit", "integer", "at most so many items")});
+}
+
+json of_job(json parameters) {
+  parameters.insert(parameters.begin(), job_parameter());
+  return parameters;
+}
+
+void add_jobs(json& paths) {
+  json submit = call("Submit a job", "201", "application/json",
+                     json::array({query("name", "string", "replaces the spec's name")}));
+  submit["requestBody"] = {
+      {"required", true},
+      {"content", {{"application/yaml", json::object()}, {"application/json", json::object()}}}};
+  json jobs = get_json("List jobs, newest first",
+                       json::array({query("state", "string", "only jobs in this state"),
+                                    query("limit", "integer", "at most so many")}));
+  jobs["post"] = std::move(submit);
+  paths["/api/v1/jobs"] = std::move(jobs);
+  const json none = json::array();
+  paths["/api/v1/jobs/{job}"] = get_json("One job", of_job(none));
+  paths["/api/v1/jobs/{job}/spec"] = get_json("Its canonical spec", of_job(none));
+  paths["/api/v1/jobs/{job}/events"] = get_json("Its events", of_job(follow_parameters()));
+  paths["/api/v1/jobs/{job}/steps"] =
+      get_json("Its steps, in the order trained", of_job(follow_parameters()));
+  paths["/api/v1/jobs/{job}/evaluations"] = get_json("Its held-out evaluations", of_job(none));
+  paths["/api/v1/jobs/{job}/checkpoints"] = get_json("Its checkpoints", of_job(none));
+  paths["/api/v1/jobs/{job}/logs"] = get_json(
+      "Output of one rank",
+      of_job(json::array({query("rank", "integer", "default 0"),
+                          query("offset", "integer", "next_offset of the previous answer"),
+                          query("wait_ms", "integer", "hold the answer back until there is news"),
+                          query("limit", "integer", "at most so many bytes")})));
+  paths["/api/v1/jobs/{job}/cancel"] = {
+      {"post",
+       call("Cancel it", "202", "application/json",
+            of_job(json::array({query("grace_ms", "integer", "from SIGTERM to SIGKILL")})))}};
+  paths["/api/v1/jobs/{job}/resume"] = {{"post", call("Resume it from its newest checkpoint", "202",
+                                                      "application/json", of_job(none))}};
+}
+
+json build() {
+  const json none = json::array();
+  json paths = json::object();
+  add_jobs(paths);
+  paths["/api/v1/workers"] = get_json("List worker daemons", none);
+  paths["/api/v1/events"] = get_json("Events of every job and of the cluster", follow_parameters());
+  paths["/api/v1/version"] = get_json("Version of the coordinator", none);
+  paths["/api/v1/prometheus/targets"] = get_json("Prometheus HTTP service discovery", none);
+  paths["/openapi.json"] = get_json("This document", none);
+  const std::pair<const char*, const char*> plain[] = {
+      {"/metrics", "Prometheus metrics"},
+      {"/livez", "The process runs"},
+      {"/readyz", "The coordinator takes commands"}};
+  for (const auto& [path, summary] : plain) {
+    paths[path] = {{"get", call(summary, "200", "text/plain", none)}};
+  }
+  paths["/"] = {{"get", call("Page for browsers", "200", "text/html", none)}};
+  const json error_schema = {
+      {"type", "object"},
+      {"required", {"error"}},
+      {"properties",
+       {{"error",
+         {{"type", "object"},
+          {"required", {"code", "message"}},
+          {"properties", {{"code", {{"type", "string"}}}, {"message", {{"type", "string"}}}}}}}}}};
+  return {{"openapi", "3.1.0"},
+          {"info", {{"title", "Penstock coordinator"}, {"version", kVersion}}},
+          {"paths", std::move(paths)},
+          {"components",
+           {{"responses",
+             {{"Error",
+               {{"description", "what went wrong, and how to fix it"},
+                {"content", {{"application/json", {{"schema", error_schema}}}}}}}}}}}};
+}
+
+}  // namespace
+
+const std::string& openapi_document() {
+  static const std::string text = build().dump(1) + "\n";
+  return text;
+}
+
+}  // namespace penstock

@@ -1,0 +1,75 @@
+// penstock-coordinator: accepts jobs, places them on workers, recovers them, commits their checkpoints.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+
+#include "comm/base/log.h"
+#include "comm/base/version.h"
+#include "coordinator/driver/driver.h"
+
+namespace penstock {
+namespace {
+
+Path default_state_dir() {
+  if (const char* state = std::getenv("XDG_STATE_HOME"); state != nullptr && state[0] == '/') {
+    return Path(state) / "penstock" / "coordinator";
+  }
+  const char* home = std::getenv("HOME");
+  return Path(home != nullptr ? home : ".") / ".local" / "state" / "penstock" / "coordinator";
+}
+
+int fail(const Status& status) {
+  std::fprintf(stderr, "penstock-coordinator: %s\n", status.message().c_str());
+  switch (status.code()) {
+    case Code::kInvalidArgument:
+      return static_cast<int>(ExitCode::kUsage);
+    case Code::kAlreadyExists:
+      return static_cast<int>(ExitCode::kConflict);
+    case Code::kPermissionDenied:
+      return static_cast<int>(ExitCode::kPermission);
+    case Code::kDataLoss:
+      return static_cast<int>(ExitCode::kDataCorrupt);
+    default:
+      return static_cast<int>(ExitCode::kFailure);
+  }
+}
+
+int run(int argc, char** argv) {
+  CLI::App app(
+      "Accepts training jobs over HTTP, runs them on worker daemons and keeps them alive. Jobs go "
+      "on "
+      "while it is down; started again on the same state directory it takes them up.",
+      "penstock-coordinator");
+  DriverOptions options;
+  app.add_option("--state-dir", options.state_dir,
+                 "records, logs and checkpoints; default $XDG_STATE_HOME/penstock/coordinator");
+  app.add_option("--bind", options.bind, "IP address to listen on, for HTTP and for workers")
+      ->capture_default_str()
+      ->check(CLI::ValidIPV4);
+  app.add_option("--http-port", options.http_port, "port of API, page and metrics; 0: any free one")
+      ->capture_default_str();
+  app.add_option("--control-port", options.control_port, "port workers connect to; 0: any free one")
+      ->capture_default_str();
+  app.add_option("--heartbeat-interval-ms", options.heartbeat_interval_ms,
+                 "between heartbeats of a worker; three missed ones mean that it is lost")
+      ->capture_default_str()
+      ->check(CLI::Range(20, 60'000));
+  app.set_version_flag("--version", std::string("penstock-coordinator ") + kVersion);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
+  }
+  if (options.state_dir.empty()) options.state_dir = default_state_dir();
+  start_logging("coordinator");
+  const Result<std::unique_ptr<Driver>> driver = Driver::start(std::move(options));
+  if (!driver.ok()) return fail(driver.status());
+  return static_cast<int>((*driver)->run());
+}
+
+}  // namespace
+}  // namespace penstock
+
+int main(int argc, char** argv) {
+  return penstock::run(argc, argv);
+}
