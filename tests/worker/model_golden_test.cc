@@ -91,6 +91,14 @@ struct Case {
   int64_t stage_count;
 };
 
+std::string name_of(const Case& c) {
+  return c.fixture + "_" + c.backend + "_" + std::to_string(c.stage_count) + "stages";
+}
+// CTest names the test after this.
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << name_of(c);
+}
+
 class GoldenTest : public testing::TestWithParam<Case> {
  protected:
   GoldenTest()
@@ -149,10 +157,7 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenTest,
                          testing::Values(Case{"grouped", "reference", 1}, Case{"grouped", "cpu", 1},
                                          Case{"grouped", "cpu", 2}, Case{"plain", "reference", 1},
                                          Case{"plain", "cpu", 1}, Case{"plain", "cpu", 3}),
-                         [](const auto& info) {
-                           return info.param.fixture + "_" + info.param.backend + "_" +
-                                  std::to_string(info.param.stage_count) + "stages";
-                         });
+                         [](const auto& info) { return name_of(info.param); });
 
 }  // namespace
 }  // namespace penstock
