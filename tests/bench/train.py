@@ -44,7 +44,7 @@ def spread(values):
 def run(options):
     rounds, steps = (2, 5) if options.quick else (options.rounds, options.steps)
     cores = str(os.cpu_count())
-    ours = [str(pathlib.Path(options.build) / "bin/penstock-rank"), "--standalone", "--processes", "--spec",
+    ours = [str(pathlib.Path(options.build) / "bin/penstock-standalone"), "--processes", "--spec",
             options.spec, "--steps", str(steps), "--json"]
     peer = [options.torch_python, str(HERE / "peer_torch.py"), "--spec", options.spec, "--steps", str(steps),
             "--threads", cores] + (["--compile"] if options.compile else [])

@@ -135,14 +135,17 @@ Status train_and_finish(RankRun& run) {
                         const Result<SegmentSummary>& saved) { report_segment(run, step, saved); },
       .wait_for_commit = [&](int64_t step) { return run.link.wait_outcome(step); },
       .stop_requested = [&] { return run.link.stop_requested(); }};
-  PENSTOCK_TRY_ASSIGN(const TrainingEnd end, train(run.spec, *run.engine,
-                                                   {.job = run.options.job,
-                                                    .epoch = run.options.epoch,
-                                                    .checkpoint_dir = run.start.checkpoint_dir},
-                                                   hooks));
+  PENSTOCK_TRY_ASSIGN(const TrainingEnd end,
+                      train(run.spec, *run.engine,
+                            {.job = run.options.job,
+                             .epoch = run.options.epoch,
+                             .first_unreported_step = run.start.first_unreported_step,
+                             .checkpoint_dir = run.start.checkpoint_dir},
+                            hooks));
   if (end == TrainingEnd::kStopped) return aborted("asked to stop");
   PENSTOCK_TRY(run.engine->barrier());
-  PENSTOCK_TRY(run.transport->close());
+  const Status closed = run.transport->close();  // peers may be gone: nobody needs anybody now
+  if (!closed.ok()) log_debug("closing the data plane: {}", closed.to_string());
   run.link.send(RankFinished{run.options.job, run.options.epoch, run.options.rank,
                              run.engine->state().step()});
   return {};

@@ -35,8 +35,8 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
     saver = std::make_unique<SegmentSaver>(options.checkpoint_dir, identity,
                                            engine.state().to_save(), hooks.on_segment);
   }
-  // From scratch, or restored after the last step by a run that did not live to say so.
-  if (first_step == 1 || first_step > last_step) PENSTOCK_TRY(evaluate_if_due(first_step - 1));
+  // From scratch, or from a checkpoint whose attempt may have died before it evaluated.
+  if (options.first_unreported_step <= first_step) PENSTOCK_TRY(evaluate_if_due(first_step - 1));
 
   for (int64_t step = first_step; step <= last_step; ++step) {
     const bool stopped_early = options.stop_after > 0 && step > options.stop_after;

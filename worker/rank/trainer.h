@@ -17,6 +17,8 @@ namespace penstock {
 struct TrainerOptions {
   JobId job;
   Epoch epoch;
+  // Steps below were reported by an earlier attempt; the held-out loss of step k before step k + 1.
+  int64_t first_unreported_step = 0;
   Path checkpoint_dir;     // which exists; empty: nothing is saved
   bool evaluate = true;    // as the spec says; false: never
   int64_t stop_after = 0;  // step after which the loop ends early, as if asked to; 0: never
