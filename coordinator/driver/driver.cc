@@ -200,6 +200,11 @@ void Driver::Impl::act(Effects effects) {
 }
 
 void Driver::Impl::send(const OutgoingMessage& out) {
+  if (const auto* start = std::get_if<StartRank>(&out.message); start && start->rank.value == 0) {
+    // Ranks save into it from several hosts at once; one of us makes it. A failure shows as their failed save.
+    const Status made = create_directories_durably(start->checkpoint_dir);
+    if (!made.ok()) log_warning("job {}: {}", start->job, made.message());
+  }
   // What cannot be sent is repeated by the core until workers report it done.
   const Status sent = workers->send(out.peer, out.message);
   if (!sent.ok()) log_debug("{} not sent: {}", message_name(out.message), sent.message());
