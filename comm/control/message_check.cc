@@ -128,7 +128,6 @@ Status check(const Register& message) {
 Status check(const Registered& message) {
   PENSTOCK_TRY(check_text("refusal", message.refusal, kNameBytesMax));
   if (!message.refusal.empty()) return {};
-  PENSTOCK_TRY(check_that(message.worker.value != 0, "worker", "is 0"));
   const bool in_range =
       message.heartbeat_interval_ms >= 1 && message.heartbeat_interval_ms <= kMillisecondsMax;
   return check_that(in_range, "heartbeat_interval_ms", "is not in 1 .. 3600000");
