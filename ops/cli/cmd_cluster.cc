@@ -5,6 +5,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "comm/base/version.h"
 #include "ops/cli/cli.h"
 #include "ops/cli/text.h"
 
@@ -34,11 +35,11 @@ Result<ExitCode> version(Cli& cli) {
   const auto server = client.get("/api/v1/version");
   Json document = {{"apiVersion", "penstock/v1"},
                    {"kind", "ClientVersion"},
-                   {"client", {{"version", PENSTOCK_VERSION}}},
+                   {"client", {{"version", kVersion}}},
                    {"server", nullptr}};
   if (server.ok()) document["server"] = *server;
   cli.out.document(document);
-  cli.out.text(fmt::format("client       {}\n", PENSTOCK_VERSION));
+  cli.out.text(fmt::format("client       {}\n", kVersion));
   cli.out.text(fmt::format(
       "coordinator  {}\n",
       server.ok() ? fmt::format("{} at {}", field_text(*server, "version"), client.server())

@@ -187,21 +187,6 @@ Result<ExitCode> wait(Cli& cli, const std::string& name, const std::string& want
 
 }  // namespace
 
-bool state_is_final(const std::string& state) {
-  return state == "SUCCEEDED" || state == "FAILED" || state == "CANCELLED";
-}
-
-ExitCode exit_code_of_job(const Json& job) {
-  const std::string state = field_string(job, "state");
-  if (state == "SUCCEEDED") return ExitCode::kOk;
-  if (state == "CANCELLED") return ExitCode::kJobCancelled;
-  const Json failure = job.value("last_failure", Json::object());
-  const std::string code = failure.is_object() ? field_string(failure, "code") : "";
-  if (code == "out_of_memory") return ExitCode::kOutOfMemory;
-  if (code == "data_corrupt") return ExitCode::kDataCorrupt;
-  return ExitCode::kJobFailed;
-}
-
 void add_job_verbs(CLI::App& app, Cli& cli) {
   struct Flags {
     std::string job, condition, timeout, grace = "5s";

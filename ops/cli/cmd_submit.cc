@@ -43,8 +43,9 @@ Result<ExitCode> submit(Cli& cli, const SubmitFlags& flags) {
   if (is_this_host(client.server())) {
     if (const Status status = check_spec_data(spec); !status.ok()) {
       // A file that is not there is a mistake in the spec; a damaged one is not.
-      const Code code = status.code() == Code::kNotFound ? Code::kInvalidArgument : status.code();
-      return Status(code, flags.spec + ": " + status.message());
+      if (status.code() != Code::kNotFound) return status.with_context(flags.spec);
+      return invalid_argument(fmt::format("{}: {}; penstock data prepare makes data sets",
+                                          flags.spec, status.message()));
     }
   }
   if (flags.dry_run) {

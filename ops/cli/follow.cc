@@ -21,6 +21,8 @@ constexpr milliseconds kHoldBack{1000};      // how long the coordinator may hol
 constexpr milliseconds kStepLookEvery{100};  // steps are no events, so a wait for one looks often
 constexpr milliseconds kRetryEvery{500};     // while there is no coordinator
 constexpr milliseconds kPlainLineEvery{1000};
+constexpr milliseconds kLookEvery{
+    150};  // at most so often: fast steps must not turn into a flood of calls
 
 // Made before the handler is installed; a handler may only write and exit.
 char detach_message[512];
@@ -155,7 +157,9 @@ Result<Json> follow_job(const Client& client, Output& out, const std::string& id
   while (true) {
     PENSTOCK_TRY(progress.look(patient));
     if (state_is_final(field_string(progress.job(), "state"))) break;
+    const int64_t looked_ns = monotonic_ns();
     PENSTOCK_TRY(progress.wait(patient));
+    std::this_thread::sleep_for(kLookEvery - Duration(monotonic_ns() - looked_ns));
   }
   out.end_redraw();
   return progress.job();

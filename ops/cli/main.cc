@@ -3,18 +3,14 @@
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "comm/run/nearest_word.h"
 #include "ops/cli/cli.h"
-#include "ops/cli/dev_cluster.h"
 
 namespace penstock {
 
 namespace {
-
-constexpr const char* kDefaultServer = "http://127.0.0.1:7070";
 
 // Help begins with examples, which add_verb stores in the footer.
 class ExamplesFirst : public CLI::Formatter {
@@ -133,6 +129,7 @@ int run(int argc, char** argv) {
   add_job_verbs(app, cli);
   add_record_verbs(app, cli);
   add_cluster_verbs(app, cli);
+  add_sample_verb(app, cli);
   add_data_verbs(app, cli);
   add_dev_verbs(app, cli);
   add_exit_code_topic(app, cli);
@@ -157,30 +154,6 @@ int run(int argc, char** argv) {
 }
 
 }  // namespace
-
-CLI::App* add_verb(CLI::App& parent, const std::string& name, const std::string& description,
-                   const std::string& examples) {
-  CLI::App* verb = parent.add_subcommand(name, description);
-  std::string text = "Examples:\n";
-  for (size_t begin = 0; begin < examples.size();) {
-    const size_t end = std::min(examples.find('\n', begin), examples.size());
-    text += "  " + examples.substr(begin, end - begin) + "\n";
-    begin = end + 1;
-  }
-  verb->footer(text);
-  verb->fallthrough();  // -o and --server may stand behind the verb
-  return verb;
-}
-
-Client Cli::client() const {
-  if (!server.empty()) return Client(server);
-  if (const char* variable = std::getenv("PENSTOCK_SERVER");
-      variable != nullptr && *variable != '\0') {
-    return Client(variable);
-  }
-  const auto state = load_dev_state(dev_state_dir(state_dir));
-  return Client(state.ok() && dev_coordinator_runs(*state) ? state->server() : kDefaultServer);
-}
 
 }  // namespace penstock
 

@@ -1,0 +1,56 @@
+#include "ops/cli/cli.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "ops/cli/dev_cluster.h"
+
+namespace penstock {
+
+namespace {
+
+constexpr const char* kDefaultServer = "http://127.0.0.1:7070";
+
+}  // namespace
+
+CLI::App* add_verb(CLI::App& parent, const std::string& name, const std::string& description,
+                   const std::string& examples) {
+  CLI::App* verb = parent.add_subcommand(name, description);
+  std::string text = "Examples:\n";
+  for (size_t begin = 0; begin < examples.size();) {
+    const size_t end = std::min(examples.find('\n', begin), examples.size());
+    text += "  " + examples.substr(begin, end - begin) + "\n";
+    begin = end + 1;
+  }
+  verb->footer(text);
+  verb->fallthrough();  // -o and --server may stand behind the verb
+  return verb;
+}
+
+Client Cli::client() const {
+  if (!server.empty()) return Client(server);
+  if (const char* variable = std::getenv("PENSTOCK_SERVER");
+      variable != nullptr && *variable != '\0') {
+    return Client(variable);
+  }
+  const auto state = load_dev_state(dev_state_dir(state_dir));
+  return Client(state.ok() && dev_coordinator_runs(*state) ? state->server() : kDefaultServer);
+}
+
+bool state_is_final(const std::string& state) {
+  return state == "SUCCEEDED" || state == "FAILED" || state == "CANCELLED";
+}
+
+ExitCode exit_code_of_job(const Json& job) {
+  const std::string state = field_string(job, "state");
+  if (state == "SUCCEEDED") return ExitCode::kOk;
+  if (state == "CANCELLED") return ExitCode::kJobCancelled;
+  const Json failure = job.value("last_failure", Json::object());
+  const std::string code = failure.is_object() ? field_string(failure, "code") : "";
+  if (code == "out_of_memory") return ExitCode::kOutOfMemory;
+  if (code == "data_corrupt") return ExitCode::kDataCorrupt;
+  return ExitCode::kJobFailed;
+}
+
+}  // namespace penstock

@@ -1,0 +1,119 @@
+// penstock sample: text from the newest whole checkpoint of a job.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/loader.h"
+#include "checkpoint/names.h"
+#include "checkpoint/store.h"
+#include "comm/run/job_spec.h"
+#include "ops/cli/cli.h"
+#include "worker/data/tokenizer.h"
+#include "worker/model/generator.h"
+
+namespace penstock {
+
+namespace {
+
+struct SampleFlags {
+  std::string job;
+  std::string prompt;
+  SamplingOptions sampling = {.token_count = 200, .temperature = 0.8};
+};
+
+// The newest checkpoint that passes its checks; newer ones that do not are named.
+Result<Manifest> newest_manifest(Output& out, const Path& directory, JobId job) {
+  const NewestWhole newest = newest_whole(directory, job);
+  for (const RefusedCheckpoint& refused : newest.refused) {
+    out.note(fmt::format("passed over {}: {}", refused.manifest_file, refused.reason.message()));
+  }
+  if (!newest.checkpoint) {
+    return not_found(
+        fmt::format("job {} has no checkpoint in {} yet; penstock checkpoint ls {} lists them", job,
+                    directory.string(), job));
+  }
+  PENSTOCK_TRY_ASSIGN(StoredManifest stored,
+                      read_manifest(directory / newest.checkpoint->manifest_file));
+  return std::move(stored.manifest);
+}
+
+Status load_weights(const Path& directory, const Manifest& manifest, const Generator& generator) {
+  std::vector<LoadTarget> targets;
+  for (const Generator::Weight& weight : generator.weights()) {
+    targets.push_back({whole_tensor(weight_name(weight.name), DType::kF32, weight.shape),
+                       std::as_writable_bytes(weight.values),
+                       {}});
+  }
+  return load_slices(directory, manifest, targets).status();
+}
+
+// Pieces between ends of documents, with an empty line for each end.
+Result<std::string> text_of(const Tokenizer& tokenizer, std::span<const int32_t> tokens) {
+  std::string text;
+  while (!tokens.empty()) {
+    const auto end = std::find(tokens.begin(), tokens.end(), tokenizer.end_of_document());
+    const auto piece = tokens.first(end - tokens.begin());
+    PENSTOCK_TRY_ASSIGN(const std::string decoded, tokenizer.decode(piece));
+    text += decoded;
+    if (end == tokens.end()) break;
+    text += "\n\n";
+    tokens = tokens.subspan(piece.size() + 1);
+  }
+  return text;
+}
+
+Result<ExitCode> sample(Cli& cli, const SampleFlags& flags) {
+  PENSTOCK_TRY_ASSIGN(const Json job, cli.client().job(flags.job));
+  const JobId id = {static_cast<uint64_t>(field_number(job, "id"))};
+  const Path directory = field_string(job, "checkpoint_dir");
+  PENSTOCK_TRY_ASSIGN(const Manifest manifest, newest_manifest(cli.out, directory, id));
+  PENSTOCK_TRY_ASSIGN(const JobSpec spec,
+                      parse_job_spec(manifest.spec_json, "the checkpoint's spec"));
+  PENSTOCK_TRY_ASSIGN(const auto tokenizer, make_tokenizer(spec.data.tokenizer));
+  Generator generator(spec.model, spec.data.seq_length);
+  PENSTOCK_TRY(load_weights(directory, manifest, generator));
+
+  // A document's beginning, as in training.
+  std::vector<int32_t> prompt = {tokenizer->end_of_document()};
+  PENSTOCK_TRY(tokenizer->encode(flags.prompt, prompt));
+  PENSTOCK_TRY_ASSIGN(const auto tokens, generator.generate(prompt, flags.sampling));
+  PENSTOCK_TRY_ASSIGN(const std::string text, text_of(*tokenizer, tokens));
+  cli.out.document({{"apiVersion", "penstock/v1"},
+                    {"kind", "Sample"},
+                    {"job", id.value},
+                    {"step", manifest.step},
+                    {"prompt", flags.prompt},
+                    {"text", text},
+                    {"tokens", tokens}});
+  cli.out.text(flags.prompt + text + "\n");
+  cli.out.note(fmt::format("job {} \"{}\" after step {}", id, spec.name, manifest.step));
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+void add_sample_verb(CLI::App& app, Cli& cli) {
+  auto flags = std::make_shared<SampleFlags>();
+  CLI::App* verb =
+      add_verb(app, "sample", "Write text with a job's newest checkpoint",
+               "penstock sample quickstart --prompt \"The \" --tokens 300 --temperature 0.7\n"
+               "penstock sample quickstart --seed 7 -o json | jq -r .text");
+  verb->add_option("job", flags->job, "Name or id")->required();
+  verb->add_option("--prompt", flags->prompt, "Text to go on from; none starts a document");
+  verb->add_option("--tokens", flags->sampling.token_count, "How many to write")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  verb->add_option("--temperature", flags->sampling.temperature, "0: always the likeliest token")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  verb->add_option("--top-k", flags->sampling.top_k, "Choose among the k likeliest; 0: among all")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  verb->add_option("--seed", flags->sampling.seed, "Same seed, same text")->capture_default_str();
+  verb->callback([&cli, flags] { cli.action = [&cli, flags] { return sample(cli, *flags); }; });
+}
+
+}  // namespace penstock

@@ -1,0 +1,151 @@
+// The real program with a real cluster: dev up, a job from submission to its sample, dev down.
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "ops/cli/local_process.h"
+#include "tests/support/cluster.h"
+
+namespace penstock {
+namespace {
+
+// One cluster for all tests of this file: starting one takes longer than most of them.
+class DevTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder_ = std::make_unique<ScratchFolder>();
+    const ProgramRun up = penstock({"dev", "up", "--workers", "4", "--port", "0"});
+    ASSERT_EQ(up.exit_code, 0) << up.err;
+  }
+  static void TearDownTestSuite() {
+    const ProgramRun down = penstock({"dev", "down", "-o", "json"});
+    EXPECT_EQ(down.exit_code, 0) << down.err;
+    EXPECT_EQ(document(down)["stopped"].size(), 5u);
+    folder_.reset();
+  }
+
+  static ProgramRun penstock(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), binary("penstock").string());
+    return run_program(arguments,
+                       {"PENSTOCK_DEV_STATE_DIR=" + path("dev"), "PENSTOCK_SERVER=", "NO_COLOR=1"});
+  }
+  static Json document(const ProgramRun& run) {
+    Json json = Json::parse(run.out, nullptr, false);
+    EXPECT_TRUE(json.is_object()) << run.out << run.err;
+    return json;
+  }
+  static Json json_of(std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(), {"-o", "json"});
+    const ProgramRun run = penstock(arguments);
+    EXPECT_EQ(run.exit_code, 0) << arguments[0] << ": " << run.err;
+    return document(run);
+  }
+  static std::string path(const std::string& name) { return (folder_->path() / name).string(); }
+  static std::string spec(const TinyJob& job) {
+    std::ofstream(path(job.name + ".yaml")) << tiny_job_yaml(folder_->path(), job);
+    return path(job.name + ".yaml");
+  }
+
+  inline static std::unique_ptr<ScratchFolder> folder_;
+};
+
+TEST_F(DevTest, StartingAgainChangesNothing) {
+  const Json before = json_of({"dev", "status"});
+  const ProgramRun again = penstock({"dev", "up", "--workers", "4", "-o", "json"});
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_NE(again.err.find("runs already"), std::string::npos);
+  EXPECT_EQ(document(again)["processes"], before["processes"]);
+  EXPECT_EQ(penstock({"dev", "up", "--workers", "1"}).exit_code, 6);
+}
+
+TEST_F(DevTest, AWorkerThatDiedIsStartedAgainByDevUp) {
+  for (const Json& process : json_of({"dev", "status"})["processes"]) {
+    if (process["name"] != "worker-3") continue;
+    const auto found = find_process(process["pid"].get<pid_t>());
+    ASSERT_TRUE(found);
+    ASSERT_TRUE(send_signal(*found, 9).ok());
+    EXPECT_TRUE(wait_for_end(*found, seconds(10)));
+  }
+  const ProgramRun again = penstock({"dev", "up", "--workers", "4"});
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_NE(again.err.find("started worker-3"), std::string::npos) << again.err;
+  EXPECT_EQ(json_of({"workers"})["items"].size(), 4u);
+}
+
+TEST_F(DevTest, AFollowedJobIsShownToItsEndAndCanBeSampled) {
+  const ProgramRun run = penstock({"submit", spec({.name = "followed", .steps = 12}), "--follow"});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_NE(run.err.find("step 12/12  loss "), std::string::npos) << run.err;
+  EXPECT_NE(run.err.find("SUCCEEDED"), std::string::npos) << run.err;
+  EXPECT_NE(run.err.find("held-out loss"), std::string::npos) << run.err;
+  EXPECT_EQ(run.out.find_first_not_of("0123456789\n"), std::string::npos) << run.out;
+
+  const Json job = json_of({"describe", "followed"});
+  EXPECT_EQ(job["state"], "SUCCEEDED");
+  EXPECT_EQ(json_of({"metrics", "followed"})["items"].size(), 12u);
+  EXPECT_FALSE(json_of({"events", "followed"})["items"].empty());
+  EXPECT_FALSE(json_of({"checkpoint", "ls", "followed"})["items"].empty());
+  EXPECT_EQ(json_of({"logs", "followed"})["items"].size(), 4u);
+  EXPECT_EQ(json_of({"wait", "followed"})["state"], "SUCCEEDED");
+
+  const std::vector<std::string> sample = {"sample",   "followed", "--prompt", "ab",
+                                           "--tokens", "20",       "--seed",   "3"};
+  const Json first = json_of(sample);
+  EXPECT_EQ(first["tokens"].size(), 20u);
+  EXPECT_EQ(first["step"], 12);
+  EXPECT_EQ(json_of(sample), first);
+}
+
+TEST_F(DevTest, AKilledRankIsReplacedAndTheJobSucceeds) {
+  const std::string name = "killed";
+  ASSERT_EQ(penstock({"submit", spec({.name = name, .steps = 400})}).exit_code, 0);
+  ASSERT_EQ(penstock({"wait", name, "--for", "step=7", "--timeout", "60s"}).exit_code, 0);
+  const ProgramRun kill = penstock({"dev", "kill-rank", name, "--rank", "2"});
+  ASSERT_EQ(kill.exit_code, 0) << kill.err;
+  EXPECT_EQ(penstock({"wait", name, "--timeout", "120s"}).exit_code, 0);
+  EXPECT_GE(json_of({"describe", name})["restarts"], 1);
+}
+
+TEST_F(DevTest, ACancelledJobExitsElevenAndItsNameStillWorks) {
+  ASSERT_EQ(penstock({"submit", spec({.name = "endless", .steps = 1'000'000})}).exit_code, 0);
+  ASSERT_EQ(penstock({"wait", "endless", "--for", "state=RUNNING", "--timeout", "60s"}).exit_code,
+            0);
+  EXPECT_EQ(penstock({"wait", "endless", "--timeout", "100ms"}).exit_code, 7);
+  EXPECT_EQ(penstock({"submit", path("endless.yaml")}).exit_code, 6);  // the name is taken
+  ASSERT_EQ(penstock({"cancel", "endless"}).exit_code, 0);
+  EXPECT_EQ(penstock({"wait", "endless", "--timeout", "60s"}).exit_code, 11);
+  EXPECT_EQ(penstock({"cancel", "endless"}).exit_code, 6);
+  EXPECT_EQ(json_of({"describe", "endless"})["state"], "CANCELLED");
+}
+
+TEST_F(DevTest, AnUnknownJobExitsThreeAndNamesTheNearest) {
+  ASSERT_EQ(penstock({"submit", spec({.name = "nearest", .steps = 1}), "--follow"}).exit_code, 0);
+  const ProgramRun run = penstock({"describe", "neerest", "-o", "json"});
+  EXPECT_EQ(run.exit_code, 3);
+  EXPECT_EQ(document(run)["error"]["code"], "not_found");
+  EXPECT_NE(run.err.find("did you mean \"nearest\"?"), std::string::npos) << run.err;
+}
+
+TEST_F(DevTest, MoreRanksThanDevicesExitsTwoWithThePlaceInTheSpec) {
+  const std::string file = spec({.name = "wide", .data = 4});
+  const ProgramRun run = penstock({"submit", file});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_NE(run.err.find(file + ":"), std::string::npos) << run.err;
+  EXPECT_NE(run.err.find("16 ranks"), std::string::npos) << run.err;
+}
+
+TEST_F(DevTest, FinishedJobsAreListedOnRequest) {
+  ASSERT_EQ(penstock({"submit", spec({.name = "listed", .steps = 1}), "--follow"}).exit_code, 0);
+  const auto lists = [&](const Json& list) {
+    for (const Json& job : list["items"]) {
+      if (job["name"] == "listed") return true;
+    }
+    return false;
+  };
+  EXPECT_FALSE(lists(json_of({"ps"})));
+  EXPECT_TRUE(lists(json_of({"ps", "-a"})));
+}
+
+}  // namespace
+}  // namespace penstock

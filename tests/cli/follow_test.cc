@@ -1,0 +1,60 @@
+#include "ops/cli/follow.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+namespace penstock {
+namespace {
+
+Json running() {
+  return {{"state", "RUNNING"},          {"step", 61},
+          {"target_steps", 200},         {"loss", 4.17021},
+          {"tokens_per_second", 8123.5}, {"eta_seconds", 70.2}};
+}
+
+TEST(FollowTest, TheProgressLineHasStepLossSpeedTimeAndState) {
+  EXPECT_EQ(progress_line(running()),
+            "step 61/200  loss 4.1702  8.1k tokens/s  eta 1m10s  RUNNING");
+}
+
+TEST(FollowTest, WhatIsNotKnownYetIsLeftOut) {
+  Json job = running();
+  job["loss"] = job["tokens_per_second"] = job["eta_seconds"] = nullptr;
+  job["state"] = "QUEUED";
+  job["step"] = 0;
+  EXPECT_EQ(progress_line(job), "step 0/200  QUEUED");
+}
+
+TEST(FollowTest, AFinishedJobHasNoTimeLeft) {
+  Json job = running();
+  job["state"] = "SUCCEEDED";
+  EXPECT_EQ(progress_line(job).find("eta"), std::string::npos);
+}
+
+TEST(FollowTest, ConditionsHoldInTheirStateOrFromTheirStep) {
+  const Json job = running();
+  EXPECT_TRUE(holds({.state = "RUNNING", .step = {}, .timeout = {}}, job));
+  EXPECT_FALSE(holds({.state = "FAILED", .step = {}, .timeout = {}}, job));
+  EXPECT_FALSE(holds({}, job));
+  EXPECT_TRUE(holds({.state = "", .step = 61, .timeout = {}}, job));
+  EXPECT_FALSE(holds({.state = "", .step = 62, .timeout = {}}, job));
+}
+
+TEST(FollowTest, ExitCodesSayHowAJobEnded) {
+  const auto ended = [](const char* state, const char* failure) {
+    Json job = {{"state", state}, {"last_failure", nullptr}};
+    if (*failure != '\0') job["last_failure"] = {{"code", failure}};
+    return exit_code_of_job(job);
+  };
+  EXPECT_EQ(ended("SUCCEEDED", ""), ExitCode::kOk);
+  EXPECT_EQ(ended("SUCCEEDED", "rank_killed"), ExitCode::kOk);
+  EXPECT_EQ(ended("CANCELLED", ""), ExitCode::kJobCancelled);
+  EXPECT_EQ(ended("FAILED", "rank_killed"), ExitCode::kJobFailed);
+  EXPECT_EQ(ended("FAILED", ""), ExitCode::kJobFailed);
+  EXPECT_EQ(ended("FAILED", "out_of_memory"), ExitCode::kOutOfMemory);
+  EXPECT_EQ(ended("FAILED", "data_corrupt"), ExitCode::kDataCorrupt);
+}
+
+}  // namespace
+}  // namespace penstock

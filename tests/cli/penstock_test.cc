@@ -1,0 +1,196 @@
+// The real program without a coordinator: usage, specs, data, an address where nobody listens.
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "comm/run/job_spec.h"
+#include "tests/run/spec_text.h"
+#include "tests/support/cluster.h"
+
+namespace penstock {
+namespace {
+
+class PenstockTest : public testing::Test {
+ protected:
+  ProgramRun penstock(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), binary("penstock").string());
+    // Nothing listens on port 1, and no cluster runs in the scratch folder.
+    return run_program(arguments, {"PENSTOCK_DEV_STATE_DIR=" + path("dev"),
+                                   "PENSTOCK_SERVER=http://127.0.0.1:1", "NO_COLOR=1"});
+  }
+  // stdout as the one JSON document it must be.
+  static Json document(const ProgramRun& run) {
+    Json json = Json::parse(run.out, nullptr, false);
+    EXPECT_TRUE(json.is_object()) << run.out << run.err;
+    return json;
+  }
+  std::string path(const std::string& name) const { return (folder_.path() / name).string(); }
+  std::string write(const std::string& name, std::string_view text) const {
+    std::ofstream(path(name)) << text;
+    return path(name);
+  }
+  ScratchFolder folder_;
+};
+
+TEST_F(PenstockTest, VersionWorksWithoutACoordinator) {
+  const ProgramRun run = penstock({"version", "-o", "json"});
+  EXPECT_EQ(run.exit_code, 0);
+  const Json json = document(run);
+  EXPECT_FALSE(json["client"]["version"].get<std::string>().empty());
+  EXPECT_TRUE(json["server"].is_null());
+}
+
+TEST_F(PenstockTest, HelpStartsWithExamples) {
+  for (const std::vector<std::string>& arguments :
+       {std::vector<std::string>{"--help"}, {"submit", "--help"}, {"dev", "up", "--help"}}) {
+    const ProgramRun run = penstock(arguments);
+    EXPECT_EQ(run.exit_code, 0);
+    EXPECT_EQ(run.out.find("Examples:\n  "), 0u) << run.out;
+  }
+}
+
+TEST_F(PenstockTest, EveryVerbThatNeedsACoordinatorExitsFiveAndPrintsOneDocument) {
+  const std::string spec = tiny_job_yaml(folder_.path(), {});
+  const std::vector<std::vector<std::string>> verbs = {{"ps"},
+                                                       {"describe", "x"},
+                                                       {"logs", "x"},
+                                                       {"events"},
+                                                       {"events", "x"},
+                                                       {"metrics", "x"},
+                                                       {"cancel", "x"},
+                                                       {"resume", "x"},
+                                                       {"wait", "x"},
+                                                       {"sample", "x"},
+                                                       {"checkpoint", "ls", "x"},
+                                                       {"workers"},
+                                                       {"dev", "kill-rank", "x", "--rank", "0"},
+                                                       {"submit", write("job.yaml", spec)}};
+  for (std::vector<std::string> arguments : verbs) {
+    arguments.insert(arguments.end(), {"-o", "json"});
+    const ProgramRun run = penstock(arguments);
+    EXPECT_EQ(run.exit_code, 5) << arguments[0] << run.err;
+    EXPECT_EQ(document(run)["error"]["code"], "unavailable") << arguments[0];
+    EXPECT_NE(run.err.find("penstock dev up"), std::string::npos) << run.err;
+  }
+}
+
+TEST_F(PenstockTest, WrongUseExitsTwoAndNamesTheNearestVerb) {
+  const ProgramRun run = penstock({"sumbit", "x"});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_EQ(run.out, "");
+  EXPECT_NE(run.err.find("unknown command \"sumbit\"; did you mean \"submit\"?"),
+            std::string::npos);
+  EXPECT_EQ(penstock({}).exit_code, 2);
+  EXPECT_EQ(penstock({"ps", "--colour"}).exit_code, 2);
+  EXPECT_EQ(penstock({"dev", "up", "--workers", "0"}).exit_code, 2);
+  EXPECT_EQ(penstock({"wait", "x", "--for", "moon"}).exit_code, 2);
+  EXPECT_EQ(penstock({"wait", "x", "--timeout", "soon"}).exit_code, 2);
+}
+
+TEST_F(PenstockTest, WrongUseInJsonIsADocumentToo) {
+  const ProgramRun run = penstock({"ps", "--colour", "-o", "json"});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_EQ(document(run)["kind"], "Error");
+}
+
+TEST_F(PenstockTest, AWrongSpecExitsTwoWithItsPlace) {
+  const std::string spec = write("job.yaml", edited("hidden_size", "hiden_size"));
+  const ProgramRun run = penstock({"submit", spec});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_EQ(run.out, "");
+  EXPECT_EQ(run.err,
+            "penstock: " + spec +
+                ":6:3: unknown key \"hiden_size\" in model; did you mean \"hidden_size\"?\n");
+}
+
+TEST_F(PenstockTest, AnImpossibleLayoutExitsTwo) {
+  const ProgramRun run =
+      penstock({"submit", write("job.yaml", edited("pipeline: 2", "pipeline: 3"))});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_NE(run.err.find("must be even with schedule dualpipe"), std::string::npos);
+}
+
+TEST_F(PenstockTest, AMissingSpecFileExitsThree) {
+  EXPECT_EQ(penstock({"submit", "/nonexistent.yaml"}).exit_code, 3);
+}
+
+TEST_F(PenstockTest, MissingTrainingDataExitsTwoBeforeAnythingIsSent) {
+  const ProgramRun run = penstock({"submit", write("job.yaml", kValidSpec)});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_NE(run.err.find("data.train: open /data/corpus_train.idx"), std::string::npos) << run.err;
+}
+
+TEST_F(PenstockTest, ADamagedDataSetExitsFourteen) {
+  const std::string spec = write("job.yaml", tiny_job_yaml(folder_.path(), {}));
+  std::filesystem::resize_file(path("tiny-train.bin"), 1000);
+  const ProgramRun run = penstock({"submit", spec});
+  EXPECT_EQ(run.exit_code, 14);
+  EXPECT_NE(run.err.find("tiny-train.bin: 1000 bytes"), std::string::npos) << run.err;
+}
+
+TEST_F(PenstockTest, ADryRunPrintsTheSpecWithEveryDefault) {
+  const std::string spec = write("job.yaml", tiny_job_yaml(folder_.path(), {}));
+  const ProgramRun run = penstock({"submit", spec, "--dry-run", "--name", "other", "-o", "json"});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  const Json json = document(run);
+  EXPECT_EQ(json["metadata"]["name"], "other");
+  EXPECT_EQ(json["optimizer"]["betas"], Json::array({0.9, 0.95}));
+}
+
+TEST_F(PenstockTest, DataIsPreparedAndInspected) {
+  const std::string text =
+      write("text", "to be or not to be\n%\nthat is the question\n%\nwhether\n");
+  const ProgramRun prepared = penstock(
+      {"data", "prepare", "--split", "percent", "--output", path("corpus"), text, "-o", "json"});
+  ASSERT_EQ(prepared.exit_code, 0) << prepared.err;
+  const Json report = document(prepared);
+  EXPECT_EQ(report["train"]["documents"].get<int>() + report["heldout"]["documents"].get<int>(), 3);
+
+  const ProgramRun inspected =
+      penstock({"data", "inspect", path("corpus_heldout.bin"), "-o", "json"});
+  ASSERT_EQ(inspected.exit_code, 0) << inspected.err;
+  const Json facts = document(inspected);
+  EXPECT_EQ(facts["tokens"], report["heldout"]["tokens"]);
+  EXPECT_EQ(facts["unigram_entropy"], report["unigram_entropy"]);
+  EXPECT_EQ(facts["largest_token"], 256);
+}
+
+TEST_F(PenstockTest, DataMistakesHaveTheirExitCodes) {
+  const std::string output = path("corpus");
+  EXPECT_EQ(penstock({"data", "prepare", "--output", output, path("none")}).exit_code, 3);
+  EXPECT_EQ(penstock({"data", "prepare", "--output", output, write("e", "")}).exit_code, 2);
+  EXPECT_EQ(penstock({"data", "prepare", "--output", output, write("b", "\xff\xfe")}).exit_code, 2);
+  EXPECT_EQ(
+      penstock({"data", "prepare", "--output", output, "--split", "x", write("t", "a")}).exit_code,
+      2);
+  EXPECT_EQ(penstock({"data", "inspect", path("none")}).exit_code, 3);
+  write("d.idx", "MMIDIDX");
+  write("d.bin", "xx");
+  EXPECT_EQ(penstock({"data", "inspect", path("d")}).exit_code, 14);
+}
+
+TEST_F(PenstockTest, ADevClusterThatDoesNotRunIsStatusThreeAndNothingToStop) {
+  const ProgramRun status = penstock({"dev", "status", "-o", "json"});
+  EXPECT_EQ(status.exit_code, 3);
+  EXPECT_EQ(document(status)["running"], false);
+  const ProgramRun down = penstock({"dev", "down", "-o", "json"});
+  EXPECT_EQ(down.exit_code, 0);
+  EXPECT_EQ(document(down)["stopped"], Json::array());
+}
+
+TEST_F(PenstockTest, ExitCodesAreListed) {
+  const Json json = document(penstock({"exit-codes", "-o", "json"}));
+  EXPECT_EQ(json["items"].size(), 15u);
+}
+
+TEST_F(PenstockTest, TheQuickstartSpecIsValid) {
+  const auto spec = read_file(Path(PENSTOCK_SOURCE_DIR) / "docs/examples/quickstart.yaml", 1 << 20);
+  ASSERT_TRUE(spec.ok());
+  const auto parsed = parse_job_spec(*spec, "quickstart.yaml");
+  ASSERT_TRUE(parsed.ok()) << parsed.status().message();
+  EXPECT_EQ(parsed->parallelism.world_size(), 4);
+}
+
+}  // namespace
+}  // namespace penstock

@@ -1,0 +1,71 @@
+#include "ops/cli/text.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace penstock {
+namespace {
+
+using std::chrono::milliseconds;
+
+TEST(TextTest, SecondsAreWrittenInTheirTwoLargestUnits) {
+  EXPECT_EQ(format_seconds(0.4), "0s");
+  EXPECT_EQ(format_seconds(59.4), "59s");
+  EXPECT_EQ(format_seconds(75), "1m15s");
+  EXPECT_EQ(format_seconds(7300), "2h1m");
+  EXPECT_EQ(format_seconds(200'000), "2d7h");
+  EXPECT_EQ(format_seconds(-5), "0s");
+  EXPECT_EQ(format_seconds(NAN), "0s");
+}
+
+TEST(TextTest, QuantitiesHaveThreeDigits) {
+  EXPECT_EQ(format_quantity(0), "0");
+  EXPECT_EQ(format_quantity(950), "950");
+  EXPECT_EQ(format_quantity(999.6), "1.0k");
+  EXPECT_EQ(format_quantity(8123.4), "8.1k");
+  EXPECT_EQ(format_quantity(249'856), "250k");
+  EXPECT_EQ(format_quantity(1.5e9), "1.5G");
+}
+
+TEST(TextTest, BytesUsePowersOfTwo) {
+  EXPECT_EQ(format_bytes(0), "0 B");
+  EXPECT_EQ(format_bytes(1536), "1.5 KiB");
+  EXPECT_EQ(format_bytes(3.0 * (1 << 30)), "3.0 GiB");
+}
+
+TEST(TextTest, DurationsAreRead) {
+  EXPECT_EQ(*parse_duration("90"), milliseconds(90'000));
+  EXPECT_EQ(*parse_duration("90s"), milliseconds(90'000));
+  EXPECT_EQ(*parse_duration("1.5m"), milliseconds(90'000));
+  EXPECT_EQ(*parse_duration("2h"), milliseconds(7'200'000));
+  EXPECT_EQ(*parse_duration("250ms"), milliseconds(250));
+}
+
+TEST(TextTest, WhatIsNoDurationIsRefused) {
+  for (const char* text : {"", "s", "-1s", "1 s", "1x", "nan", "inf", "1e300h"}) {
+    EXPECT_EQ(parse_duration(text).status().code(), Code::kInvalidArgument) << text;
+  }
+}
+
+TEST(TextTest, UtcTimesRoundTrip) {
+  const Instant at{1'763'758'789'123'000'000};
+  EXPECT_EQ(*parse_utc(format_utc(at)), at);
+  EXPECT_FALSE(parse_utc("yesterday").ok());
+  EXPECT_FALSE(parse_utc("2026-11-21T20:59:49.123Z?").ok());
+}
+
+TEST(TextTest, ColumnsAreTwoSpacesApartAndLinesHaveNoTrailingSpace) {
+  EXPECT_EQ(format_table({"A", "LONG"}, {{"xyz", "1"}, {"é", ""}}, true, 0),
+            "A    LONG\nxyz  1\né\n");
+  EXPECT_EQ(format_table({"A", "B"}, {{"x", "y"}}, false, 0), "x  y\n");
+  EXPECT_EQ(format_table({"A", "B"}, {}, false, 0), "");
+}
+
+TEST(TextTest, TheLastColumnIsCutToTheTerminal) {
+  EXPECT_EQ(format_table({"A", "B"}, {{"x", "abcdefgh"}}, false, 8), "x  abcd…\n");
+  EXPECT_EQ(format_table({"A", "B"}, {{"x", "äöüäöüäö"}}, false, 8), "x  äöüä…\n");
+}
+
+}  // namespace
+}  // namespace penstock
