@@ -1,4 +1,5 @@
-// The schema of a job spec: every key, where it goes, its range. docs/job-spec.md documents the same list.
+// The schema of a job spec: every key, where it goes, its range. docs/job-spec.md documents the
+// same list.
 #include "comm/run/job_spec.h"
 
 #include <fmt/format.h>

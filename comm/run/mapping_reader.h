@@ -1,5 +1,6 @@
-// Typed, checked reading of the mappings of a YAML document. Problems are collected instead of returned, so that a
-// schema reads as a list of keys, and the one that comes first in the file is the one reported.
+// Typed, checked reading of the mappings of a YAML document. Problems are collected instead of
+// returned, so that a schema reads as a list of keys, and the one that comes first in the file is
+// the one reported.
 #pragma once
 
 #include <cstdint>
@@ -21,12 +22,14 @@ class SpecProblems {
 
   // Something that is there and wrong.
   void wrong(const YamlNode& at, std::string message);
-  // Something that is not there. Reported only when nothing is wrong: a mistyped key explains a missing one.
+  // Something that is not there. Reported only when nothing is wrong: a mistyped key explains a
+  // missing one.
   void missing(const YamlNode& at, std::string message);
 
   // Makes `path` ("model.hidden_size") a place that rules can point at.
   void remember(const std::string& path, const YamlNode& at);
-  // A condition between several keys. Its problem points at `path`, or at the section when the key was left out.
+  // A condition between several keys. Its problem points at `path`, or at the section when the key
+  // was left out.
   void rule(const std::string& path, bool holds, std::string message);
 
   bool none() const { return wrong_.empty() && missing_.empty(); }
@@ -45,8 +48,9 @@ class SpecProblems {
   std::map<std::string, Position> places_;
 };
 
-// The keys of one mapping. Each call names one valid key and reads it when it is there; finish() then reports the
-// keys that no call named. A section that is absent or empty has no keys. Borrows its arguments.
+// The keys of one mapping. Each call names one valid key and reads it when it is there; finish()
+// then reports the keys that no call named. A section that is absent or empty has no keys. Borrows
+// its arguments.
 class MappingReader {
  public:
   enum class Need { kOptional, kRequired };

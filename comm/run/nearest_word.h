@@ -7,8 +7,8 @@
 
 namespace penstock {
 
-// The candidate nearest to `word` by edit distance (insert, delete, replace, swap neighbours), or "" when none is
-// near enough to be what the user meant. Ignores case and treats '-' as '_'.
+// The candidate nearest to `word` by edit distance (insert, delete, replace, swap neighbours), or
+// "" when none is near enough to be what the user meant. Ignores case and treats '-' as '_'.
 std::string nearest_word(std::string_view word, const std::vector<std::string>& candidates);
 
 }  // namespace penstock

@@ -83,7 +83,8 @@ void check_size(const JobSpec& spec, SpecProblems& problems) {
                 fmt::format("parallelism.expert {} does not divide the {} experts of "
                             "model.n_routed_experts",
                             p.expert, spec.model.n_routed_experts));
-  // Each factor is at most 2^20 or 2^24, so the products below are taken in an order that cannot overflow.
+  // Each factor is at most 2^20 or 2^24, so the products below are taken in an order that cannot
+  // overflow.
   const bool ranks_fit =
       p.pipeline * p.expert <= kRanksMaxInJob && p.pipeline * p.expert * p.data <= kRanksMaxInJob;
   problems.rule(

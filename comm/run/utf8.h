@@ -6,8 +6,8 @@
 
 namespace penstock {
 
-// Offset of the first byte that is not part of valid UTF-8 (RFC 3629: no overlong forms, no surrogates, nothing
-// above U+10FFFF), or text.size() when all of it is.
+// Offset of the first byte that is not part of valid UTF-8 (RFC 3629: no overlong forms, no
+// surrogates, nothing above U+10FFFF), or text.size() when all of it is.
 size_t utf8_valid_prefix(std::string_view text);
 
 }  // namespace penstock

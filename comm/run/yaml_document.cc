@@ -20,8 +20,8 @@ struct Problem {
   std::string message;
 };
 
-// Builds the tree from yaml-cpp's events. The parser cannot be stopped from a handler without throwing, so after
-// the first problem the rest of the events is ignored.
+// Builds the tree from yaml-cpp's events. The parser cannot be stopped from a handler without
+// throwing, so after the first problem the rest of the events is ignored.
 class TreeBuilder : public YAML::EventHandler {
  public:
   const std::optional<Problem>& problem() const { return problem_; }

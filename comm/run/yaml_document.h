@@ -1,8 +1,10 @@
-// One YAML document as a plain tree with positions. The only file that sees yaml-cpp is yaml_document.cc.
+// One YAML document as a plain tree with positions. The only file that sees yaml-cpp is
+// yaml_document.cc.
 //
-// Accepts the part of YAML that people write and JSON: mappings with text keys, sequences, scalars. Refuses what
-// makes YAML dangerous or ambiguous: anchors, aliases, tags, several documents, duplicate keys, tabs as
-// indentation, control characters, bytes that are not UTF-8, and anything beyond the bounds below.
+// Accepts the part of YAML that people write and JSON: mappings with text keys, sequences, scalars.
+// Refuses what makes YAML dangerous or ambiguous: anchors, aliases, tags, several documents,
+// duplicate keys, tabs as indentation, control characters, bytes that are not UTF-8, and anything
+// beyond the bounds below.
 #pragma once
 
 #include <cstdint>

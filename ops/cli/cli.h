@@ -1,5 +1,5 @@
-// What every verb gets: where to write, which coordinator to ask. One file per group of verbs, cmd_<group>.cc; each
-// adds its verbs to the parser, and sets `action` when one of them was given.
+// What every verb gets: where to write, which coordinator to ask. One file per group of verbs,
+// cmd_<group>.cc; each adds its verbs to the parser, and sets `action` when one of them was given.
 #pragma once
 
 #include <functional>

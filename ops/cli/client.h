@@ -12,8 +12,8 @@ namespace penstock {
 
 using Json = nlohmann::json;
 
-// Stateless but for the address. Errors carry the coordinator's own code and message; kUnavailable says that there
-// is no coordinator at the address and how to start one.
+// Stateless but for the address. Errors carry the coordinator's own code and message; kUnavailable
+// says that there is no coordinator at the address and how to start one.
 class Client {
  public:
   explicit Client(std::string server);  // "http://host:port"

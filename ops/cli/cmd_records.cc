@@ -108,7 +108,8 @@ Result<ExitCode> logs(Cli& cli, const RecordFlags& flags) {
     for (RankLog& log : logs) {
       bool news = true;
       while (news && !(log.terminal && !first && log.partial.empty())) {
-        // One rank may hold the answer back; of several each is asked without waiting, then one waits.
+        // One rank may hold the answer back; of several each is asked without waiting, then one
+        // waits.
         const bool may_wait = flags.follow && !first && &log == &logs.front();
         PENSTOCK_TRY_ASSIGN(news,
                             read_more(patient, id, log, may_wait ? kHoldBack : kHoldBack * 0));
@@ -168,7 +169,8 @@ Result<ExitCode> show_list(Cli& cli, const RecordFlags& flags, const ListKind& k
   const Client client = cli.client();
   PENSTOCK_TRY_ASSIGN(auto items, client.all_items(kind.path));
   const bool from_default = flags.tail < 0;
-  // A table is for reading and shows the end; a document is for programs and is whole unless cut on purpose.
+  // A table is for reading and shows the end; a document is for programs and is whole unless cut on
+  // purpose.
   const int64_t tail = from_default ? (cli.out.json() ? -1 : kind.tail_default) : flags.tail;
   if (tail >= 0 && static_cast<int64_t>(items.size()) > tail) {
     if (from_default) {

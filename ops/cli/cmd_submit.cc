@@ -1,4 +1,5 @@
-// penstock submit: checks a spec here, sends it, says what to do next, and follows the run when asked.
+// penstock submit: checks a spec here, sends it, says what to do next, and follows the run when
+// asked.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>

@@ -130,7 +130,8 @@ class Starter {
                       [&] { return registered_workers() >= options_.worker_count; });
   }
 
-  // Records the process before anything else can fail, so that nothing is ever started and forgotten.
+  // Records the process before anything else can fail, so that nothing is ever started and
+  // forgotten.
   Status start(const std::string& name, std::vector<std::string> argv) {
     PENSTOCK_TRY_ASSIGN(const Path program, sibling_binary(argv[0]));
     argv[0] = program.string();

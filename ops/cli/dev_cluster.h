@@ -1,8 +1,10 @@
-// A cluster on this host for development: one coordinator and some worker daemons as background processes.
+// A cluster on this host for development: one coordinator and some worker daemons as background
+// processes.
 //
-// A state folder holds everything: what runs (dev.json), the coordinator's store (coordinator/), a folder per worker,
-// and their logs. Starting is idempotent: what runs is kept, what has died is started again, so that history and
-// checkpoints survive. Stopping ends only processes that this folder's cluster started.
+// A state folder holds everything: what runs (dev.json), the coordinator's store (coordinator/), a
+// folder per worker, and their logs. Starting is idempotent: what runs is kept, what has died is
+// started again, so that history and checkpoints survive. Stopping ends only processes that this
+// folder's cluster started.
 #pragma once
 
 #include <functional>
@@ -39,19 +41,22 @@ struct DevOptions {
   std::optional<int> port;  // empty: the port it had before, else 7070. 0: any free one
 };
 
-// `flag`, else $PENSTOCK_DEV_STATE_DIR, else $XDG_STATE_HOME/penstock/dev, else ~/.local/state/penstock/dev.
+// `flag`, else $PENSTOCK_DEV_STATE_DIR, else $XDG_STATE_HOME/penstock/dev, else
+// ~/.local/state/penstock/dev.
 Path dev_state_dir(const std::string& flag);
 
-// What was started and not stopped, alive or not; an empty state when there is nothing. kDataLoss names a damaged file.
+// What was started and not stopped, alive or not; an empty state when there is nothing. kDataLoss
+// names a damaged file.
 Result<DevState> load_dev_state(const Path& state_dir);
 bool dev_coordinator_runs(const DevState& state);
 
-// Starts what is missing and waits until every worker has registered. `note` gets one line per thing started.
-// When something dies first, stops what this call started; the error holds the last lines of its log.
+// Starts what is missing and waits until every worker has registered. `note` gets one line per
+// thing started. When something dies first, stops what this call started; the error holds the last
+// lines of its log.
 Result<DevState> dev_up(const DevOptions& options, const std::function<void(std::string)>& note);
 
-// Stops everything, coordinator first, so that running jobs stay on record as running and go on at the next start.
-// Returns the names of what was stopped.
+// Stops everything, coordinator first, so that running jobs stay on record as running and go on at
+// the next start. Returns the names of what was stopped.
 Result<std::vector<std::string>> dev_down(const Path& state_dir);
 
 // The process of a job's rank on this host, when one of the cluster's workers runs it.

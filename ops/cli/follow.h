@@ -1,6 +1,6 @@
-// Following a job: live progress, log lines, events. A coordinator that goes away does not end it: the job goes on
-// without it, so the follower says so once, asks again, and goes on where it was. Ctrl-C ends the follower, never
-// the job.
+// Following a job: live progress, log lines, events. A coordinator that goes away does not end it:
+// the job goes on without it, so the follower says so once, asks again, and goes on where it was.
+// Ctrl-C ends the follower, never the job.
 #pragma once
 
 #include <chrono>
@@ -12,7 +12,8 @@
 
 namespace penstock {
 
-// Repeats `call` while there is no coordinator, noting once that it is away and once that it is back.
+// Repeats `call` while there is no coordinator, noting once that it is away and once that it is
+// back.
 class PatientClient {
  public:
   // Gives up with kUnavailable after this long without an answer.
@@ -42,8 +43,9 @@ struct WaitCondition {
 // The job is where the condition wants it.
 bool holds(const WaitCondition& condition, const Json& job);
 
-// Shows progress on stderr until the job is final: one redrawn line on a terminal, else a line per second with news.
-// Events other than ordinary progress are lines of their own. Returns the final Job.
+// Shows progress on stderr until the job is final: one redrawn line on a terminal, else a line per
+// second with news. Events other than ordinary progress are lines of their own. Returns the final
+// Job.
 Result<Json> follow_job(const Client& client, Output& out, const std::string& id);
 
 // Waits without showing progress. Returns the Job for which the condition holds, or the final one.

@@ -1,5 +1,6 @@
-// Processes of this host that outlive the command that started them. A process number alone may belong to a
-// stranger by now, so a process is known by its number, its start time and the boot it belongs to.
+// Processes of this host that outlive the command that started them. A process number alone may
+// belong to a stranger by now, so a process is known by its number, its start time and the boot it
+// belongs to.
 #pragma once
 
 #include <sys/types.h>
@@ -21,15 +22,17 @@ struct LocalProcess {
   bool operator==(const LocalProcess&) const = default;
 };
 
-// The process that has this number now; nothing when there is none, or when it has ended and was not reaped.
+// The process that has this number now; nothing when there is none, or when it has ended and was
+// not reaped.
 std::optional<LocalProcess> find_process(pid_t pid);
 bool is_alive(const LocalProcess& process);
 
-// Starts argv[0] in a session of its own, with stdin from /dev/null and both output streams appended to `log`.
-// It goes on when this process ends.
+// Starts argv[0] in a session of its own, with stdin from /dev/null and both output streams
+// appended to `log`. It goes on when this process ends.
 Result<LocalProcess> start_detached(const std::vector<std::string>& argv, const Path& log);
 
-// Sends a signal to exactly this process, never to another that took its number. kNotFound when it has ended.
+// Sends a signal to exactly this process, never to another that took its number. kNotFound when it
+// has ended.
 Status send_signal(const LocalProcess& process, int signal);
 // Waits until it has ended, at most `limit`. Returns whether it has.
 bool wait_for_end(const LocalProcess& process, Duration limit);

@@ -1,7 +1,8 @@
 // Where the command line writes: data on stdout, everything else on stderr.
 //
-// With -o json, stdout holds exactly one JSON document, also when something was not found or went wrong. Colour,
-// redrawing and prompts need a terminal; NO_COLOR and TERM=dumb turn colour off, CLICOLOR_FORCE turns it on.
+// With -o json, stdout holds exactly one JSON document, also when something was not found or went
+// wrong. Colour, redrawing and prompts need a terminal; NO_COLOR and TERM=dumb turn colour off,
+// CLICOLOR_FORCE turns it on.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -33,13 +34,15 @@ class Output {
              const std::vector<std::vector<std::string>>& rows);
   void text(std::string_view text);
 
-  // stderr. note() ends its line; redraw() replaces the current one on a terminal and does nothing elsewhere.
+  // stderr. note() ends its line; redraw() replaces the current one on a terminal and does nothing
+  // elsewhere.
   void note(std::string_view message);
   void redraw(std::string_view line);
   // Leaves the last redrawn line standing.
   void end_redraw();
 
-  // "penstock: message" on stderr and, in JSON format, an Error document on stdout unless one was printed.
+  // "penstock: message" on stderr and, in JSON format, an Error document on stdout unless one was
+  // printed.
   void error(const Status& status);
 
   bool stdout_is_terminal() const { return stdout_is_terminal_; }

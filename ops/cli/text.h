@@ -18,7 +18,8 @@ std::string format_seconds(double seconds);
 std::string format_quantity(double value);
 // 0 -> "0 B", 1536 -> "1.5 KiB".
 std::string format_bytes(double bytes);
-// "90", "90s", "10m", "2h", "1.5h" as a duration. kInvalidArgument otherwise, and for what is negative or not finite.
+// "90", "90s", "10m", "2h", "1.5h" as a duration. kInvalidArgument otherwise, and for what is
+// negative or not finite.
 Result<std::chrono::milliseconds> parse_duration(std::string_view text);
 // "2026-11-21T20:59:49.123Z" as nanoseconds since 1970. kInvalidArgument for anything else.
 Result<Instant> parse_utc(std::string_view text);

@@ -1,5 +1,5 @@
-// Random valid specs survive their canonical form, and no input, however broken, gets past the parser as anything
-// but a spec or an error with a place.
+// Random valid specs survive their canonical form, and no input, however broken, gets past the
+// parser as anything but a spec or an error with a place.
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
 

@@ -59,8 +59,8 @@ class IndexedDataset {
   std::unique_ptr<Mapped> mapped_;
 };
 
-// Writes under temporary names and puts both files in place in finish(): a crash leaves the old data set, the new
-// one or none, never one file of each. Not thread-safe. Move-only.
+// Writes under temporary names and puts both files in place in finish(): a crash leaves the old
+// data set, the new one or none, never one file of each. Not thread-safe. Move-only.
 class IndexedDatasetWriter {
  public:
   static Result<IndexedDatasetWriter> create(const std::string& prefix, TokenType type);

@@ -6,8 +6,8 @@
 
 namespace penstock {
 
-// Thread-safe: constant after construction. Move-only; unmaps in its destructor. The file must not shrink while it
-// is mapped: touching a page that is gone is a SIGBUS.
+// Thread-safe: constant after construction. Move-only; unmaps in its destructor. The file must not
+// shrink while it is mapped: touching a page that is gone is a SIGBUS.
 class MappedFile {
  public:
   static Result<MappedFile> open(const Path& path);

@@ -57,8 +57,8 @@ Result<int64_t> input_bytes(const std::vector<std::string>& inputs) {
   return total;
 }
 
-// Sends documents to their sides. The first document trains and the second is held out whatever the draws say, so
-// that neither side is empty.
+// Sends documents to their sides. The first document trains and the second is held out whatever the
+// draws say, so that neither side is empty.
 class Splitter {
  public:
   Splitter(const PrepareOptions& options, const Tokenizer& tokenizer, Side& train, Side* heldout)

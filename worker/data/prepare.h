@@ -37,11 +37,13 @@ struct PrepareReport {
   double unigram_entropy = 0.0;
 };
 
-// Each document ends with the tokenizer's end-of-document token. Document i (from 0, over all inputs) is held out
-// when draw i of Random(seed) falls below `holdout`; but document 0 always trains and document 1 is always held
-// out, so that neither side is empty. Deterministic: same options and files, same bytes.
-// kInvalidArgument when there are fewer documents than sides, or as read_documents says. On an error no data set
-// is left behind or changed, unless the disk failed while both files of one were put in place.
+// Each document ends with the tokenizer's end-of-document token. Document i (from 0, over all
+// inputs) is held out when draw i of Random(seed) falls below `holdout`; but document 0 always
+// trains and document 1 is always held out, so that neither side is empty. Deterministic: same
+// options and files, same bytes.
+// kInvalidArgument when there are fewer documents than sides, or as read_documents says. On an
+// error no data set is left behind or changed, unless the disk failed while both files of one were
+// put in place.
 Result<PrepareReport> prepare_corpus(const PrepareOptions& options);
 
 // -Σ p ln p of the counts' frequencies, in nats; 0 when there are none.

@@ -47,8 +47,8 @@ Status check_options(const SamplerOptions& options) {
   return {};
 }
 
-// For each of `place_count` places the source that is furthest behind its share, so that any stretch of places
-// mixes the sources as the weights say.
+// For each of `place_count` places the source that is furthest behind its share, so that any
+// stretch of places mixes the sources as the weights say.
 std::vector<int32_t> spread_by_weight(const std::vector<SamplerSource>& sources,
                                       int64_t place_count) {
   double total = 0.0;
@@ -85,8 +85,9 @@ uint64_t permute(uint64_t seed, uint64_t stream, uint64_t index, uint64_t count)
   PENSTOCK_CHECK(index < count, index, count);
   const int half_bits = std::max(1, (static_cast<int>(std::bit_width(count - 1)) + 1) / 2);
   const uint64_t half_mask = (uint64_t{1} << half_bits) - 1;
-  // A Feistel network is a bijection of [0, 4^half_bits); walking it until the image is below `count` makes it one
-  // of [0, count). The domain is at most four times `count`, so the walk is short.
+  // A Feistel network is a bijection of [0, 4^half_bits); walking it until the image is below
+  // `count` makes it one of [0, count). The domain is at most four times `count`, so the walk is
+  // short.
   do {
     uint64_t left = index >> half_bits;
     uint64_t right = index & half_mask;
