@@ -29,12 +29,14 @@ std::string code_of(const RankExited& exited) {
 }  // namespace
 
 Failure failure_of(const RankExited& exited, const std::string& worker_name, bool restoring) {
-  const std::string how = exited.signal != 0 ? fmt::format("was killed by signal {}", exited.signal)
-                                             : fmt::format("exited with code {}", exited.exit_code);
+  std::string how = exited.signal != 0 ? fmt::format("was killed by signal {}", exited.signal)
+                                       : fmt::format("exited with code {}", exited.exit_code);
+  if (!exited.reason.empty()) how += ": " + exited.reason;
+  // The daemon says the same of a rank that left no words.
+  if (exited.signal != 0 && exited.reason.starts_with("killed by")) how = "was " + exited.reason;
   Failure failure;
   failure.reason.code = code_of(exited);
-  failure.reason.message = fmt::format("rank {} on {} {}{}{}", exited.rank, worker_name, how,
-                                       exited.reason.empty() ? "" : ": ", exited.reason);
+  failure.reason.message = fmt::format("rank {} on {} {}", exited.rank, worker_name, how);
   failure.rank = exited.rank;
   failure.worker = worker_name;
   failure.fatal =

@@ -120,9 +120,13 @@ void SimCluster::tick_world() {
 
 void SimCluster::faults() {
   for (SimWorker& worker : workers_) {
-    if (worker.alive && chance(0.004)) kill_worker(worker);
+    if (worker.alive && chance(0.004)) {
+      trace(worker.name + ": killed");
+      kill_worker(worker);
+    }
     if (worker.alive && options_.partitions && chance(0.003)) {
       worker.partitioned_until = now_ + milliseconds_below(12'000);
+      trace(worker.name + ": cut off");
     }
     if (!worker.ranks.empty() && chance(0.006)) {
       const RankKey victim = worker.ranks.begin()->first;
@@ -260,6 +264,8 @@ void SimCluster::on_start(SimWorker& worker, const StartRank& order) {
           worker.name, order.job, order.epoch, std::get<0>(other), std::get<1>(other)));
     }
   }
+  trace(fmt::format("{}: start job {} epoch {} rank {}", worker.name, order.job, order.epoch,
+                    order.rank));
   SimRank rank;
   rank.order = order;
   rank.status = {order.job, order.epoch, order.rank, RankState::kStarting, order.restore_step};
@@ -268,6 +274,7 @@ void SimCluster::on_start(SimWorker& worker, const StartRank& order) {
 }
 
 void SimCluster::on_stop(SimWorker& worker, const StopRanks& order) {
+  trace(fmt::format("{}: stop job {} epoch {}", worker.name, order.job, order.epoch));
   worker.fences[order.job] = std::max(worker.fences[order.job], order.epoch);
   const auto fenced = [&](const auto& entry) {
     return std::get<0>(entry.first) == order.job && std::get<1>(entry.first) <= order.epoch;
@@ -371,6 +378,7 @@ void SimCluster::start_core() {
 
 // What was synced survives; of what came after, any prefix may.
 void SimCluster::crash_core() {
+  trace("core: crash");
   core_.reset();
   core_back_at_ = now_ + milliseconds_below(6000);
   const size_t kept = random_.below(unsynced_.size() + 1);
@@ -435,6 +443,12 @@ void SimCluster::apply(Effects effects) {
 void SimCluster::violate(const std::string& what) {
   if (!violation_.empty()) return;
   violation_ = fmt::format("at {:.1f} s: {}", to_seconds(now_ - begin_), what);
+  for (const std::string& line : trace_) violation_ += "\n  " + line;
+}
+
+void SimCluster::trace(const std::string& line) {
+  trace_.push_back(fmt::format("{:.1f} s {}", to_seconds(now_ - begin_), line));
+  if (trace_.size() > 60) trace_.pop_front();
 }
 
 void SimCluster::check(const Effects& effects) {
@@ -442,6 +456,8 @@ void SimCluster::check(const Effects& effects) {
     if (const auto* order = std::get_if<StartRank>(&out.message)) check_start_order(*order);
   }
   for (const JobEvent& event : effects.events) {
+    trace(fmt::format("core: job {} epoch {} {}: {}", event.job, event.epoch, event.reason.code,
+                      event.reason.message));
     if (event.sequence != last_event_ + 1) violate("an event number is skipped or used twice");
     last_event_ = event.sequence;
   }
@@ -474,6 +490,9 @@ void SimCluster::check(const Effects& effects) {
 
 // When an epoch starts, no rank of an older one is left but on workers that nobody can reach.
 void SimCluster::check_start_order(const StartRank& order) {
+  if (order.epoch < started_[order.job]) violate("an epoch lower than one that was started");
+  if (order.epoch == started_[order.job]) return;  // repeated, or another rank's
+  started_[order.job] = order.epoch;
   for (const SimWorker& worker : workers_) {
     for (const auto& [key, rank] : worker.ranks) {
       const auto& [job, epoch, number] = key;

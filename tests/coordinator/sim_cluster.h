@@ -3,6 +3,7 @@
 // after every step of the core; the first violation is kept with its time.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <optional>
 #include <set>
@@ -96,6 +97,7 @@ class SimCluster {
   void check(const Effects& effects);
   void check_start_order(const StartRank& order);
   void violate(const std::string& what);
+  void trace(const std::string& line);
 
   const SimOptions options_;
   Random random_;
@@ -112,9 +114,11 @@ class SimCluster {
   std::set<JobId> acknowledged_;
   std::map<JobId, JobState> ended_;
   std::map<JobId, uint64_t> cursors_;
+  std::map<JobId, Epoch> started_;  // newest epoch with a StartRank
   uint64_t last_event_ = 0;
   uint64_t requests_ = 0;
   int64_t core_steps_ = 0;
+  std::deque<std::string> trace_;  // what happened last, for the report of a violation
   std::string violation_;
 };
 
