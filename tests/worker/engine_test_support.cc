@@ -48,7 +48,7 @@ void write_tiny_corpus(const Path& directory) {
 JobSpec tiny_spec(const Path& directory, const TinyLayout& layout, int64_t steps) {
   JobSpec spec;
   spec.name = "tiny";
-  spec.model = {.vocab_size = 48,
+  spec.model = {.vocab_size = 272,
                 .hidden_size = 32,
                 .num_hidden_layers = 5,
                 .num_attention_heads = 2,

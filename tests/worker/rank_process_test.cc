@@ -1,0 +1,213 @@
+// Real penstock-rank processes, talking to a daemon that the test plays.
+#include "worker/rank/rank_process.h"
+
+#include <gtest/gtest.h>
+
+#include <csignal>
+
+#include "tests/worker/engine_test_support.h"
+#include "tests/worker/rank_fake_daemon.h"
+
+namespace penstock {
+namespace {
+
+int code(ExitCode code) {
+  return static_cast<int>(code);
+}
+
+class RankProcessTest : public ::testing::Test {
+ protected:
+  void SetUp() override { write_tiny_corpus(directory_.path()); }
+
+  FakeDaemonOptions options_of(const TinyLayout& layout, int64_t steps) {
+    JobSpec spec = tiny_spec(directory_.path(), layout, steps);
+    spec.checkpoint.interval = 2;
+    spec.training.evaluation_interval = 2;
+    FakeDaemonOptions options;
+    options.programs = tiny_run(spec).programs;
+    options.spec = std::move(spec);
+    options.directory = directory_.path();
+    options.checkpoint_dir = directory_.path() / "store";
+    return options;
+  }
+  static bool is_step(const ControlMessage& message, int64_t step) {
+    const auto* report = std::get_if<StepReport>(&message);
+    return report != nullptr && report->step == step;
+  }
+
+  ScratchDirectory directory_;
+};
+
+TEST_F(RankProcessTest, AJobRunsFromHelloToTheCommittedLastCheckpoint) {
+  FakeDaemon daemon(options_of({2, 2, 1, Schedule::kDualPipe}, 5));
+  daemon.spawn_all();
+  for (int32_t r = 0; r < 4; ++r) {
+    const RankExit exit = daemon.wait_exit(r);
+    EXPECT_EQ(exit.status, (ExitStatus{0, 0})) << exit.last_line;
+  }
+  const StandaloneReport expected =
+      train_tiny(tiny_run(options_of({2, 2, 1, Schedule::kDualPipe}, 5).spec));
+  const std::vector<StepReport> steps = daemon.all<StepReport>();
+  ASSERT_EQ(steps.size(), 5u);  // rank 0's alone
+  for (size_t i = 0; i < steps.size(); ++i) {
+    EXPECT_EQ(steps[i].step, static_cast<int64_t>(i) + 1);
+    EXPECT_EQ(steps[i].loss, expected.steps[i].loss);  // though the exits are on other ranks, too
+    EXPECT_EQ(steps[i].grad_norm, expected.steps[i].grad_norm);
+    EXPECT_EQ(steps[i].tokens, 512);
+    EXPECT_GT(steps[i].step_seconds, 0.0);
+    EXPECT_GT(steps[i].finished_at_ns, 0);
+  }
+  std::vector<int64_t> evaluated;
+  for (const EvaluationReport& report : daemon.all<EvaluationReport>())
+    evaluated.push_back(report.step);
+  EXPECT_EQ(evaluated, (std::vector<int64_t>{0, 2, 4, 5}));
+  EXPECT_EQ(daemon.all<RankProgress>().size(), 20u);
+  EXPECT_EQ(daemon.all<SegmentSaved>().size(), 12u);  // 4 ranks, after steps 2, 4 and 5
+  EXPECT_EQ(daemon.all<RankFinished>().size(), 4u);
+  for (const RankProgress& progress : daemon.all<RankProgress>()) {
+    EXPECT_GT(progress.compute_seconds, 0.0);
+    EXPECT_GT(progress.bytes_sent, 0u);
+    EXPECT_GT(progress.arena_bytes, 0u);
+  }
+  EXPECT_EQ(list_checkpoints(directory_.path() / "store", FakeDaemon::kJob).checkpoints.size(), 3u);
+}
+
+TEST_F(RankProcessTest, ARestoredJobGoesOnBitForBit) {
+  const TinyLayout layout{2, 1, 1, Schedule::kDualPipe};
+  std::vector<StepReport> whole;
+  {
+    FakeDaemon daemon(options_of(layout, 4));
+    daemon.spawn_all();
+    for (int32_t r = 0; r < 2; ++r) EXPECT_EQ(daemon.wait_exit(r).status.exit_code, 0);
+    whole = daemon.all<StepReport>();
+  }
+  ASSERT_EQ(whole.size(), 4u);
+  FakeDaemonOptions options = options_of(layout, 4);
+  options.restore_manifest = (options.checkpoint_dir / manifest_file_name(1)).string();
+  options.restore_step = 2;
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  for (int32_t r = 0; r < 2; ++r) EXPECT_EQ(daemon.wait_exit(r).status.exit_code, 0);
+  const std::vector<StepReport> rest = daemon.all<StepReport>();
+  ASSERT_EQ(rest.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(rest[i].step, whole[i + 2].step);
+    EXPECT_EQ(rest[i].loss, whole[i + 2].loss);
+    EXPECT_EQ(rest[i].grad_norm, whole[i + 2].grad_norm);
+  }
+}
+
+TEST_F(RankProcessTest, AKilledRankTakesItsPeersWithItAsLostPeers) {
+  FakeDaemon daemon(options_of({4, 1, 1, Schedule::kDualPipe}, 100000));
+  daemon.spawn_all();
+  ASSERT_TRUE(daemon.wait_for([](const ControlMessage& m) { return is_step(m, 3); }));
+  EXPECT_TRUE(daemon.child(2).send_signal(SIGKILL).ok());
+  EXPECT_EQ(daemon.wait_exit(2).status.signal, SIGKILL);
+  for (const int32_t r : {0, 1, 3}) {
+    const RankExit exit = daemon.wait_exit(r);
+    EXPECT_EQ(exit.status.exit_code, code(ExitCode::kPeerLost)) << exit.last_line;
+    EXPECT_NE(exit.last_line.find("penstock-rank: unavailable"), std::string::npos)
+        << exit.last_line;
+  }
+}
+
+TEST_F(RankProcessTest, SigtermEndsARankBetweenTwoSteps) {
+  FakeDaemon daemon(options_of({1, 1, 1, Schedule::kOneForwardOneBackward}, 100000));
+  daemon.spawn_all();
+  ASSERT_TRUE(daemon.wait_for([](const ControlMessage& m) { return is_step(m, 2); }));
+  EXPECT_TRUE(daemon.child(0).send_signal(SIGTERM).ok());
+  const RankExit exit = daemon.wait_exit(0);
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kPreempted)) << exit.last_line;
+  EXPECT_EQ(daemon.all<StepReport>().size(), daemon.all<RankProgress>().size());
+}
+
+TEST_F(RankProcessTest, StopRanksEndsEveryRankOfAJob) {
+  FakeDaemon daemon(options_of({2, 1, 1, Schedule::kDualPipe}, 100000));
+  daemon.spawn_all();
+  ASSERT_TRUE(daemon.wait_for([](const ControlMessage& m) { return is_step(m, 2); }));
+  for (int32_t r = 0; r < 2; ++r) {
+    daemon.send_to(r, StopRanks{FakeDaemon::kJob, FakeDaemon::kEpoch, 1000, "cancelled"});
+  }
+  for (int32_t r = 0; r < 2; ++r) {
+    const RankExit exit = daemon.wait_exit(r);
+    EXPECT_EQ(exit.status.exit_code, code(ExitCode::kPreempted)) << exit.last_line;
+  }
+}
+
+TEST_F(RankProcessTest, SigtermBeforeTrainingBeginsEndsTheWait) {
+  FakeDaemonOptions options = options_of({1, 1, 1, Schedule::kOneForwardOneBackward}, 5);
+  options.begin = false;
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  ASSERT_TRUE(daemon.wait_for(
+      [](const ControlMessage& m) { return std::holds_alternative<RankReady>(m); }));
+  EXPECT_TRUE(daemon.child(0).send_signal(SIGTERM).ok());
+  EXPECT_EQ(daemon.wait_exit(0).status.exit_code, code(ExitCode::kPreempted));
+}
+
+TEST_F(RankProcessTest, AFailedSaveIsReportedAndTheRunGoesOn) {
+  FakeDaemonOptions options = options_of({1, 1, 1, Schedule::kOneForwardOneBackward}, 6);
+  options.checkpoint_dir = directory_.path() / "missing";
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  const RankExit exit = daemon.wait_exit(0);
+  EXPECT_EQ(daemon.all<StepReport>().size(), 6u);
+  const std::vector<SaveFailed> failed = daemon.all<SaveFailed>();
+  ASSERT_EQ(failed.size(), 3u);  // after steps 2, 4 and 6
+  EXPECT_EQ(failed[0].step, 2);
+  EXPECT_NE(failed[0].reason.find("missing"), std::string::npos) << failed[0].reason;
+  // Only the last one is needed: without it the job has not ended.
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kFailure));
+  EXPECT_NE(exit.last_line.find("the last checkpoint, of step 6, was not committed"),
+            std::string::npos)
+      << exit.last_line;
+  EXPECT_TRUE(daemon.all<RankFinished>().empty());
+}
+
+TEST_F(RankProcessTest, ASpecThatDoesNotParseEndsWithTheUsageCode) {
+  FakeDaemonOptions options = options_of({}, 2);
+  options.spec_json = "{\"name\": \"x\"}";
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  const RankExit exit = daemon.wait_exit(0);
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kUsage)) << exit.last_line;
+}
+
+TEST_F(RankProcessTest, MissingDataEndsWithItsPath) {
+  FakeDaemonOptions options = options_of({}, 2);
+  options.spec.data.train[0].path = (directory_.path() / "nowhere").string();
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  const RankExit exit = daemon.wait_exit(0);
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kNotFound)) << exit.last_line;
+  EXPECT_NE(exit.last_line.find("nowhere"), std::string::npos) << exit.last_line;
+}
+
+TEST_F(RankProcessTest, AMissingCheckpointEndsWithItsPath) {
+  FakeDaemonOptions options = options_of({}, 2);
+  options.restore_manifest = (directory_.path() / "store" / manifest_file_name(9)).string();
+  options.restore_step = 2;
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  const RankExit exit = daemon.wait_exit(0);
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kNotFound)) << exit.last_line;
+  EXPECT_NE(exit.last_line.find("000000000009"), std::string::npos) << exit.last_line;
+}
+
+TEST(ExitCodeTest, APeerThatWentAwayIsNeverTheRanksOwnFault) {
+  EXPECT_EQ(exit_code_of({}, false), ExitCode::kOk);
+  EXPECT_EQ(exit_code_of(unavailable("x"), false), ExitCode::kPeerLost);
+  EXPECT_EQ(exit_code_of(deadline_exceeded("x"), false), ExitCode::kPeerLost);
+  EXPECT_EQ(exit_code_of(data_loss("x"), false), ExitCode::kDataCorrupt);
+  EXPECT_EQ(exit_code_of(internal_error("x"), false), ExitCode::kFailure);
+  EXPECT_EQ(exit_code_of(not_found("x"), false), ExitCode::kNotFound);
+  EXPECT_EQ(exit_code_of(invalid_argument("x"), false), ExitCode::kUsage);
+}
+
+TEST(ExitCodeTest, AskedToStopIsPreemptedWhateverFailedMeanwhile) {
+  EXPECT_EQ(exit_code_of(unavailable("x"), true), ExitCode::kPreempted);
+  EXPECT_EQ(exit_code_of(aborted("x"), true), ExitCode::kPreempted);
+}
+
+}  // namespace
+}  // namespace penstock
