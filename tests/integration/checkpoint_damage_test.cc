@@ -48,11 +48,16 @@ class CheckpointDamageTest : public ::testing::Test {
     }
     ASSERT_EQ(damaged, 1) << "the manifest names its segments";
     ASSERT_EQ(cluster_.call("POST", "/api/v1/jobs/" + id + "/resume").status, 202);
-    ASSERT_TRUE(cluster_.wait_for_step(id, newest.at("step").get<int64_t>() + 5))
+    ASSERT_TRUE(wait_until(
+        [&] {
+          const Json now = cluster_.job(id);
+          return now.at("state") == "RUNNING" && now.at("epoch") >= 2;
+        },
+        seconds(30)))
         << cluster_.describe(id);
     EXPECT_EQ(cluster_.job(id).at("first_step"), older.at("step").get<int64_t>() + 1)
         << cluster_.describe(id);
-    EXPECT_TRUE(cluster_.has_event(id, "checkpoint_damaged")) << cluster_.describe(id);
+    EXPECT_TRUE(cluster_.has_event(id, "checkpoint_refused")) << cluster_.describe(id);
   }
 
   Cluster cluster_;

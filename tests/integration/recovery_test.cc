@@ -94,7 +94,8 @@ TEST(RecoveryTest, ASpareWorkerTakesOverForALostOne) {
   const std::string lost = cluster.job(id).at("ranks")[0].at("worker");
   cluster.kill_worker(lost.back() - '0');
   ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
-  for (const Json& item : cluster.get("/api/v1/jobs/" + id + "/events?limit=1000").at("items")) {
+  const Json events = cluster.get("/api/v1/jobs/" + id + "/events?limit=1000");
+  for (const Json& item : events.at("items")) {
     EXPECT_NE(item.at("state"), "FAILED");
   }
   EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);

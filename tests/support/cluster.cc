@@ -237,14 +237,16 @@ bool Cluster::wait_for_step(const std::string& id, int64_t step, seconds limit) 
 
 std::map<int64_t, double> Cluster::losses(const std::string& id) const {
   std::map<int64_t, double> by_step;
-  for (const Json& item : get("/api/v1/jobs/" + id + "/steps?limit=10000").at("items")) {
+  const Json steps = get("/api/v1/jobs/" + id + "/steps?limit=10000");
+  for (const Json& item : steps.at("items")) {
     by_step[item.at("step")] = item.at("loss");  // later epochs come later
   }
   return by_step;
 }
 
 bool Cluster::has_event(const std::string& id, const std::string& code) const {
-  for (const Json& item : get("/api/v1/jobs/" + id + "/events?limit=1000").at("items")) {
+  const Json events = get("/api/v1/jobs/" + id + "/events?limit=1000");
+  for (const Json& item : events.at("items")) {
     if (item.at("code") == code) return true;
   }
   return false;
