@@ -40,7 +40,8 @@ std::vector<ParallelismSpec> every_layout() {
   return layouts;
 }
 
-// The compute instructions as the published tables write them: no micro-batch numbers, no transfers.
+// The compute instructions as the published tables write them: no micro-batch numbers, no
+// transfers.
 std::string notation(const std::vector<Instruction>& instructions) {
   std::string text;
   for (const Instruction& i : instructions) {
@@ -229,7 +230,8 @@ TEST(ScheduleTest, ImpossibleLayoutsAreRefusedWithTheRuleBroken) {
   EXPECT_FALSE(make_program(one_f_one_b(2, 3), -1).ok());
 }
 
-// --- the validator against damaged programs -----------------------------------------------------------------------
+// --- the validator against damaged programs
+// -----------------------------------------------------------------------
 
 struct Damage {
   std::vector<Program> programs;
@@ -297,7 +299,8 @@ TEST(CheckProgramsTest, CatchesEveryWrongDirection) {
   });
 }
 
-// A swap of two instructions of one kind and direction, or of a value's maker and its user, always matters.
+// A swap of two instructions of one kind and direction, or of a value's maker and its user, always
+// matters.
 TEST(CheckProgramsTest, CatchesEverySwapThatChangesAnOrder) {
   expect_every_mutation_caught([](std::vector<Instruction>& program, size_t i) {
     for (size_t j = i + 1; j < program.size(); ++j) {
@@ -319,7 +322,8 @@ TEST(CheckProgramsTest, CatchesEverySwapThatChangesAnOrder) {
 TEST(CheckProgramsTest, CatchesProgramsThatWaitInACircle) {
   const ParallelismSpec layout = one_f_one_b(2, 2);
   std::vector<Program> programs = programs_of(layout);
-  // Rank 0 waits for gradient 0 before it sends activation 1, rank 1 wants both activations before the first gradient.
+  // Rank 0 waits for gradient 0 before it sends activation 1, rank 1 wants both activations before
+  // the first gradient.
   std::vector<Instruction>& first = programs[0].training;
   const auto at = [](std::vector<Instruction>& program, Op op, int32_t microbatch) {
     return std::find_if(program.begin(), program.end(), [&](const Instruction& i) {

@@ -1,5 +1,5 @@
-// Runs the training programs of one pipeline in virtual time: every rank works when its inputs are there, sends
-// take no time, operations cost what the test says.
+// Runs the training programs of one pipeline in virtual time: every rank works when its inputs are
+// there, sends take no time, operations cost what the test says.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +32,8 @@ struct SimulatedStep {
   bool completed = false;
   double makespan = 0.0;
   std::vector<SimulatedRank> ranks;
-  // The largest idle time of a rank. All ranks start together and the step ends when the last one ends.
+  // The largest idle time of a rank. All ranks start together and the step ends when the last one
+  // ends.
   double worst_bubble() const {
     double worst = 0.0;
     for (const SimulatedRank& rank : ranks) worst = std::max(worst, makespan - rank.busy);

@@ -1,0 +1,448 @@
+// Every endpoint of docs/http-api.md, over a real core, a store in memory and real log files; no sockets.
+#include "coordinator/http/api.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "coordinator/http/documents.h"
+#include "tests/coordinator/core_harness.h"
+#include "tests/coordinator/memory_store.h"
+#include "tests/support/cluster.h"
+
+namespace penstock {
+namespace {
+
+class ApiTest : public ::testing::Test {
+ protected:
+  ApiTest() : api(h.core(), store, logs, metrics, actions()) {
+    h.add_worker("w0", 4);
+    sync();
+  }
+
+  ApiActions actions() {
+    ApiActions given;
+    given.command = [this](std::function<Event(RequestId)> make,
+                           std::function<void(const Answer&)> done) {
+      h.feed(make(RequestId{77}));
+      sync();
+      done(h.answers.back());
+    };
+    given.list_checkpoints = [this](const Job&, auto done) { done(listing); };
+    given.ready = [this] { return readiness; };
+    given.now = [this] { return h.now(); };
+    return given;
+  }
+  // What the driver's write does.
+  void sync() {
+    for (const auto& [key, value] : h.store) store.map[key] = value;
+  }
+  // The answer, or status 0 while the request waits.
+  HttpResponse call(const std::string& method, const std::string& path,
+                    std::vector<std::pair<std::string, std::string>> query = {},
+                    const std::string& body = {}) {
+    HttpRequest request{method, path, std::move(query), body, {}};
+    auto answered = std::make_shared<HttpResponse>();
+    answered->status = 0;
+    last = answered;
+    api.handle(request, [answered](HttpResponse response) { *answered = std::move(response); });
+    return *answered;
+  }
+  Json get(const std::string& path, std::vector<std::pair<std::string, std::string>> query = {}) {
+    const HttpResponse response = call("GET", path, std::move(query));
+    EXPECT_EQ(response.status, 200) << response.body;
+    return Json::parse(response.body, nullptr, false);
+  }
+  std::string error_code(const HttpResponse& response) {
+    const Json body = Json::parse(response.body, nullptr, false);
+    return body.is_object() && body.contains("error") ? body["error"].value("code", "") : "none";
+  }
+  JobId running_job(const std::string& name = "tiny") {
+    const JobId job = h.submit_ok(four_rank_spec(name));
+    h.run(job);
+    sync();
+    return job;
+  }
+
+  CoreHarness h;
+  MemoryStore store;
+  ScratchFolder scratch;
+  LogFiles logs{scratch.path() / "logs"};
+  MetricRegistry metrics;
+  Result<std::vector<ListedCheckpoint>> listing = std::vector<ListedCheckpoint>();
+  Status readiness;
+  std::shared_ptr<HttpResponse> last;
+  Api api;
+};
+
+TEST_F(ApiTest, ASubmittedSpecBecomesAJob) {
+  const HttpResponse response =
+      call("POST", "/api/v1/jobs", {{"name", "renamed"}}, std::string(kValidSpec));
+  EXPECT_EQ(response.status, 201) << response.body;
+  const Json job = Json::parse(response.body);
+  EXPECT_EQ(job["apiVersion"], "penstock/v1");
+  EXPECT_EQ(job["kind"], "Job");
+  EXPECT_EQ(job["id"], 1);
+  EXPECT_EQ(job["name"], "renamed");
+  EXPECT_EQ(job["state"], "STARTING");
+  EXPECT_EQ(job["target_steps"], 100);
+  EXPECT_EQ(job["world_size"], 4);
+  EXPECT_TRUE(job["finished"].is_null());
+  EXPECT_TRUE(job["loss"].is_null());
+}
+
+TEST_F(ApiTest, AWrongSpecIsRefusedWithLineAndColumnAndNothingStarts) {
+  const HttpResponse response =
+      call("POST", "/api/v1/jobs", {}, edited("hidden_size", "hiden_size"));
+  EXPECT_EQ(response.status, 400);
+  EXPECT_EQ(error_code(response), "invalid_argument");
+  EXPECT_NE(response.body.find("spec:6:"), std::string::npos) << response.body;
+  EXPECT_TRUE(h.core().jobs().empty());
+}
+
+TEST_F(ApiTest, AnEmptyBodyOrAWrongNameIsRefused) {
+  EXPECT_EQ(call("POST", "/api/v1/jobs").status, 400);
+  EXPECT_EQ(call("POST", "/api/v1/jobs", {{"name", "a b/c"}}, std::string(kValidSpec)).status, 400);
+}
+
+TEST_F(ApiTest, ATakenNameIsAConflict) {
+  running_job();
+  const HttpResponse response = call("POST", "/api/v1/jobs", {}, std::string(kValidSpec));
+  EXPECT_EQ(response.status, 409);
+  EXPECT_EQ(error_code(response), "already_exists");
+}
+
+TEST_F(ApiTest, TooManyRanksIsAnInvalidArgument) {
+  const HttpResponse response =
+      call("POST", "/api/v1/jobs", {}, edited("pipeline: 2, expert: 2", "pipeline: 2, expert: 4"));
+  EXPECT_EQ(response.status, 400) << response.body;
+  EXPECT_NE(response.body.find("8 ranks"), std::string::npos) << response.body;
+}
+
+TEST_F(ApiTest, AJobIsFoundByIdAndByName) {
+  running_job();
+  EXPECT_EQ(get("/api/v1/jobs/1")["name"], "tiny");
+  EXPECT_EQ(get("/api/v1/jobs/tiny")["id"], 1);
+  const HttpResponse unknown = call("GET", "/api/v1/jobs/nobody");
+  EXPECT_EQ(unknown.status, 404);
+  EXPECT_EQ(error_code(unknown), "not_found");
+}
+
+TEST_F(ApiTest, ARunningJobShowsItsProgress) {
+  const JobId job = running_job();
+  h.train(job, 1, 30);
+  h.checkpoint(job, 20);
+  h.say("w0", EvaluationReport{job, Epoch{1}, 0, 5.5, 2048});
+  const Json body = get("/api/v1/jobs/1");
+  EXPECT_EQ(body["state"], "RUNNING");
+  EXPECT_EQ(body["step"], 30);
+  EXPECT_DOUBLE_EQ(body["loss"].get<double>(), 4.7);
+  EXPECT_DOUBLE_EQ(body["tokens_per_second"].get<double>(), 2048.0);
+  EXPECT_DOUBLE_EQ(body["eta_seconds"].get<double>(), 35.0);
+  EXPECT_EQ(body["checkpoint"]["step"], 20);
+  EXPECT_EQ(body["checkpoint"]["weights_digest"], "00ff");
+  EXPECT_EQ(body["evaluations"][0]["loss"], 5.5);
+  ASSERT_EQ(body["ranks"].size(), 4u);
+  EXPECT_EQ(body["ranks"][3]["worker"], "w0");
+  EXPECT_EQ(body["ranks"][3]["device"], 3);
+  EXPECT_TRUE(body["last_failure"].is_null());
+}
+
+TEST_F(ApiTest, ARecoveringJobShowsItsFailure) {
+  const JobId job = running_job();
+  h.train(job, 1, 7);
+  h.kill_rank(job, 2);
+  const Json failure = get("/api/v1/jobs/1")["last_failure"];
+  EXPECT_EQ(failure["code"], "rank_killed");
+  EXPECT_EQ(failure["rank"], 2);
+  EXPECT_EQ(failure["worker"], "w0");
+  EXPECT_EQ(failure["step"], 7);
+}
+
+TEST_F(ApiTest, JobsAreListedNewestFirstAndByState) {
+  h.add_worker("w1", 4);
+  running_job("a");
+  running_job("b");
+  const JobId c = h.submit_ok(four_rank_spec("c"));
+  const Json list = get("/api/v1/jobs");
+  EXPECT_EQ(list["kind"], "JobList");
+  ASSERT_EQ(list["items"].size(), 3u);
+  EXPECT_EQ(list["items"][0]["id"], c.value);
+  EXPECT_EQ(get("/api/v1/jobs", {{"state", "QUEUED"}})["items"].size(), 1u);
+  EXPECT_EQ(get("/api/v1/jobs", {{"limit", "2"}})["items"].size(), 2u);
+  EXPECT_EQ(call("GET", "/api/v1/jobs", {{"state", "SLEEPING"}}).status, 400);
+  EXPECT_EQ(call("GET", "/api/v1/jobs", {{"limit", "0"}}).status, 400);
+  EXPECT_EQ(call("GET", "/api/v1/jobs", {{"limit", "many"}}).status, 400);
+}
+
+TEST_F(ApiTest, TheSpecComesBackCanonical) {
+  running_job();
+  const HttpResponse response = call("GET", "/api/v1/jobs/tiny/spec");
+  EXPECT_EQ(parse_job_spec(response.body, "spec").value(), four_rank_spec());
+}
+
+TEST_F(ApiTest, EventsPageForwardAndEndWhenTheJobHasEnded) {
+  const JobId job = running_job();
+  Json page = get("/api/v1/jobs/tiny/events", {{"limit", "2"}});
+  EXPECT_EQ(page["kind"], "EventList");
+  ASSERT_EQ(page["items"].size(), 2u);
+  EXPECT_EQ(page["items"][0]["code"], "submitted");
+  EXPECT_EQ(page["items"][0]["actor"], "user");
+  EXPECT_EQ(page["items"][0]["state"], "QUEUED");
+  EXPECT_FALSE(page["terminal"].get<bool>());
+  h.cancel(job);
+  h.confirm_stops(job);
+  sync();
+  size_t count = 2;
+  while (!page["terminal"].get<bool>()) {
+    page = get("/api/v1/jobs/tiny/events", {{"after", page["next_after"].dump()}, {"limit", "2"}});
+    count += page["items"].size();
+  }
+  EXPECT_EQ(count, 7u);  // submitted, placed, starting, loading, running, stopping, cancelled
+}
+
+TEST_F(ApiTest, EventsOfTheClusterIncludeWorkers) {
+  const Json page = get("/api/v1/events");
+  ASSERT_FALSE(page["items"].empty());
+  EXPECT_EQ(page["items"].back()["code"], "worker_up");
+  EXPECT_TRUE(page["items"].back()["job"].is_null());
+  EXPECT_FALSE(page["terminal"].get<bool>());
+}
+
+TEST_F(ApiTest, StepsComeInTheOrderTrainedWithReplaysMarked) {
+  const JobId job = running_job();
+  h.train(job, 1, 30);
+  h.checkpoint(job, 20);
+  h.kill_rank(job, 2);
+  h.confirm_stops(job);
+  h.answer_find();
+  h.run(job);
+  h.train(job, 21, 31);
+  sync();
+  const Json page = get("/api/v1/jobs/tiny/steps");
+  ASSERT_EQ(page["items"].size(), 41u);
+  EXPECT_EQ(page["items"][29]["step"], 30);
+  EXPECT_EQ(page["items"][30]["step"], 21);
+  EXPECT_EQ(page["items"][30]["epoch"], 2);
+  EXPECT_TRUE(page["items"][30]["replayed"].get<bool>());
+  EXPECT_FALSE(page["items"][40]["replayed"].get<bool>());
+  const Json rest = get("/api/v1/jobs/tiny/steps", {{"after", page["items"][38]["cursor"].dump()}});
+  EXPECT_EQ(rest["items"].size(), 2u);
+}
+
+TEST_F(ApiTest, ALossThatIsNotANumberIsNull) {
+  const JobId job = running_job();
+  StepReport report;
+  report.job = job;
+  report.epoch = Epoch{1};
+  report.step = 1;
+  report.loss = std::nan("");
+  h.say("w0", report);
+  sync();
+  EXPECT_TRUE(get("/api/v1/jobs/tiny/steps")["items"][0]["loss"].is_null());
+  EXPECT_TRUE(get("/api/v1/jobs/tiny")["loss"].is_null());
+}
+
+TEST_F(ApiTest, EvaluationsAreListed) {
+  const JobId job = running_job();
+  h.say("w0", EvaluationReport{job, Epoch{1}, 50, 3.25, 2048});
+  const Json list = get("/api/v1/jobs/tiny/evaluations");
+  EXPECT_EQ(list["kind"], "EvaluationList");
+  EXPECT_EQ(list["items"][0]["step"], 50);
+}
+
+TEST_F(ApiTest, CheckpointsAreListedWithTheirDamage) {
+  const JobId job = running_job();
+  h.checkpoint(job, 20);
+  listing = std::vector<ListedCheckpoint>{
+      {10, Epoch{1}, "/c/1.manifest", 5, Instant{1}, "1.segment is missing"},
+      {20, Epoch{1}, h.record(job).checkpoint->manifest, 4096, Instant{2}, ""}};
+  const Json list = get("/api/v1/jobs/tiny/checkpoints");
+  ASSERT_EQ(list["items"].size(), 2u);
+  EXPECT_TRUE(list["items"][0]["damaged"].get<bool>());
+  EXPECT_EQ(list["items"][0]["damage"], "1.segment is missing");
+  EXPECT_FALSE(list["items"][1]["damaged"].get<bool>());
+  EXPECT_EQ(list["items"][1]["weights_digest"], "00ff");
+  listing = unavailable("stale file handle");
+  EXPECT_EQ(call("GET", "/api/v1/jobs/tiny/checkpoints").status, 503);
+}
+
+TEST_F(ApiTest, LogsAreReadFromAnOffsetAndEndWithTheJob) {
+  const JobId job = running_job();
+  ASSERT_TRUE(logs.append({job, Epoch{1}, Rank{1}, 0, "hello\n"}).ok());
+  Json chunk = get("/api/v1/jobs/tiny/logs", {{"rank", "1"}});
+  EXPECT_EQ(chunk["text"], "hello\n");
+  EXPECT_EQ(chunk["next_offset"], 6);
+  EXPECT_FALSE(chunk["terminal"].get<bool>());
+  h.cancel(job);
+  h.confirm_stops(job);
+  chunk = get("/api/v1/jobs/tiny/logs", {{"rank", "1"}, {"offset", "2"}});
+  EXPECT_EQ(chunk["text"], "llo\n");
+  EXPECT_FALSE(chunk["terminal"].get<bool>()) << "there was something to read";
+  chunk = get("/api/v1/jobs/tiny/logs", {{"rank", "1"}, {"offset", "6"}});
+  EXPECT_TRUE(chunk["terminal"].get<bool>());
+  EXPECT_EQ(call("GET", "/api/v1/jobs/tiny/logs", {{"rank", "4"}}).status, 400);
+  EXPECT_EQ(call("GET", "/api/v1/jobs/tiny/logs", {{"offset", "-1"}}).status, 400);
+}
+
+TEST_F(ApiTest, ALogThatIsNotUtf8IsStillJson) {
+  const JobId job = running_job();
+  ASSERT_TRUE(logs.append({job, Epoch{1}, Rank{0}, 0, "\xFF\xFE!\n"}).ok());
+  EXPECT_TRUE(get("/api/v1/jobs/tiny/logs").is_object());
+}
+
+TEST_F(ApiTest, ALongPollIsAnsweredByTheNextRecord) {
+  const JobId job = running_job();
+  EXPECT_EQ(call("GET", "/api/v1/jobs/tiny/steps", {{"wait_ms", "30000"}}).status, 0);
+  EXPECT_EQ(api.waiting(), 1u);
+  api.wake();
+  EXPECT_EQ(last->status, 0) << "nothing new yet";
+  h.train(job, 1, 1);
+  sync();
+  api.wake();
+  EXPECT_EQ(last->status, 200);
+  EXPECT_EQ(Json::parse(last->body)["items"].size(), 1u);
+  EXPECT_EQ(api.waiting(), 0u);
+}
+
+TEST_F(ApiTest, ALongPollEndsWithItsTime) {
+  running_job();
+  call("GET", "/api/v1/jobs/tiny/steps", {{"wait_ms", "1000"}});
+  api.expire();
+  EXPECT_EQ(last->status, 0);
+  h.jump(std::chrono::milliseconds(1001));
+  api.expire();
+  EXPECT_EQ(last->status, 200);
+  EXPECT_TRUE(Json::parse(last->body)["items"].empty());
+}
+
+TEST_F(ApiTest, ALongPollEndsWhenTheJobEnds) {
+  const JobId job = running_job();
+  call("GET", "/api/v1/jobs/tiny/logs", {{"wait_ms", "60000"}});
+  h.cancel(job);
+  h.confirm_stops(job);
+  api.wake();
+  EXPECT_TRUE(Json::parse(last->body)["terminal"].get<bool>());
+}
+
+TEST_F(ApiTest, WaitingLongerThanTheBoundIsRefused) {
+  running_job();
+  EXPECT_EQ(call("GET", "/api/v1/jobs/tiny/steps", {{"wait_ms", "60001"}}).status, 400);
+  EXPECT_EQ(call("GET", "/api/v1/jobs/tiny/steps", {{"after", "x"}}).status, 400);
+}
+
+TEST_F(ApiTest, AJobIsCancelledAndResumed) {
+  const JobId job = running_job();
+  const HttpResponse cancelled = call("POST", "/api/v1/jobs/tiny/cancel", {{"grace_ms", "100"}});
+  EXPECT_EQ(cancelled.status, 202);
+  EXPECT_EQ(Json::parse(cancelled.body)["state"], "STOPPING");
+  EXPECT_EQ(h.sent<StopRanks>().back().grace_ms, 100);
+  EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/resume").status, 409) << "not before it has ended";
+  h.confirm_stops(job);
+  EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/cancel").status, 409);
+  const HttpResponse resumed = call("POST", "/api/v1/jobs/tiny/resume");
+  EXPECT_EQ(resumed.status, 202);
+  EXPECT_EQ(Json::parse(resumed.body)["state"], "QUEUED");
+  EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/cancel", {{"grace_ms", "-1"}}).status, 400);
+}
+
+TEST_F(ApiTest, WorkersAreListedWithWhatTheyRun) {
+  running_job();
+  const Json list = get("/api/v1/workers");
+  ASSERT_EQ(list["items"].size(), 1u);
+  const Json& worker = list["items"][0];
+  EXPECT_EQ(worker["name"], "w0");
+  EXPECT_EQ(worker["state"], "up");
+  EXPECT_EQ(worker["devices"], 4);
+  EXPECT_EQ(worker["free_devices"], 0);
+  EXPECT_EQ(worker["ranks"].size(), 4u);
+  h.workers.at("w0").alive = false;
+  h.pass(std::chrono::seconds(5));
+  EXPECT_EQ(get("/api/v1/workers")["items"][0]["state"], "lost");
+}
+
+TEST_F(ApiTest, PrometheusFindsTheWorkersThatAreUp) {
+  EXPECT_EQ(get("/api/v1/prometheus/targets"),
+            Json::parse(R"([{"targets":["127.0.0.1:90"],"labels":{"penstock_node":"w0"}}])"));
+  h.workers.at("w0").alive = false;
+  h.pass(std::chrono::seconds(5));
+  EXPECT_EQ(get("/api/v1/prometheus/targets"), Json::array());
+}
+
+TEST_F(ApiTest, ProbesAnswerAndReadinessFollowsTheStore) {
+  EXPECT_EQ(call("GET", "/livez").body, "ok\n");
+  EXPECT_EQ(call("GET", "/readyz").status, 200);
+  readiness = resource_exhausted("disk full");
+  EXPECT_GE(call("GET", "/readyz").status, 400);
+  EXPECT_EQ(call("GET", "/livez").status, 200);
+}
+
+TEST_F(ApiTest, TheVersionIsThere) {
+  EXPECT_FALSE(get("/api/v1/version")["version"].empty());
+}
+
+TEST_F(ApiTest, ThePageListsJobsAndEscapesNames) {
+  running_job();
+  const HttpResponse page = call("GET", "/");
+  EXPECT_EQ(page.content_type, "text/html; charset=utf-8");
+  EXPECT_NE(page.body.find(">tiny</a>"), std::string::npos);
+  h.exit_rank(JobId{1}, 0, ExitCode::kFailure, "<script>alert(1)</script>");
+  EXPECT_EQ(call("GET", "/").body.find("<script>"), std::string::npos);
+}
+
+TEST_F(ApiTest, EveryRouteOfTheOpenApiDocumentExists) {
+  const JobId job = running_job();
+  h.cancel(job);
+  h.confirm_stops(job);
+  const Json document = get("/openapi.json");
+  EXPECT_EQ(document["openapi"], "3.1.0");
+  size_t calls = 0;
+  for (const auto& [path, methods] : document["paths"].items()) {
+    std::string concrete = path;
+    if (const size_t at = concrete.find("{job}"); at != std::string::npos) {
+      concrete.replace(at, 5, "tiny");
+    }
+    for (const auto& [method, description] : methods.items()) {
+      const HttpResponse response = call(method == "post" ? "POST" : "GET", concrete);
+      EXPECT_NE(response.status, 404) << method << " " << path;
+      EXPECT_TRUE(description["responses"].contains("default"));
+      ++calls;
+    }
+  }
+  EXPECT_EQ(calls, 20u);
+}
+
+TEST_F(ApiTest, UnknownRoutesAndMethodsAreNotFound) {
+  running_job();
+  for (const std::string path : {"/nothing", "/api", "/api/v1", "/api/v2/jobs",
+                                 "/api/v1/jobs/tiny/x", "/api/v1/jobs/tiny/logs/more"}) {
+    const HttpResponse response = call("GET", path);
+    EXPECT_EQ(response.status, 404) << path;
+    EXPECT_EQ(error_code(response), "not_found");
+  }
+  EXPECT_EQ(call("DELETE", "/api/v1/jobs/tiny").status, 404);
+  EXPECT_EQ(call("GET", "/api/v1/jobs/tiny/cancel").status, 404);
+  EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/steps").status, 404);
+}
+
+TEST_F(ApiTest, RequestsAreCountedByRouteNotByPath) {
+  call("GET", "/api/v1/jobs/one");
+  call("GET", "/api/v1/jobs/two");
+  call("GET", "/random");
+  const std::string text = call("GET", "/metrics").body;
+  EXPECT_NE(text.find("penstock_coordinator_api_requests_total{code=\"404\",method=\"GET\",route=\""
+                      "/api/v1/jobs/{job}\"} 2"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("route=\"unknown\""), std::string::npos);
+  EXPECT_EQ(text.find("random"), std::string::npos);
+}
+
+TEST_F(ApiTest, ADamagedRecordIsAnErrorNotACrash) {
+  running_job();
+  store.map[step_prefix(JobId{1}) + key_number(uint64_t{1} << 32 | 1)] = "{";
+  EXPECT_EQ(call("GET", "/api/v1/jobs/tiny/steps").status, 500);
+}
+
+}  // namespace
+}  // namespace penstock

@@ -1,0 +1,115 @@
+#include "coordinator/store/record_store.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+
+#include "tests/coordinator/memory_store.h"
+#include "tests/support/cluster.h"
+
+namespace penstock {
+namespace {
+
+std::vector<std::string> keys(const std::vector<Record>& records) {
+  std::vector<std::string> keys;
+  for (const Record& record : records) keys.push_back(record.key);
+  return keys;
+}
+
+// What both stores promise.
+void check_contract(RecordStore& store) {
+  ASSERT_TRUE(store.write({{"a/1", "x"}, {"a/2", "y"}, {"b/1", "z"}}, true).ok());
+  ASSERT_TRUE(store.write({{"a/2", "new"}, {"a/3", ""}}, false).ok());
+  EXPECT_EQ(keys(store.scan("a/", "a/", 100).value()),
+            (std::vector<std::string>{"a/1", "a/2", "a/3"}));
+  EXPECT_EQ(store.scan("a/", "a/2", 1).value().at(0).value, "new");
+  EXPECT_TRUE(store.scan("a/", "a/4", 100).value().empty());
+  EXPECT_TRUE(store.scan("c/", "c/", 100).value().empty());
+  EXPECT_EQ(store.last("a/").value()->key, "a/3");
+  EXPECT_EQ(store.last("b/").value()->key, "b/1");
+  EXPECT_FALSE(store.last("0/").value().has_value());
+  EXPECT_FALSE(store.last("c/").value().has_value());
+}
+
+TEST(RecordStoreTest, TheStoreOnDiskKeepsTheContract) {
+  const ScratchFolder scratch;
+  const auto store = open_rocks_store(scratch.path() / "state");
+  ASSERT_TRUE(store.ok()) << store.status().to_string();
+  check_contract(**store);
+}
+
+TEST(RecordStoreTest, TheStoreInMemoryKeepsTheContract) {
+  MemoryStore store;
+  check_contract(store);
+}
+
+TEST(RecordStoreTest, WhatWasWrittenIsThereWhenItIsOpenedAgain) {
+  const ScratchFolder scratch;
+  const Path path = scratch.path() / "state";
+  ASSERT_TRUE((*open_rocks_store(path))->write({{"job/1", "v"}}, true).ok());
+  EXPECT_EQ((*open_rocks_store(path))->scan("job/", "job/", 9).value().at(0).value, "v");
+}
+
+TEST(RecordStoreTest, ASecondOpenIsAConflict) {
+  const ScratchFolder scratch;
+  const auto first = open_rocks_store(scratch.path() / "state");
+  ASSERT_TRUE(first.ok());
+  EXPECT_EQ(open_rocks_store(scratch.path() / "state").status().code(), Code::kAlreadyExists);
+}
+
+TEST(RecordStoreTest, ADamagedStoreIsDataLossAndSaysWhatToDo) {
+  const ScratchFolder scratch;
+  const Path path = scratch.path() / "state";
+  ASSERT_TRUE((*open_rocks_store(path))->write({{"job/1", "v"}}, true).ok());
+  for (const auto& entry : std::filesystem::directory_iterator(path)) {
+    if (entry.path().filename().string().starts_with("MANIFEST")) {
+      std::ofstream(entry.path(), std::ios::trunc) << "not a manifest";
+    }
+  }
+  const Status status = open_rocks_store(path).status();
+  EXPECT_EQ(status.code(), Code::kDataLoss) << status.to_string();
+  EXPECT_NE(status.message().find("restore the directory"), std::string::npos);
+}
+
+TEST(RecordStoreTest, AStoreOfAnotherFormatIsRefused) {
+  const ScratchFolder scratch;
+  const Path path = scratch.path() / "state";
+  ASSERT_TRUE((*open_rocks_store(path))->write({{"meta/format", "999"}}, true).ok());
+  EXPECT_EQ(open_rocks_store(path).status().code(), Code::kFailedPrecondition);
+}
+
+TEST(RecordStoreTest, TheStoredStateHasEverythingAStartNeedsAndNoSteps) {
+  MemoryStore store;
+  JobEvent event;
+  event.sequence = 41;
+  ASSERT_TRUE(store.write(records_of(event), true).ok());
+  event.sequence = 42;
+  ASSERT_TRUE(store.write(records_of(event), true).ok());
+  StepRecord step;
+  step.job = {1};
+  ASSERT_TRUE(store
+                  .write({record_of(step),
+                          {"job/1", "j"},
+                          {"spec/1", "s"},
+                          {"worker/1", "w"},
+                          {"evaluation/1/1", "e"}},
+                         true)
+                  .ok());
+  const auto stored = read_stored_state(store);
+  ASSERT_TRUE(stored.ok());
+  EXPECT_EQ(stored->last_event_sequence, 42u);
+  EXPECT_EQ(keys(stored->records),
+            (std::vector<std::string>{"job/1", "spec/1", "worker/1", "evaluation/1/1"}));
+}
+
+TEST(RecordStoreTest, ADamagedLastEventIsNamed) {
+  MemoryStore store;
+  store.map["event/0000000000000001"] = "{";
+  const Status status = read_stored_state(store).status();
+  EXPECT_EQ(status.code(), Code::kDataLoss);
+  EXPECT_NE(status.message().find("event/0000000000000001"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace penstock
