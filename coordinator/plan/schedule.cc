@@ -21,7 +21,8 @@ Neighbours neighbours(int32_t pipeline_size, int32_t pipeline_index, uint8_t dir
   return {inside(pipeline_index - step), inside(pipeline_index + step)};
 }
 
-// Appends operations with their receives and sends; numbers micro-batches per direction as they come.
+// Appends operations with their receives and sends; numbers micro-batches per direction as they
+// come.
 class ProgramBuilder {
  public:
   ProgramBuilder(int32_t pipeline_size, int32_t pipeline_index)
@@ -90,8 +91,9 @@ class ProgramBuilder {
   std::vector<Instruction> instructions_;
 };
 
-// The eight phases, in the letters of the published description: P ranks, H half of them, h the distance to the
-// nearer end, k to the middle, n micro-batches per direction; a enters on this rank's half, z on the other.
+// The eight phases, in the letters of the published description: P ranks, H half of them, h the
+// distance to the nearer end, k to the middle, n micro-batches per direction; a enters on this
+// rank's half, z on the other.
 std::vector<Instruction> dualpipe(int32_t P, int32_t C, int32_t rank) {
   const int32_t H = P / 2;
   const int32_t h = std::min(rank, P - 1 - rank);
@@ -165,8 +167,8 @@ std::vector<Instruction> one_forward_one_backward(int32_t P, int32_t C, int32_t 
   return build.take();
 }
 
-// The same micro-batches in the same order with everything backward removed. The final reduction carries only
-// loss and tokens.
+// The same micro-batches in the same order with everything backward removed. The final reduction
+// carries only loss and tokens.
 std::vector<Instruction> evaluation_of(const std::vector<Instruction>& training) {
   std::vector<Instruction> evaluation;
   for (const Instruction& instruction : training) {

@@ -1,5 +1,6 @@
-// check_programs(): one rank at a time first (what each rank computes, and that every value is received before and
-// sent after), then all together (that channels match and nobody waits in a circle).
+// check_programs(): one rank at a time first (what each rank computes, and that every value is
+// received before and sent after), then all together (that channels match and nobody waits in a
+// circle).
 #include <array>
 #include <deque>
 #include <map>
@@ -19,8 +20,8 @@ Status violation(int32_t rank, size_t position, const Instruction& instruction,
                                       position, to_string(instruction), rule));
 }
 
-// Counters of one direction on one rank. Micro-batches pass every point strictly in order, so a count says it all:
-// the micro-batch allowed next at a point is the number that passed it.
+// Counters of one direction on one rank. Micro-batches pass every point strictly in order, so a
+// count says it all: the micro-batch allowed next at a point is the number that passed it.
 struct Flow {
   int32_t previous = -1;  // pipeline rank upstream; -1: the direction enters here
   int32_t next = -1;

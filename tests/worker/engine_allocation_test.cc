@@ -44,8 +44,8 @@ TEST(EngineAllocationTest, StepsAfterTheFirstAllocateNothing) {
     StandaloneOptions options = tiny_run(tiny_spec(directory.path(), layout, 8));
     int64_t after_second = 0;
     int64_t after_last_but_one = 0;
-    // Ranks are within one step of each other, so between these two moments of rank 0 all the others run whole
-    // steps only, too.
+    // Ranks are within one step of each other, so between these two moments of rank 0 all the
+    // others run whole steps only, too.
     options.on_step = [&](const StepResult& step) {
       if (step.step == 2) after_second = allocation_count;
       if (step.step == 7) after_last_but_one = allocation_count;

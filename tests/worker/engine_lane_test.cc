@@ -14,8 +14,8 @@ namespace {
 
 constexpr int64_t kBoundary = 16 * 32;
 
-// Lanes of the middle stage of three, between ranks 0 and 2, which the test plays. All in one thread: whatever is
-// waited for must have been posted before.
+// Lanes of the middle stage of three, between ranks 0 and 2, which the test plays. All in one
+// thread: whatever is waited for must have been posted before.
 class LaneTest : public ::testing::Test {
  protected:
   static LoopbackOptions quick() { return {.timeout = std::chrono::milliseconds(200)}; }

@@ -1,4 +1,5 @@
-// What is saved is enough: a run that goes on from a checkpoint cannot be told from one that never stopped.
+// What is saved is enough: a run that goes on from a checkpoint cannot be told from one that never
+// stopped.
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -85,7 +86,8 @@ TEST_F(EngineResumeTest, EveryLayoutLoadsWhatAnyOtherSaved) {
     EXPECT_EQ(train_tiny(resumed(loader, checkpoints(), kSteps)).weights_digest,
               whole.weights_digest)
         << to_string(loader);
-    // From the middle, moments and biases count as well; sums of another order differ in the last bits.
+    // From the middle, moments and biases count as well; sums of another order differ in the last
+    // bits.
     const StandaloneReport rest = train_tiny(resumed(loader, checkpoints(), 2));
     ASSERT_EQ(rest.steps.size(), 4u);
     EXPECT_NEAR(rest.steps.back().loss, whole.steps.back().loss, 1e-4) << to_string(loader);

@@ -32,11 +32,12 @@ struct TinyLayout {
 };
 std::string to_string(const TinyLayout& layout);
 
-// Writes <directory>/train.{bin,idx} and valid.{bin,idx}: a Markov chain over 40 tokens, so that there is
-// something to learn.
+// Writes <directory>/train.{bin,idx} and valid.{bin,idx}: a Markov chain over 40 tokens, so that
+// there is something to learn.
 void write_tiny_corpus(const Path& directory);
 
-// Five layers (one dense), hidden size 32, 8 experts of which 2 are chosen. The corpus is in `directory`.
+// Five layers (one dense), hidden size 32, 8 experts of which 2 are chosen. The corpus is in
+// `directory`.
 JobSpec tiny_spec(const Path& directory, const TinyLayout& layout, int64_t steps);
 
 // tiny_spec() with its programs, checked.

@@ -1,4 +1,5 @@
-// Whole training runs on threads: what the engine computes must not depend on how the work is laid out.
+// Whole training runs on threads: what the engine computes must not depend on how the work is laid
+// out.
 #include <gtest/gtest.h>
 
 #include <cmath>

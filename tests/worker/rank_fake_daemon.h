@@ -1,5 +1,5 @@
-// The daemon's side of a rank's conversation, for tests: spawns real penstock-rank processes, answers them as
-// penstock-worker does, commits their checkpoints, and keeps every message.
+// The daemon's side of a rank's conversation, for tests: spawns real penstock-rank processes,
+// answers them as penstock-worker does, commits their checkpoints, and keeps every message.
 #pragma once
 
 #include <condition_variable>

@@ -1,5 +1,6 @@
-// penstock-standalone: trains a whole job on this machine without coordinator or daemons, for benchmarks and for
-// looking at a run. Every rank is a thread, or (--processes) a process on UCX as in production.
+// penstock-standalone: trains a whole job on this machine without coordinator or daemons, for
+// benchmarks and for looking at a run. Every rank is a thread, or (--processes) a process on UCX as
+// in production.
 #include <CLI/CLI.hpp>
 
 #include <cstdio>

@@ -48,32 +48,31 @@ Result<std::unique_ptr<Engine>> Engine::create(const JobSpec& spec, Rank rank, P
     return invalid_argument(fmt::format("rank {} of {}", rank, spec.parallelism.world_size()));
   }
   PENSTOCK_TRY(check_program_bounds(spec, make_rank_layout(spec, rank), program));
-  std::unique_ptr<Engine> engine(
-      new Engine(spec, rank, std::move(program), kernels, transport, training, validation));
+  Parts parts{spec, rank, std::move(program), kernels, transport, training, validation};
+  std::unique_ptr<Engine> engine(new Engine(std::move(parts)));
   PENSTOCK_TRY(engine->make_stages());
   engine->make_optimizer();
   return engine;
 }
 
-Engine::Engine(const JobSpec& spec, Rank rank, Program program, Kernels& kernels,
-               Transport* transport, const Sampler& training, const Sampler* validation)
-    : spec_(spec),
-      program_(std::move(program)),
-      layout_(make_rank_layout(spec_, rank)),
-      kernels_(kernels),
-      transport_(transport),
-      training_data_(training),
-      validation_data_(validation),
-      microbatch_tokens_(spec.parallelism.micro_batch_size * spec.data.seq_length),
-      sequence_(static_cast<size_t>(spec.data.seq_length) + 1) {
-  PENSTOCK_CHECK(transport != nullptr || spec.parallelism.world_size() == 1);
-  if (transport != nullptr) {
-    expert_transport_ = std::make_unique<MeasuredTransport>(*transport);
-    pipeline_transport_ = std::make_unique<MeasuredTransport>(*transport);
+Engine::Engine(Parts parts)
+    : spec_(parts.spec),
+      program_(std::move(parts.program)),
+      layout_(make_rank_layout(spec_, parts.rank)),
+      kernels_(parts.kernels),
+      transport_(parts.transport),
+      training_data_(parts.training),
+      validation_data_(parts.validation),
+      microbatch_tokens_(spec_.parallelism.micro_batch_size * spec_.data.seq_length),
+      sequence_(static_cast<size_t>(spec_.data.seq_length) + 1) {
+  PENSTOCK_CHECK(transport_ != nullptr || spec_.parallelism.world_size() == 1);
+  if (transport_ != nullptr) {
+    expert_transport_ = std::make_unique<MeasuredTransport>(*transport_);
+    pipeline_transport_ = std::make_unique<MeasuredTransport>(*transport_);
   }
-  reducer_ = std::make_unique<Reducer>(transport);
-  weight_queue_.reserve(static_cast<size_t>(spec.parallelism.microbatches));
-  sums_.resize(3 + static_cast<size_t>(spec.parallelism.pipeline));
+  reducer_ = std::make_unique<Reducer>(transport_);
+  weight_queue_.reserve(static_cast<size_t>(spec_.parallelism.microbatches));
+  sums_.resize(3 + static_cast<size_t>(spec_.parallelism.pipeline));
 }
 
 Engine::~Engine() = default;
@@ -92,7 +91,8 @@ Status Engine::make_stages() {
                          .slot_count = need.activations,
                          .gradient_slot_count = need.gradients,
                          .tag_base = local.direction * kExchangeTagsPerStage};
-    // One slot more where inputs come from a neighbour, so that the next one can arrive while all are in use.
+    // One slot more where inputs come from a neighbour, so that the next one can arrive while all
+    // are in use.
     if (local.stage != 0) options.slot_count += 1;
     std::unique_ptr<ExpertExchange> exchange;
     if (has_moe_layer(options)) {

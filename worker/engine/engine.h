@@ -1,13 +1,16 @@
-// Executes one rank's program: the compute side of a training step. It knows instructions, not schedules.
+// Executes one rank's program: the compute side of a training step. It knows instructions, not
+// schedules.
 //
 //   create -> initialize() or restore() -> (transport connected) -> train_step(k) …, evaluate() …
 //
-// One thread calls everything: the rank's compute thread. Transfers move in the background (worker/engine/lane.h),
-// token exchanges overlap with compute inside overlapped pairs (interleave.h). A failed call leaves the engine
-// unusable: the rank exits and the coordinator recovers.
+// One thread calls everything: the rank's compute thread. Transfers move in the background
+// (worker/engine/lane.h), token exchanges overlap with compute inside overlapped pairs
+// (interleave.h). A failed call leaves the engine unusable: the rank exits and the coordinator
+// recovers.
 //
-// Same spec, program and state: same bits, because every sum is taken in rank order (comm/data/reduce.h), micro-
-// batches in program order, and data is a pure function of (seed, step, index). Steps allocate nothing.
+// Same spec, program and state: same bits, because every sum is taken in rank order
+// (comm/data/reduce.h), micro- batches in program order, and data is a pure function of (seed,
+// step, index). Steps allocate nothing.
 #pragma once
 
 #include <array>
@@ -59,9 +62,9 @@ struct EvaluationResult {
 
 class Engine {
  public:
-  // Takes all memory. Borrows `kernels` and the samplers (`validation` may be null: no evaluate()), and `transport`,
-  // which must be connected by the first train_step() or evaluate(); null for a world of one.
-  // kInvalidArgument when the program is not of this rank.
+  // Takes all memory. Borrows `kernels` and the samplers (`validation` may be null: no evaluate()),
+  // and `transport`, which must be connected by the first train_step() or evaluate(); null for a
+  // world of one. kInvalidArgument when the program is not of this rank.
   static Result<std::unique_ptr<Engine>> create(const JobSpec& spec, Rank rank, Program program,
                                                 Kernels& kernels, Transport* transport,
                                                 const Sampler& training, const Sampler* validation);
@@ -73,9 +76,11 @@ class Engine {
     return state_->restore(manifest_path, job, step);
   }
 
-  // Runs step `step`, which is the one after the state's. kInternal when loss or gradient norm are not finite.
+  // Runs step `step`, which is the one after the state's. kInternal when loss or gradient norm are
+  // not finite.
   Result<StepResult> train_step(int64_t step);
-  // Mean loss over spec.training.evaluation_batches held-out batches, the same ones every time. Changes no state.
+  // Mean loss over spec.training.evaluation_batches held-out batches, the same ones every time.
+  // Changes no state.
   Result<EvaluationResult> evaluate();
   // Returns when every rank has called it: after it nobody needs this rank any more.
   Status barrier();
@@ -100,8 +105,16 @@ class Engine {
     std::vector<int32_t> targets;  // exit: the same
   };
 
-  Engine(const JobSpec& spec, Rank rank, Program program, Kernels& kernels, Transport* transport,
-         const Sampler& training, const Sampler* validation);
+  struct Parts {
+    const JobSpec& spec;
+    Rank rank;
+    Program program;
+    Kernels& kernels;
+    Transport* transport;
+    const Sampler& training;
+    const Sampler* validation;
+  };
+  explicit Engine(Parts parts);
   Status make_stages();
   void make_lane(size_t direction, int32_t slot_count);
   void make_optimizer();

@@ -109,7 +109,8 @@ Status Engine::execute_one(const Instruction& i) {
   return internal_error("unknown instruction");
 }
 
-// Runs `work`, which returns Status, and books its time as compute but for what it waited for expert peers.
+// Runs `work`, which returns Status, and books its time as compute but for what it waited for
+// expert peers.
 template <typename Work>
 Status Engine::compute(const Work& work) {
   const int64_t begin = monotonic_ns();
@@ -121,7 +122,8 @@ Status Engine::compute(const Work& work) {
   return status;
 }
 
-// Tokens and targets of a micro-batch, read into the slot's place; empty where this stage needs none.
+// Tokens and targets of a micro-batch, read into the slot's place; empty where this stage needs
+// none.
 Result<MicroBatch> Engine::micro_batch(uint8_t direction, int32_t microbatch, int32_t slot) {
   const int64_t length = spec_.data.seq_length;
   Feed& feed = feeds_[direction];

@@ -37,8 +37,8 @@ int32_t Lane::slot(int64_t m) const {
 }
 
 std::optional<int32_t> Lane::take_slot(int64_t m) {
-  // In turn, not the first free one: in an evaluation slots are free at once, and the longer one rests, the surer
-  // is its output sent before its next forward must wait for that.
+  // In turn, not the first free one: in an evaluation slots are free at once, and the longer one
+  // rests, the surer is its output sent before its next forward must wait for that.
   for (size_t tried = 0; tried < slots_.size(); ++tried) {
     const size_t s = next_slot_;
     next_slot_ = (next_slot_ + 1) % slots_.size();

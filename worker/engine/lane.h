@@ -1,13 +1,15 @@
-// One direction of the pipeline on one rank: which slot of the stage each micro-batch is in, and its transfers
-// with the neighbours.
+// One direction of the pipeline on one rank: which slot of the stage each micro-batch is in, and
+// its transfers with the neighbours.
 //
-// Receives are posted as early as their buffer allows: an activation as soon as a slot is free, a gradient as soon
-// as its forward has run. Sends are asynchronous; a slot's next forward waits until the sends from its buffers are
-// complete. Both together make the schedules' buffered sends true without any buffer beside the stage's own.
+// Receives are posted as early as their buffer allows: an activation as soon as a slot is free, a
+// gradient as soon as its forward has run. Sends are asynchronous; a slot's next forward waits
+// until the sends from its buffers are complete. Both together make the schedules' buffered sends
+// true without any buffer beside the stage's own.
 //
 // Per training step and micro-batch, in this order: begin_forward, end_forward, [send_forward],
-// [receive_gradient], then [send_gradient] and end_weight in either order. Evaluation: begin_forward,
-// end_forward, [send_forward]. Brackets: where there is a neighbour. Single-threaded; steady state allocates nothing.
+// [receive_gradient], then [send_gradient] and end_weight in either order. Evaluation:
+// begin_forward, end_forward, [send_forward]. Brackets: where there is a neighbour.
+// Single-threaded; steady state allocates nothing.
 #pragma once
 
 #include <cstdint>
@@ -55,8 +57,8 @@ class Lane {
   Status drain();
 
  private:
-  // What is under way in one slot. A slot is free for the next micro-batch when `holds` is false; its sends may
-  // still be running then.
+  // What is under way in one slot. A slot is free for the next micro-batch when `holds` is false;
+  // its sends may still be running then.
   struct SlotState {
     bool holds = false;
     bool sent = false;        // the last send of its micro-batch was started, or there is none

@@ -1,5 +1,6 @@
-// A transport that measures how long its caller waits: one per purpose over one real transport, so that a step's
-// time can be told apart into waiting for expert peers, for pipeline neighbours and for reductions.
+// A transport that measures how long its caller waits: one per purpose over one real transport, so
+// that a step's time can be told apart into waiting for expert peers, for pipeline neighbours and
+// for reductions.
 #pragma once
 
 #include "comm/data/transport.h"

@@ -1,5 +1,6 @@
-// What one rank needs to know about its place: its stages, who shares them, which part of them it owns, and
-// the message tags of everything that is not token exchange. A pure function of (spec, rank).
+// What one rank needs to know about its place: its stages, who shares them, which part of them it
+// owns, and the message tags of everything that is not token exchange. A pure function of (spec,
+// rank).
 #pragma once
 
 #include <cstdint>
@@ -25,8 +26,9 @@ struct RankLayout {
   GridPosition position;
   int64_t replica = 0;             // of the pipeline: data_index · expert + expert_index
   std::vector<LocalStage> stages;  // by direction
-  // Indices into `stages` by ascending stage: the order of collectives. Ranks p and P-1-p hold the same two
-  // stages with the directions exchanged, so the order of directions would make each wait for the other.
+  // Indices into `stages` by ascending stage: the order of collectives. Ranks p and P-1-p hold the
+  // same two stages with the directions exchanged, so the order of directions would make each wait
+  // for the other.
   std::vector<size_t> by_stage;
   std::vector<Rank> expert_group;  // by expert index
   std::vector<Rank> world;         // all ranks

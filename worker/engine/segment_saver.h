@@ -1,5 +1,5 @@
-// Saves a rank's state while training goes on: save() copies the state into staging memory, which is all the
-// training loop waits for; a background thread writes, syncs and reports the segment.
+// Saves a rank's state while training goes on: save() copies the state into staging memory, which
+// is all the training loop waits for; a background thread writes, syncs and reports the segment.
 #pragma once
 
 #include <condition_variable>
@@ -16,11 +16,13 @@ namespace penstock {
 
 class SegmentSaver {
  public:
-  // Called on the background thread when a segment is durable, or could not be saved (its file is gone then).
+  // Called on the background thread when a segment is durable, or could not be saved (its file is
+  // gone then).
   using Done = std::function<void(int64_t step, const Result<SegmentSummary>&)>;
 
-  // Allocates and touches the staging memory now, so that a machine too small for it fails at the start and not at
-  // the first save. `state`: borrowed; read inside save() only. `identity.step` is set per save. `files` is borrowed.
+  // Allocates and touches the staging memory now, so that a machine too small for it fails at the
+  // start and not at the first save. `state`: borrowed; read inside save() only. `identity.step` is
+  // set per save. `files` is borrowed.
   SegmentSaver(Path directory, SegmentIdentity identity, std::span<const SliceSource> state,
                Done done, FileSystem& files = real_file_system());
   // Waits for the save under way, whose Done is called.
@@ -28,9 +30,9 @@ class SegmentSaver {
   SegmentSaver(const SegmentSaver&) = delete;
   SegmentSaver& operator=(const SegmentSaver&) = delete;
 
-  // Takes the state as it is now as that of `step`. Waits while an earlier save is still being written: at most one
-  // staging copy exists, and a disk that is too slow slows the run down instead of filling the memory. Caller's
-  // thread only.
+  // Takes the state as it is now as that of `step`. Waits while an earlier save is still being
+  // written: at most one staging copy exists, and a disk that is too slow slows the run down
+  // instead of filling the memory. Caller's thread only.
   void save(int64_t step);
 
   uint64_t staging_bytes() const { return staging_.size(); }

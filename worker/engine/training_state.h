@@ -1,10 +1,11 @@
-// Everything of one rank that must survive it, as slices of logical tensors: what it saves, and what it
-// loads back, in whatever layout the checkpoint was saved.
+// Everything of one rank that must survive it, as slices of logical tensors: what it saves, and
+// what it loads back, in whatever layout the checkpoint was saved.
 //
-// Saved, each element by exactly one rank of the job: the weights and Adam moments of the ranges this rank's
-// optimizer owns (ZeRO-1 spreads them evenly), the router biases it is elected for, and on rank 0 the step. The
-// election is a pure function of the layout. Loaded: every weight and bias of its stages, the moments it owns.
-// Nothing else is state: data, learning rate and initial weights are pure functions of seed and step.
+// Saved, each element by exactly one rank of the job: the weights and Adam moments of the ranges
+// this rank's optimizer owns (ZeRO-1 spreads them evenly), the router biases it is elected for, and
+// on rank 0 the step. The election is a pure function of the layout. Loaded: every weight and bias
+// of its stages, the moments it owns. Nothing else is state: data, learning rate and initial
+// weights are pure functions of seed and step.
 #pragma once
 
 #include <cstdint>
@@ -39,12 +40,12 @@ class TrainingState {
   std::span<const SliceSource> to_save() const { return to_save_; }
   uint64_t save_bytes() const;
 
-  // Fills everything from the checkpoint whose manifest is at `manifest_path`. kFailedPrecondition when that is of
-  // another job or not of `step`; else as load_slices().
+  // Fills everything from the checkpoint whose manifest is at `manifest_path`. kFailedPrecondition
+  // when that is of another job or not of `step`; else as load_slices().
   Result<LoadReport> restore(const Path& manifest_path, JobId job, int64_t step);
 
-  // Digests of the tensors this rank is the first to hold (weights and router biases). Over all ranks: each tensor
-  // once, whatever the layout.
+  // Digests of the tensors this rank is the first to hold (weights and router biases). Over all
+  // ranks: each tensor once, whatever the layout.
   struct TensorDigest {
     std::string name;
     Digest digest;

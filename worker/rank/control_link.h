@@ -1,5 +1,5 @@
-// The rank's side of the conversation with its daemon (worker/agent/agent.h has the protocol), on a thread of its
-// own, so that messages are handled while the compute thread is busy.
+// The rank's side of the conversation with its daemon (worker/agent/agent.h has the protocol), on a
+// thread of its own, so that messages are handled while the compute thread is busy.
 #pragma once
 
 #include <condition_variable>
@@ -23,8 +23,8 @@ namespace penstock {
 // Every public function may be called from any thread.
 class ControlLink {
  public:
-  // Connects to the daemon at `endpoint` and says hello; also takes over SIGTERM and SIGINT of the process.
-  // kInvalidArgument when `endpoint` is none. Returns at once.
+  // Connects to the daemon at `endpoint` and says hello; also takes over SIGTERM and SIGINT of the
+  // process. kInvalidArgument when `endpoint` is none. Returns at once.
   static Result<std::unique_ptr<ControlLink>> open(const std::string& endpoint,
                                                    const RankHello& hello);
   // Sends what is queued (for at most kLingerMs) and ends the thread.
@@ -32,10 +32,12 @@ class ControlLink {
   ControlLink(const ControlLink&) = delete;
   ControlLink& operator=(const ControlLink&) = delete;
 
-  // Each waits for its message. kDeadlineExceeded after `timeout`, kAborted when the rank is asked to stop first.
+  // Each waits for its message. kDeadlineExceeded after `timeout`, kAborted when the rank is asked
+  // to stop first.
   Result<StartRank> wait_start(Duration timeout);
   Result<BeginTraining> wait_begin();
-  // Ok when the coordinator committed the checkpoint of `step`; kFailedPrecondition, with its reason, when not.
+  // Ok when the coordinator committed the checkpoint of `step`; kFailedPrecondition, with its
+  // reason, when not.
   Status wait_outcome(int64_t step);
 
   void send(ControlMessage message);

@@ -1,4 +1,5 @@
-// penstock-rank: one device's share of a job. Started by penstock-worker, one process per rank and attempt.
+// penstock-rank: one device's share of a job. Started by penstock-worker, one process per rank and
+// attempt.
 #include <CLI/CLI.hpp>
 
 #include <new>

@@ -19,7 +19,8 @@ struct RankProcessOptions {
 // Runs to the end and returns the exit code; when that is not kOk, one line on stderr says why.
 ExitCode run_rank_process(const RankProcessOptions& options);
 
-// The exit code for a failure: what its status says, unless the rank was asked to stop, whose peers then fail first.
+// The exit code for a failure: what its status says, unless the rank was asked to stop, whose peers
+// then fail first.
 ExitCode exit_code_of(const Status& status, bool stop_requested);
 
 }  // namespace penstock

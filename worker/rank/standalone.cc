@@ -17,8 +17,8 @@ namespace {
 
 constexpr JobId kStandaloneJob{1};
 
-// Does for the threads of one process what the coordinator does for a job: collects the segments of a step and
-// commits the checkpoint when it has them all. Thread-safe.
+// Does for the threads of one process what the coordinator does for a job: collects the segments of
+// a step and commits the checkpoint when it has them all. Thread-safe.
 class LocalCommitter {
  public:
   LocalCommitter(const JobSpec& spec, CheckpointStore store)
@@ -123,7 +123,8 @@ Result<StandaloneReport> run_standalone_threads(const StandaloneOptions& options
     });
   }
   for (std::thread& thread : threads) thread.join();
-  // Of several failures the cause comes first: those of peers that only noticed are kUnavailable or kAborted.
+  // Of several failures the cause comes first: those of peers that only noticed are kUnavailable or
+  // kAborted.
   Status first;
   std::vector<TrainingState::TensorDigest> digests;
   for (int32_t r = 0; r < world_size; ++r) {

@@ -1,5 +1,6 @@
-// A whole job without a coordinator, for tests and benchmarks: every rank as a thread of this process on the
-// loopback transport, or as a forked process on UCX. Real engines, real data, real checkpoints.
+// A whole job without a coordinator, for tests and benchmarks: every rank as a thread of this
+// process on the loopback transport, or as a forked process on UCX. Real engines, real data, real
+// checkpoints.
 #pragma once
 
 #include <cstdint>

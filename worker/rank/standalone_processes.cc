@@ -1,5 +1,5 @@
-// Standalone ranks as forked processes on UCX. The parent only passes text lines: each child sends its address,
-// gets everyone's, and ends with its tensor digests or its error.
+// Standalone ranks as forked processes on UCX. The parent only passes text lines: each child sends
+// its address, gets everyone's, and ends with its tensor digests or its error.
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>

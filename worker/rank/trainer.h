@@ -1,5 +1,5 @@
-// The training loop of one rank: steps, evaluations, saves, in an order that is the same on every rank.
-// It knows neither daemon nor transport; what happens goes out through hooks.
+// The training loop of one rank: steps, evaluations, saves, in an order that is the same on every
+// rank. It knows neither daemon nor transport; what happens goes out through hooks.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ struct TrainerHooks {
   // After each step. checkpoint_seconds: what saving made this step wait for.
   std::function<void(const StepResult&, double checkpoint_seconds)> on_step;
   std::function<void(int64_t step, const EvaluationResult&)> on_evaluation;
-  // On the saver's thread: this rank's part of the checkpoint of `step` is durable, or could not be saved. The run
-  // goes on either way.
+  // On the saver's thread: this rank's part of the checkpoint of `step` is durable, or could not be
+  // saved. The run goes on either way.
   std::function<void(int64_t step, const Result<SegmentSummary>&)> on_segment;
   // Blocks until the checkpoint of `step` is committed. An error: it never will be.
   std::function<Status(int64_t step)> wait_for_commit;
@@ -44,8 +44,8 @@ enum class TrainingEnd { kFinished, kStopped };
 bool is_checkpoint_step(const JobSpec& spec, int64_t step);
 bool is_evaluation_step(const JobSpec& spec, int64_t step);
 
-// Trains from the engine's state to the last step. kFinished: every step is done and the last checkpoint is
-// committed. kStopped: asked to stop, between two steps.
+// Trains from the engine's state to the last step. kFinished: every step is done and the last
+// checkpoint is committed. kStopped: asked to stop, between two steps.
 Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOptions& options,
                           const TrainerHooks& hooks);
 
