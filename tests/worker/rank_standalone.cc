@@ -5,9 +5,9 @@
 
 #include <cstdio>
 
-#include "comm/base/file.h"
 #include "comm/base/log.h"
 #include "coordinator/plan/schedule.h"
+#include "ops/cli/spec_file.h"
 #include "worker/rank/standalone.h"
 
 namespace penstock {
@@ -50,10 +50,8 @@ void print_evaluation(int64_t step, const EvaluationResult& result, bool json) {
 }
 
 Status run(const Flags& flags) {
-  constexpr uint64_t kSpecBytesMax = 1 << 20;
-  PENSTOCK_TRY_ASSIGN(const std::string text, read_file(flags.spec, kSpecBytesMax));
   StandaloneOptions options;
-  PENSTOCK_TRY_ASSIGN(options.spec, parse_job_spec(text, flags.spec));
+  PENSTOCK_TRY_ASSIGN(options.spec, load_spec_file(flags.spec, ""));
   PENSTOCK_TRY_ASSIGN(options.programs, make_programs(options.spec.parallelism));
   options.stop_after = flags.steps;
   options.evaluate = flags.evaluate;
