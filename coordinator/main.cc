@@ -1,4 +1,5 @@
-// penstock-coordinator: accepts jobs, places them on workers, recovers them, commits their checkpoints.
+// penstock-coordinator: accepts jobs, places them on workers, recovers them, commits their
+// checkpoints.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>

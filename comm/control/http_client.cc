@@ -54,7 +54,8 @@ Result<Url> parse_url(std::string_view text) {
   return url;
 }
 
-// One exchange, driven by its own loop on the caller's thread: Beast's timeouts act on asynchronous operations only.
+// One exchange, driven by its own loop on the caller's thread: Beast's timeouts act on asynchronous
+// operations only.
 class Exchange {
  public:
   Exchange(const HttpCall& call, Url url)
@@ -89,7 +90,8 @@ class Exchange {
  private:
   void write() {
     http::async_write(stream_, request_, [this](beast::error_code error, size_t) {
-      // A server that refuses a body early answers before it has read all of it: look for that answer.
+      // A server that refuses a body early answers before it has read all of it: look for that
+      // answer.
       write_error_ = error;
       http::async_read(stream_, buffer_, parser_,
                        [this](beast::error_code read_error, size_t) { finish(read_error); });

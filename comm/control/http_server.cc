@@ -18,8 +18,8 @@ namespace beast = boost::beast;
 namespace http = beast::http;
 using asio::ip::tcp;
 
-// What is left of a refused request is read and dropped for this long, so that closing the socket does not
-// reset the connection before the client has read why it was refused.
+// What is left of a refused request is read and dropped for this long, so that closing the socket
+// does not reset the connection before the client has read why it was refused.
 constexpr std::chrono::milliseconds kDrainTimeout{1000};
 constexpr size_t kDrainBytesMax = 4 << 20;
 
@@ -89,8 +89,8 @@ Status parse_target(std::string_view target, HttpRequest* request) {
   return {};
 }
 
-// A page of another site may not drive the API through the visitor's browser: where an Origin is sent, it must
-// be this server's own.
+// A page of another site may not drive the API through the visitor's browser: where an Origin is
+// sent, it must be this server's own.
 bool origin_allowed(beast::string_view origin, beast::string_view host) {
   if (origin.empty()) return true;
   const size_t scheme = origin.find("://");

@@ -63,7 +63,8 @@ void Histogram::observe(double value) {
 }
 
 struct MetricRegistry::Impl {
-  // Finds or makes the series; `build` makes the family, `arguments` go to the metric's constructor.
+  // Finds or makes the series; `build` makes the family, `arguments` go to the metric's
+  // constructor.
   template <typename Metric, typename Build, typename... Arguments>
   Metric& series(SeriesByName<Metric>& names, const std::string& name, const std::string& help,
                  const MetricLabels& labels, Build build, const Arguments&... arguments) {

@@ -1,17 +1,19 @@
 // The coordinator's decisions: jobs, gangs, epochs, recovery, checkpoints. Decides; never acts.
 //
-//   submit                            every rank       every rank
-//   ──────► QUEUED ─► PLACING ─► STARTING ─► LOADING ─► RUNNING ──────────────► STOPPING ─► SUCCEEDED
-//                        ▲           │          │         │      all finished      │  ▲     CANCELLED
-//                        │           └──────────┴────┬────┘                        │  │     FAILED
-//                        └───────── RECOVERING ◄─────┘ a rank or worker is lost    │  └── cancel, fatal cause,
-//   resume: FAILED, CANCELLED ─► QUEUED                                            ▼      budget used up
+//   submit                         processes run    ranks ready
+//   ──► QUEUED ─► PLACING ─► STARTING ──────► LOADING ──────► RUNNING
+//         ▲          ▲          │                │               │   │ every rank finished
+//         │          │          └──────┬─────────┴───────────────┘   ▼
+//         │          └─ RECOVERING ◄───┘ rank or worker lost     STOPPING ─► SUCCEEDED
+//         │                                  fatal cause, budget used up ─► STOPPING ─► FAILED
+//         └── resume: FAILED, CANCELLED                       cancel ─► STOPPING ─► CANCELLED
 //
-// Fencing: a job's epoch grows by one per start. STOPPING and RECOVERING order StopRanks(epoch) from every worker
-// of the placement and last until each has answered RanksStopped, or is lost. Only then may devices be given
-// away or a new epoch be placed. A lost worker may still run ranks of the old epoch for as long as it cannot be
-// reached; nothing they report or save is accepted (their epoch is lower), and the first thing it hears when it
-// comes back is the order to stop them.
+// Fencing: a job's epoch grows by one per start. STOPPING and RECOVERING order StopRanks(epoch)
+// from every worker of the placement and last until each has answered RanksStopped, or is lost.
+// Only then may devices be given away or a new epoch be placed. A lost worker may still run ranks
+// of the old epoch for as long as it cannot be reached; nothing they report or save is accepted
+// (their epoch is lower), and the first thing it hears when it comes back is the order to stop
+// them.
 //
 // Every order is repeated until what workers report shows it done, so that any message may be lost.
 #pragma once
@@ -48,8 +50,8 @@ struct StoredState {
   uint64_t last_event_sequence = 0;  // 0: no event yet
 };
 
-// Reads no clock, socket, file or random source: all arrive as arguments, so a seed replays a cluster. Not
-// thread-safe: only the coordinator's loop calls it.
+// Reads no clock, socket, file or random source: all arrive as arguments, so a seed replays a
+// cluster. Not thread-safe: only the coordinator's loop calls it.
 class Coordinator {
  public:
   explicit Coordinator(CoreConfig config) : config_(std::move(config)) {}
@@ -95,8 +97,8 @@ class Coordinator {
   void check_deadlines(Job& job);
   void advance(Job& job);
 
-  // coordinator_runs.cc: what ranks report. Each drops what is not of the current epoch or not from the worker
-  // that hosts the rank.
+  // coordinator_runs.cc: what ranks report. Each drops what is not of the current epoch or not from
+  // the worker that hosts the rank.
   void on_message(Worker& worker, const Heartbeat& message);
   void on_message(Worker& worker, const RankReady& message);
   void on_message(Worker& worker, const RankExited& message);

@@ -44,9 +44,9 @@ void Coordinator::transition(Job& job, JobState to, std::string actor, Reason re
 
 // ---- placing
 
-// Recovering jobs first, then the queue, each in order of submission. A job that the cluster could run but not now
-// holds back those behind it, so that small jobs cannot starve a large one; a job that even the idle cluster could
-// not run now (workers are lost) does not.
+// Recovering jobs first, then the queue, each in order of submission. A job that the cluster could
+// run but not now holds back those behind it, so that small jobs cannot starve a large one; a job
+// that even the idle cluster could not run now (workers are lost) does not.
 void Coordinator::schedule() {
   std::vector<Job*> waiting;
   for (const JobState state : {JobState::kRecovering, JobState::kQueued}) {
@@ -265,7 +265,8 @@ void Coordinator::fail(Job& job, Failure failure) {
   JobRecord& record = job.record;
   failure.step = record.last_step ? record.last_step->step : record.restore_step;
   if (!wants_ranks(record.state)) {
-    // The first report of a failure may come from a rank that only lost its peer. The cause arrives later.
+    // The first report of a failure may come from a rank that only lost its peer. The cause arrives
+    // later.
     const bool stands_for_cause = record.last_failure &&
                                   record.last_failure->reason.code == kCausePeerLost &&
                                   failure.reason.code != kCausePeerLost;
@@ -323,8 +324,9 @@ Duration Coordinator::backoff(const Job& job) const {
   return std::min(wait, config_.backoff_most);
 }
 
-// Fences the current epoch: from here on nothing of it is accepted, and the job goes on (RECOVERING: a new start;
-// STOPPING: `outcome`) once every worker has confirmed that its ranks are gone.
+// Fences the current epoch: from here on nothing of it is accepted, and the job goes on
+// (RECOVERING: a new start; STOPPING: `outcome`) once every worker has confirmed that its ranks are
+// gone.
 void Coordinator::stop_epoch(Job& job, JobState state, JobState outcome, int64_t grace_ms,
                              std::string actor, Reason reason, std::optional<Rank> rank) {
   job.record.outcome = outcome;

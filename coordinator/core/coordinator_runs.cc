@@ -210,7 +210,8 @@ void Coordinator::on_message(Worker& worker, const RankFinished& message) {
 }
 
 void Coordinator::on_message(Worker& worker, const LogChunk& message) {
-  // Output may arrive after its epoch was stopped, and says why; only a rank that was never placed here is refused.
+  // Output may arrive after its epoch was stopped, and says why; only a rank that was never placed
+  // here is refused.
   const auto job = jobs_.find(message.job);
   if (job == jobs_.end() || message.epoch > job->second.record.epoch) return;
   if (message.rank.value < 0 || message.rank.value >= job->second.world_size()) return;

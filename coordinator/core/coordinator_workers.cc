@@ -208,7 +208,8 @@ void Coordinator::observe_rank(Worker& worker, const RankStatus& status) {
 }
 
 void Coordinator::on_event(const Tick&) {
-  // A long time since the last tick means that this process did not run: the silence was ours, not theirs.
+  // A long time since the last tick means that this process did not run: the silence was ours, not
+  // theirs.
   const Duration away = now_ - last_tick_;
   last_tick_ = now_;
   if (away > config_.heartbeat_interval) {

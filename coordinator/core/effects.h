@@ -1,4 +1,5 @@
-// What goes into the core and what comes out. Plain values; see coordinator.h for who does what with them.
+// What goes into the core and what comes out. Plain values; see coordinator.h for who does what
+// with them.
 #pragma once
 
 #include <cstdint>
@@ -84,8 +85,8 @@ struct CommitCheckpoint {
   std::vector<SegmentSaved>
       segments;  // by rank, slices dropped: the commit re-reads them from the files
 };
-// Find the newest checkpoint that can be restored. `read_everything`: verify every byte, because a rank has just
-// refused to load the newest one.
+// Find the newest checkpoint that can be restored. `read_everything`: verify every byte, because a
+// rank has just refused to load the newest one.
 struct FindCheckpoint {
   JobId job;
   std::string directory;
@@ -96,7 +97,8 @@ struct LogLine {
   std::string text;
 };
 
-// One step's effects, to be carried out in this order: write (synced if must_sync()), then everything else.
+// One step's effects, to be carried out in this order: write (synced if must_sync()), then
+// everything else.
 struct Effects {
   // Records whose loss would break a promise.
   std::vector<JobRecord> jobs;

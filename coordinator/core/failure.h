@@ -12,8 +12,8 @@ namespace penstock {
 inline constexpr const char* kCausePeerLost = "peer_lost";
 inline constexpr const char* kCauseDataCorrupt = "data_corrupt";
 
-// The failure that an exit other than a clean one is. `restoring`: the rank was still loading, from a checkpoint,
-// so that damaged data may be that checkpoint's and an older one may do.
+// The failure that an exit other than a clean one is. `restoring`: the rank was still loading, from
+// a checkpoint, so that damaged data may be that checkpoint's and an older one may do.
 Failure failure_of(const RankExited& exited, const std::string& worker_name, bool restoring);
 
 // The exit is only what an order to stop looks like: a signal or kInterrupted.

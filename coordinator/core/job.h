@@ -1,5 +1,5 @@
-// What the core knows beyond its records: what workers and ranks said since it started. All of it can be lost and is
-// learned again.
+// What the core knows beyond its records: what workers and ranks said since it started. All of it
+// can be lost and is learned again.
 #pragma once
 
 #include <deque>
@@ -85,8 +85,9 @@ struct Worker {
   Instant last_seen;  // kExpected: when this coordinator started
   uint64_t heartbeat_sequence = 0;
   std::vector<HostedRank> hosted;  // what holds its devices
-  // Attempts that are over, but not known to be stopped here: it was lost while it hosted them, or says that it
-  // still runs them. Until it confirms the stop it gets nothing new, and those jobs start nowhere.
+  // Attempts that are over, but not known to be stopped here: it was lost while it hosted them, or
+  // says that it still runs them. Until it confirms the stop it gets nothing new, and those jobs
+  // start nowhere.
   std::map<JobId, Epoch> stale;
   Instant stale_ordered_at;
 };

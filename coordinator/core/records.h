@@ -1,5 +1,5 @@
-// What the coordinator remembers: jobs, workers, events, steps, evaluations, each as one key and one JSON value. The
-// store holds nothing else, and a coordinator is rebuilt from these alone.
+// What the coordinator remembers: jobs, workers, events, steps, evaluations, each as one key and
+// one JSON value. The store holds nothing else, and a coordinator is rebuilt from these alone.
 //
 //   job/<id>                     JobRecord
 //   spec/<id>                    canonical job spec (comm/run/job_spec.h)

@@ -12,7 +12,8 @@
 namespace penstock {
 namespace {
 
-// Names the weights of a checkpoint: equal for equal bits in an equal layout, whatever else the checkpoint holds.
+// Names the weights of a checkpoint: equal for equal bits in an equal layout, whatever else the
+// checkpoint holds.
 std::string weights_digest(const Manifest& manifest) {
   DigestStream stream;
   for (const ManifestTensor& tensor : manifest.tensors) {

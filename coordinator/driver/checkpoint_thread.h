@@ -1,5 +1,5 @@
-// The coordinator's work on checkpoint directories, on a thread of its own: disks are slow, and the loop must not wait
-// for them. Results come back on the loop, in the order of the requests.
+// The coordinator's work on checkpoint directories, on a thread of its own: disks are slow, and the
+// loop must not wait for them. Results come back on the loop, in the order of the requests.
 #pragma once
 
 #include <condition_variable>

@@ -201,7 +201,8 @@ void Driver::Impl::act(Effects effects) {
 
 void Driver::Impl::send(const OutgoingMessage& out) {
   if (const auto* start = std::get_if<StartRank>(&out.message); start && start->rank.value == 0) {
-    // Ranks save into it from several hosts at once; one of us makes it. A failure shows as their failed save.
+    // Ranks save into it from several hosts at once; one of us makes it. A failure shows as their
+    // failed save.
     const Status made = create_directories_durably(start->checkpoint_dir);
     if (!made.ok()) log_warning("job {}: {}", start->job, made.message());
   }

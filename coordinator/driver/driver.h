@@ -1,5 +1,5 @@
-// Acts on what the core decides: one loop, one store, one control socket, one HTTP server. The only place where the
-// coordinator reads a clock.
+// Acts on what the core decides: one loop, one store, one control socket, one HTTP server. The only
+// place where the coordinator reads a clock.
 #pragma once
 
 #include <memory>
@@ -19,10 +19,12 @@ struct DriverOptions {
 };
 
 // Files in the state directory:
-//   LOCK            held by the one coordinator of this directory
-//   endpoints.json  {"http_port", "control_port", "bind", "http", "control", "pid"}: written when it listens
-//   state/          records (RocksDB)      checkpoint-index/   index of checkpoints (RocksDB)
-//   logs/           output of ranks        checkpoints/        of jobs whose spec names no directory
+//   LOCK               held by the one coordinator of this directory
+//   endpoints.json     http_port, control_port, bind, http, control, pid; written when it listens
+//   state/             records (RocksDB)
+//   checkpoint-index/  index of checkpoints (RocksDB)
+//   logs/              output of ranks
+//   checkpoints/       of jobs whose spec names no directory
 class Driver {
  public:
   // kAlreadyExists: the directory or a port is in use. kDataLoss: the records are damaged.

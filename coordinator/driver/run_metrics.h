@@ -1,4 +1,5 @@
-// The coordinator's Prometheus series, kept up to date from what the core decides. Names: docs/metrics.md.
+// The coordinator's Prometheus series, kept up to date from what the core decides. Names:
+// docs/metrics.md.
 #pragma once
 
 #include <map>

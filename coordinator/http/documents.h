@@ -1,4 +1,5 @@
-// The API's JSON documents and the page for browsers, from the core's values. Pure: docs/http-api.md in code.
+// The API's JSON documents and the page for browsers, from the core's values. Pure:
+// docs/http-api.md in code.
 #pragma once
 
 #include <string>

@@ -9,7 +9,8 @@
 namespace penstock {
 namespace {
 
-// A cut inside a UTF-8 character would spoil it for both readers: leave its first bytes for the next read.
+// A cut inside a UTF-8 character would spoil it for both readers: leave its first bytes for the
+// next read.
 void keep_whole_characters(std::string& text) {
   for (size_t back = 1; back <= std::min<size_t>(3, text.size()); ++back) {
     const auto byte = static_cast<unsigned char>(text[text.size() - back]);

@@ -1,5 +1,6 @@
-// What ranks print, kept for reading back: <root>/<job>/rank-<rank>.epoch-<epoch>.log. A rank's log is the
-// concatenation of its epochs' files. Loop thread only; not synced: logs may lose their newest lines in a power cut.
+// What ranks print, kept for reading back: <root>/<job>/rank-<rank>.epoch-<epoch>.log. A rank's log
+// is the concatenation of its epochs' files. Loop thread only; not synced: logs may lose their
+// newest lines in a power cut.
 #pragma once
 
 #include <map>
@@ -23,8 +24,9 @@ class LogFiles {
  public:
   explicit LogFiles(Path root) : root_(std::move(root)) {}
 
-  // Puts the chunk where its offset says; repeating one changes nothing. kAborted for an epoch below the newest one
-  // seen of that rank (what readers were told must not move); kResourceExhausted beyond kLogFileBytesMax.
+  // Puts the chunk where its offset says; repeating one changes nothing. kAborted for an epoch
+  // below the newest one seen of that rank (what readers were told must not move);
+  // kResourceExhausted beyond kLogFileBytesMax.
   Status append(const LogChunk& chunk);
   // Up to `bytes_max` bytes of a rank's log from `offset`; empty at its end, or when there is none.
   Result<LogText> read(JobId job, Rank rank, uint64_t offset, uint64_t bytes_max) const;

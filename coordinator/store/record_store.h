@@ -1,5 +1,6 @@
-// The coordinator's records on disk: an ordered map of keys to values (keys: coordinator/core/records.h), written in
-// atomic batches. An interface, so that tests run on a map in memory. RocksDB is confined to rocks_store.cc.
+// The coordinator's records on disk: an ordered map of keys to values (keys:
+// coordinator/core/records.h), written in atomic batches. An interface, so that tests run on a map
+// in memory. RocksDB is confined to rocks_store.cc.
 #pragma once
 
 #include <memory>
@@ -19,18 +20,19 @@ class RecordStore {
  public:
   virtual ~RecordStore() = default;
 
-  // All of them or none. With `sync` they, and every batch before, survive a crash of the host once this returns;
-  // without, they survive a crash of the process.
+  // All of them or none. With `sync` they, and every batch before, survive a crash of the host once
+  // this returns; without, they survive a crash of the process.
   virtual Status write(const std::vector<Record>& records, bool sync) = 0;
-  // Records whose keys start with `prefix`, ascending, from the first key >= `from`, at most `limit`.
+  // Records whose keys start with `prefix`, ascending, from the first key >= `from`, at most
+  // `limit`.
   virtual Result<std::vector<Record>> scan(std::string_view prefix, std::string_view from,
                                            size_t limit) const = 0;
   // The last record whose key starts with `prefix`.
   virtual Result<std::optional<Record>> last(std::string_view prefix) const = 0;
 };
 
-// Opens or creates the store in `directory`. kAlreadyExists when another coordinator has it open; kDataLoss when it is
-// damaged, with what to do.
+// Opens or creates the store in `directory`. kAlreadyExists when another coordinator has it open;
+// kDataLoss when it is damaged, with what to do.
 Result<std::unique_ptr<RecordStore>> open_rocks_store(const Path& directory);
 
 // What Coordinator::start() needs.

@@ -1,4 +1,5 @@
-// Every endpoint of docs/http-api.md, over a real core, a store in memory and real log files; no sockets.
+// Every endpoint of docs/http-api.md, over a real core, a store in memory and real log files; no
+// sockets.
 #include "coordinator/http/api.h"
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// A coordinator core with a store in memory and workers that do what the test says: orders are obeyed only when a
-// helper below is called. Time moves only in pass().
+// A coordinator core with a store in memory and workers that do what the test says: orders are
+// obeyed only when a helper below is called. Time moves only in pass().
 #pragma once
 
 #include <gtest/gtest.h>

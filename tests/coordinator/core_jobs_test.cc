@@ -1,4 +1,5 @@
-// A job's life without failures: submission, placement, running, saving, ending, cancelling, resuming.
+// A job's life without failures: submission, placement, running, saving, ending, cancelling,
+// resuming.
 #include <gtest/gtest.h>
 
 #include "tests/coordinator/core_harness.h"

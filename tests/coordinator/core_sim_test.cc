@@ -1,5 +1,5 @@
-// Thousands of failure schedules against the real core. A failing seed is printed; run it alone with
-// PENSTOCK_SIM_SEED=<seed>, or other numbers of seeds with PENSTOCK_SIM_SEEDS=<count>.
+// Thousands of failure schedules against the real core. A failing seed is printed; run it alone
+// with PENSTOCK_SIM_SEED=<seed>, or other numbers of seeds with PENSTOCK_SIM_SEEDS=<count>.
 #include <gtest/gtest.h>
 
 #include <cstdlib>

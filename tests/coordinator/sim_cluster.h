@@ -1,6 +1,7 @@
-// A whole cluster in one thread and virtual time: the real coordinator core, worker daemons that follow
-// comm/control/message.h, a network that delays, reorders, repeats and loses, and faults drawn from a seed. Checked
-// after every step of the core; the first violation is kept with its time.
+// A whole cluster in one thread and virtual time: the real coordinator core, worker daemons that
+// follow comm/control/message.h, a network that delays, reorders, repeats and loses, and faults
+// drawn from a seed. Checked after every step of the core; the first violation is kept with its
+// time.
 #pragma once
 
 #include <deque>
