@@ -60,7 +60,8 @@ TEST_F(DevTest, StartingAgainChangesNothing) {
 }
 
 TEST_F(DevTest, AWorkerThatDiedIsStartedAgainByDevUp) {
-  for (const Json& process : json_of({"dev", "status"})["processes"]) {
+  const Json status = json_of({"dev", "status"});
+  for (const Json& process : status["processes"]) {
     if (process["name"] != "worker-3") continue;
     const auto found = find_process(process["pid"].get<pid_t>());
     ASSERT_TRUE(found);
@@ -120,7 +121,7 @@ TEST_F(DevTest, ACancelledJobExitsElevenAndItsNameStillWorks) {
 }
 
 TEST_F(DevTest, AnUnknownJobExitsThreeAndNamesTheNearest) {
-  ASSERT_EQ(penstock({"submit", spec({.name = "nearest", .steps = 1}), "--follow"}).exit_code, 0);
+  ASSERT_EQ(penstock({"submit", spec({.name = "nearest", .steps = 2}), "--follow"}).exit_code, 0);
   const ProgramRun run = penstock({"describe", "neerest", "-o", "json"});
   EXPECT_EQ(run.exit_code, 3);
   EXPECT_EQ(document(run)["error"]["code"], "not_found");
@@ -136,7 +137,7 @@ TEST_F(DevTest, MoreRanksThanDevicesExitsTwoWithThePlaceInTheSpec) {
 }
 
 TEST_F(DevTest, FinishedJobsAreListedOnRequest) {
-  ASSERT_EQ(penstock({"submit", spec({.name = "listed", .steps = 1}), "--follow"}).exit_code, 0);
+  ASSERT_EQ(penstock({"submit", spec({.name = "listed", .steps = 2}), "--follow"}).exit_code, 0);
   const auto lists = [&](const Json& list) {
     for (const Json& job : list["items"]) {
       if (job["name"] == "listed") return true;
