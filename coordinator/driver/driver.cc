@@ -185,7 +185,7 @@ void Driver::Impl::act(Effects effects) {
   for (const OutgoingMessage& out : effects.messages) send(out);
   for (CommitCheckpoint& commit : effects.commits) {
     checkpoints->commit(std::move(commit), [this](const CheckpointDone& done, Duration took) {
-      metrics->observe_commit(core.find_job(done.job)->record, took);
+      metrics->observe_commit(done.job, took);
       feed(done);
     });
   }

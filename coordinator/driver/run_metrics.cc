@@ -19,6 +19,11 @@ constexpr const char* kCauses[] = {"rank_exited",      "rank_killed",  "out_of_m
                                    "worker_restarted", "rank_missing", "start_timeout"};
 constexpr JobState kFinalStates[] = {JobState::kSucceeded, JobState::kFailed, JobState::kCancelled};
 
+// The value of the label `run`, as workers use it too: the job's id, which is never reused.
+std::string run_label(JobId job) {
+  return fmt::format("{}", job);
+}
+
 double seconds_of(Instant at) {
   return static_cast<double>(at.nanoseconds) * 1e-9;
 }
@@ -112,22 +117,15 @@ RunMetrics::RunMetrics(MetricRegistry& registry, const Coordinator& core)
   }
 }
 
-std::string RunMetrics::run(JobId job) const {
-  return core_.find_job(job)->record.name;
-}
-
 void RunMetrics::create(const Job& job) {
   const JobRecord& record = job.record;
-  const std::string& run = record.name;
-  // An ended job of the same name leaves its series behind.
-  registry_.remove_series("run", run);
-  std::erase_if(created_, [&](JobId id) { return core_.find_job(id)->record.name == run; });
+  const std::string run = run_label(record.id);
   created_.insert(record.id);
   registry_
       .gauge(
           "penstock_run_info", "1, labelled with what the run is.",
           {{"run", run},
-           {"run_id", fmt::format("{}", record.id)},
+           {"name", record.name},
            {"schedule", job.spec.parallelism.schedule == Schedule::kDualPipe ? "dualpipe" : "1f1b"},
            {"spec_digest", to_hex(spec_digest(job.spec))}})
       .set(1);
@@ -162,7 +160,7 @@ void RunMetrics::set_state(const JobRecord& job) {
   for (const JobState state : kJobStates) {
     registry_
         .gauge("penstock_run_state", "1 for the state the run is in, 0 for the others.",
-               {{"run", job.name}, {"state", std::string(job_state_name(state))}})
+               {{"run", run_label(job.id)}, {"state", std::string(job_state_name(state))}})
         .set(state == job.state ? 1 : 0);
   }
 }
@@ -173,24 +171,24 @@ void RunMetrics::observe(Instant now, const Effects& effects) {
   }
   for (const StepRecord& step : effects.steps) observe_step(step);
   for (const EvaluationRecord& evaluation : effects.evaluations) {
-    loss(registry_, run(evaluation.job), "eval").set(evaluation.loss);
+    loss(registry_, run_label(evaluation.job), "eval").set(evaluation.loss);
   }
 }
 
 void RunMetrics::observe_event(Instant now, const JobEvent& event) {
   const Job& job = *core_.find_job(event.job);
-  const std::string& name = job.record.name;
+  const std::string run = run_label(event.job);
   if (!created_.contains(event.job)) create(job);
   if (event.reason.code == "checkpoint_committed" && job.record.checkpoint) {
-    saves(registry_, name, "committed").increment();
+    saves(registry_, run, "committed").increment();
     run_gauge(registry_, "penstock_checkpoint_last_success_step", "Step of the newest checkpoint.",
-              name)
+              run)
         .set(static_cast<double>(job.record.checkpoint->step));
-    run_gauge(registry_, "penstock_checkpoint_size_bytes", "Size of the newest checkpoint.", name)
+    run_gauge(registry_, "penstock_checkpoint_size_bytes", "Size of the newest checkpoint.", run)
         .set(static_cast<double>(job.record.checkpoint->bytes));
-    last_save_time(registry_, name).set(seconds_of(now));
+    last_save_time(registry_, run).set(seconds_of(now));
   }
-  if (event.reason.code == "checkpoint_failed") saves(registry_, name, "failed").increment();
+  if (event.reason.code == "checkpoint_failed") saves(registry_, run, "failed").increment();
   if (!event.from) return;
   set_state(job.record);
   switch (*event.state) {
@@ -202,15 +200,15 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
         queue_wait(registry_).observe(to_seconds(now - since->second));
         queued_since_.erase(since);
       }
-      last_step_time(registry_, name).set(seconds_of(now));
+      last_step_time(registry_, run).set(seconds_of(now));
       break;
     case JobState::kRecovering:
-      restarts(registry_, name, event.reason.code).increment();
+      restarts(registry_, run, event.reason.code).increment();
       recovering_since_.emplace(event.job, now);
       break;
     case JobState::kRunning:
       if (const auto since = recovering_since_.find(event.job); since != recovering_since_.end()) {
-        recovery_duration(registry_, name).observe(to_seconds(now - since->second));
+        recovery_duration(registry_, run).observe(to_seconds(now - since->second));
         recovering_since_.erase(since);
       }
       break;
@@ -229,22 +227,22 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
 }
 
 void RunMetrics::observe_step(const StepRecord& step) {
-  const std::string name = run(step.job);
-  steps(registry_, name).increment();
-  if (step.replayed) replayed_steps(registry_, name).increment();
-  tokens(registry_, name).increment(static_cast<double>(std::max<int64_t>(0, step.tokens)));
+  const std::string run = run_label(step.job);
+  steps(registry_, run).increment();
+  if (step.replayed) replayed_steps(registry_, run).increment();
+  tokens(registry_, run).increment(static_cast<double>(std::max<int64_t>(0, step.tokens)));
   if (!std::isfinite(step.loss) || !std::isfinite(step.grad_norm)) {
-    nonfinite_steps(registry_, name).increment();
+    nonfinite_steps(registry_, run).increment();
   }
-  step_duration(registry_, name).observe(step.step_seconds);
-  run_gauge(registry_, "penstock_run_step", "Newest finished step.", name)
+  step_duration(registry_, run).observe(step.step_seconds);
+  run_gauge(registry_, "penstock_run_step", "Newest finished step.", run)
       .set(static_cast<double>(step.step));
-  loss(registry_, name, "train").set(step.loss);
-  run_gauge(registry_, "penstock_run_grad_norm", "Global gradient norm before clipping.", name)
+  loss(registry_, run, "train").set(step.loss);
+  run_gauge(registry_, "penstock_run_grad_norm", "Global gradient norm before clipping.", run)
       .set(step.grad_norm);
-  run_gauge(registry_, "penstock_run_learning_rate", "Learning rate of the newest step.", name)
+  run_gauge(registry_, "penstock_run_learning_rate", "Learning rate of the newest step.", run)
       .set(step.learning_rate);
-  last_step_time(registry_, name).set(seconds_of(step.finished));
+  last_step_time(registry_, run).set(seconds_of(step.finished));
 }
 
 void RunMetrics::refresh(Instant now) {
@@ -283,7 +281,7 @@ void RunMetrics::refresh(Instant now) {
   std::erase_if(created_, [&](JobId id) {
     const JobRecord& job = core_.find_job(id)->record;
     const bool over = job.finished && now - *job.finished > kSeriesGrace;
-    if (over) registry_.remove_series("run", job.name);
+    if (over) registry_.remove_series("run", run_label(id));
     return over;
   });
 }
@@ -292,8 +290,8 @@ void RunMetrics::observe_write(Duration took) {
   journal_write(registry_).observe(to_seconds(took));
 }
 
-void RunMetrics::observe_commit(const JobRecord& job, Duration took) {
-  save_duration(registry_, job.name).observe(to_seconds(took));
+void RunMetrics::observe_commit(JobId job, Duration took) {
+  save_duration(registry_, run_label(job)).observe(to_seconds(took));
 }
 
 void RunMetrics::frame_rejected(const std::string& kind) {

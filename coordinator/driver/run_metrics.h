@@ -25,7 +25,7 @@ class RunMetrics {
   // Gauges of the whole cluster, right before a scrape; drops series of jobs long ended.
   void refresh(Instant now);
   void observe_write(Duration took);
-  void observe_commit(const JobRecord& job, Duration took);
+  void observe_commit(JobId job, Duration took);
   void frame_rejected(const std::string& kind);  // "frame" or "connection"
 
  private:
@@ -34,7 +34,6 @@ class RunMetrics {
   void observe_event(Instant now, const JobEvent& event);
   void observe_step(const StepRecord& step);
   void set_state(const JobRecord& job);
-  std::string run(JobId job) const;  // the value of the label `run`
 
   MetricRegistry& registry_;
   const Coordinator& core_;

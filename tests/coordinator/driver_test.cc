@@ -176,9 +176,8 @@ TEST(DriverTest, AJobRunsReportsAndIsCancelledOverRealSockets) {
 
   // What promtool says of every series a job leaves behind.
   const std::string metrics = driver.call("GET", "/metrics").body;
-  EXPECT_NE(metrics.find("penstock_run_steps_total{run=\"tiny\"} 1"), std::string::npos) << metrics;
-  EXPECT_NE(metrics.find("penstock_run_state{run=\"tiny\",state=\"CANCELLED\"} 1"),
-            std::string::npos);
+  EXPECT_NE(metrics.find("penstock_run_steps_total{run=\"1\"} 1"), std::string::npos) << metrics;
+  EXPECT_NE(metrics.find("penstock_run_state{run=\"1\",state=\"CANCELLED\"} 1"), std::string::npos);
   const Path file = scratch.path() / "metrics.txt";
   ASSERT_TRUE(write_and_sync(file, as_bytes(metrics)).ok());
   const ProgramRun lint =
