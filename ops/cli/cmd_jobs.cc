@@ -175,6 +175,7 @@ Result<ExitCode> wait(Cli& cli, const std::string& name, const std::string& want
   detach_on_interrupt(field_string(found, "name"));
   PENSTOCK_TRY_ASSIGN(const Json job,
                       wait_for_job(client, cli.out, field_text(found, "id"), condition));
+  explain_failure(client, cli.out, job);
   cli.out.document(job);
   cli.out.text(fmt::format("{} {}\n", field_text(job, "id"), field_text(job, "state")));
   if (wanted.empty()) return exit_code_of_job(job);

@@ -8,6 +8,7 @@
 
 #include "ops/cli/cli.h"
 #include "ops/cli/follow.h"
+#include "ops/cli/rank_log.h"
 #include "ops/cli/text.h"
 
 namespace penstock {
@@ -23,15 +24,6 @@ struct RecordFlags {
 
 constexpr std::chrono::milliseconds kHoldBack{1000};
 
-// One rank's log: where reading stands, and the end of a line that has not come whole.
-struct RankLog {
-  int64_t rank = 0;
-  int64_t offset = 0;
-  bool terminal = false;
-  std::string partial;
-  std::vector<std::string> lines;  // kept for JSON and for --tail
-};
-
 Result<std::vector<int64_t>> chosen_ranks(const std::string& text, int64_t world_size) {
   std::vector<int64_t> ranks;
   if (text == "all") {
@@ -45,29 +37,6 @@ Result<std::vector<int64_t>> chosen_ranks(const std::string& text, int64_t world
         fmt::format("--rank {}: expected all or 0 to {}", text, world_size - 1));
   }
   return std::vector<int64_t>{rank};
-}
-
-// Reads what there is; whole lines go to `lines`. Returns whether anything came.
-Result<bool> read_more(PatientClient& client, const std::string& id, RankLog& log,
-                       std::chrono::milliseconds wait) {
-  const std::string path =
-      job_path(id, fmt::format("/logs?rank={}&offset={}&limit=1048576&wait_ms={}", log.rank,
-                               log.offset, wait.count()));
-  PENSTOCK_TRY_ASSIGN(const Json chunk, client.get(path, wait));
-  const auto next = static_cast<int64_t>(field_number(chunk, "next_offset", log.offset));
-  log.terminal = chunk.value("terminal", false);
-  const bool news = next > log.offset;
-  log.offset = next;
-  log.partial += field_string(chunk, "text");
-  for (size_t end = log.partial.find('\n'); end != std::string::npos;
-       end = log.partial.find('\n')) {
-    log.lines.push_back(log.partial.substr(0, end));
-    log.partial.erase(0, end + 1);
-  }
-  if (log.terminal && !news && !log.partial.empty()) {
-    log.lines.push_back(std::exchange(log.partial, ""));
-  }
-  return news;
 }
 
 void print_lines(Output& out, RankLog& log, bool with_rank, int64_t tail) {

@@ -69,6 +69,7 @@ Result<ExitCode> submit(Cli& cli, const SubmitFlags& flags) {
   }
   detach_on_interrupt(spec.name);
   PENSTOCK_TRY_ASSIGN(const Json last, follow_job(client, cli.out, id));
+  explain_failure(client, cli.out, last);
   cli.out.document(last);
   return exit_code_of_job(last);
 }

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "comm/base/clock.h"
+#include "ops/cli/rank_log.h"
 #include "ops/cli/text.h"
 
 namespace penstock {
@@ -52,12 +53,13 @@ class Progress {
     PENSTOCK_TRY_ASSIGN(
         const Json events,
         client.get(job_path(id_, fmt::format("/events?after={}&limit=1000", events_after_))));
-    for (const Json& event : events.value("items", Json::array())) show_event(event);
     events_after_ = static_cast<int64_t>(field_number(events, "next_after", events_after_));
     PENSTOCK_TRY_ASSIGN(job_, client.get(job_path(id_)));
     for (const Json& evaluation : job_.value("evaluations", Json::array())) {
       show_evaluation(evaluation);
     }
+    // After the held-out losses, so that the last line says how the job ended.
+    for (const Json& event : events.value("items", Json::array())) show_event(event);
     show_step();
     return {};
   }
@@ -196,6 +198,29 @@ Result<Json> wait_for_job(const Client& client, Output& out, const std::string& 
     PENSTOCK_TRY_ASSIGN(const Json events, patient.get(path, hold_back));
     events_after = static_cast<int64_t>(field_number(events, "next_after", events_after));
   }
+}
+
+void explain_failure(const Client& client, Output& out, const Json& job) {
+  if (field_string(job, "state") != "FAILED") return;
+  const Json failure = job.value("last_failure", Json());
+  const std::string name = field_string(job, "name");
+  if (failure.is_object()) {
+    out.note(fmt::format("job {} failed: {}", name, field_string(failure, "message")));
+    constexpr size_t kLinesShown = 20;
+    RankLog log{
+        .rank = static_cast<int64_t>(field_number(failure, "rank", 0)), .partial = {}, .lines = {}};
+    PatientClient patient(client, out);
+    while (true) {
+      const auto more = read_more(patient, field_text(job, "id"), log, milliseconds(0));
+      if (!more.ok() || !*more) break;
+    }
+    const size_t skipped = log.lines.size() - std::min(log.lines.size(), kLinesShown);
+    for (size_t i = skipped; i < log.lines.size(); ++i) {
+      out.note(fmt::format("  [{}] {}", log.rank, log.lines[i]));
+    }
+  }
+  out.note(
+      fmt::format("next: penstock describe {0}; penstock logs {0}; penstock resume {0}", name));
 }
 
 }  // namespace penstock

@@ -52,4 +52,8 @@ Result<Json> follow_job(const Client& client, Output& out, const std::string& id
 Result<Json> wait_for_job(const Client& client, Output& out, const std::string& id,
                           const WaitCondition& condition);
 
+// After a FAILED job: what went wrong, the last lines of the rank it began with, and how to go on.
+// Nothing after any other end.
+void explain_failure(const Client& client, Output& out, const Json& job);
+
 }  // namespace penstock

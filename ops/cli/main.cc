@@ -3,6 +3,7 @@
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "comm/run/nearest_word.h"
@@ -107,6 +108,15 @@ void add_global_flags(CLI::App& app, Cli& cli, std::string& format, bool& no_hea
   app.add_flag("--no-headers", no_headers, "Tables without their first line");
 }
 
+// "penstock help submit" is "penstock submit --help"; "penstock help exit-codes" lists them.
+std::vector<std::string> with_help_as_flag(int argc, char** argv) {
+  std::vector<std::string> words(argv + 1, argv + argc);
+  if (words.empty() || words[0] != "help") return words;
+  words.erase(words.begin());
+  if (words.empty() || words[0] != "exit-codes") words.push_back("--help");
+  return words;
+}
+
 int run(int argc, char** argv) {
   Cli cli;
   cli.out.set_format(asks_for_json(argc, argv) ? OutputFormat::kJson : OutputFormat::kTable);
@@ -135,7 +145,9 @@ int run(int argc, char** argv) {
   add_exit_code_topic(app, cli);
 
   try {  // CLI11 reports by exception
-    app.parse(argc, argv);
+    std::vector<std::string> words = with_help_as_flag(argc, argv);
+    std::reverse(words.begin(), words.end());  // as CLI11 wants a list
+    app.parse(std::move(words));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);
     const std::string verb = unknown_verb(app, argc, argv);

@@ -100,7 +100,7 @@ TEST_F(DevTest, AFollowedJobIsShownToItsEndAndCanBeSampled) {
 
 TEST_F(DevTest, AKilledRankIsReplacedAndTheJobSucceeds) {
   const std::string name = "killed";
-  ASSERT_EQ(penstock({"submit", spec({.name = name, .steps = 400})}).exit_code, 0);
+  ASSERT_EQ(penstock({"submit", spec({.name = name, .steps = 200})}).exit_code, 0);
   ASSERT_EQ(penstock({"wait", name, "--for", "step=7", "--timeout", "60s"}).exit_code, 0);
   const ProgramRun kill = penstock({"dev", "kill-rank", name, "--rank", "2"});
   ASSERT_EQ(kill.exit_code, 0) << kill.err;

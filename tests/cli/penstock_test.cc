@@ -42,8 +42,11 @@ TEST_F(PenstockTest, VersionWorksWithoutACoordinator) {
 }
 
 TEST_F(PenstockTest, HelpStartsWithExamples) {
-  for (const std::vector<std::string>& arguments :
-       {std::vector<std::string>{"--help"}, {"submit", "--help"}, {"dev", "up", "--help"}}) {
+  for (const std::vector<std::string>& arguments : {std::vector<std::string>{"--help"},
+                                                    {"submit", "--help"},
+                                                    {"dev", "up", "--help"},
+                                                    {"help"},
+                                                    {"help", "wait"}}) {
     const ProgramRun run = penstock(arguments);
     EXPECT_EQ(run.exit_code, 0);
     EXPECT_EQ(run.out.find("Examples:\n  "), 0u) << run.out;
@@ -182,6 +185,7 @@ TEST_F(PenstockTest, ADevClusterThatDoesNotRunIsStatusThreeAndNothingToStop) {
 TEST_F(PenstockTest, ExitCodesAreListed) {
   const Json json = document(penstock({"exit-codes", "-o", "json"}));
   EXPECT_EQ(json["items"].size(), 15u);
+  EXPECT_EQ(penstock({"help", "exit-codes"}).out.find("CODE  MEANING\n0 "), 0u);
 }
 
 TEST_F(PenstockTest, TheQuickstartSpecIsValid) {
