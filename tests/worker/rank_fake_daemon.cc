@@ -35,15 +35,16 @@ FakeDaemon::FakeDaemon(FakeDaemonOptions options)
 }
 
 FakeDaemon::~FakeDaemon() {
-  children_.clear();  // kills what still runs
   loop_.post([this] {
     channel_.reset();
     loop_.stop();
   });
   thread_.join();
+  children_.clear();  // kills what still runs
 }
 
 void FakeDaemon::spawn_all() {
+  const std::lock_guard lock(mutex_);  // a rank may say hello before the last one is spawned
   for (int32_t r = 0; r < world_size_; ++r) {
     const Result<Path> binary = sibling_binary("penstock-rank");
     ASSERT_TRUE(binary.ok()) << binary.status().to_string();
@@ -56,6 +57,11 @@ void FakeDaemon::spawn_all() {
     outputs_.push_back(child->take_stderr());
     children_.push_back(std::make_unique<ChildProcess>(*std::move(child)));
   }
+}
+
+ChildProcess& FakeDaemon::child(int32_t rank) {
+  const std::lock_guard lock(mutex_);
+  return *children_[static_cast<size_t>(rank)];
 }
 
 void FakeDaemon::send_to(int32_t rank, const ControlMessage& message) {
@@ -71,7 +77,7 @@ void FakeDaemon::send_all(const ControlMessage& message) {
 void FakeDaemon::on_message(const PeerId& peer, ControlMessage message) {
   if (const auto* hello = std::get_if<RankHello>(&message)) {
     const int32_t rank = hello->rank.value;
-    EXPECT_EQ(hello->pid, children_.at(static_cast<size_t>(rank))->pid());
+    EXPECT_EQ(hello->pid, child(rank).pid());
     peers_[rank] = peer;
     const GridPosition position = grid_position(options_.spec.parallelism, hello->rank);
     StartRank start;

@@ -42,7 +42,7 @@ class FakeDaemon {
   ~FakeDaemon();
 
   void spawn_all();
-  ChildProcess& child(int32_t rank) { return *children_[static_cast<size_t>(rank)]; }
+  ChildProcess& child(int32_t rank);
   void send_to(int32_t rank, const ControlMessage& message);
   // Blocks until a message satisfies `wanted`, or fails the test after 60 s.
   bool wait_for(const std::function<bool(const ControlMessage&)>& wanted);
@@ -77,11 +77,11 @@ class FakeDaemon {
   std::map<int64_t, std::vector<CommitSegment>> segments_;  // loop thread; by step
   std::map<int64_t, int32_t> reported_;                     // loop thread; by step
   std::optional<CheckpointStore> store_;                    // loop thread
-  std::vector<std::unique_ptr<ChildProcess>> children_;
-  std::vector<FileDescriptor> outputs_;
+  std::vector<FileDescriptor> outputs_;                     // by rank; the test's thread
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<ControlMessage> messages_;  // guarded by mutex_
+  std::vector<ControlMessage> messages_;                 // guarded by mutex_
+  std::vector<std::unique_ptr<ChildProcess>> children_;  // guarded by mutex_; by rank
   std::thread thread_;
 };
 
