@@ -331,6 +331,35 @@ TEST_F(CoreRecoveryTest, ALostWorkerThatComesBackGetsNothingNewBeforeItConfirmed
   EXPECT_EQ(h.state(next), JobState::kStarting);
 }
 
+TEST_F(CoreRecoveryTest, AJobWaitsForItsOldRanksAlsoWhenOtherWorkersHaveRoom) {
+  h.workers.at("w1").alive = false;
+  h.pass(seconds(4));
+  h.confirm_stops(job);
+  h.answer_find();
+  h.register_worker("w1");
+  h.clear();
+  h.add_worker("w2", 4);
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+  EXPECT_TRUE(h.sent<StartRank>().empty());
+  h.say("w1", RanksStopped{job, Epoch{1}});
+  EXPECT_EQ(h.state(job), JobState::kStarting);
+}
+
+TEST_F(CoreRecoveryTest, AnUnkindExitOfARankThatHadFinishedIsNoFailure) {
+  h.checkpoint(job, 100);
+  h.finish_ranks(job);
+  h.exit_rank(job, 1, ExitCode::kFailure, "while closing its sockets");
+  h.confirm_stops(job);
+  EXPECT_EQ(h.state(job), JobState::kSucceeded);
+  EXPECT_FALSE(h.record(job).last_failure.has_value());
+}
+
+TEST_F(CoreRecoveryTest, ARankThatFinishedMayExitBeforeTheOthersHaveFinished) {
+  h.say(h.host_of(job, 1), RankFinished{job, Epoch{1}, Rank{1}, 100});
+  h.exit_rank(job, 1, ExitCode::kFailure, "while closing its sockets");
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+}
+
 TEST_F(CoreRecoveryTest, AFinalCheckpointFoundOnDiskEndsTheJob) {
   h.kill_rank(job, 2);
   h.confirm_stops(job);
