@@ -1,11 +1,14 @@
 #include "ops/cli/dev_cluster.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -100,6 +103,25 @@ std::optional<Json> get_json(const std::string& url) {
   return json;
 }
 
+// Tried here too, not only by the coordinator, so that the answer has a code and not just a log.
+Status check_port_is_free(int port) {
+  const FileDescriptor socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const int reuse = 1;  // as the coordinator does: connections that have ended do not count
+  ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof(reuse));
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) {
+    return {};
+  }
+  if (errno != EADDRINUSE) return errno_status(errno, fmt::format("use port {}", port));
+  return already_exists(
+      fmt::format("port {} is in use by another program; choose another with --port, or --port 0 "
+                  "for any free one",
+                  port));
+}
+
 bool is_ready(const std::string& server) {
   const auto reply = http_call({.url = server + "/readyz", .body = {}, .deadline = seconds(2)});
   return reply.ok() && reply->status == 200;
@@ -155,6 +177,7 @@ class Starter {
     const int port = options_.port      ? *options_.port
                      : state_.http_port ? state_.http_port
                                         : kDefaultPort;
+    PENSTOCK_TRY(check_port_is_free(port));
     PENSTOCK_TRY(start("coordinator", {"penstock-coordinator", "--state-dir", folder.string(),
                                        "--http-port", std::to_string(port), "--control-port",
                                        std::to_string(state_.control_port)}));

@@ -1,8 +1,10 @@
 #include "ops/cli/dev_cluster.h"
 
+#include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -60,6 +62,25 @@ TEST(DevClusterTest, StoppingNeverTouchesAStrangerThatTookANumber) {
   EXPECT_TRUE(is_alive(*stranger));
   ASSERT_TRUE(send_signal(*stranger, SIGKILL).ok());
   EXPECT_TRUE(wait_for_end(*stranger, seconds(10)));
+}
+
+TEST(DevClusterTest, APortInUseIsAConflictAndStartsNothing) {
+  const ScratchFolder folder;
+  const FileDescriptor socket(::socket(AF_INET, SOCK_STREAM, 0));
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  auto* any = reinterpret_cast<sockaddr*>(&address);
+  ASSERT_EQ(::bind(socket.get(), any, size), 0);
+  ASSERT_EQ(::listen(socket.get(), 1), 0);
+  ASSERT_EQ(::getsockname(socket.get(), any, &size), 0);
+  const int port = ntohs(address.sin_port);
+  const auto state = dev_up({.state_dir = folder.path(), .port = port}, [](const std::string&) {});
+  EXPECT_EQ(state.status().code(), Code::kAlreadyExists);
+  EXPECT_NE(state.status().message().find(fmt::format("port {} is in use", port)),
+            std::string::npos);
+  EXPECT_TRUE(load_dev_state(folder.path())->processes.empty());
 }
 
 TEST(DevClusterTest, ARankThatRunsNowhereIsNotFound) {
