@@ -33,11 +33,7 @@ class ByteWriter {
   template <typename T>
   requires std::is_trivially_copyable_v<T>
   void put(const T& value) { put_bytes({reinterpret_cast<const std::byte*>(&value), sizeof(T)}); }
-  void put_bytes(Bytes bytes) {
-    const size_t before = data_.size();
-    data_.resize(before + bytes.size());
-    if (!bytes.empty()) std::memcpy(data_.data() + before, bytes.data(), bytes.size());
-  }
+  void put_bytes(Bytes bytes) { data_.insert(data_.end(), bytes.begin(), bytes.end()); }
   // u32 length, then the bytes.
   void put_string(std::string_view text) {
     put(static_cast<uint32_t>(text.size()));
