@@ -69,6 +69,7 @@ void read_fixed_model_keys(MappingReader& reader) {
   reader.only("aux_loss_alpha", {"0", "0.0"},
               "set it to 0: experts are balanced by the router's bias");
   reader.only("seq_aux", {"true", "false"}, "it is true or false");
+  reader.only("rope_interleave", {"true"}, "set it to true: pairs are stored side by side");
   reader.only("rope_scaling", {"null"}, "set it to null: positions are not scaled");
 }
 
@@ -103,7 +104,6 @@ void read_model(MappingReader reader, SpecProblems& problems, ModelConfig& model
   reader.boolean("norm_topk_prob", model.norm_topk_prob);
   reader.real("rms_norm_eps", 0.0, 1.0, true, model.rms_norm_eps);
   reader.real("rope_theta", 0.0, 1e12, true, model.rope_theta);
-  reader.boolean("rope_interleave", model.rope_interleave);
   reader.integer("max_position_embeddings", 1, 1 << 24, model.max_position_embeddings);
   reader.real("initializer_range", 0.0, 10.0, true, model.initializer_range);
   read_rope_parameters(reader.section("rope_parameters"), model);

@@ -31,7 +31,6 @@ Json model_json(const ModelConfig& m) {
                {"norm_topk_prob", m.norm_topk_prob},
                {"rms_norm_eps", m.rms_norm_eps},
                {"rope_theta", m.rope_theta},
-               {"rope_interleave", m.rope_interleave},
                {"max_position_embeddings", m.max_position_embeddings},
                {"initializer_range", m.initializer_range}};
   if (m.q_lora_rank) json["q_lora_rank"] = *m.q_lora_rank;

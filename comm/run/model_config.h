@@ -29,7 +29,6 @@ struct ModelConfig {
   bool norm_topk_prob = true;
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000.0;
-  bool rope_interleave = true;
   int64_t max_position_embeddings = 0;
   double initializer_range = 0.02;
 

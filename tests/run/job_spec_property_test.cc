@@ -54,7 +54,6 @@ ModelConfig random_model() {
   m.norm_topk_prob = *rc::gen::arbitrary<bool>();
   m.rms_norm_eps = fraction() * 1e-5;
   m.rope_theta = 1e6 * fraction();
-  m.rope_interleave = *rc::gen::arbitrary<bool>();
   m.max_position_embeddings = between(1024, 1 << 20);
   m.initializer_range = fraction();
   return m;

@@ -31,7 +31,6 @@ AttentionBlock::AttentionBlock(Kernels& kernels, const ModelConfig& model,
                                const ParameterSet& parameters, int64_t layer, const float* cosine,
                                const float* sine)
     : kernels_(kernels), model_(model), cosine_(cosine), sine_(sine) {
-  PENSTOCK_CHECK(model.rope_interleave, "only interleaved RoPE is implemented");
   const std::string stem = fmt::format("model.layers.{}.", layer);
   const std::string attention = stem + "self_attn.";
   const bool compressed = model.q_lora_rank.has_value();
