@@ -41,9 +41,14 @@ void Coordinator::on_message(Worker& worker, const RankExited& message) {
     return check_finished(*job);
   }
   if (!wants_ranks(job->record.state) && looks_ordered(message)) return;
-  const bool restoring =
-      !job->record.restore_manifest.empty() && job->record.state != JobState::kRunning;
-  fail(*job, failure_of(message, worker.record.name, restoring));
+  const auto& last_step = job->record.last_step;
+  const bool trained = job->record.state == JobState::kRunning ||
+                       (last_step && last_step->epoch == job->record.epoch);
+  RankPhase phase = RankPhase::kTraining;
+  if (!trained) {
+    phase = job->record.restore_manifest.empty() ? RankPhase::kLoading : RankPhase::kRestoring;
+  }
+  fail(*job, failure_of(message, worker.record.name, phase));
 }
 
 void Coordinator::on_message(Worker& worker, const RanksStopped& message) {

@@ -21,14 +21,24 @@ std::string code_of(const RankExited& exited) {
       return "out_of_memory";
     case ExitCode::kUsage:
       return "usage";
+    case ExitCode::kNotFound:
+      return "not_found";
+    case ExitCode::kPermission:
+      return "permission_denied";
     default:
       return "rank_exited";
   }
 }
 
+bool is_fatal(const std::string& code, RankPhase phase) {
+  if (code == "usage") return true;
+  if (code == kCauseDataCorrupt) return phase != RankPhase::kRestoring;
+  return (code == "not_found" || code == "permission_denied") && phase == RankPhase::kLoading;
+}
+
 }  // namespace
 
-Failure failure_of(const RankExited& exited, const std::string& worker_name, bool restoring) {
+Failure failure_of(const RankExited& exited, const std::string& worker_name, RankPhase phase) {
   std::string how = exited.signal != 0 ? fmt::format("was killed by signal {}", exited.signal)
                                        : fmt::format("exited with code {}", exited.exit_code);
   if (!exited.reason.empty()) how += ": " + exited.reason;
@@ -39,8 +49,7 @@ Failure failure_of(const RankExited& exited, const std::string& worker_name, boo
   failure.reason.message = fmt::format("rank {} on {} {}", exited.rank, worker_name, how);
   failure.rank = exited.rank;
   failure.worker = worker_name;
-  failure.fatal =
-      failure.reason.code == "usage" || (failure.reason.code == kCauseDataCorrupt && !restoring);
+  failure.fatal = is_fatal(failure.reason.code, phase);
   return failure;
 }
 

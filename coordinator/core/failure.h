@@ -12,9 +12,17 @@ namespace penstock {
 inline constexpr const char* kCausePeerLost = "peer_lost";
 inline constexpr const char* kCauseDataCorrupt = "data_corrupt";
 
-// The failure that an exit other than a clean one is. `restoring`: the rank was still loading, from
-// a checkpoint, so that damaged data may be that checkpoint's and an older one may do.
-Failure failure_of(const RankExited& exited, const std::string& worker_name, bool restoring);
+// How far a rank had come when it ended.
+enum class RankPhase : uint8_t {
+  kLoading,    // from initial weights
+  kRestoring,  // loading, from a checkpoint
+  kTraining,
+};
+
+// The failure that an exit other than a clean one is. Fatal, because a retry meets the same: wrong
+// usage; damaged data, but while restoring, when it may be the checkpoint's and an older one may
+// do; data that is missing or may not be read at the first start.
+Failure failure_of(const RankExited& exited, const std::string& worker_name, RankPhase phase);
 
 // The exit is only what an order to stop looks like: a signal or kInterrupted.
 bool looks_ordered(const RankExited& exited);

@@ -161,6 +161,25 @@ TEST_F(CoreRecoveryTest, AUsageErrorIsNeverRetried) {
   EXPECT_NE(h.record(job).reason.message.find("no such file"), std::string::npos);
 }
 
+TEST(CoreFirstStartTest, DataThatIsMissingAtTheFirstStartIsNotRetried) {
+  for (const ExitCode code : {ExitCode::kNotFound, ExitCode::kPermission}) {
+    CoreHarness h;
+    h.add_worker("w0", 4);
+    const JobId job = h.submit_ok(four_rank_spec());
+    h.spawn_ranks(job);
+    h.exit_rank(job, 1, code, "open /data/corpus_train.idx");
+    h.confirm_stops(job);
+    EXPECT_EQ(h.state(job), JobState::kFailed);
+    EXPECT_NE(h.record(job).reason.message.find("open /data/corpus_train.idx"), std::string::npos);
+  }
+}
+
+TEST_F(CoreRecoveryTest, DataThatIsMissingLaterIsRetried) {
+  h.exit_rank(job, 1, ExitCode::kNotFound, "open /data/corpus_train.bin");
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+  EXPECT_EQ(h.record(job).reason.code, "not_found");
+}
+
 TEST_F(CoreRecoveryTest, DamagedDataWhileTrainingIsNeverRetried) {
   h.exit_rank(job, 1, ExitCode::kDataCorrupt, "corpus.bin: token 70000");
   h.confirm_stops(job);
