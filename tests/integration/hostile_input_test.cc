@@ -7,6 +7,9 @@
 #include <unistd.h>
 #include <zmq.h>
 
+#include <set>
+#include <sstream>
+
 #include "comm/base/random.h"
 #include "tests/support/cluster.h"
 
@@ -142,6 +145,39 @@ TEST_F(HostileInputTest, ASpecThatIsNotASpecNamesLineAndColumnAndStartsNothing) 
   EXPECT_EQ(reply.status, 400);
   EXPECT_NE(reply.body.find(":2:"), std::string::npos) << reply.body;
   EXPECT_EQ(cluster_.get("/api/v1/jobs").at("items").size(), 1u);
+}
+
+// Local addresses (hexadecimal, as the kernel prints them) on which a process listens for TCP
+// connections.
+std::vector<std::string> listening_addresses(pid_t pid) {
+  std::set<std::string> sockets;
+  for (const auto& entry : std::filesystem::directory_iterator(fmt::format("/proc/{}/fd", pid))) {
+    std::error_code gone;
+    const std::string target = std::filesystem::read_symlink(entry.path(), gone).string();
+    if (target.rfind("socket:[", 0) == 0) sockets.insert(target.substr(8, target.size() - 9));
+  }
+  std::vector<std::string> addresses;
+  for (const char* table : {"tcp", "tcp6"}) {
+    std::istringstream lines(*read_file(fmt::format("/proc/{}/net/{}", pid, table), 16 << 20));
+    std::string line;
+    while (std::getline(lines, line)) {
+      std::istringstream words(line);
+      std::string slot, local, remote, state, queues, timer, retransmits, uid, timeout, inode;
+      words >> slot >> local >> remote >> state >> queues >> timer >> retransmits >> uid >>
+          timeout >> inode;
+      if (state == "0A" && sockets.contains(inode))
+        addresses.push_back(local.substr(0, local.find(':')));
+    }
+  }
+  return addresses;
+}
+
+TEST_F(HostileInputTest, TheDataPlaneOfALocalClusterIsClosedToOtherHosts) {
+  for (int rank = 0; rank < 4; ++rank) {
+    const auto addresses = listening_addresses(cluster_.rank_pid(id_, rank));
+    EXPECT_FALSE(addresses.empty()) << "a rank listens for its peers";
+    for (const std::string& address : addresses) EXPECT_EQ(address, "0100007F") << "rank " << rank;
+  }
 }
 
 TEST(PortInUseTest, ASecondCoordinatorOnTheSamePortSaysSoAndExitsWithTheConflictCode) {

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <limits>
 
 #include "comm/base/check.h"
@@ -175,6 +176,9 @@ Result<int32_t> Daemon::spawn_rank(const StartRank& start) {
       options_.rank_binary.string(), "--daemon", rank_channel_->endpoint(),       "--job",
       std::to_string(key.job.value), "--epoch",  std::to_string(key.epoch.value), "--rank",
       std::to_string(key.rank.value)};
+  if (std::getenv("UCX_NET_DEVICES") == nullptr && !options_.data_interface.empty()) {
+    spawn.environment = {"UCX_NET_DEVICES=" + options_.data_interface};
+  }
   PENSTOCK_TRY_ASSIGN(ChildProcess child, ChildProcess::spawn(spawn));
   const int32_t pid = child.pid();
   Process process(std::move(child));

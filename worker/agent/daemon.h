@@ -31,6 +31,10 @@ struct DaemonOptions {
   std::string http_bind = "127.0.0.1";
   uint16_t http_port = 0;
   Path rank_binary;
+  // Network interface of the ranks' data plane, as UCX_NET_DEVICES, which wins when it is set.
+  // Empty: every interface. main() chooses "lo" beside a coordinator on loopback, so that a local
+  // cluster is closed to other hosts.
+  std::string data_interface;
 };
 
 // Single-threaded: everything on the loop of run(), but file writes, which have a thread of their

@@ -76,6 +76,9 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--rank-binary", options.rank_binary,
                  "program to run as a rank; default penstock-rank beside this one");
+  app.add_option("--data-interface", options.data_interface,
+                 "network interface of the ranks' data plane; default lo beside a coordinator on "
+                 "loopback, else all");
   app.set_version_flag("--version", "penstock-worker 0.1.0");
   try {
     app.parse(argc, argv);
@@ -84,6 +87,11 @@ int run(int argc, char** argv) {
   }
   start_logging("worker " + options.name);
   if (options.state_dir.empty()) options.state_dir = default_state_dir(options.name);
+  const std::string loopback = "tcp://127.";
+  if (options.data_interface.empty() &&
+      options.coordinator.compare(0, loopback.size(), loopback) == 0) {
+    options.data_interface = "lo";
+  }
   if (options.rank_binary.empty()) {
     Result<Path> sibling = sibling_binary("penstock-rank");
     if (!sibling.ok()) return fail(sibling.status());
