@@ -110,6 +110,7 @@ class Coordinator {
   void on_message(Worker& worker, const RankFinished& message);
   void on_message(Worker& worker, const LogChunk& message);
   void on_event(const CheckpointDone& done);
+  void drop_overtaken_rounds(Job& job, int64_t committed_step);
   void fail_round(Job& job, int64_t step, const std::string& reason);
   void tell_outcome(const Job& job, int64_t step, bool committed, const std::string& reason);
   void check_finished(Job& job);

@@ -10,6 +10,20 @@ namespace {
 
 constexpr int64_t kStepMax = (int64_t{1} << 32) - 1;  // what a cursor can hold
 
+// The newest step of this epoch that is committed, or about to be; -1: none.
+int64_t newest_saved_step(const Job& job) {
+  const auto& checkpoint = job.record.checkpoint;
+  int64_t newest = checkpoint && checkpoint->epoch == job.record.epoch ? checkpoint->step : -1;
+  for (const auto& [step, round] : job.rounds) {
+    if (round.committing) newest = std::max(newest, step);
+  }
+  return newest;
+}
+
+std::string overtaken(int64_t newer_step) {
+  return fmt::format("overtaken by the checkpoint of step {}", newer_step);
+}
+
 std::string layout_text(const ParallelismSpec& grid) {
   return fmt::format("pipeline {}, data {}, expert {}, {}", grid.pipeline, grid.data, grid.expert,
                      grid.schedule == Schedule::kDualPipe ? "dualpipe" : "1f1b");
@@ -125,6 +139,10 @@ void Coordinator::on_message(Worker& worker, const SegmentSaved& message) {
     return answer(false, failed->second);
   }
   if (message.step < 0 || message.step > record.target_steps) return;
+  if (const int64_t newest = newest_saved_step(*job); message.step < newest) {
+    // Committing it now would make it the newest again.
+    return answer(false, overtaken(newest));
+  }
   CheckpointRound& round = job->rounds[message.step];
   if (round.committing) return;
   if (round.segments.empty()) round.opened = now_;
@@ -161,6 +179,16 @@ void Coordinator::on_message(Worker& worker, const SaveFailed& message) {
              fmt::format("rank {} on {}: {}", message.rank, worker.record.name, message.reason));
 }
 
+// Rounds below a committed step will not be completed: what they wait for was lost.
+void Coordinator::drop_overtaken_rounds(Job& job, int64_t committed_step) {
+  std::erase_if(job.rounds, [&](const auto& entry) {
+    const auto& [step, round] = entry;
+    if (step >= committed_step || round.committing) return false;
+    tell_outcome(job, step, false, overtaken(committed_step));
+    return true;
+  });
+}
+
 void Coordinator::fail_round(Job& job, int64_t step, const std::string& reason) {
   job.rounds.erase(step);
   job.failed_rounds[step] = reason;
@@ -190,6 +218,7 @@ void Coordinator::on_event(const CheckpointDone& done) {
     fail_round(*job, done.step, done.status.message());
   } else {
     job->rounds.erase(round);
+    drop_overtaken_rounds(*job, done.step);
     job->record.checkpoint = done.checkpoint;
     job->record.checkpoint->step = done.step;
     job->record.checkpoint->epoch = done.epoch;

@@ -307,6 +307,34 @@ TEST_F(CoreJobsTest, ARoundThatNeverCompletesIsGivenUp) {
   EXPECT_EQ(h.state(job), JobState::kRunning);
 }
 
+TEST_F(CoreJobsTest, AnOlderCheckpointIsNeverCommittedAfterANewerOne) {
+  h.add_worker("w0", 4);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  for (const int32_t rank : {0, 1, 2}) h.save_segment(job, rank, 20);
+  h.checkpoint(job, 40);
+  EXPECT_TRUE(h.job(job).rounds.empty()) << "the round of step 20 is overtaken";
+  h.clear();
+  h.save_all(job, 20);  // repeated after a reconnection, say
+  EXPECT_TRUE(h.commits.empty());
+  EXPECT_EQ(h.record(job).checkpoint->step, 40);
+  ASSERT_EQ(h.sent<CheckpointOutcome>().size(), 4u);
+  EXPECT_FALSE(h.sent<CheckpointOutcome>()[0].committed);
+  EXPECT_NE(h.sent<CheckpointOutcome>()[0].reason.find("step 40"), std::string::npos);
+}
+
+TEST_F(CoreJobsTest, AnOlderCheckpointIsNotCommittedBesideANewerOneInProgress) {
+  h.add_worker("w0", 4);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  for (const int32_t rank : {0, 1, 2}) h.save_segment(job, rank, 20);
+  h.save_all(job, 40);
+  h.save_segment(job, 3, 20);
+  EXPECT_EQ(h.commits.size(), 1u);
+  h.finish_commit();
+  EXPECT_EQ(h.record(job).checkpoint->step, 40);
+}
+
 TEST_F(CoreJobsTest, SuccessWaitsForTheFinalCommit) {
   h.add_worker("w0", 4);
   const JobId job = h.submit_ok(four_rank_spec());

@@ -62,9 +62,9 @@ std::string SimCluster::run() {
                               job.record.epoch, job.record.reason.message);
       }
     }
-    return "after a long quiet time not every job has ended:" + states;
+    violate("after a long quiet time not every job has ended:" + states);
   }
-  return {};
+  return violation_;
 }
 
 int64_t SimCluster::recoveries() const {
@@ -428,16 +428,22 @@ void SimCluster::apply(Effects effects) {
     done.step = commit.step;
     if (chance(0.05) && commit.step != kSteps) done.status = resource_exhausted("disk full");
     done.checkpoint.manifest = manifest_path(commit.job, commit.step);
-    disk_results_.emplace(now_ + milliseconds_below(1000), done);
+    emit_from_disk(milliseconds_below(1000), done);
   }
   for (const FindCheckpoint& find : effects.finds) {
     CheckpointFound found;
     found.job = find.job;
-    disk_results_.emplace(now_ + milliseconds_below(300), found);
+    emit_from_disk(milliseconds_below(300), found);
   }
   for (const Answer& answer : effects.answers) {
     if (answer.status.ok()) acknowledged_.insert(answer.job);
   }
+}
+
+// One thread does the disk's work, in order.
+void SimCluster::emit_from_disk(Duration takes, Event event) {
+  disk_free_at_ = std::max(now_, disk_free_at_) + takes;
+  disk_results_.emplace(disk_free_at_, std::move(event));
 }
 
 void SimCluster::violate(const std::string& what) {

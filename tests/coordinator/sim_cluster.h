@@ -95,6 +95,7 @@ class SimCluster {
   void crash_core();
   void feed(const Event& event);
   void apply(Effects effects);
+  void emit_from_disk(Duration takes, Event event);
   void check(const Effects& effects);
   void check_start_order(const StartRank& order);
   void violate(const std::string& what);
@@ -111,6 +112,7 @@ class SimCluster {
   std::vector<SimWorker> workers_;
   std::multimap<Instant, InFlight> network_;
   std::multimap<Instant, Event> disk_results_;
+  Instant disk_free_at_;
   std::map<JobId, std::map<int64_t, Epoch>> disk_;  // committed checkpoints
   std::set<JobId> acknowledged_;
   std::map<JobId, JobState> ended_;
