@@ -108,7 +108,6 @@ class HttpServer::Impl : public std::enable_shared_from_this<HttpServer::Impl> {
   void accept();
   void stop();
   uint16_t port() const { return port_; }
-  size_t open_connections() const { return sessions_.size(); }
 
  private:
   friend class HttpServer;
@@ -247,7 +246,6 @@ void HttpServer::Impl::Session::dispatch() {
   is_head_ = message.method() == http::verb::head;
   HttpRequest request;
   request.method = is_head_ ? "GET" : std::string(message.method_string());
-  request.accept = std::string(message[http::field::accept]);
   const beast::string_view target = message.target();
   if (const Status parsed = parse_target({target.data(), target.size()}, &request); !parsed.ok()) {
     return send(error_response(parsed), false);
@@ -386,9 +384,6 @@ HttpServer::~HttpServer() {
 }
 uint16_t HttpServer::port() const {
   return impl_->port();
-}
-size_t HttpServer::open_connections() const {
-  return impl_->open_connections();
 }
 
 Result<std::unique_ptr<HttpServer>> HttpServer::start(boost::asio::io_context& loop,

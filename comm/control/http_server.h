@@ -25,7 +25,6 @@ struct HttpRequest {
   std::string path;  // percent-decoded, starts with '/', no query; segments are never empty or ".."
   std::vector<std::pair<std::string, std::string>> query;  // decoded, in order
   std::string body;    // at most HttpServerOptions::body_bytes_max
-  std::string accept;  // value of the Accept header, or empty
 
   // First value of a query parameter; nullopt when absent.
   std::optional<std::string_view> parameter(std::string_view name) const;
@@ -80,7 +79,6 @@ class HttpServer {
   explicit HttpServer(std::shared_ptr<Impl> impl);  // for start(): nobody else can name an Impl
 
   uint16_t port() const;  // the real one
-  size_t open_connections() const;
 
  private:
   std::shared_ptr<Impl> impl_;

@@ -42,7 +42,7 @@ class ApiTest : public ::testing::Test {
   HttpResponse call(const std::string& method, const std::string& path,
                     std::vector<std::pair<std::string, std::string>> query = {},
                     const std::string& body = {}) {
-    HttpRequest request{method, path, std::move(query), body, {}};
+    HttpRequest request{method, path, std::move(query), body};
     auto answered = std::make_shared<HttpResponse>();
     answered->status = 0;
     last = answered;
