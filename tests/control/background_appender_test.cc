@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -91,7 +92,10 @@ TEST_F(BackgroundAppenderTest, AStuckDiskHoldsUpNobody) {
     // One block may be with the writer, three fit the queue.
     EXPECT_GE(refused, 6U);
     EXPECT_EQ(appender.lines_lost(), refused);
-    // Closing the only reader wakes the writer with an error; its text is lost, and counted, too.
+    // The writer holds the pipe open once its first bytes are there. Closing the only reader then
+    // fails its write; before, the open itself would wait for a reader for ever.
+    pollfd arrived{.fd = reader.get(), .events = POLLIN, .revents = 0};
+    ASSERT_EQ(poll(&arrived, 1, -1), 1);
     ASSERT_EQ(signal(SIGPIPE, SIG_IGN), SIG_DFL);
     reader = FileDescriptor();
   }
