@@ -163,11 +163,13 @@ void read_parallelism(MappingReader reader, SpecProblems& problems, ParallelismS
   reader.integer("expert", 1, kCountMax, parallelism.expert);
   reader.integer("data", 1, kCountMax, parallelism.data);
   if (const YamlNode* node = reader.value("schedule")) {
-    if (node->text == "1f1b") {
-      parallelism.schedule = Schedule::kOneForwardOneBackward;
-    } else if (node->text != "dualpipe") {
-      problems.wrong(*node,
-                     fmt::format("{} must be dualpipe or 1f1b", reader.path() + ".schedule"));
+    const auto* found =
+        std::find_if(std::begin(kSchedules), std::end(kSchedules),
+                     [&](Schedule schedule) { return to_string(schedule) == node->text; });
+    if (found != std::end(kSchedules)) {
+      parallelism.schedule = *found;
+    } else {
+      problems.wrong(*node, reader.path() + ".schedule must be dualpipe, dualpipev, 1f1b or zb1p");
     }
   }
   reader.integer("microbatches", 1, kCountMax, parallelism.microbatches, Need::kRequired);
@@ -232,6 +234,20 @@ void read_rest(MappingReader& document, JobSpec& spec) {
 }
 
 }  // namespace
+
+std::string_view to_string(Schedule schedule) {
+  switch (schedule) {
+    case Schedule::kDualPipe:
+      return "dualpipe";
+    case Schedule::kDualPipeV:
+      return "dualpipev";
+    case Schedule::kOneForwardOneBackward:
+      return "1f1b";
+    case Schedule::kZeroBubble:
+      return "zb1p";
+  }
+  return "unknown";
+}
 
 Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin) {
   PENSTOCK_TRY_ASSIGN(const YamlNode root, parse_yaml(yaml, origin));

@@ -14,7 +14,10 @@
 
 namespace penstock {
 
-enum class Schedule { kDualPipe, kOneForwardOneBackward };  // "dualpipe", "1f1b"
+enum class Schedule { kDualPipe, kDualPipeV, kOneForwardOneBackward, kZeroBubble };
+inline constexpr Schedule kSchedules[] = {Schedule::kDualPipe, Schedule::kDualPipeV,
+                                          Schedule::kOneForwardOneBackward, Schedule::kZeroBubble};
+std::string_view to_string(Schedule schedule);  // "dualpipe", "dualpipev", "1f1b", "zb1p"
 
 struct DataSource {
   std::string path;     // Megatron prefix: <path>.bin and <path>.idx
@@ -32,7 +35,7 @@ struct DataSpec {
 
 // World size = pipeline · expert · data. Each of the expert · data replicas of the pipeline trains
 // its own `microbatches` micro-batches of `micro_batch_size` sequences per step (both DualPipe
-// directions together).
+// directions together). How many stages `pipeline` ranks hold: stage_count() in layout.h.
 struct ParallelismSpec {
   int64_t pipeline = 1;
   int64_t expert = 1;

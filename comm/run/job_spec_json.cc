@@ -49,7 +49,7 @@ Json parallelism_json(const ParallelismSpec& p) {
   return {{"pipeline", p.pipeline},
           {"expert", p.expert},
           {"data", p.data},
-          {"schedule", p.schedule == Schedule::kDualPipe ? "dualpipe" : "1f1b"},
+          {"schedule", to_string(p.schedule)},
           {"microbatches", p.microbatches},
           {"micro_batch_size", p.micro_batch_size}};
 }

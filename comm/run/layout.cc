@@ -9,7 +9,7 @@ namespace penstock {
 namespace {
 
 // Two ranks hold a stage only when directions enter from both ends of a pipeline that has two ends.
-bool has_two_directions(const ParallelismSpec& parallelism) {
+bool enters_at_both_ends(const ParallelismSpec& parallelism) {
   return parallelism.schedule == Schedule::kDualPipe && parallelism.pipeline > 1;
 }
 
@@ -40,17 +40,54 @@ std::vector<Rank> expert_group(const ParallelismSpec& parallelism, Rank rank) {
   return group;
 }
 
+int64_t stage_count(const ParallelismSpec& parallelism) {
+  return parallelism.pipeline * (parallelism.schedule == Schedule::kDualPipeV ? 2 : 1);
+}
+
 std::vector<int64_t> stage_hosts(const ParallelismSpec& parallelism, int64_t stage) {
-  PENSTOCK_CHECK(stage >= 0 && stage < parallelism.pipeline, stage, parallelism.pipeline);
-  if (!has_two_directions(parallelism)) return {stage};
-  const int64_t mirror = parallelism.pipeline - 1 - stage;
-  return {std::min(stage, mirror), std::max(stage, mirror)};
+  const int64_t stages = stage_count(parallelism);
+  PENSTOCK_CHECK(stage >= 0 && stage < stages, stage, stages);
+  const int64_t mirror = stages - 1 - stage;
+  if (enters_at_both_ends(parallelism)) return {std::min(stage, mirror), std::max(stage, mirror)};
+  return {stage < parallelism.pipeline ? stage : mirror};
 }
 
 std::vector<int64_t> stages_of(const ParallelismSpec& parallelism, int64_t pipeline_index) {
   PENSTOCK_CHECK(pipeline_index >= 0 && pipeline_index < parallelism.pipeline, pipeline_index);
-  if (!has_two_directions(parallelism)) return {pipeline_index};
-  return {pipeline_index, parallelism.pipeline - 1 - pipeline_index};
+  if (direction_count(parallelism) == 1) return {pipeline_index};
+  return {pipeline_index, stage_count(parallelism) - 1 - pipeline_index};
+}
+
+int64_t direction_count(const ParallelismSpec& parallelism) {
+  const bool two_legs = parallelism.schedule == Schedule::kDualPipeV;
+  return two_legs || enters_at_both_ends(parallelism) ? 2 : 1;
+}
+
+int64_t microbatches_per_direction(const ParallelismSpec& parallelism) {
+  return parallelism.microbatches / (enters_at_both_ends(parallelism) ? 2 : 1);
+}
+
+int64_t microbatch_index(const ParallelismSpec& parallelism, int64_t direction,
+                         int64_t microbatch) {
+  const int64_t count = microbatches_per_direction(parallelism);
+  PENSTOCK_CHECK(direction >= 0 && direction < direction_count(parallelism), direction);
+  PENSTOCK_CHECK(microbatch >= 0 && microbatch < count, microbatch, count);
+  return microbatch + (enters_at_both_ends(parallelism) ? direction * count : 0);
+}
+
+Neighbours pipeline_neighbours(const ParallelismSpec& parallelism, int64_t pipeline_index,
+                               int64_t direction) {
+  PENSTOCK_CHECK(pipeline_index >= 0 && pipeline_index < parallelism.pipeline, pipeline_index);
+  PENSTOCK_CHECK(direction >= 0 && direction < direction_count(parallelism), direction);
+  const auto last = static_cast<int32_t>(parallelism.pipeline) - 1;
+  const auto here = static_cast<int32_t>(pipeline_index);
+  const int32_t lower = here > 0 ? here - 1 : -1;
+  const int32_t higher = here < last ? here + 1 : -1;
+  Neighbours result = direction == 0 ? Neighbours{lower, higher} : Neighbours{higher, lower};
+  if (parallelism.schedule == Schedule::kDualPipeV && here == last) {
+    (direction == 0 ? result.next : result.previous) = here;
+  }
+  return result;
 }
 
 std::vector<Rank> dense_replicas(const ParallelismSpec& parallelism, int64_t stage) {

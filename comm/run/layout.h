@@ -4,7 +4,14 @@
 //   rank = (pipeline_index · data + data_index) · expert + expert_index
 //
 // Expert peers are neighbours, so a placement that fills hosts in rank order keeps their all-to-all
-// inside one host. A DualPipe rank p hosts stages p and P-1-p; a 1F1B rank hosts stage p alone.
+// inside one host.
+//
+// Which stages pipeline rank p of P hosts, and for which direction (program.h):
+//   schedule         stages   direction 0   direction 1   micro-batches of a direction
+//   1f1b, zb1p         P          p              -        all
+//   dualpipe, P > 1    P          p           P-1-p       half each: 0 enters at rank 0, 1 at P-1
+//   dualpipev         2P          p           2P-1-p      all: 0 and 1 are the two legs of one way
+// A DualPipe stage is on two ranks, any other on one. DualPipe on one rank is 1F1B.
 #pragma once
 
 #include <cstdint>
@@ -29,10 +36,29 @@ Rank rank_at(const ParallelismSpec& parallelism, const GridPosition& position);
 // included.
 std::vector<Rank> expert_group(const ParallelismSpec& parallelism, Rank rank);
 
-// Pipeline ranks that hold a copy of `stage`, ascending (two under DualPipe with P > 1, else one).
+// Stages of the whole model; every stage needs a layer.
+int64_t stage_count(const ParallelismSpec& parallelism);
+// Pipeline ranks that hold a copy of `stage`, ascending.
 std::vector<int64_t> stage_hosts(const ParallelismSpec& parallelism, int64_t stage);
-// Stages on a pipeline rank: under DualPipe [p, P-1-p], serving directions 0 and 1; under 1F1B [p].
+// Stages on a pipeline rank, by the direction they serve.
 std::vector<int64_t> stages_of(const ParallelismSpec& parallelism, int64_t pipeline_index);
+
+int64_t direction_count(const ParallelismSpec& parallelism);
+int64_t microbatches_per_direction(const ParallelismSpec& parallelism);
+// Where micro-batch `microbatch` of `direction` stands among the replica's `microbatches` of a
+// step: what names its data. Both legs of a DualPipeV micro-batch give the same number.
+int64_t microbatch_index(const ParallelismSpec& parallelism, int64_t direction, int64_t microbatch);
+
+// The pipeline ranks that hold the stages before and after this rank's stage of a direction. -1:
+// none, the direction enters or exits here. This rank itself: the local hand-off of DualPipeV's
+// last rank (program.h), which no instruction stands for.
+struct Neighbours {
+  int32_t previous = -1;
+  int32_t next = -1;
+  bool operator==(const Neighbours&) const = default;
+};
+Neighbours pipeline_neighbours(const ParallelismSpec& parallelism, int64_t pipeline_index,
+                               int64_t direction);
 
 // Every rank that holds the stage's dense (not expert-sharded) parameters, ascending.
 std::vector<Rank> dense_replicas(const ParallelismSpec& parallelism, int64_t stage);

@@ -2,10 +2,20 @@
 // engine executes without knowing the schedule's name. Computed by pure functions in
 // coordinator/plan, shipped in the assignment.
 //
-// Micro-batches are numbered per direction from 0. Direction 0 enters at pipeline rank 0, direction
-// 1 (DualPipe only) at rank P-1. Sends and receives are FIFO per (peer, direction, kind): the
-// engine may start them early but must match them in program order. Sends are asynchronous, a
-// receive completes before the instruction that uses its data.
+// Micro-batches are numbered per direction from 0; layout.h says which stage serves a direction.
+// Under DualPipe direction 0 enters at pipeline rank 0 and direction 1, with micro-batches of its
+// own, at rank P-1. Under DualPipeV both directions are legs of one way: micro-batch m goes down
+// the ranks as 0.m and up again as 1.m.
+//
+// Sends and receives are FIFO per (peer, direction, kind): the engine may start them early but must
+// match them in program order. Sends are asynchronous, a receive completes before the instruction
+// that uses its data.
+//
+// Local hand-off (DualPipeV's last rank, where both neighbouring stages are; pipeline_neighbours()
+// in layout.h tells): no instruction stands for it. The output of F0.m is the input of F1.m, and
+// the gradient that B1.m (or b1.m) makes of its input is the gradient B0.m (or b0.m) starts from.
+// Forward and backward, each value is used before the next one is made, so one waits at a time;
+// maker and user are never the two halves of one pair.
 #pragma once
 
 #include <cstdint>

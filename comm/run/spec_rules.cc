@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "comm/run/layout.h"
+
 namespace penstock {
 
 namespace {
@@ -50,10 +52,12 @@ void check_model(const JobSpec& spec, SpecProblems& problems) {
 void check_pipeline(const JobSpec& spec, SpecProblems& problems) {
   const ParallelismSpec& p = spec.parallelism;
   const bool both_ways = p.schedule == Schedule::kDualPipe && p.pipeline > 1;
-  problems.rule("parallelism.pipeline", p.pipeline <= spec.model.num_hidden_layers,
-                fmt::format("parallelism.pipeline has {} stages, more than the {} layers of "
-                            "model.num_hidden_layers; every stage needs a layer",
-                            p.pipeline, spec.model.num_hidden_layers));
+  const int64_t stages = stage_count(p);
+  problems.rule(
+      "parallelism.pipeline", stages <= spec.model.num_hidden_layers,
+      fmt::format("parallelism.pipeline {} with schedule {} has {} stages, more than the "
+                  "{} layers of model.num_hidden_layers; every stage needs a layer",
+                  p.pipeline, to_string(p.schedule), stages, spec.model.num_hidden_layers));
   problems.rule(
       "parallelism.pipeline", !both_ways || p.pipeline % 2 == 0,
       fmt::format("parallelism.pipeline must be even with schedule dualpipe, not {}: rank p "
@@ -64,17 +68,13 @@ void check_pipeline(const JobSpec& spec, SpecProblems& problems) {
       fmt::format("parallelism.microbatches must be even with schedule dualpipe, not {}: half "
                   "enter at each end",
                   p.microbatches));
+  const int64_t per_rank = direction_count(p);
   problems.rule(
-      "parallelism.microbatches", !both_ways || p.microbatches >= 2 * p.pipeline,
-      fmt::format("parallelism.microbatches must be at least 2 x parallelism.pipeline = {} "
-                  "with schedule dualpipe, not {}",
-                  2 * p.pipeline, p.microbatches));
-  problems.rule(
-      "parallelism.microbatches",
-      p.schedule != Schedule::kOneForwardOneBackward || p.microbatches >= p.pipeline,
-      fmt::format("parallelism.microbatches must be at least parallelism.pipeline = {} with "
-                  "schedule 1f1b, not {}",
-                  p.pipeline, p.microbatches));
+      "parallelism.microbatches", p.microbatches >= per_rank * p.pipeline,
+      fmt::format("parallelism.microbatches must be at least {}parallelism.pipeline = {} with "
+                  "schedule {}, not {}",
+                  per_rank == 2 ? "2 x " : "", per_rank * p.pipeline, to_string(p.schedule),
+                  p.microbatches));
 }
 
 void check_size(const JobSpec& spec, SpecProblems& problems) {

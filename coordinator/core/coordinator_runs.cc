@@ -26,7 +26,7 @@ std::string overtaken(int64_t newer_step) {
 
 std::string layout_text(const ParallelismSpec& grid) {
   return fmt::format("pipeline {}, data {}, expert {}, {}", grid.pipeline, grid.data, grid.expert,
-                     grid.schedule == Schedule::kDualPipe ? "dualpipe" : "1f1b");
+                     to_string(grid.schedule));
 }
 
 }  // namespace

@@ -127,7 +127,7 @@ void RunMetrics::create(const Job& job) {
           "penstock_run_info", "1, labelled with what the run is.",
           {{"run", run},
            {"name", record.name},
-           {"schedule", job.spec.parallelism.schedule == Schedule::kDualPipe ? "dualpipe" : "1f1b"},
+           {"schedule", std::string(to_string(job.spec.parallelism.schedule))},
            {"spec_digest", to_hex(spec_digest(job.spec))}})
       .set(1);
   steps(registry_, run);

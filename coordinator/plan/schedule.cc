@@ -5,29 +5,21 @@
 #include <string>
 
 #include "comm/base/check.h"
+#include "comm/run/layout.h"
 
 namespace penstock {
 namespace {
-
-// The two neighbours of a rank in one direction; -1 where the direction enters or exits.
-struct Neighbours {
-  int32_t previous = -1;
-  int32_t next = -1;
-};
-
-Neighbours neighbours(int32_t pipeline_size, int32_t pipeline_index, uint8_t direction) {
-  const int32_t step = direction == 0 ? 1 : -1;
-  const auto inside = [&](int32_t rank) { return rank >= 0 && rank < pipeline_size ? rank : -1; };
-  return {inside(pipeline_index - step), inside(pipeline_index + step)};
-}
 
 // Appends operations with their receives and sends; numbers micro-batches per direction as they
 // come.
 class ProgramBuilder {
  public:
-  ProgramBuilder(int32_t pipeline_size, int32_t pipeline_index)
-      : neighbours_{neighbours(pipeline_size, pipeline_index, 0),
-                    neighbours(pipeline_size, pipeline_index, 1)} {}
+  ProgramBuilder(const ParallelismSpec& parallelism, int32_t rank)
+      : rank_(rank), microbatch_count_(microbatches_per_direction(parallelism)) {
+    for (int64_t d = 0; d < direction_count(parallelism); ++d) {
+      neighbours_.push_back(pipeline_neighbours(parallelism, rank, d));
+    }
+  }
 
   void forward(uint8_t direction) {
     const int32_t microbatch = forward_count_[direction]++;
@@ -51,14 +43,15 @@ class ProgramBuilder {
     send_forward(forward_direction, forward_microbatch);
     send_backward(backward_direction, backward_microbatch);
   }
-  void finish() {
+  std::vector<Instruction> finish() {
+    for (size_t d = 0; d < neighbours_.size(); ++d) {
+      PENSTOCK_CHECK(forward_count_[d] == microbatch_count_, d, forward_count_[d]);
+      PENSTOCK_CHECK(backward_count_[d] == microbatch_count_, d, backward_count_[d]);
+    }
     add({.op = Op::kReduceGradients});
     add({.op = Op::kOptimizerStep});
+    return std::move(instructions_);
   }
-
-  int32_t forward_count(uint8_t direction) const { return forward_count_[direction]; }
-  int32_t backward_count(uint8_t direction) const { return backward_count_[direction]; }
-  std::vector<Instruction> take() { return std::move(instructions_); }
 
  private:
   void add(Instruction instruction) { instructions_.push_back(instruction); }
@@ -69,7 +62,7 @@ class ProgramBuilder {
     send_backward(direction, microbatch);
   }
   void transfer(Op op, uint8_t direction, int32_t microbatch, int32_t peer) {
-    if (peer < 0) return;  // the direction enters or exits here
+    if (peer < 0 || peer == rank_) return;  // enters or exits here, or is handed over locally
     add({.op = op, .direction = direction, .microbatch = microbatch, .peer = peer});
   }
   void receive_forward(uint8_t direction, int32_t microbatch) {
@@ -85,24 +78,23 @@ class ProgramBuilder {
     transfer(Op::kSendBackward, direction, microbatch, neighbours_[direction].previous);
   }
 
-  const std::array<Neighbours, 2> neighbours_;
+  const int32_t rank_;
+  const int64_t microbatch_count_;
+  std::vector<Neighbours> neighbours_;  // by direction
   std::array<int32_t, 2> forward_count_{};
   std::array<int32_t, 2> backward_count_{};
   std::vector<Instruction> instructions_;
 };
 
-// The eight phases, in the letters of the published description: P ranks, H half of them, h the
-// distance to the nearer end, k to the middle, n micro-batches per direction; a enters on this
-// rank's half, z on the other.
-std::vector<Instruction> dualpipe(int32_t P, int32_t C, int32_t rank) {
-  const int32_t H = P / 2;
-  const int32_t h = std::min(rank, P - 1 - rank);
+// The eight phases of DualPipe, in the letters of the published description: H ranks from the end
+// where direction a enters to the middle, h this rank's distance to that end, k to the middle; n
+// micro-batches per direction. DualPipeV is the same with the pipeline cut in half: its last rank
+// is the middle, and direction a comes back from there as z.
+std::vector<Instruction> eight_phases(ProgramBuilder build, int32_t H, int32_t h, int32_t n,
+                                      uint8_t a) {
   const int32_t k = H - 1 - h;
-  const int32_t n = C / 2;
-  const uint8_t a = rank < H ? 0 : 1;
   const uint8_t z = 1 - a;
   const bool middle = k == 0;
-  ProgramBuilder build(P, rank);
 
   for (int32_t i = 0; i < 2 * k; ++i) build.forward(a);
   for (int32_t i = 0; i < h + 1; ++i) {
@@ -114,7 +106,7 @@ std::vector<Instruction> dualpipe(int32_t P, int32_t C, int32_t rank) {
     build.backward_weight();
     build.forward(z);
   }
-  for (int32_t i = 0; i < n - P + h + 1; ++i) {
+  for (int32_t i = 0; i < n - 2 * H + h + 1; ++i) {
     if (middle &&
         i == 0) {  // not overlapped: the gradient below is the first of its direction, and late
       build.forward(a);
@@ -142,29 +134,35 @@ std::vector<Instruction> dualpipe(int32_t P, int32_t C, int32_t rank) {
     build.backward_input(a);
   }
   for (int32_t i = 0; i < h + 1; ++i) build.backward_weight();
-
-  for (const uint8_t direction : {0, 1}) {
-    PENSTOCK_CHECK(build.forward_count(direction) == n, direction, build.forward_count(direction));
-    PENSTOCK_CHECK(build.backward_count(direction) == n, direction,
-                   build.backward_count(direction));
-  }
-  build.finish();
-  return build.take();
+  return build.finish();
 }
 
-std::vector<Instruction> one_forward_one_backward(int32_t P, int32_t C, int32_t rank) {
+std::vector<Instruction> one_forward_one_backward(ProgramBuilder build, int32_t P, int32_t C,
+                                                  int32_t rank) {
   const int32_t warmup_count = P - rank - 1;
   PENSTOCK_CHECK(warmup_count >= 0 && warmup_count < C, warmup_count, C);
-  ProgramBuilder build(P, rank);
   for (int32_t i = 0; i < warmup_count; ++i) build.forward(0);
   for (int32_t i = warmup_count; i < C; ++i) {
     build.forward(0);
     build.backward(0);
   }
   for (int32_t i = 0; i < warmup_count; ++i) build.backward(0);
-  PENSTOCK_CHECK(build.forward_count(0) == C && build.backward_count(0) == C);
-  build.finish();
-  return build.take();
+  return build.finish();
+}
+
+// 1F1B with its backward cut in two: the input part, which the rank before waits for, at once; the
+// weight part `rank` micro-batches later, so that it fills what would be idle at the end.
+std::vector<Instruction> zero_bubble(ProgramBuilder build, int32_t P, int32_t C, int32_t rank) {
+  const int32_t warmup_count = P - rank - 1;
+  PENSTOCK_CHECK(warmup_count >= 0 && warmup_count < C, warmup_count, C);
+  for (int32_t i = 0; i < warmup_count; ++i) build.forward(0);
+  for (int32_t i = 0; i < C; ++i) {
+    if (i < C - warmup_count) build.forward(0);
+    build.backward_input(0);
+    if (i >= rank) build.backward_weight();
+  }
+  for (int32_t i = 0; i < rank; ++i) build.backward_weight();
+  return build.finish();
 }
 
 // The same micro-batches in the same order with everything backward removed. The final reduction
@@ -203,22 +201,36 @@ Status check_layout(const ParallelismSpec& parallelism) {
     return invalid_argument(
         fmt::format("pipeline {} with {} micro-batches: both must be positive", P, C));
   }
-  if (parallelism.schedule == Schedule::kOneForwardOneBackward) {
-    if (C >= P) return {};
+  const bool dualpipe = parallelism.schedule == Schedule::kDualPipe && P > 1;
+  if (dualpipe && (P % 2 != 0 || C % 2 != 0)) {
     return invalid_argument(fmt::format(
-        "1f1b over {} stages needs at least {} micro-batches, not {}; raise microbatches", P, P,
+        "dualpipe needs an even pipeline and an even number of micro-batches, not {} and {}", P,
         C));
   }
-  if (P % 2 != 0) {
-    return invalid_argument(
-        fmt::format("dualpipe needs an even pipeline, not {}; use 1f1b or another depth", P));
+  const bool two_per_rank = dualpipe || parallelism.schedule == Schedule::kDualPipeV;
+  const int64_t microbatches_min = two_per_rank ? 2 * P : P;
+  if (C >= microbatches_min) return {};
+  return invalid_argument(fmt::format("{} over {} ranks needs at least {} micro-batches, not {}",
+                                      to_string(parallelism.schedule), P, microbatches_min, C));
+}
+
+std::vector<Instruction> training_of(const ParallelismSpec& parallelism, int32_t rank) {
+  const auto P = static_cast<int32_t>(parallelism.pipeline);
+  const auto C = static_cast<int32_t>(parallelism.microbatches);
+  ProgramBuilder build(parallelism, rank);
+  switch (parallelism.schedule) {
+    case Schedule::kDualPipe:
+      if (P == 1) break;  // no second end to enter at
+      return rank < P / 2 ? eight_phases(std::move(build), P / 2, rank, C / 2, 0)
+                          : eight_phases(std::move(build), P / 2, P - 1 - rank, C / 2, 1);
+    case Schedule::kDualPipeV:
+      return eight_phases(std::move(build), P, rank, C, 0);
+    case Schedule::kZeroBubble:
+      return zero_bubble(std::move(build), P, C, rank);
+    case Schedule::kOneForwardOneBackward:
+      break;
   }
-  if (C % 2 != 0 || C < 2 * P) {
-    return invalid_argument(fmt::format(
-        "dualpipe over {} ranks needs an even number of micro-batches, at least {}, not {}", P,
-        2 * P, C));
-  }
-  return {};
+  return one_forward_one_backward(std::move(build), P, C, rank);
 }
 
 }  // namespace
@@ -229,14 +241,9 @@ Result<Program> make_program(const ParallelismSpec& parallelism, int64_t pipelin
     return invalid_argument(
         fmt::format("pipeline index {} of {}", pipeline_index, parallelism.pipeline));
   }
-  const auto P = static_cast<int32_t>(parallelism.pipeline);
-  const auto C = static_cast<int32_t>(parallelism.microbatches);
-  const auto rank = static_cast<int32_t>(pipeline_index);
   Program program;
-  program.pipeline_index = rank;
-  program.training = parallelism.schedule == Schedule::kDualPipe
-                         ? dualpipe(P, C, rank)
-                         : one_forward_one_backward(P, C, rank);
+  program.pipeline_index = static_cast<int32_t>(pipeline_index);
+  program.training = training_of(parallelism, program.pipeline_index);
   program.evaluation = evaluation_of(program.training);
   return program;
 }

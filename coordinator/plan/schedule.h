@@ -1,19 +1,31 @@
-// Schedules: pure functions from a layout to one program per pipeline rank.
+// Schedules: pure functions from a layout to one program per pipeline rank. Below, P ranks, C
+// micro-batches; F, B, Bi, W the seconds of a forward, a full backward, its input part and its
+// weight part (B = Bi + W), pair those of an overlapped forward and backward; bubble: the idle
+// seconds of the worst rank in a step; live: activations of micro-batches whose last backward part
+// has not run. Digits are directions, b the input part, W the oldest queued weight part, braces an
+// overlapped pair.
 //
-// DualPipe (DeepSeek-V3, 2024): P ranks, P stages, two directions. Rank r runs stage r for
-// direction 0, which enters at rank 0, and stage P-1-r for direction 1, which enters at rank P-1. P
-// = 4, 8 micro-batches (digit = direction, b = input gradient only, W = the oldest queued weight
-// gradients, braces = overlapped pair):
+// 1f1b, one-forward-one-backward. Bubble (P - 1)(F + B), live P - rank. P = 4, 6 micro-batches:
+//   rank 0: F0 F0 F0 F0 B0 F0 B0 F0 B0 B0 B0 B0
+//   rank 3: F0 B0 F0 B0 F0 B0 F0 B0 F0 B0 F0 B0
+//
+// zb1p, the ZB-H1 schedule of Qi et al., "Zero Bubble Pipeline Parallelism" (2023): 1F1B whose
+// weight parts run `rank` micro-batches late and fill the end. Bubble (P - 1)(F + B - 2W), live P
+// on every rank. P = 4, 6 micro-batches:
+//   rank 0: F0 F0 F0 F0 b0 W F0 b0 W F0 b0 W b0 W b0 W b0 W
+//   rank 3: F0 b0 F0 b0 F0 b0 F0 b0 W F0 b0 W F0 b0 W W W W
+//
+// dualpipe, DualPipe of DeepSeek-V3 (2024): P stages, each on two ranks, and two directions. Rank r
+// runs stage r for direction 0, which enters at rank 0, and stage P-1-r for direction 1, which
+// enters at rank P-1. Bubble (P/2 - 1)(pair + B - 3W), live P + 1. P = 4, 8 micro-batches:
 //   rank 0: F0 F0 F0 F1 b1 W F1 {F0B1} {F1B0} B1 {F1B0} B1 b0 W b0 W
 //   rank 1: F0 F1 F0 F1 F0 B1 {F1B0} {F0B1} {F1B0} B1 B0 b1 b0 W W
 //   ranks 3 and 2 mirror 0 and 1 with the digits swapped.
-// Idle time of the worst rank: (P/2 - 1) · (pair + B - 3W). Live activations: at most P + 1 on
-// every rank.
 //
-// 1F1B: P ranks, P stages, one direction. P = 4, 6 micro-batches:
-//   rank 0: F0 F1 F2 F3 B0 F4 B1 F5 B2 B3 B4 B5
-//   rank 3: F0 B0 F1 B1 F2 B2 F3 B3 F4 B4 F5 B5
-// Idle time: (P - 1) · (F + B). Live activations: at most P - rank.
+// dualpipev, the lower half of a DualPipe of 2P ranks, folded: 2P stages, each on one rank. Rank r
+// runs stage r on the way down (direction 0) and stage 2P-1-r on the way back (direction 1) of the
+// same micro-batches, handed over locally on the last rank. Bubble (P - 1)(pair + B - 3W), live
+// 2P + 1; a stage is half as long as one of P. P = 2, 4 micro-batches: ranks 0 and 1 above.
 //
 // Every receive stands right before the instruction that uses its data, every send right after the
 // one that made it; with FIFO channels and buffered sends no program waits in a circle
@@ -30,8 +42,8 @@
 namespace penstock {
 
 // The program of pipeline rank `pipeline_index`. kInvalidArgument when the layout breaks a rule of
-// its schedule: DualPipe needs an even pipeline >= 2 and an even number of micro-batches >= 2 ·
-// pipeline; 1F1B needs at least as many micro-batches as stages.
+// its schedule: 1f1b and zb1p need C >= P, dualpipev C >= 2P, dualpipe both of P and C even and
+// C >= 2P; dualpipe on one rank is 1f1b.
 Result<Program> make_program(const ParallelismSpec& parallelism, int64_t pipeline_index);
 
 // Programs of all pipeline ranks, in order, checked with check_programs().

@@ -1,18 +1,17 @@
 // check_programs(): one rank at a time first (what each rank computes, and that every value is
 // received before and sent after), then all together (that channels match and nobody waits in a
 // circle).
-#include <array>
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <string>
 #include <tuple>
 
+#include "comm/run/layout.h"
 #include "coordinator/plan/schedule.h"
 
 namespace penstock {
 namespace {
-
-constexpr int kDirectionsMax = 2;
 
 Status violation(int32_t rank, size_t position, const Instruction& instruction,
                  std::string_view rule) {
@@ -23,8 +22,7 @@ Status violation(int32_t rank, size_t position, const Instruction& instruction,
 // Counters of one direction on one rank. Micro-batches pass every point strictly in order, so a
 // count says it all: the micro-batch allowed next at a point is the number that passed it.
 struct Flow {
-  int32_t previous = -1;  // pipeline rank upstream; -1: the direction enters here
-  int32_t next = -1;
+  Neighbours neighbours;
   int32_t forward_received = 0;
   int32_t forward_done = 0;
   int32_t forward_sent = 0;
@@ -36,12 +34,12 @@ struct Flow {
 class RankChecker {
  public:
   RankChecker(const ParallelismSpec& parallelism, int32_t rank, bool training)
-      : rank_(rank), training_(training) {
-    const auto size = static_cast<int32_t>(parallelism.pipeline);
-    direction_count_ = parallelism.schedule == Schedule::kDualPipe ? 2 : 1;
-    microbatch_count_ = static_cast<int32_t>(parallelism.microbatches) / direction_count_;
-    flows_[0] = {.previous = rank - 1, .next = rank + 1 < size ? rank + 1 : -1};
-    flows_[1] = {.previous = rank + 1 < size ? rank + 1 : -1, .next = rank - 1};
+      : rank_(rank),
+        training_(training),
+        microbatch_count_(static_cast<int32_t>(microbatches_per_direction(parallelism))) {
+    for (int64_t d = 0; d < direction_count(parallelism); ++d) {
+      flows_.push_back({.neighbours = pipeline_neighbours(parallelism, rank, d)});
+    }
   }
 
   Status check(const std::vector<Instruction>& instructions) {
@@ -58,33 +56,37 @@ class RankChecker {
   const char* broken_rule(const Instruction& i) {
     if (reduced_ && i.op != Op::kOptimizerStep)
       return "nothing but the optimizer follows the reduction";
-    if (i.direction >= direction_count_) return "no such direction";
+    if (i.direction >= flows_.size() || i.backward_direction >= flows_.size())
+      return "no such direction";
+    if (sets_more_than_it_needs(i)) return "it sets a field that means nothing to it";
     Flow& flow = flows_[i.direction];
+    const auto [previous, next] = flow.neighbours;
     switch (i.op) {
       case Op::kReceiveForward:
-        return transfer(i, flow.previous, flow.forward_received, INT32_MAX);
+        return transfer(i, previous, flow.forward_received, INT32_MAX);
       case Op::kForward:
-        return forward(flow, i.microbatch);
+        return forward(i.direction, i.microbatch);
       case Op::kSendForward:
-        return transfer(i, flow.next, flow.forward_sent, flow.forward_done);
+        return transfer(i, next, flow.forward_sent, flow.forward_done);
       case Op::kReceiveBackward:
-        return training_ ? transfer(i, flow.next, flow.backward_received, flow.forward_sent)
+        return training_ ? transfer(i, next, flow.backward_received, flow.forward_sent)
                          : kNoGradients;
       case Op::kBackward:
-        return backward(flow, i.microbatch);
+        return full_backward(i.direction, i.microbatch);
       case Op::kBackwardInput:
-        ++weight_queue_;
-        return backward(flow, i.microbatch);
+        weight_queue_.push_back(i.direction);
+        return backward(i.direction, i.microbatch);
       case Op::kBackwardWeight:
-        return --weight_queue_ < 0 ? "no weight part is queued" : nullptr;
+        if (weight_queue_.empty()) return "no weight part is queued";
+        weight_queue_.pop_front();
+        return nullptr;
       case Op::kSendBackward:
-        return training_ ? transfer(i, flow.previous, flow.backward_sent, flow.backward_done)
+        return training_ ? transfer(i, previous, flow.backward_sent, flow.backward_done)
                          : kNoGradients;
       case Op::kOverlapped: {
-        if (i.backward_direction >= direction_count_) return "no such direction";
         if (i.backward_direction == i.direction) return "both halves of a pair have one direction";
-        const char* rule = forward(flow, i.microbatch);
-        return rule ? rule : backward(flows_[i.backward_direction], i.backward_microbatch);
+        const char* rule = forward(i.direction, i.microbatch);
+        return rule ? rule : full_backward(i.backward_direction, i.backward_microbatch);
       }
       case Op::kReduceGradients:
         reduced_ = true;
@@ -98,28 +100,58 @@ class RankChecker {
     return "unknown instruction";
   }
 
+  // What equals program text must mean: an unused field has its default.
+  static bool sets_more_than_it_needs(const Instruction& i) {
+    const bool queue_or_step =
+        i.op == Op::kBackwardWeight || i.op == Op::kReduceGradients || i.op == Op::kOptimizerStep;
+    const bool moves = i.op == Op::kReceiveForward || i.op == Op::kSendForward ||
+                       i.op == Op::kReceiveBackward || i.op == Op::kSendBackward;
+    return (queue_or_step && (i.direction != 0 || i.microbatch != -1)) ||
+           (!moves && i.peer != -1) ||
+           (i.op != Op::kOverlapped && (i.backward_direction != 0 || i.backward_microbatch != -1));
+  }
+
+  bool is_local(int32_t neighbour) const { return neighbour == rank_; }
+
   // A send or receive of the next micro-batch of its channel; `available` values exist so far.
   const char* transfer(const Instruction& i, int32_t peer, int32_t& count, int32_t available) {
-    if (peer < 0 || i.peer != peer) return "wrong peer";
+    if (peer < 0 || is_local(peer) || i.peer != peer) return "wrong peer";
     if (i.microbatch != count) return "micro-batches of a channel go in order, each once";
     if (count >= available) return "the value does not exist yet";
     if (count >= microbatch_count_) return "more micro-batches than the step has";
     ++count;
     return nullptr;
   }
-  const char* forward(Flow& flow, int32_t microbatch) {
+  const char* forward(uint8_t direction, int32_t microbatch) {
+    Flow& flow = flows_[direction];
+    const auto [previous, next] = flow.neighbours;
     if (microbatch != flow.forward_done) return "forwards of a direction go in order, each once";
     if (microbatch >= microbatch_count_) return "more micro-batches than the step has";
-    if (flow.previous >= 0 && flow.forward_received <= microbatch)
+    if (is_local(previous) && flows_[0].forward_done <= microbatch)
+      return "its input, the other leg's output, does not exist yet";
+    if (is_local(next) && flows_[1].forward_done < microbatch)
+      return "the output handed over before was not used yet";
+    if (previous >= 0 && !is_local(previous) && flow.forward_received <= microbatch)
       return "its input was not received";
     ++flow.forward_done;
     return nullptr;
   }
-  const char* backward(Flow& flow, int32_t microbatch) {
+  const char* full_backward(uint8_t direction, int32_t microbatch) {
+    if (std::count(weight_queue_.begin(), weight_queue_.end(), direction) > 0)
+      return "an earlier weight part of its direction is still queued";
+    return backward(direction, microbatch);
+  }
+  const char* backward(uint8_t direction, int32_t microbatch) {
     if (!training_) return kNoGradients;
+    Flow& flow = flows_[direction];
+    const auto [previous, next] = flow.neighbours;
     if (microbatch != flow.backward_done) return "backwards of a direction go in order, each once";
     if (microbatch >= flow.forward_done) return "its forward did not run";
-    if (flow.next >= 0 && flow.backward_received <= microbatch)
+    if (is_local(next) && flows_[1].backward_done <= microbatch)
+      return "its gradient, from the other leg, does not exist yet";
+    if (is_local(previous) && flows_[0].backward_done < microbatch)
+      return "the gradient handed over before was not used yet";
+    if (next >= 0 && !is_local(next) && flow.backward_received <= microbatch)
       return "its gradient was not received";
     ++flow.backward_done;
     return nullptr;
@@ -131,16 +163,19 @@ class RankChecker {
     };
     if (!reduced_ || stepped_ != training_)
       return incomplete("it does not end with reduction and optimizer");
-    if (weight_queue_ != 0) return incomplete("a queued weight part never runs");
-    for (int d = 0; d < direction_count_; ++d) {
-      const Flow& flow = flows_[d];
+    if (!weight_queue_.empty()) return incomplete("a queued weight part never runs");
+    for (const Flow& flow : flows_) {
       const int32_t backward_count = training_ ? microbatch_count_ : 0;
       if (flow.forward_done != microbatch_count_) return incomplete("a forward is missing");
       if (flow.backward_done != backward_count) return incomplete("a backward is missing");
-      const bool received = flow.forward_received == (flow.previous >= 0 ? microbatch_count_ : 0) &&
-                            flow.backward_received == (flow.next >= 0 ? backward_count : 0);
-      const bool sent = flow.forward_sent == (flow.next >= 0 ? microbatch_count_ : 0) &&
-                        flow.backward_sent == (flow.previous >= 0 ? backward_count : 0);
+      const auto over = [&](int32_t neighbour, int32_t count) {
+        return neighbour >= 0 && !is_local(neighbour) ? count : 0;
+      };
+      const auto [previous, next] = flow.neighbours;
+      const bool received = flow.forward_received == over(previous, microbatch_count_) &&
+                            flow.backward_received == over(next, backward_count);
+      const bool sent = flow.forward_sent == over(next, microbatch_count_) &&
+                        flow.backward_sent == over(previous, backward_count);
       if (!received || !sent) return incomplete("a send or receive is missing");
     }
     return {};
@@ -149,10 +184,9 @@ class RankChecker {
   static constexpr const char* kNoGradients = "an evaluation has no gradients";
   const int32_t rank_;
   const bool training_;
-  int direction_count_ = 1;
-  int32_t microbatch_count_ = 0;
-  std::array<Flow, kDirectionsMax> flows_;
-  int32_t weight_queue_ = 0;
+  const int32_t microbatch_count_;
+  std::vector<Flow> flows_;           // by direction
+  std::deque<uint8_t> weight_queue_;  // directions of queued weight parts, oldest first
   bool reduced_ = false;
   bool stepped_ = false;
 };

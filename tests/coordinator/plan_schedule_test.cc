@@ -6,6 +6,7 @@
 #include <string>
 
 #include "comm/base/random.h"
+#include "comm/run/layout.h"
 #include "tests/coordinator/plan_simulator.h"
 
 namespace penstock {
@@ -13,6 +14,12 @@ namespace {
 
 ParallelismSpec dualpipe(int64_t pipeline, int64_t microbatches) {
   return {.pipeline = pipeline, .schedule = Schedule::kDualPipe, .microbatches = microbatches};
+}
+ParallelismSpec dualpipev(int64_t pipeline, int64_t microbatches) {
+  return {.pipeline = pipeline, .schedule = Schedule::kDualPipeV, .microbatches = microbatches};
+}
+ParallelismSpec zero_bubble(int64_t pipeline, int64_t microbatches) {
+  return {.pipeline = pipeline, .schedule = Schedule::kZeroBubble, .microbatches = microbatches};
 }
 ParallelismSpec one_f_one_b(int64_t pipeline, int64_t microbatches) {
   return {.pipeline = pipeline,
@@ -34,8 +41,11 @@ std::vector<ParallelismSpec> every_layout() {
     }
   }
   for (const int64_t pipeline : {1, 2, 3, 4, 8, 16}) {
-    for (const int64_t more : {0, 1, 2, 7, 20})
+    for (const int64_t more : {0, 1, 2, 7, 20}) {
       layouts.push_back(one_f_one_b(pipeline, pipeline + more));
+      layouts.push_back(zero_bubble(pipeline, pipeline + more));
+      layouts.push_back(dualpipev(pipeline, 2 * pipeline + more));
+    }
   }
   return layouts;
 }
@@ -90,6 +100,35 @@ TEST(OneForwardOneBackwardScheduleTest, FourStagesSixMicrobatchesEqualTheTextboo
   EXPECT_EQ(notation(programs[3].training), "F0 B0 F0 B0 F0 B0 F0 B0 F0 B0 F0 B0");
 }
 
+TEST(ZeroBubbleScheduleTest, FourStagesSixMicrobatchesEqualTheFigure) {
+  const std::vector<Program> programs = programs_of(zero_bubble(4, 6));
+  ASSERT_EQ(programs.size(), 4u);
+  EXPECT_EQ(notation(programs[0].training), "F0 F0 F0 F0 b0 W F0 b0 W F0 b0 W b0 W b0 W b0 W");
+  EXPECT_EQ(notation(programs[3].training), "F0 b0 F0 b0 F0 b0 F0 b0 W F0 b0 W F0 b0 W W W W");
+}
+
+TEST(DualPipeVScheduleTest, RanksRunWhatTheLowerHalfOfADualPipeTwiceAsDeepRuns) {
+  for (const int64_t pipeline : {1, 2, 5}) {
+    const int64_t microbatches = 2 * pipeline + 3;
+    const std::vector<Program> folded = programs_of(dualpipev(pipeline, microbatches));
+    const std::vector<Program> straight = programs_of(dualpipe(2 * pipeline, 2 * microbatches));
+    for (int64_t rank = 0; rank < pipeline; ++rank) {
+      EXPECT_EQ(notation(folded[rank].training), notation(straight[rank].training));
+    }
+  }
+}
+
+TEST(DualPipeVScheduleTest, TheLastRankHandsOverWithoutATransfer) {
+  const std::vector<Program> programs = programs_of(dualpipev(3, 7));
+  for (const Instruction& i : programs[2].training) {
+    EXPECT_TRUE(i.peer == -1 || i.peer == 1) << to_string(i);
+  }
+}
+
+TEST(DualPipeScheduleTest, OneRankRunsOneForwardOneBackward) {
+  EXPECT_EQ(programs_of(dualpipe(1, 3)), programs_of(one_f_one_b(1, 3)));
+}
+
 TEST(OneForwardOneBackwardScheduleTest, OneRankAlternatesForwardAndBackwardWithoutTransfers) {
   const std::vector<Program> programs = programs_of(one_f_one_b(1, 3));
   ASSERT_EQ(programs.size(), 1u);
@@ -107,8 +146,8 @@ TEST(ScheduleTest, EveryLayoutCompletesInTheSimulator) {
 
 TEST(ScheduleTest, EveryMicrobatchRunsForwardBackwardAndWeightOnceInOrder) {
   for (const ParallelismSpec& layout : every_layout()) {
-    const int directions = layout.schedule == Schedule::kDualPipe ? 2 : 1;
-    const int per_direction = static_cast<int>(layout.microbatches) / directions;
+    const auto directions = static_cast<int>(direction_count(layout));
+    const auto per_direction = static_cast<int>(microbatches_per_direction(layout));
     for (const Program& program : programs_of(layout)) {
       int next_forward[2] = {0, 0}, next_backward[2] = {0, 0}, weights = 0;
       for (const Instruction& i : program.training) {
@@ -128,7 +167,7 @@ TEST(ScheduleTest, EveryMicrobatchRunsForwardBackwardAndWeightOnceInOrder) {
         EXPECT_EQ(next_forward[d], per_direction);
         EXPECT_EQ(next_backward[d], per_direction);
       }
-      EXPECT_EQ(weights, layout.microbatches);
+      EXPECT_EQ(weights, directions * per_direction);
     }
   }
 }
@@ -221,7 +260,8 @@ TEST(ScheduleTest, ImpossibleLayoutsAreRefusedWithTheRuleBroken) {
     return make_program(layout, 0).status().message();
   };
   EXPECT_NE(message(dualpipe(3, 8)).find("even pipeline"), std::string::npos);
-  EXPECT_NE(message(dualpipe(1, 8)).find("even pipeline"), std::string::npos);
+  EXPECT_NE(message(zero_bubble(4, 3)).find("at least 4"), std::string::npos);
+  EXPECT_NE(message(dualpipev(3, 5)).find("at least 6"), std::string::npos);
   EXPECT_NE(message(dualpipe(4, 9)).find("even number of micro-batches"), std::string::npos);
   EXPECT_NE(message(dualpipe(4, 6)).find("at least 8"), std::string::npos);
   EXPECT_NE(message(one_f_one_b(4, 3)).find("at least 4"), std::string::npos);
@@ -242,7 +282,8 @@ struct Damage {
 
 template <typename Mutate>
 void expect_every_mutation_caught(const Mutate& mutate) {
-  for (const ParallelismSpec& layout : {dualpipe(4, 10), dualpipe(2, 6), one_f_one_b(3, 5)}) {
+  for (const ParallelismSpec& layout :
+       {dualpipe(4, 10), dualpipe(2, 6), dualpipev(3, 7), one_f_one_b(3, 5), zero_bubble(3, 5)}) {
     const std::vector<Program> good = programs_of(layout);
     for (size_t rank = 0; rank < good.size(); ++rank) {
       for (const bool training : {true, false}) {

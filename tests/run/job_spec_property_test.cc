@@ -34,7 +34,7 @@ ModelConfig random_model() {
   ModelConfig m;
   m.vocab_size = between(257, 1 << 24);
   m.hidden_size = between(1, 1 << 20);
-  m.num_hidden_layers = between(8, 100);
+  m.num_hidden_layers = between(16, 100);  // DualPipeV has 2 stages per rank
   m.num_attention_heads = between(1, 128);
   if (*rc::gen::arbitrary<bool>()) m.q_lora_rank = between(1, 2048);
   m.kv_lora_rank = between(1, 1024);
@@ -70,7 +70,7 @@ JobSpec random_spec() {
       .pipeline = 2 * between(1, 4),
       .expert = *rc::gen::element<int64_t>(1, 2, 4),
       .data = between(1, 8),
-      .schedule = *rc::gen::element(Schedule::kDualPipe, Schedule::kOneForwardOneBackward),
+      .schedule = *rc::gen::elementOf(std::vector(std::begin(kSchedules), std::end(kSchedules))),
       .microbatches = 0,
       .micro_batch_size = between(1, 8)};
   s.parallelism.microbatches = 2 * s.parallelism.pipeline + 2 * between(0, 10);

@@ -202,6 +202,35 @@ TEST(JobSpecTest, TooFewMicroBatchesAreImpossibleWith1f1b) {
             std::string::npos);
 }
 
+TEST(JobSpecTest, TooFewMicroBatchesAreImpossibleWithZb1p) {
+  EXPECT_EQ(error_of(edited("dualpipe, microbatches: 4", "zb1p, microbatches: 1")),
+            "s.yaml:27:69: parallelism.microbatches must be at least parallelism.pipeline = 2 with "
+            "schedule zb1p, not 1");
+}
+
+TEST(JobSpecTest, TooFewMicroBatchesAreImpossibleWithDualPipeV) {
+  EXPECT_EQ(error_of(edited("pipeline: 2, expert: 2, schedule: dualpipe, microbatches: 4",
+                            "pipeline: 1, expert: 2, schedule: dualpipev, microbatches: 1")),
+            "s.yaml:27:74: parallelism.microbatches must be at least 2 x parallelism.pipeline = 2 "
+            "with schedule dualpipev, not 1");
+}
+
+TEST(JobSpecTest, EveryStageOfDualPipeVNeedsALayer) {
+  EXPECT_EQ(error_of(edited("pipeline: 2, expert: 2, schedule: dualpipe, microbatches: 4",
+                            "pipeline: 3, expert: 2, schedule: dualpipev, microbatches: 6")),
+            "s.yaml:27:25: parallelism.pipeline 3 with schedule dualpipev has 6 stages, more than "
+            "the 4 layers of model.num_hidden_layers; every stage needs a layer");
+}
+
+TEST(JobSpecTest, OddDepthAndMicroBatchesArePossibleWithDualPipeV) {
+  const auto spec =
+      parse_job_spec(edited("pipeline: 2, expert: 2, schedule: dualpipe, microbatches: 4",
+                            "pipeline: 1, expert: 2, schedule: dualpipev, microbatches: 3"),
+                     "s.yaml");
+  ASSERT_TRUE(spec.ok()) << spec.status().message();
+  EXPECT_EQ(spec->parallelism.schedule, Schedule::kDualPipeV);
+}
+
 TEST(JobSpecTest, AnOddDepthIsPossibleWith1f1b) {
   const auto spec = parse_job_spec(edited("pipeline: 2, expert: 2, schedule: dualpipe",
                                           "pipeline: 3, expert: 2, schedule: 1f1b"),
@@ -218,7 +247,7 @@ TEST(JobSpecTest, OneStageNeedsNeitherEvenMicroBatchesNorTwo) {
 
 TEST(JobSpecTest, AnUnknownScheduleListsTheKnownOnes) {
   EXPECT_EQ(error_of(edited("schedule: dualpipe", "schedule: gpipe")),
-            "s.yaml:27:49: parallelism.schedule must be dualpipe or 1f1b");
+            "s.yaml:27:49: parallelism.schedule must be dualpipe, dualpipev, 1f1b or zb1p");
 }
 
 TEST(JobSpecTest, ExpertsMustDivideOverTheExpertRanks) {

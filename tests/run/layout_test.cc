@@ -50,10 +50,60 @@ TEST(LayoutTest, Under1f1bAndInAPipelineOfOneEveryStageHasOneHost) {
   EXPECT_EQ(stages_of(grid(1, 2, 1), 0), (std::vector<int64_t>{0}));
 }
 
+TEST(LayoutTest, UnderDualPipeVEveryStageHasOneHostAndEveryHostTwoStages) {
+  const ParallelismSpec p = grid(3, 1, 1, Schedule::kDualPipeV);
+  EXPECT_EQ(stage_count(p), 6);
+  EXPECT_EQ(stages_of(p, 1), (std::vector<int64_t>{1, 4}));
+  EXPECT_EQ(stages_of(p, 2), (std::vector<int64_t>{2, 3}));
+  EXPECT_EQ(stage_hosts(p, 4), (std::vector<int64_t>{1}));
+  EXPECT_EQ(stages_of(grid(1, 1, 1, Schedule::kDualPipeV), 0), (std::vector<int64_t>{0, 1}));
+}
+
+std::vector<ParallelismSpec> grids_of_every_schedule() {
+  std::vector<ParallelismSpec> grids;
+  for (const Schedule schedule : kSchedules) {
+    for (const int64_t pipeline : {1, 2, 4, 6}) grids.push_back(grid(pipeline, 1, 1, schedule));
+  }
+  return grids;
+}
+
+TEST(LayoutTest, NeighboursHoldTheStagesBeforeAndAfter) {
+  for (ParallelismSpec p : grids_of_every_schedule()) {
+    for (int64_t rank = 0; rank < p.pipeline; ++rank) {
+      for (int64_t d = 0; d < direction_count(p); ++d) {
+        const int64_t stage = stages_of(p, rank)[d];
+        const auto [previous, next] = pipeline_neighbours(p, rank, d);
+        const auto holds = [&](int32_t neighbour, int64_t wanted) {
+          if (wanted < 0 || wanted >= stage_count(p)) return neighbour == -1;
+          const auto hosts = stage_hosts(p, wanted);
+          return std::count(hosts.begin(), hosts.end(), neighbour) == 1;
+        };
+        EXPECT_TRUE(holds(previous, stage - 1)) << to_string(p.schedule) << " rank " << rank;
+        EXPECT_TRUE(holds(next, stage + 1)) << to_string(p.schedule) << " rank " << rank;
+      }
+    }
+  }
+  const ParallelismSpec folded = grid(4, 1, 1, Schedule::kDualPipeV);
+  EXPECT_EQ(pipeline_neighbours(folded, 3, 0), (Neighbours{2, 3}));  // handed over locally
+  EXPECT_EQ(pipeline_neighbours(folded, 3, 1), (Neighbours{3, 2}));
+}
+
+TEST(LayoutTest, MicroBatchesAreSharedOutOverDualPipesDirectionsOnly) {
+  ParallelismSpec p = grid(2, 1, 1);
+  p.microbatches = 6;
+  EXPECT_EQ(microbatches_per_direction(p), 3);
+  EXPECT_EQ(microbatch_index(p, 1, 2), 5);
+  p.schedule = Schedule::kDualPipeV;
+  EXPECT_EQ(microbatches_per_direction(p), 6);
+  EXPECT_EQ(microbatch_index(p, 0, 5), 5);
+  EXPECT_EQ(microbatch_index(p, 1, 5), 5);
+  p.schedule = Schedule::kZeroBubble;
+  EXPECT_EQ(microbatches_per_direction(p), 6);
+}
+
 TEST(LayoutTest, HostsAndStagesAreInversesOfEachOther) {
-  for (const auto& p :
-       {grid(2, 1, 1), grid(6, 1, 1), grid(3, 1, 1, Schedule::kOneForwardOneBackward)}) {
-    for (int64_t stage = 0; stage < p.pipeline; ++stage) {
+  for (const ParallelismSpec& p : grids_of_every_schedule()) {
+    for (int64_t stage = 0; stage < stage_count(p); ++stage) {
       for (int64_t host = 0; host < p.pipeline; ++host) {
         const auto hosts = stage_hosts(p, stage);
         const auto stages = stages_of(p, host);

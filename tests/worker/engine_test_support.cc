@@ -21,7 +21,7 @@ ScratchDirectory::~ScratchDirectory() {
 
 std::string to_string(const TinyLayout& layout) {
   return fmt::format("{} pipeline {} expert {} data {}",
-                     layout.schedule == Schedule::kDualPipe ? "dualpipe" : "1f1b", layout.pipeline,
+                     to_string(layout.schedule), layout.pipeline,
                      layout.expert, layout.data);
 }
 
