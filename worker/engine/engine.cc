@@ -39,18 +39,24 @@ Status check_program_bounds(const JobSpec& spec, const RankLayout& layout, const
   return {};
 }
 
+std::unique_ptr<Stage> model_stage(const StageOptions& options, Kernels& kernels,
+                                   ExpertExchange* exchange) {
+  return std::make_unique<Stage>(options, kernels, exchange);
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Engine>> Engine::create(const JobSpec& spec, Rank rank, Program program,
                                                Kernels& kernels, Transport* transport,
-                                               const Sampler& training, const Sampler* validation) {
+                                               const Sampler& training, const Sampler* validation,
+                                               const StageFactory& make_stage) {
   if (rank.value < 0 || rank.value >= spec.parallelism.world_size()) {
     return invalid_argument(fmt::format("rank {} of {}", rank, spec.parallelism.world_size()));
   }
   PENSTOCK_TRY(check_program_bounds(spec, make_rank_layout(spec, rank), program));
   Parts parts{spec, rank, std::move(program), kernels, transport, training, validation};
   std::unique_ptr<Engine> engine(new Engine(std::move(parts)));
-  PENSTOCK_TRY(engine->make_stages());
+  PENSTOCK_TRY(engine->make_stages(make_stage ? make_stage : model_stage));
   engine->make_optimizer();
   return engine;
 }
@@ -77,7 +83,7 @@ Engine::Engine(Parts parts)
 
 Engine::~Engine() = default;
 
-Status Engine::make_stages() {
+Status Engine::make_stages(const StageFactory& make_stage) {
   const std::array<SlotNeeds, 2> needs = slot_needs(program_);
   for (const LocalStage& local : layout_.stages) {
     const SlotNeeds& need = needs[local.direction];
@@ -102,7 +108,7 @@ Status Engine::make_stages() {
                                            expert_exchange_config(options, layout_.expert_group)));
     }
     exchanges_.push_back(std::move(exchange));
-    stages_.push_back(std::make_unique<Stage>(options, kernels_, exchanges_.back().get()));
+    stages_.push_back(make_stage(options, kernels_, exchanges_.back().get()));
     make_lane(local.direction, options.slot_count);
   }
   return {};

@@ -15,6 +15,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -60,14 +61,20 @@ struct EvaluationResult {
   int64_t tokens = 0;
 };
 
+// Makes one of an engine's stages; borrows as Stage does.
+using StageFactory =
+    std::function<std::unique_ptr<Stage>(const StageOptions&, Kernels&, ExpertExchange*)>;
+
 class Engine {
  public:
   // Takes all memory. Borrows `kernels` and the samplers (`validation` may be null: no evaluate()),
   // and `transport`, which must be connected by the first train_step() or evaluate(); null for a
-  // world of one. kInvalidArgument when the program is not of this rank.
+  // world of one. kInvalidArgument when the program is not of this rank. `make_stage` makes every
+  // stage; empty: the model's own.
   static Result<std::unique_ptr<Engine>> create(const JobSpec& spec, Rank rank, Program program,
                                                 Kernels& kernels, Transport* transport,
-                                                const Sampler& training, const Sampler* validation);
+                                                const Sampler& training, const Sampler* validation,
+                                                const StageFactory& make_stage = {});
   ~Engine();
 
   // Initial weights, from the seed.
@@ -115,7 +122,7 @@ class Engine {
     const Sampler* validation;
   };
   explicit Engine(Parts parts);
-  Status make_stages();
+  Status make_stages(const StageFactory& make_stage);
   void make_lane(size_t direction, int32_t slot_count);
   void make_optimizer();
   std::optional<Rank> peer_of(Op receive_or_send, uint8_t direction) const;

@@ -119,14 +119,10 @@ int64_t Pass::next_layer() const {
 
 Status Pass::run_next() {
   const Position at = position();
-  Stage::Impl& stage = *stage_->impl_;
-  if (kind_ == Kind::kForward) {
-    PENSTOCK_TRY(stage.run_forward(at.op, at.layer, slot_));
-  } else {
-    PENSTOCK_TRY(stage.run_backward(at.op, at.layer, slot_, gradient_slot_));
-  }
+  PENSTOCK_TRY(stage_->run_sub_op(at.op, at.layer, slot_, gradient_slot_));
   ++next_;
   if (!finished()) return {};
+  Stage::Impl& stage = *stage_->impl_;
   if (kind_ == Kind::kForward) stage.forward_under_way = false;
   if (kind_ == Kind::kBackward || kind_ == Kind::kBackwardInput) stage.backward_under_way = false;
   if (kind_ == Kind::kBackward || kind_ == Kind::kWeight) {

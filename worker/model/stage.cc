@@ -64,6 +64,11 @@ const ParameterSet& Stage::parameters() const {
   return *impl_->parameters;
 }
 
+Status Stage::run_sub_op(SubOp op, int32_t layer, int32_t slot, int32_t gradient_slot) {
+  return gradient_slot < 0 ? impl_->run_forward(op, layer, slot)
+                           : impl_->run_backward(op, layer, slot, gradient_slot);
+}
+
 void Stage::initialize(uint64_t seed) {
   impl_->parameters->initialize(seed, impl_->options.model.initializer_range);
   std::fill(impl_->biases.begin(), impl_->biases.end(), 0.0F);

@@ -86,7 +86,7 @@ class Stage {
   // expert_exchange_config(); null when the stage has no MoE layer. Values are undefined until
   // initialize() or until the caller fills them.
   Stage(const StageOptions& options, Kernels& kernels, ExpertExchange* exchange);
-  ~Stage();
+  virtual ~Stage();
   Stage(const Stage&) = delete;
   Stage& operator=(const Stage&) = delete;
 
@@ -136,6 +136,13 @@ class Stage {
 
   // Bytes of activations, scratch, values and gradients.
   uint64_t memory_bytes() const;
+
+ protected:
+  // Runs one sub-operation of a pass over `slot`: everything a stage asks of a device and of its
+  // expert peers. Virtual so that a measurement can put timed waits in place of the model's compute
+  // (tests/support/timed_stage.h). `layer` counts inside the stage, -1 for embedding and output;
+  // `gradient_slot` is -1 in a forward.
+  virtual Status run_sub_op(SubOp op, int32_t layer, int32_t slot, int32_t gradient_slot);
 
  private:
   friend class Pass;
