@@ -21,6 +21,17 @@ inline void check_offsets(int64_t group_count, const int64_t* offsets) {
   }
 }
 
+inline void check_linear(const LinearShape& shape, ConstMatrix in, ConstMatrix out) {
+  check_offsets(shape.group_count, shape.offsets);
+  PENSTOCK_CHECK(shape.in > 0 && shape.out > 0, shape.in, shape.out);
+  PENSTOCK_CHECK(in.stride >= shape.in && out.stride >= shape.out, in.stride, out.stride);
+}
+
+inline void check_fp8_operand(RowFormat format) {
+  PENSTOCK_CHECK(format == RowFormat::kE4m3 || format == RowFormat::kE4m3PowerOfTwo,
+                 static_cast<int>(format));
+}
+
 inline void check_rows(int64_t rows, int64_t width) {
   PENSTOCK_CHECK(rows >= 0 && width > 0, rows, width);
 }

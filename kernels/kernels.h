@@ -90,6 +90,24 @@ struct RouterShape {
   float scaling_factor = 1;  // routed_scaling_factor
 };
 
+// What the values of a row are rounded to. The tiled formats (deepseek.md §5.6) give every 128
+// neighbours of a row, and what is left at its end, a scale of their own:
+//   value = scale * code(x / scale),  scale = max(|x| of the tile, 1e-4) / (largest code)
+// and round that scale up to a power of two where the name says so, so that rounding again changes
+// nothing. Codes: kernels/minifloat.h. A NaN or an infinity makes its whole tile NaN.
+enum class RowFormat : uint8_t { kFp32, kBf16, kE4m3, kE4m3PowerOfTwo, kE5m6PowerOfTwo };
+inline constexpr int64_t kTileWidth = 128;
+
+// Linear layers on rows grouped by expert: group g has rows [offsets[g], offsets[g+1]) and a weight
+// [out, in], contiguous, at weight + g * group_stride. An ordinary layer is one group.
+struct LinearShape {
+  int64_t out = 0;
+  int64_t in = 0;
+  int64_t group_count = 0;
+  const int64_t* offsets = nullptr;  // [group_count + 1], non-decreasing; the first need not be 0
+  int64_t group_stride = 0;
+};
+
 // One AdamW update (Loshchilov & Hutter 2019, Algorithm 2):
 //   g = gradient_scale * gradient
 //   m' = beta1 m + (1 - beta1) g;  v' = beta2 v + (1 - beta2) g^2
@@ -146,6 +164,45 @@ class Kernels {
   virtual void grouped_matmul_ragged_k(int64_t group_count, const int64_t* offsets, int64_t m,
                                        int64_t n, ConstMatrix a, ConstMatrix b, Matrix c,
                                        int64_t group_stride) = 0;
+
+  // ---- FP8 linear layers ----------------------------------------------------------------------
+  // What DeepSeek-V3 runs on tensor cores (deepseek.md §4.2, §5.6); on the host the same numbers
+  // are computed in fp32. Operands are rounded to E4M3 with a scale per tile, the products of 128
+  // codes along the summed dimension (the last interval may be shorter) are added up, and each such
+  // interval b is promoted:
+  //   sum[i, j] = fma(P_b[i, j], scale_a[i, b] * scale_b[b, j], sum[i, j]),  from 0, in rising b
+  //   P_b[i, j] = sum of code_a[i, p] * code_b[p, j] over p of b, one chain of fp32
+  //               fused multiply-adds from 0 in rising p
+  // Exact, as on the device: codes, scales, intervals, promotion. A model of it: P_b. A product of
+  // two codes has 8 significant bits, so it is exact; the sum of 128 in exact arithmetic would need
+  // 43 bits (multiples of 2^-18 below 2^25). The chain's error is at most
+  // 127 * 2^-24 / (1 - 127 * 2^-24) * sum |products| (Higham 2002, section 3.1, one rounding less
+  // as the first product is exact). Hopper keeps 13 fraction bits (deepseek.md §4.2), a thousand
+  // times fewer. No bit of a row depends on the other rows of its batch, but in weight gradients.
+  //
+  // A weight has one scale per block of 128 x 128, the last ones smaller. `workspace`: as many
+  // floats as fp8_workspace_floats() says.
+  virtual int64_t fp8_workspace_floats(int64_t out, int64_t in) const = 0;
+
+  // y[i, :] (= or +=) bf16(x[i, :] W^T): the device writes bf16. `x_format`: kE4m3 or
+  // kE4m3PowerOfTwo, of x.
+  virtual void fp8_linear(const LinearShape& shape, RowFormat x_format, ConstMatrix x,
+                          const float* weight, Store store, Matrix y, float* workspace) = 0;
+  // dx[i, :] (= or +=) bf16(dy[i, :] W), with the same codes of W.
+  virtual void fp8_linear_input_gradient(const LinearShape& shape, RowFormat dy_format,
+                                         ConstMatrix dy, const float* weight, Store store,
+                                         Matrix dx, float* workspace) = 0;
+  // dW_g += dy_g^T x_g, the sum over a group's rows in fp32. dy and x are first rounded by rows to
+  // the format they were kept in (kFp32: not at all) and then by columns to E4M3: one scale per
+  // column for every 128 rows of the group from its first; a power of two where the kept format has
+  // one.
+  virtual void fp8_linear_weight_gradient(const LinearShape& shape, RowFormat dy_format,
+                                          ConstMatrix dy, RowFormat x_format, ConstMatrix x,
+                                          float* dweight, float* workspace) = 0;
+
+  // y = x rounded to `format`, [rows, width]. y may be x.
+  virtual void round_rows(RowFormat format, int64_t rows, int64_t width, ConstMatrix x,
+                          Matrix y) = 0;
 
   // ---- Normalisation and position -------------------------------------------------------------
   // y[i, :] = x[i, :] * inv_rms[i] * weight,  inv_rms[i] = 1 / sqrt(mean(x[i, :]^2) + eps).

@@ -71,6 +71,17 @@ struct Minifloat {
 using E4m3 = Minifloat<4, 3>;
 using E5m6 = Minifloat<5, 6>;
 
+// The scale of a tile whose largest magnitude is `magnitude` (RowFormat in kernels.h). NaN stays
+// NaN.
+constexpr float kTileMagnitudeMin = 1e-4F;
+constexpr float tile_scale(float magnitude, float largest_code, bool power_of_two) {
+  const float scale =
+      (magnitude <= kTileMagnitudeMin ? kTileMagnitudeMin : magnitude) / largest_code;
+  const uint32_t bits = std::bit_cast<uint32_t>(scale);
+  if (!power_of_two || bits > 0x7f800000U) return scale;
+  return std::bit_cast<float>((bits + 0x7fffffU) & 0x7f800000U);  // any mantissa carries
+}
+
 // bf16 is fp32's upper half; infinity is kept and overflow rounds to it.
 constexpr uint16_t encode_bf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);

@@ -6,6 +6,7 @@
 #include "kernels/arena.h"
 #include "kernels/contract.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/fp8.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/layers.h"
 #include "kernels/cpu/router.h"
@@ -74,6 +75,39 @@ class CpuKernels final : public Kernels {
              {b.data + offsets[g] * b.stride, b.stride}, Transpose::kNo, Store::kAccumulate,
              {c.data + g * group_stride, c.stride}, 1.0F);
     }
+  }
+
+  int64_t fp8_workspace_floats(int64_t out, int64_t in) const override {
+    return cpu::fp8_workspace_floats(out, in);
+  }
+
+  void fp8_linear(const LinearShape& shape, RowFormat x_format, ConstMatrix x, const float* weight,
+                  Store store, Matrix y, float* workspace) override {
+    contract::check_linear(shape, x, y);
+    contract::check_fp8_operand(x_format);
+    cpu::fp8_linear(shape, cpu::LinearPass::kForward, x_format, x, weight, store, y, workspace,
+                    gemm_);
+  }
+
+  void fp8_linear_input_gradient(const LinearShape& shape, RowFormat dy_format, ConstMatrix dy,
+                                 const float* weight, Store store, Matrix dx,
+                                 float* workspace) override {
+    contract::check_linear(shape, dx, dy);
+    contract::check_fp8_operand(dy_format);
+    cpu::fp8_linear(shape, cpu::LinearPass::kInputGradient, dy_format, dy, weight, store, dx,
+                    workspace, gemm_);
+  }
+
+  void fp8_linear_weight_gradient(const LinearShape& shape, RowFormat dy_format, ConstMatrix dy,
+                                  RowFormat x_format, ConstMatrix x, float* dweight,
+                                  float* workspace) override {
+    contract::check_linear(shape, x, dy);
+    cpu::fp8_linear_weight_gradient(shape, dy_format, dy, x_format, x, dweight, workspace, gemm_);
+  }
+
+  void round_rows(RowFormat format, int64_t rows, int64_t width, ConstMatrix x, Matrix y) override {
+    contract::check_rows(rows, width);
+    cpu::round_rows(format, rows, width, x, y);
   }
 
   void rms_norm(int64_t rows, int64_t width, ConstMatrix x, const float* weight, float eps,

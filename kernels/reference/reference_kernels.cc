@@ -5,6 +5,7 @@
 
 #include "kernels/contract.h"
 #include "kernels/reference/attention_reference.h"
+#include "kernels/reference/fp8_reference.h"
 #include "kernels/reference/layer_reference.h"
 #include "kernels/reference/matmul_reference.h"
 #include "kernels/reference/router_reference.h"
@@ -58,6 +59,34 @@ class ReferenceKernels final : public Kernels {
              Transpose::kYes, {b.data + offsets[g] * b.stride, b.stride}, Transpose::kNo,
              Store::kAccumulate, {c.data + g * group_stride, c.stride}, 1.0F);
     }
+  }
+
+  int64_t fp8_workspace_floats(int64_t, int64_t) const override { return 0; }
+
+  void fp8_linear(const LinearShape& shape, RowFormat x_format, ConstMatrix x, const float* weight,
+                  Store store, Matrix y, float*) override {
+    contract::check_linear(shape, x, y);
+    contract::check_fp8_operand(x_format);
+    reference::fp8_linear(shape, false, x_format, x, weight, store, y);
+  }
+
+  void fp8_linear_input_gradient(const LinearShape& shape, RowFormat dy_format, ConstMatrix dy,
+                                 const float* weight, Store store, Matrix dx, float*) override {
+    contract::check_linear(shape, dx, dy);
+    contract::check_fp8_operand(dy_format);
+    reference::fp8_linear(shape, true, dy_format, dy, weight, store, dx);
+  }
+
+  void fp8_linear_weight_gradient(const LinearShape& shape, RowFormat dy_format, ConstMatrix dy,
+                                  RowFormat x_format, ConstMatrix x, float* dweight,
+                                  float*) override {
+    contract::check_linear(shape, x, dy);
+    reference::fp8_linear_weight_gradient(shape, dy_format, dy, x_format, x, dweight);
+  }
+
+  void round_rows(RowFormat format, int64_t rows, int64_t width, ConstMatrix x, Matrix y) override {
+    contract::check_rows(rows, width);
+    reference::round_rows(format, rows, width, x, y);
   }
 
   void rms_norm(int64_t rows, int64_t width, ConstMatrix x, const float* weight, float eps,

@@ -54,6 +54,7 @@ TEST(AllocationTest, NoOperationOfTheCpuBackendAllocates) {
   int32_t* const ids = arena.int32s(2 * kRows);
   int64_t* const counts = arena.int64s(8);
   float* const workspace = zeros(k->attention_workspace_floats(kShape));
+  float* const fp8 = zeros(k->fp8_workspace_floats(32, kWidth));
   const AttentionInputs in = {{x, 48, 24}, {y, 80, 40}, {w, 8}, {y + 16, 80, 40}};
   const int64_t offsets[] = {0, 40, 40, kRows};
   float* const d = zeros(kRows * (48 + 80 + 8));
@@ -64,6 +65,13 @@ TEST(AllocationTest, NoOperationOfTheCpuBackendAllocates) {
                                 Transpose::kYes, Store::kOverwrite, {z, kWidth});
               k->grouped_matmul_ragged_k(3, offsets, 32, kWidth, {z, kWidth}, {x, kWidth},
                                          {w, kWidth}, 32 * kWidth);
+              k->fp8_linear({32, kWidth, 3, offsets, 32 * kWidth}, RowFormat::kE4m3, {x, kWidth}, w,
+                            Store::kOverwrite, {z, kWidth}, fp8);
+              k->fp8_linear_input_gradient({32, kWidth, 3, offsets, 32 * kWidth}, RowFormat::kE4m3,
+                                           {z, kWidth}, w, Store::kOverwrite, {y, kWidth}, fp8);
+              k->fp8_linear_weight_gradient({32, kWidth, 3, offsets, 32 * kWidth}, RowFormat::kE4m3,
+                                            {z, kWidth}, RowFormat::kE4m3, {x, kWidth}, w, fp8);
+              k->round_rows(RowFormat::kE4m3, kRows, kWidth, {x, kWidth}, {x, kWidth});
               k->rms_norm(kRows, kWidth, {x, kWidth}, w, 1e-6F, {y, kWidth}, small);
               k->rms_norm_backward(kRows, kWidth, {x, kWidth}, w, small, {y, kWidth},
                                    Store::kOverwrite, {z, kWidth}, w);
