@@ -4,7 +4,7 @@
 #include "comm/base/check.h"
 #include "comm/base/clock.h"
 #include "worker/engine/engine.h"
-#include "worker/engine/interleave.h"
+#include "comm/run/interleave.h"
 #include "worker/optim/lr_schedule.h"
 
 namespace penstock {

@@ -121,7 +121,7 @@ Pass Stage::start_forward(int32_t slot_index, const MicroBatch& micro_batch, boo
   PENSTOCK_CHECK(!is_last() || std::ssize(micro_batch.targets) == tokens ||
                  (!training && micro_batch.targets.empty()));
   impl_->forward_under_way = true;
-  return Pass(this, Pass::Kind::kForward, slot_index, -1);
+  return Pass(this, PassKind::kForward, slot_index, -1);
 }
 
 Pass Stage::forward(int32_t slot, const MicroBatch& micro_batch) {
@@ -144,7 +144,7 @@ Pass Stage::start_backward(int32_t slot_index, bool weights_too) {
   impl_->backward_under_way = true;
   const auto gradient_slot = static_cast<int32_t>(free - impl_->gradient_slots.begin());
   if (!weights_too) impl_->weight_queue.push_back({slot_index, gradient_slot});
-  return Pass(this, weights_too ? Pass::Kind::kBackward : Pass::Kind::kBackwardInput, slot_index,
+  return Pass(this, weights_too ? PassKind::kBackward : PassKind::kBackwardInput, slot_index,
               gradient_slot);
 }
 
@@ -159,7 +159,7 @@ Pass Stage::weight() {
   PENSTOCK_CHECK(!impl_->weight_queue.empty(), "the weight queue is empty");
   const Impl::QueuedWeight oldest = impl_->weight_queue.front();
   impl_->weight_queue.erase(impl_->weight_queue.begin());
-  return Pass(this, Pass::Kind::kWeight, oldest.slot, oldest.gradient_slot);
+  return Pass(this, PassKind::kWeight, oldest.slot, oldest.gradient_slot);
 }
 
 int32_t Stage::weight_queue_depth() const {

@@ -11,7 +11,7 @@
 
 #include "comm/base/check.h"
 #include "comm/base/status.h"
-#include "worker/model/pass.h"
+#include "comm/run/sub_op.h"
 
 namespace penstock {
 

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "worker/engine/interleave.h"
+#include "comm/run/interleave.h"
 
 namespace penstock {
 namespace {

@@ -1,4 +1,4 @@
-#include "worker/engine/interleave.h"
+#include "comm/run/interleave.h"
 
 namespace penstock {
 
