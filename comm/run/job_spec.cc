@@ -216,10 +216,23 @@ void read_schedule(MappingReader reader, OptimizerSpec& optimizer) {
   reader.finish();
 }
 
-void read_rest(MappingReader& document, JobSpec& spec) {
+void read_precision(MappingReader& reader, SpecProblems& problems, Precision& precision) {
+  const YamlNode* node = reader.value("precision");
+  if (node == nullptr) return;
+  const auto* found = std::find_if(std::begin(kPrecisions), std::end(kPrecisions),
+                                   [&](Precision p) { return to_string(p) == node->text; });
+  if (found == std::end(kPrecisions)) {
+    problems.wrong(*node, "training.precision must be fp32 or fp8");
+    return;
+  }
+  precision = *found;
+}
+
+void read_rest(MappingReader& document, SpecProblems& problems, JobSpec& spec) {
   MappingReader training = document.section("training", Need::kRequired);
   training.integer("steps", 1, kStepsMax, spec.training.steps, Need::kRequired);
   training.unsigned_integer("seed", spec.training.seed);
+  read_precision(training, problems, spec.training.precision);
   training.integer("evaluation_interval", 0, kStepsMax, spec.training.evaluation_interval);
   training.integer("evaluation_batches", 1, 1'000'000, spec.training.evaluation_batches);
   training.finish();
@@ -249,6 +262,10 @@ std::string_view to_string(Schedule schedule) {
   return "unknown";
 }
 
+std::string_view to_string(Precision precision) {
+  return precision == Precision::kFp8 ? "fp8" : "fp32";
+}
+
 Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin) {
   PENSTOCK_TRY_ASSIGN(const YamlNode root, parse_yaml(yaml, origin));
   SpecProblems problems(origin);
@@ -263,7 +280,7 @@ Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin) {
   read_parallelism(document.section("parallelism", Need::kRequired), problems, spec.parallelism);
   read_optimizer(document.section("optimizer", Need::kRequired), problems, spec.optimizer);
   read_schedule(document.section("schedule"), spec.optimizer);
-  read_rest(document, spec);
+  read_rest(document, problems, spec);
   document.finish();
   if (problems.none()) check_spec_rules(spec, problems);
   PENSTOCK_TRY(problems.first());

@@ -19,6 +19,11 @@ inline constexpr Schedule kSchedules[] = {Schedule::kDualPipe, Schedule::kDualPi
                                           Schedule::kOneForwardOneBackward, Schedule::kZeroBubble};
 std::string_view to_string(Schedule schedule);  // "dualpipe", "dualpipev", "1f1b", "zb1p"
 
+// What linear layers are computed in (deepseek.md §5.6); everything else is fp32 either way.
+enum class Precision : uint8_t { kFp32, kFp8 };
+inline constexpr Precision kPrecisions[] = {Precision::kFp32, Precision::kFp8};
+std::string_view to_string(Precision precision);  // "fp32", "fp8"
+
 struct DataSource {
   std::string path;     // Megatron prefix: <path>.bin and <path>.idx
   double weight = 1.0;  // share of sampled sequences, relative to the other sources; > 0
@@ -63,6 +68,7 @@ struct OptimizerSpec {  // AdamW (Loshchilov & Hutter, 2019)
 struct TrainingSpec {
   int64_t steps = 0;
   uint64_t seed = 0;
+  Precision precision = Precision::kFp32;
   int64_t evaluation_interval = 0;  // steps between held-out evaluations; 0: only before and after
   int64_t evaluation_batches = 4;   // step-sized batches per evaluation
   bool operator==(const TrainingSpec&) const = default;

@@ -93,6 +93,7 @@ std::string to_json(const JobSpec& spec) {
                      {"training",
                       {{"steps", spec.training.steps},
                        {"seed", spec.training.seed},
+                       {"precision", to_string(spec.training.precision)},
                        {"evaluation_interval", spec.training.evaluation_interval},
                        {"evaluation_batches", spec.training.evaluation_batches}}},
                      {"checkpoint", checkpoint_json(spec.checkpoint)},

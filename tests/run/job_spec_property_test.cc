@@ -83,10 +83,12 @@ JobSpec random_spec() {
                  .warmup_steps = between(0, 100),
                  .min_lr_ratio = fraction(),
                  .bias_update_speed = fraction()};
-  s.training = {.steps = between(100, 1'000'000),
-                .seed = *rc::gen::arbitrary<uint64_t>(),
-                .evaluation_interval = between(0, 100),
-                .evaluation_batches = between(1, 10)};
+  s.training = {
+      .steps = between(100, 1'000'000),
+      .seed = *rc::gen::arbitrary<uint64_t>(),
+      .precision = *rc::gen::elementOf(std::vector(std::begin(kPrecisions), std::end(kPrecisions))),
+      .evaluation_interval = between(0, 100),
+      .evaluation_batches = between(1, 10)};
   s.checkpoint = {*rc::gen::arbitrary<bool>() ? random_path() : "", between(0, 1000),
                   between(1, 10)};
   s.recovery.max_restarts = between(0, 100);

@@ -38,6 +38,7 @@ TEST(JobSpecTest, KeysLeftOutTakeTheirDefaults) {
   EXPECT_EQ(spec->parallelism.data, 1);
   EXPECT_EQ(spec->parallelism.micro_batch_size, 1);
   EXPECT_EQ(spec->optimizer.weight_decay, 0.1);
+  EXPECT_EQ(spec->training.precision, Precision::kFp32);
   EXPECT_EQ(spec->optimizer.clip_grad_norm, 1.0);
   EXPECT_EQ(spec->checkpoint.keep_last, 3);
   EXPECT_EQ(spec->recovery.max_restarts, 5);
@@ -52,6 +53,15 @@ TEST(JobSpecTest, CanonicalJsonParsesBackToTheSameSpec) {
   ASSERT_TRUE(again.ok()) << again.status().message();
   EXPECT_EQ(*again, *spec);
   EXPECT_EQ(spec_digest(*again), spec_digest(*spec));
+}
+
+TEST(JobSpecTest, PrecisionIsFp32OrFp8) {
+  const auto fp8 = parse_job_spec(edited("seed: 42", "seed: 42, precision: fp8"), "s.yaml");
+  ASSERT_TRUE(fp8.ok()) << fp8.status().message();
+  EXPECT_EQ(fp8->training.precision, Precision::kFp8);
+  const auto other = parse_job_spec(edited("seed: 42", "seed: 42, precision: bf8"), "s.yaml");
+  EXPECT_NE(other.status().message().find("training.precision must be fp32 or fp8"),
+            std::string::npos);
 }
 
 TEST(JobSpecTest, OneChangedValueChangesTheDigest) {

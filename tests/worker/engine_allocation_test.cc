@@ -41,7 +41,9 @@ TEST(EngineAllocationTest, StepsAfterTheFirstAllocateNothing) {
   for (const TinyLayout& layout :
        {TinyLayout{1, 1, 1, Schedule::kOneForwardOneBackward},
         TinyLayout{2, 2, 1, Schedule::kDualPipe}, TinyLayout{4, 2, 1, Schedule::kDualPipe}}) {
-    StandaloneOptions options = tiny_run(tiny_spec(directory.path(), layout, 8));
+    JobSpec spec = tiny_spec(directory.path(), layout, 8);
+    if (layout.pipeline == 2) spec.training.precision = Precision::kFp8;
+    StandaloneOptions options = tiny_run(spec);
     int64_t after_second = 0;
     int64_t after_last_but_one = 0;
     // Ranks are within one step of each other, so between these two moments of rank 0 all the

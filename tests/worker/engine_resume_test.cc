@@ -68,6 +68,20 @@ TEST_F(EngineResumeTest, ResumedRunsAreBitIdenticalFromEveryCheckpointInEveryLay
   }
 }
 
+TEST_F(EngineResumeTest, AResumedFp8RunIsBitIdentical) {
+  const TinyLayout layout{2, 2, 1, Schedule::kDualPipe};
+  StandaloneOptions options = options_of(layout);
+  options.spec.training.precision = Precision::kFp8;
+  options.checkpoint_dir = checkpoints();
+  const StandaloneReport whole = train_tiny(options);
+  StandaloneOptions rest = resumed(layout, checkpoints(), 4);
+  rest.spec.training.precision = Precision::kFp8;
+  const StandaloneReport resumed_report = train_tiny(rest);
+  ASSERT_EQ(resumed_report.steps.size(), 2u);
+  EXPECT_EQ(resumed_report.steps.back().loss, whole.steps.back().loss);
+  EXPECT_EQ(resumed_report.weights_digest, whole.weights_digest);
+}
+
 TEST_F(EngineResumeTest, SavingChangesNothing) {
   const TinyLayout layout{2, 2, 1, Schedule::kDualPipe};
   EXPECT_EQ(train_and_save(layout, checkpoints()).weights_digest,

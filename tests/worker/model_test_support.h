@@ -42,6 +42,7 @@ class Pipeline {
     int64_t sequences_max = 4;
     int64_t length_max = 16;
     Transport* transport = nullptr;  // needed when expert_count > 1
+    Precision precision = Precision::kFp32;
   };
   Pipeline(const Options& options, Kernels& kernels);
 

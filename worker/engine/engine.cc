@@ -96,7 +96,8 @@ Status Engine::make_stages(const StageFactory& make_stage) {
                          .sequence_length_max = spec_.data.seq_length,
                          .slot_count = need.activations,
                          .gradient_slot_count = need.gradients,
-                         .tag_base = local.direction * kExchangeTagsPerStage};
+                         .tag_base = local.direction * kExchangeTagsPerStage,
+                         .precision = spec_.training.precision};
     // One slot more where inputs come from a neighbour, so that the next one can arrive while all
     // are in use.
     if (local.stage != 0) options.slot_count += 1;

@@ -27,22 +27,22 @@ int64_t key_value_width(const ModelConfig& model) {
 
 }  // namespace
 
-AttentionBlock::AttentionBlock(Kernels& kernels, const ModelConfig& model,
+AttentionBlock::AttentionBlock(Kernels& kernels, const Linears& linears, const ModelConfig& model,
                                const ParameterSet& parameters, int64_t layer, const float* cosine,
                                const float* sine)
-    : kernels_(kernels), model_(model), cosine_(cosine), sine_(sine) {
+    : kernels_(kernels), linears_(linears), model_(model), cosine_(cosine), sine_(sine) {
   const std::string stem = fmt::format("model.layers.{}.", layer);
   const std::string attention = stem + "self_attn.";
   const bool compressed = model.q_lora_rank.has_value();
   norm_ = required(parameters, stem + "input_layernorm.weight");
-  down_ = required(parameters, attention + (compressed ? "q_a_proj.weight" : "q_proj.weight"));
+  down_ = LinearWeight(
+      *required(parameters, attention + (compressed ? "q_a_proj.weight" : "q_proj.weight")),
+      required(parameters, attention + "kv_a_proj_with_mqa.weight"));
   query_norm_ = compressed ? required(parameters, attention + "q_a_layernorm.weight") : nullptr;
-  query_up_ = compressed ? required(parameters, attention + "q_b_proj.weight") : nullptr;
+  if (compressed) query_up_ = LinearWeight(*required(parameters, attention + "q_b_proj.weight"));
   latent_norm_ = required(parameters, attention + "kv_a_layernorm.weight");
-  latent_up_ = required(parameters, attention + "kv_b_proj.weight");
-  out_ = required(parameters, attention + "o_proj.weight");
-  const Parameter* latent_down = required(parameters, attention + "kv_a_proj_with_mqa.weight");
-  PENSTOCK_CHECK(latent_down->offset == down_->offset + down_->size, latent_down->offset);
+  latent_up_ = LinearWeight(*required(parameters, attention + "kv_b_proj.weight"));
+  out_ = LinearWeight(*required(parameters, attention + "o_proj.weight"));
   query_width_ = query_width(model);
   compressed_width_ = compressed_width(model);
   query_full_width_ = model.num_attention_heads * model.qk_head_dim();
@@ -137,33 +137,32 @@ void AttentionBlock::forward(const TokenShape& shape, const float* x,
   kernels_.rms_norm(tokens, hidden, {x, hidden}, norm_->value,
                     static_cast<float>(model_.rms_norm_eps), {kept.normed, hidden},
                     kept.inverse_rms);
-  kernels_.matmul(tokens, compressed_width_, hidden, {kept.normed, hidden}, Transpose::kNo,
-                  {down_->value, hidden}, Transpose::kYes, Store::kOverwrite,
-                  {kept.compressed, compressed_width_});
+  linears_.forward(tokens, down_, {kept.normed, hidden}, Store::kOverwrite,
+                   {kept.compressed, compressed_width_});
   Heads query = {kept.compressed, compressed_width_, model_.qk_head_dim()};
   if (query_norm_) {
     kernels_.rms_norm(tokens, query_width_, {kept.compressed, compressed_width_},
                       query_norm_->value, kLatentNormEpsilon, {kept.query_normed, query_width_},
                       kept.query_inverse_rms);
-    kernels_.matmul(tokens, query_full_width_, query_width_, {kept.query_normed, query_width_},
-                    Transpose::kNo, {query_up_->value, query_width_}, Transpose::kYes,
-                    Store::kOverwrite, {kept.query, query_full_width_});
+    linears_.forward(tokens, query_up_, {kept.query_normed, query_width_}, Store::kOverwrite,
+                     {kept.query, query_full_width_});
     query = {kept.query, query_full_width_, model_.qk_head_dim()};
   }
   const int64_t rank = model_.kv_lora_rank;
   kernels_.rms_norm(tokens, rank, {kept.compressed + query_width_, compressed_width_},
                     latent_norm_->value, kLatentNormEpsilon, {kept.latent_normed, rank},
                     kept.latent_inverse_rms);
-  kernels_.matmul(tokens, key_value_width_, rank, {kept.latent_normed, rank}, Transpose::kNo,
-                  {latent_up_->value, rank}, Transpose::kYes, Store::kOverwrite,
-                  {kept.key_value, key_value_width_});
+  linears_.forward(tokens, latent_up_, {kept.latent_normed, rank}, Store::kOverwrite,
+                   {kept.key_value, key_value_width_});
   rotate(shape, false, query, kept.compressed);
   kernels_.attention(attention_shape(shape), scale_, inputs(kept),
                      {kept.output, output_width_, model_.v_head_dim}, kept.log_sum_exp,
                      scratch.workspace);
   kernels_.copy_rows(tokens, hidden, {x, hidden}, {y, hidden});
-  kernels_.matmul(tokens, hidden, output_width_, {kept.output, output_width_}, Transpose::kNo,
-                  {out_->value, output_width_}, Transpose::kYes, Store::kAccumulate, {y, hidden});
+  const Matrix output = {kept.output, output_width_};
+  linears_.forward(tokens, out_, output, Store::kAccumulate, {y, hidden},
+                   RowFormat::kE4m3PowerOfTwo);
+  linears_.round(RowFormat::kE5m6PowerOfTwo, tokens, output_width_, output, output);
 }
 
 void AttentionBlock::backward_input(const TokenShape& shape, const float* x,
@@ -174,9 +173,7 @@ void AttentionBlock::backward_input(const TokenShape& shape, const float* x,
   const int64_t hidden = model_.hidden_size;
   const int64_t rank = model_.kv_lora_rank;
   const int64_t head_width = model_.qk_nope_head_dim + model_.v_head_dim;
-  kernels_.matmul(tokens, output_width_, hidden, {dy, hidden}, Transpose::kNo,
-                  {out_->value, output_width_}, Transpose::kNo, Store::kOverwrite,
-                  {scratch.output, output_width_});
+  linears_.input_gradient(tokens, out_, {dy, hidden}, {scratch.output, output_width_});
   float* const d_latent = deltas.compressed + query_width_;
   const Heads d_query = query_norm_
                             ? Heads{deltas.query, query_full_width_, model_.qk_head_dim()}
@@ -191,25 +188,22 @@ void AttentionBlock::backward_input(const TokenShape& shape, const float* x,
                               {scratch.output, output_width_, model_.v_head_dim}, gradients,
                               scratch.workspace);
   rotate(shape, true, d_query, deltas.compressed);
-  kernels_.matmul(tokens, rank, key_value_width_, {deltas.key_value, key_value_width_},
-                  Transpose::kNo, {latent_up_->value, rank}, Transpose::kNo, Store::kOverwrite,
-                  {scratch.normed, rank});
+  linears_.input_gradient(tokens, latent_up_, {deltas.key_value, key_value_width_},
+                          {scratch.normed, rank});
   kernels_.rms_norm_backward(tokens, rank, {kept.compressed + query_width_, compressed_width_},
                              latent_norm_->value, kept.latent_inverse_rms, {scratch.normed, rank},
                              Store::kOverwrite, {d_latent, compressed_width_},
                              latent_norm_->gradient);
   if (query_norm_) {
-    kernels_.matmul(tokens, query_width_, query_full_width_, {deltas.query, query_full_width_},
-                    Transpose::kNo, {query_up_->value, query_width_}, Transpose::kNo,
-                    Store::kOverwrite, {scratch.normed, query_width_});
+    linears_.input_gradient(tokens, query_up_, {deltas.query, query_full_width_},
+                            {scratch.normed, query_width_});
     kernels_.rms_norm_backward(tokens, query_width_, {kept.compressed, compressed_width_},
                                query_norm_->value, kept.query_inverse_rms,
                                {scratch.normed, query_width_}, Store::kOverwrite,
                                {deltas.compressed, compressed_width_}, query_norm_->gradient);
   }
-  kernels_.matmul(tokens, hidden, compressed_width_, {deltas.compressed, compressed_width_},
-                  Transpose::kNo, {down_->value, hidden}, Transpose::kNo, Store::kOverwrite,
-                  {scratch.normed, hidden});
+  linears_.input_gradient(tokens, down_, {deltas.compressed, compressed_width_},
+                          {scratch.normed, hidden});
   kernels_.copy_rows(tokens, hidden, {dy, hidden}, {dx, hidden});
   kernels_.rms_norm_backward(tokens, hidden, {x, hidden}, norm_->value, kept.inverse_rms,
                              {scratch.normed, hidden}, Store::kAccumulate, {dx, hidden},
@@ -218,18 +212,19 @@ void AttentionBlock::backward_input(const TokenShape& shape, const float* x,
 
 void AttentionBlock::backward_weight(const TokenShape& shape, const AttentionActivations& kept,
                                      const float* dy, const AttentionDeltas& deltas) const {
-  const auto add_gradient = [&](int64_t out, int64_t in, const float* d_out, const float* input,
-                                const Parameter* weight) {
-    kernels_.matmul(out, in, shape.tokens(), {d_out, out}, Transpose::kYes, {input, in},
-                    Transpose::kNo, Store::kAccumulate, {weight->gradient, in});
-  };
-  add_gradient(model_.hidden_size, output_width_, dy, kept.output, out_);
-  add_gradient(key_value_width_, model_.kv_lora_rank, deltas.key_value, kept.latent_normed,
-               latent_up_);
+  const int64_t tokens = shape.tokens();
+  const int64_t hidden = model_.hidden_size;
+  const int64_t rank = model_.kv_lora_rank;
+  linears_.weight_gradient(tokens, out_, {dy, hidden}, {kept.output, output_width_},
+                           RowFormat::kE5m6PowerOfTwo);
+  linears_.weight_gradient(tokens, latent_up_, {deltas.key_value, key_value_width_},
+                           {kept.latent_normed, rank});
   if (query_norm_) {
-    add_gradient(query_full_width_, query_width_, deltas.query, kept.query_normed, query_up_);
+    linears_.weight_gradient(tokens, query_up_, {deltas.query, query_full_width_},
+                             {kept.query_normed, query_width_});
   }
-  add_gradient(compressed_width_, model_.hidden_size, deltas.compressed, kept.normed, down_);
+  linears_.weight_gradient(tokens, down_, {deltas.compressed, compressed_width_},
+                           {kept.normed, hidden});
 }
 
 }  // namespace penstock

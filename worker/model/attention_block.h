@@ -11,6 +11,7 @@
 
 #include "comm/run/model_config.h"
 #include "kernels/kernels.h"
+#include "worker/model/linear.h"
 #include "worker/model/memory_plan.h"
 #include "worker/model/parameter.h"
 
@@ -51,8 +52,9 @@ class AttentionBlock {
  public:
   // cosine and sine: [length, qk_rope_head_dim / 2], from make_rope_tables; borrowed, as all the
   // rest.
-  AttentionBlock(Kernels& kernels, const ModelConfig& model, const ParameterSet& parameters,
-                 int64_t layer, const float* cosine, const float* sine);
+  AttentionBlock(Kernels& kernels, const Linears& linears, const ModelConfig& model,
+                 const ParameterSet& parameters, int64_t layer, const float* cosine,
+                 const float* sine);
 
   static AttentionActivations take_activations(MemoryPlan& plan, const ModelConfig& model,
                                                const TokenShape& shape);
@@ -78,16 +80,17 @@ class AttentionBlock {
   void rotate(const TokenShape& shape, bool inverse, Heads query, float* compressed) const;
 
   Kernels& kernels_;
+  const Linears& linears_;
   const ModelConfig& model_;
   const float* cosine_;
   const float* sine_;
   const Parameter* norm_;
-  const Parameter* down_;  // [C, hidden]: q_a_proj or q_proj, with kv_a_proj_with_mqa behind it
+  LinearWeight down_;  // [C, hidden]: q_a_proj or q_proj, with kv_a_proj_with_mqa behind it
   const Parameter* query_norm_;  // null without query compression
-  const Parameter* query_up_;    // the same
+  LinearWeight query_up_;        // empty without
   const Parameter* latent_norm_;
-  const Parameter* latent_up_;
-  const Parameter* out_;
+  LinearWeight latent_up_;
+  LinearWeight out_;
   int64_t query_width_;       // columns of `compressed` that are the query's
   int64_t compressed_width_;  // C
   int64_t query_full_width_;  // heads · qk_head_dim

@@ -8,19 +8,28 @@ ExpertCapacity expert_capacity(const ModelConfig& model, int64_t tokens, int64_t
   return {rows, rows * std::min(model.num_experts_per_tok, local)};
 }
 
-ExpertBlock::ExpertBlock(Kernels& kernels, const ModelConfig& model, const ParameterSet& parameters,
-                         int64_t layer, Range experts, const int32_t* identity)
-    : kernels_(kernels), model_(model), identity_(identity), local_count_(experts.size()) {
+ExpertBlock::ExpertBlock(Kernels& kernels, const Linears& linears, const ModelConfig& model,
+                         const ParameterSet& parameters, int64_t layer, Range experts,
+                         const int32_t* identity)
+    : kernels_(kernels),
+      linears_(linears),
+      model_(model),
+      identity_(identity),
+      local_count_(experts.size()) {
   const std::string stem = fmt::format("model.layers.{}.mlp.", layer);
   const auto find = [&](int64_t expert, const char* name) {
     return parameters.find(fmt::format("{}experts.{}.{}.weight", stem, expert, name));
   };
   router_ = parameters.find(stem + "gate.weight");
-  gate_ = find(experts.begin, "gate_proj");
-  down_ = find(experts.begin, "down_proj");
-  PENSTOCK_CHECK(router_ && gate_ && down_, stem);
-  const Parameter* next = find(experts.begin + 1, "gate_proj");
-  stride_ = experts.size() > 1 ? next->offset - gate_->offset : 0;
+  const Parameter* gate = find(experts.begin, "gate_proj");
+  const Parameter* up = find(experts.begin, "up_proj");
+  const Parameter* down = find(experts.begin, "down_proj");
+  PENSTOCK_CHECK(router_ && gate && up && down, stem);
+  gate_up_ = LinearWeight(*gate, up);
+  down_ = LinearWeight(*down);
+  if (experts.size() == 1) return;
+  gate_up_.group_stride = find(experts.begin + 1, "gate_proj")->offset - gate->offset;
+  down_.group_stride = gate_up_.group_stride;
 }
 
 ExpertActivations ExpertBlock::take_activations(MemoryPlan& plan, const ModelConfig& model,
@@ -111,14 +120,16 @@ void ExpertBlock::forward(const DispatchedRows& dispatched, const ExpertActivati
   }
   kernels_.gather_rows(count, hidden, dispatched.row_count, {dispatched.rows.data(), hidden}, row,
                        nullptr, {kept.inputs, hidden});
-  kernels_.grouped_matmul(local_count_, kept.offsets, 2 * width, hidden, {kept.inputs, hidden},
-                          {gate_->value, hidden}, stride_, Transpose::kYes, Store::kOverwrite,
-                          {kept.gate_up, 2 * width});
-  kernels_.swiglu(count, width, {kept.gate_up, 2 * width}, {kept.gate_up + width, 2 * width},
-                  {scratch.hidden, width});
-  kernels_.grouped_matmul(local_count_, kept.offsets, hidden, width, {scratch.hidden, width},
-                          {down_->value, width}, stride_, Transpose::kYes, Store::kOverwrite,
-                          {scratch.rows, hidden});
+  const RowGroups groups(local_count_, kept.offsets);
+  const Matrix gate = {kept.gate_up, 2 * width};
+  const Matrix up = {kept.gate_up + width, 2 * width};
+  linears_.forward(groups, gate_up_, {kept.inputs, hidden}, Store::kOverwrite, gate,
+                   RowFormat::kE4m3PowerOfTwo);
+  kernels_.swiglu(count, width, gate, up, {scratch.hidden, width});
+  linears_.round(RowFormat::kE4m3, count, width, gate, gate);
+  linears_.round(RowFormat::kE4m3, count, width, up, up);
+  linears_.forward(groups, down_, {scratch.hidden, width}, Store::kOverwrite,
+                   {scratch.rows, hidden});
   kernels_.fill(dispatched.row_count * hidden, 0.0F, y);
   kernels_.scatter_add_rows(count, hidden, dispatched.row_count, {scratch.rows, hidden}, row,
                             kept.sorted_gates, {y, hidden});
@@ -134,13 +145,13 @@ void ExpertBlock::backward_input(const DispatchedRows& dispatched, const float* 
   const int64_t width = model_.moe_intermediate_size;
   const int64_t count = dispatched.assignment_count;
   const int32_t* const row = dispatched.expert_row.data();
+  const RowGroups groups(local_count_, kept.offsets);
   const ConstMatrix gate = {kept.gate_up, 2 * width};
   const ConstMatrix up = {kept.gate_up + width, 2 * width};
   kernels_.gather_rows(count, hidden, dispatched.row_count, {d_rows, hidden}, row, nullptr,
                        {deltas.outputs, hidden});
-  kernels_.grouped_matmul(local_count_, kept.offsets, width, hidden, {deltas.outputs, hidden},
-                          {down_->value, width}, stride_, Transpose::kNo, Store::kOverwrite,
-                          {scratch.hidden, width});
+  linears_.input_gradient(groups, down_, {deltas.outputs, hidden}, {scratch.hidden, width},
+                          RowFormat::kE4m3PowerOfTwo);
   kernels_.swiglu(count, width, gate, up, {scratch.other, width});
   kernels_.row_dots(count, width, {scratch.hidden, width}, {scratch.other, width}, scratch.gates);
   for (int64_t a = 0; a < count; ++a) {
@@ -152,9 +163,7 @@ void ExpertBlock::backward_input(const DispatchedRows& dispatched, const float* 
                        {scratch.other, width});
   kernels_.swiglu_backward(count, width, gate, up, {scratch.other, width},
                            {deltas.gate_up, 2 * width}, {deltas.gate_up + width, 2 * width});
-  kernels_.grouped_matmul(local_count_, kept.offsets, hidden, 2 * width,
-                          {deltas.gate_up, 2 * width}, {gate_->value, hidden}, stride_,
-                          Transpose::kNo, Store::kOverwrite, {scratch.rows, hidden});
+  linears_.input_gradient(groups, gate_up_, {deltas.gate_up, 2 * width}, {scratch.rows, hidden});
   kernels_.fill(dispatched.row_count * hidden, 0.0F, dx_rows);
   kernels_.scatter_add_rows(count, hidden, dispatched.row_count, {scratch.rows, hidden}, row,
                             nullptr, {dx_rows, hidden});
@@ -163,12 +172,11 @@ void ExpertBlock::backward_input(const DispatchedRows& dispatched, const float* 
 void ExpertBlock::backward_weight(const ExpertActivations& kept, const ExpertDeltas& deltas) const {
   const int64_t hidden = model_.hidden_size;
   const int64_t width = model_.moe_intermediate_size;
-  kernels_.grouped_matmul_ragged_k(local_count_, kept.offsets, hidden, width,
-                                   {deltas.outputs, hidden}, {deltas.hidden, width},
-                                   {down_->gradient, width}, stride_);
-  kernels_.grouped_matmul_ragged_k(local_count_, kept.offsets, 2 * width, hidden,
-                                   {deltas.gate_up, 2 * width}, {kept.inputs, hidden},
-                                   {gate_->gradient, hidden}, stride_);
+  const RowGroups groups(local_count_, kept.offsets);
+  linears_.weight_gradient(groups, down_, {deltas.outputs, hidden}, {deltas.hidden, width},
+                           RowFormat::kFp32, RowFormat::kE4m3PowerOfTwo);
+  linears_.weight_gradient(groups, gate_up_, {deltas.gate_up, 2 * width}, {kept.inputs, hidden},
+                           RowFormat::kE4m3PowerOfTwo);
 }
 
 }  // namespace penstock

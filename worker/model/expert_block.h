@@ -14,6 +14,7 @@
 #include "comm/run/layout.h"
 #include "comm/run/model_config.h"
 #include "kernels/kernels.h"
+#include "worker/model/linear.h"
 #include "worker/model/memory_plan.h"
 #include "worker/model/parameter.h"
 
@@ -61,8 +62,9 @@ ExpertCapacity expert_capacity(const ModelConfig& model, int64_t tokens, int64_t
 class ExpertBlock {
  public:
   // `identity`: 0, 1, 2, … for as many as assignments can be; borrowed, as all the rest.
-  ExpertBlock(Kernels& kernels, const ModelConfig& model, const ParameterSet& parameters,
-              int64_t layer, Range experts, const int32_t* identity);
+  ExpertBlock(Kernels& kernels, const Linears& linears, const ModelConfig& model,
+              const ParameterSet& parameters, int64_t layer, Range experts,
+              const int32_t* identity);
 
   static ExpertActivations take_activations(MemoryPlan& plan, const ModelConfig& model,
                                             int64_t tokens, int64_t expert_count);
@@ -93,13 +95,13 @@ class ExpertBlock {
   RouterShape router_shape(int64_t tokens) const;
 
   Kernels& kernels_;
+  const Linears& linears_;
   const ModelConfig& model_;
   const int32_t* identity_;
   const Parameter* router_;
-  const Parameter* gate_;  // of the first local expert, [2F, hidden] with up_proj behind it
-  const Parameter* down_;
+  LinearWeight gate_up_;  // of the local experts: gate_proj with up_proj behind it
+  LinearWeight down_;
   int64_t local_count_;
-  int64_t stride_;  // elements from one expert's tensor to the next one's
 };
 
 }  // namespace penstock

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/kernels.h"
+#include "worker/model/linear.h"
 #include "worker/model/memory_plan.h"
 #include "worker/model/parameter.h"
 
@@ -21,8 +22,8 @@ struct FeedForwardDeltas {
 class FeedForwardBlock {
  public:
   // `stem`: "model.layers.0.mlp." or "model.layers.3.mlp.shared_experts.".
-  FeedForwardBlock(Kernels& kernels, const ParameterSet& parameters, const std::string& stem,
-                   int64_t width, int64_t hidden);
+  FeedForwardBlock(Kernels& kernels, const Linears& linears, const ParameterSet& parameters,
+                   const std::string& stem, int64_t width, int64_t hidden);
 
   static FeedForwardDeltas take_deltas(MemoryPlan& plan, int64_t tokens, int64_t width);
 
@@ -37,10 +38,11 @@ class FeedForwardBlock {
 
  private:
   Kernels& kernels_;
+  const Linears& linears_;
   int64_t width_;  // F
   int64_t hidden_;
-  const Parameter* gate_ = nullptr;  // [2F, hidden] with up_proj behind it; null when width is 0
-  const Parameter* down_ = nullptr;
+  LinearWeight gate_up_;  // gate_proj with up_proj behind it; empty when width is 0, as the next
+  LinearWeight down_;
 };
 
 }  // namespace penstock

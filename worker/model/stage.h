@@ -26,6 +26,7 @@
 
 #include "comm/base/status.h"
 #include "comm/data/expert_exchange.h"
+#include "comm/run/job_spec.h"
 #include "comm/run/layout.h"
 #include "comm/run/model_config.h"
 #include "worker/model/parameter.h"
@@ -53,6 +54,7 @@ struct StageOptions {
   // they go up to tag_base + expert_tag_count(). Equal on all ranks of the expert group, different
   // for its two stages.
   uint64_t tag_base = 0;
+  Precision precision = Precision::kFp32;
 };
 
 // What the exchange a stage works with must be made from. It is the stage's alone. `group`: the

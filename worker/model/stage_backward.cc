@@ -79,7 +79,8 @@ void Stage::Impl::combine_backward(int32_t layer, int32_t slot_index, GradientSl
   StageSlot& slot = slot_at(slot_index);
   exchange->start_combine_backward(
       exchange_slot(layer, slot_index),
-      span_of(gradient_of(slot, gradient, layer + 1), hidden_floats(slot)));
+      span_of(dispatched_form(slot, gradient_of(slot, gradient, layer + 1), gradient_payload_),
+              hidden_floats(slot)));
 }
 
 // The shared expert runs while the gradients travel.
@@ -106,9 +107,11 @@ void Stage::Impl::dispatch_backward(int32_t layer, int32_t slot_index) {
   if (!layers[static_cast<size_t>(layer)].experts) return;
   const int32_t place = exchange_slot(layer, slot_index);
   const DispatchedRows dispatched = exchange->dispatched(place);
-  exchange->start_dispatch_backward(
-      place, span_of(row_gradients_, dispatched.row_count * options.model.hidden_size),
-      span_of(weight_gradients_, dispatched.assignment_count));
+  const int64_t hidden = options.model.hidden_size;
+  const Matrix gradients = {row_gradients_, hidden};
+  linears.round(RowFormat::kBf16, dispatched.row_count, hidden, gradients, gradients);
+  exchange->start_dispatch_backward(place, span_of(row_gradients_, dispatched.row_count * hidden),
+                                    span_of(weight_gradients_, dispatched.assignment_count));
 }
 
 void Stage::Impl::mlp_weight(int32_t layer_index, StageSlot& slot, GradientSlot& gradient) {

@@ -82,17 +82,26 @@ Status Stage::Impl::attention(int32_t layer_index, int32_t slot_index) {
   return {};
 }
 
+const float* Stage::Impl::dispatched_form(const StageSlot& slot, const float* x,
+                                          float* payload) const {
+  if (!linears.fp8()) return x;
+  const int64_t hidden = options.model.hidden_size;
+  linears.round(RowFormat::kE4m3PowerOfTwo, slot.shape.tokens(), hidden, {x, hidden},
+                {payload, hidden});
+  return payload;
+}
+
 void Stage::Impl::dispatch(int32_t layer_index, int32_t slot_index) {
   const auto index = static_cast<size_t>(layer_index);
   if (!layers[index].experts) return;
   const StageSlot& slot = slot_at(slot_index);
   const LayerActivations& kept = slot.layers[index];
   const int64_t choices = slot.shape.tokens() * options.model.num_experts_per_tok;
-  exchange->start_dispatch(exchange_slot(layer_index, slot_index),
-                           exchange_tag(layer_index, slot_index),
-                           span_of(kept.normed, hidden_floats(slot)),
-                           {kept.experts.expert_ids, static_cast<size_t>(choices)},
-                           span_of(kept.experts.gates, choices));
+  exchange->start_dispatch(
+      exchange_slot(layer_index, slot_index), exchange_tag(layer_index, slot_index),
+      span_of(dispatched_form(slot, kept.normed, payload_), hidden_floats(slot)),
+      {kept.experts.expert_ids, static_cast<size_t>(choices)},
+      span_of(kept.experts.gates, choices));
 }
 
 // The shared expert runs while the tokens travel.
@@ -117,6 +126,8 @@ void Stage::Impl::combine(int32_t layer_index, int32_t slot_index) {
   if (!layers[static_cast<size_t>(layer_index)].experts) return;
   const int32_t place = exchange_slot(layer_index, slot_index);
   const int64_t rows = exchange->dispatched(place).row_count;
+  const Matrix partial = {partial_rows_, options.model.hidden_size};
+  linears.round(RowFormat::kBf16, rows, options.model.hidden_size, partial, partial);
   exchange->start_combine(place, span_of(partial_rows_, rows * options.model.hidden_size));
 }
 

@@ -9,6 +9,7 @@
 #include "worker/model/attention_block.h"
 #include "worker/model/expert_block.h"
 #include "worker/model/feed_forward_block.h"
+#include "worker/model/linear.h"
 #include "worker/model/stage.h"
 
 namespace penstock {
@@ -95,6 +96,7 @@ class Stage::Impl {
   const Range layer_range;
   Kernels& kernels;
   ExpertExchange* const exchange;
+  Linears linears;
   std::unique_ptr<ParameterSet> parameters;
   const Parameter* embedding = nullptr;   // first stage
   const Parameter* final_norm = nullptr;  // last stage, as the next
@@ -144,6 +146,8 @@ class Stage::Impl {
   Status finish_combine(int32_t layer, int32_t slot_index);
   // Gradient of the input of `layer`, or of the stage's output for layer == layer_count().
   float* gradient_of(StageSlot& slot, GradientSlot& gradient, int32_t layer) const;
+  // `x` [T, hidden] in the format of dispatched rows: `x` itself, or `payload` when it is rounded.
+  const float* dispatched_form(const StageSlot& slot, const float* x, float* payload) const;
   int32_t exchange_slot(int32_t layer, int32_t slot_index) const;
   Tag exchange_tag(int32_t layer, int32_t slot_index) const;
   int64_t hidden_floats(const StageSlot& slot) const {
@@ -157,11 +161,13 @@ class Stage::Impl {
   StageScratch scratch_;
   // Of the forward pass under way.
   float* partial_rows_ = nullptr;  // [R, hidden] this rank's share of its peers' outputs
+  float* payload_ = nullptr;       // [T, hidden] tokens as dispatched; fp8 only
   // Of the backward pass under way.
   float* normed_gradient_ = nullptr;   // [T, hidden] gradient of LayerActivations::normed
   float* row_gradients_ = nullptr;     // [R, hidden] of dispatched rows
   float* weight_gradients_ = nullptr;  // [A] of gate weights, on the experts' side
   float* gate_gradients_ = nullptr;    // [T, k] the same, back on the tokens' side
+  float* gradient_payload_ = nullptr;  // [T, hidden] gradients as dispatched; fp8 only
 };
 
 }  // namespace penstock

@@ -29,7 +29,8 @@ Stage::Impl::Impl(const StageOptions& stage_options, Kernels& backend,
       layer_range(stage_layers(stage_options.model.num_hidden_layers, stage_options.stage_count,
                                stage_options.stage_index)),
       kernels(backend),
-      exchange(expert_exchange) {
+      exchange(expert_exchange),
+      linears(backend, stage_options.precision) {
   PENSTOCK_CHECK(layer_range.size() > 0, "a stage needs a layer");
   PENSTOCK_CHECK(options.slot_count > 0 && options.gradient_slot_count >= 0, options.slot_count);
   PENSTOCK_CHECK(options.sequences_max > 0 && options.sequence_length_max > 0);
@@ -67,12 +68,14 @@ void Stage::Impl::make_layers() {
     if (moe) layer.moe_index = moe_count++;
     const std::string stem = fmt::format("model.layers.{}.", layer.number);
     layer.middle_norm = parameters->find(stem + "post_attention_layernorm.weight");
-    layer.attention.emplace(kernels, model, *parameters, layer.number, cosine_.data(),
+    layer.attention.emplace(kernels, linears, model, *parameters, layer.number, cosine_.data(),
                             sine_.data());
-    layer.feed_forward.emplace(kernels, *parameters, stem + (moe ? "mlp.shared_experts." : "mlp."),
+    layer.feed_forward.emplace(kernels, linears, *parameters,
+                               stem + (moe ? "mlp.shared_experts." : "mlp."),
                                feed_forward_width(layer), model.hidden_size);
     if (moe) {
-      layer.experts.emplace(kernels, model, *parameters, layer.number, experts, identity_.data());
+      layer.experts.emplace(kernels, linears, model, *parameters, layer.number, experts,
+                            identity_.data());
     }
   }
 }
@@ -211,9 +214,13 @@ void Stage::Impl::make_shared_buffers() {
 
   const ExpertCapacity capacity =
       moe ? expert_capacity(model, tokens, options.expert_count) : ExpertCapacity{};
+  const int64_t payload = moe && linears.fp8() ? tokens * model.hidden_size : 0;
   const auto take = [&](MemoryPlan& pass) {
+    linears.take_workspace(pass, parameters->all());
     partial_rows_ = pass.floats(capacity.rows * model.hidden_size);
+    payload_ = pass.floats(payload);
     if (!trains()) return;
+    gradient_payload_ = pass.floats(payload);
     normed_gradient_ = pass.floats(tokens * model.hidden_size);
     row_gradients_ = pass.floats(capacity.rows * model.hidden_size);
     weight_gradients_ = pass.floats(capacity.assignments);
