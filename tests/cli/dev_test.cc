@@ -101,21 +101,21 @@ TEST_F(DevTest, AFollowedJobIsShownToItsEndAndCanBeSampled) {
 TEST_F(DevTest, AKilledRankIsReplacedAndTheJobSucceeds) {
   const std::string name = "killed";
   ASSERT_EQ(penstock({"submit", spec({.name = name, .steps = 200})}).exit_code, 0);
-  ASSERT_EQ(penstock({"wait", name, "--for", "step=7", "--timeout", "60s"}).exit_code, 0);
+  ASSERT_EQ(penstock({"wait", name, "--for", "step=7", "--timeout", "240s"}).exit_code, 0);
   const ProgramRun kill = penstock({"dev", "kill-rank", name, "--rank", "2"});
   ASSERT_EQ(kill.exit_code, 0) << kill.err;
-  EXPECT_EQ(penstock({"wait", name, "--timeout", "120s"}).exit_code, 0);
+  EXPECT_EQ(penstock({"wait", name, "--timeout", "240s"}).exit_code, 0);
   EXPECT_GE(json_of({"describe", name})["restarts"], 1);
 }
 
 TEST_F(DevTest, ACancelledJobExitsElevenAndItsNameStillWorks) {
   ASSERT_EQ(penstock({"submit", spec({.name = "endless", .steps = 1'000'000})}).exit_code, 0);
-  ASSERT_EQ(penstock({"wait", "endless", "--for", "state=RUNNING", "--timeout", "60s"}).exit_code,
+  ASSERT_EQ(penstock({"wait", "endless", "--for", "state=RUNNING", "--timeout", "240s"}).exit_code,
             0);
   EXPECT_EQ(penstock({"wait", "endless", "--timeout", "100ms"}).exit_code, 7);
   EXPECT_EQ(penstock({"submit", path("endless.yaml")}).exit_code, 6);  // the name is taken
   ASSERT_EQ(penstock({"cancel", "endless"}).exit_code, 0);
-  EXPECT_EQ(penstock({"wait", "endless", "--timeout", "60s"}).exit_code, 11);
+  EXPECT_EQ(penstock({"wait", "endless", "--timeout", "240s"}).exit_code, 11);
   EXPECT_EQ(penstock({"cancel", "endless"}).exit_code, 6);
   EXPECT_EQ(json_of({"describe", "endless"})["state"], "CANCELLED");
 }

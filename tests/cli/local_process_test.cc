@@ -20,7 +20,9 @@ TEST(LocalProcessTest, AStartedProcessIsAliveInASessionOfItsOwnUntilItIsKilled) 
   const LocalProcess process = start_sleeper(folder);
   EXPECT_TRUE(is_alive(process));
   EXPECT_EQ(::getsid(process.pid), process.pid);
-  EXPECT_EQ(command_line_of(process.pid), (std::vector<std::string>{"/bin/sleep", "600"}));
+  // The kernel shows it a moment after the program has taken the process over.
+  const std::vector<std::string> expected = {"/bin/sleep", "600"};
+  EXPECT_TRUE(wait_until([&] { return command_line_of(process.pid) == expected; }, seconds(10)));
   EXPECT_EQ(parent_of(process.pid), ::getpid());
   ASSERT_TRUE(send_signal(process, SIGKILL).ok());
   EXPECT_TRUE(wait_for_end(process, seconds(10)));

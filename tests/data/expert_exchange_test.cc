@@ -7,7 +7,7 @@
 #include <set>
 
 #include "comm/base/random.h"
-#include "tests/data/allocation_counter.h"
+#include "tests/support/allocation_counter.h"
 #include "tests/data/expert_problem.h"
 #include "tests/data/rank_harness.h"
 

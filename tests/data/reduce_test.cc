@@ -6,7 +6,7 @@
 #include <atomic>
 
 #include "comm/base/random.h"
-#include "tests/data/allocation_counter.h"
+#include "tests/support/allocation_counter.h"
 #include "tests/data/rank_harness.h"
 
 namespace penstock {

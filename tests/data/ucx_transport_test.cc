@@ -10,7 +10,7 @@
 
 #include "comm/base/file.h"
 #include "comm/data/reduce.h"
-#include "tests/data/allocation_counter.h"
+#include "tests/support/allocation_counter.h"
 #include "tests/data/expert_problem.h"
 #include "tests/data/transport_conformance.h"
 

@@ -30,7 +30,7 @@ class CheckpointDamageTest : public ::testing::Test {
     const std::string id = cluster_.submit(tiny_job_yaml(cluster_.folder(), job));
     ASSERT_TRUE(wait_until(
         [&] { return cluster_.get("/api/v1/jobs/" + id + "/checkpoints").at("items").size() >= 3; },
-        seconds(60)))
+        kPatience))
         << cluster_.describe(id);
     ASSERT_EQ(cluster_.call("POST", "/api/v1/jobs/" + id + "/cancel").status, 202);
     ASSERT_TRUE(cluster_.wait_for_state(id, "CANCELLED")) << cluster_.describe(id);
@@ -53,7 +53,7 @@ class CheckpointDamageTest : public ::testing::Test {
           const Json now = cluster_.job(id);
           return now.at("state") == "RUNNING" && now.at("epoch") >= 2;
         },
-        seconds(30)))
+        kPatience))
         << cluster_.describe(id);
     EXPECT_EQ(cluster_.job(id).at("first_step"), older.at("step").get<int64_t>() + 1)
         << cluster_.describe(id);

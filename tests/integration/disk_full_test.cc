@@ -56,10 +56,10 @@ TEST(DiskFullTest, TheRunGoesOnThePreviousCheckpointStaysAndTheEventSaysSo) {
   TinyJob job{.steps = 100'000, .checkpoint_interval = 20};
   job.checkpoint_dir = (scratch.path() / "disk" / "checkpoints").string();
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
-  ASSERT_TRUE(wait_until([&] { return !cluster.job(id).at("checkpoint").is_null(); }, seconds(60)))
+  ASSERT_TRUE(wait_until([&] { return !cluster.job(id).at("checkpoint").is_null(); }, kPatience))
       << cluster.describe(id);
   disk.fill();
-  ASSERT_TRUE(wait_until([&] { return cluster.has_event(id, "checkpoint_failed"); }, seconds(60)))
+  ASSERT_TRUE(wait_until([&] { return cluster.has_event(id, "checkpoint_failed"); }, kPatience))
       << cluster.describe(id);
   const int64_t kept = cluster.job(id).at("checkpoint").at("step");
   const int64_t step = cluster.job(id).at("step");
@@ -69,7 +69,7 @@ TEST(DiskFullTest, TheRunGoesOnThePreviousCheckpointStaysAndTheEventSaysSo) {
 
   disk.free();
   EXPECT_TRUE(
-      wait_until([&] { return cluster.job(id).at("checkpoint").at("step") > kept; }, seconds(60)))
+      wait_until([&] { return cluster.job(id).at("checkpoint").at("step") > kept; }, kPatience))
       << "saving works again once there is room\n"
       << cluster.describe(id);
   EXPECT_EQ(cluster.call("POST", "/api/v1/jobs/" + id + "/cancel").status, 202);

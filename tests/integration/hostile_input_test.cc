@@ -97,7 +97,7 @@ TEST_F(HostileInputTest, WellFramedGarbageIsRefusedAndCounted) {
     }
     return sum >= 200.0;
   };
-  EXPECT_TRUE(wait_until(refused, seconds(10))) << cluster_.call("GET", "/metrics").body;
+  EXPECT_TRUE(wait_until(refused, kPatience)) << cluster_.call("GET", "/metrics").body;
   const int no_linger = 0;
   zmq_setsockopt(dealer, ZMQ_LINGER, &no_linger, sizeof(no_linger));
   zmq_close(dealer);

@@ -82,11 +82,11 @@ TEST(MonitoringTest, ARealPrometheusScrapesTheClusterWithTheShippedConfiguration
     if (json.is_discarded() || json["data"]["result"].empty()) return 0.0;
     return std::stod(json["data"]["result"][0]["value"][1].get<std::string>());
   };
-  EXPECT_TRUE(wait_until([&] { return value_of("count(up == 1)") >= 5.0; }, seconds(90)))
+  EXPECT_TRUE(wait_until([&] { return value_of("count(up == 1)") >= 5.0; }, kPatience))
       << "the coordinator and four workers are up: " << value_of("count(up == 1)");
-  EXPECT_TRUE(wait_until([&] { return value_of("max(penstock_run_step)") >= 5.0; }, seconds(60)));
+  EXPECT_TRUE(wait_until([&] { return value_of("max(penstock_run_step)") >= 5.0; }, kPatience));
   EXPECT_TRUE(
-      wait_until([&] { return value_of("count(penstock_worker_step)") >= 4.0; }, seconds(60)));
+      wait_until([&] { return value_of("count(penstock_worker_step)") >= 4.0; }, kPatience));
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ TEST(RecoveryTest, AKilledRankIsReplacedAndTheRunEndsBitIdentical) {
     ASSERT_NE(pid, 0);
     ASSERT_EQ(kill(pid, SIGKILL), 0);
     ASSERT_TRUE(wait_until([&] { return cluster.job(id).at("restarts") == (victim == 2 ? 1 : 2); },
-                           seconds(30)))
+                           kPatience))
         << cluster.describe(id);
   }
   ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
@@ -77,7 +77,7 @@ TEST(RecoveryTest, AKilledDaemonTakesItsRankAlongAndTheJobGoesOnWhenItIsBack) {
         }
         return true;
       },
-      seconds(20)));
+      kPatience));
   EXPECT_NE(cluster.job(id).at("state"), "SUCCEEDED");
   EXPECT_NE(cluster.job(id).at("state"), "FAILED") << cluster.describe(id);
   cluster.start_worker(1);
@@ -123,7 +123,7 @@ TEST(RecoveryTest, TheRestartBudgetIsKept) {
           return cluster.job(id).at("state") == "RUNNING" &&
                  cluster.job(id).at("restarts") == restarts && cluster.rank_pid(id, 3) != 0;
         },
-        seconds(30)))
+        kPatience))
         << cluster.describe(id);
     ASSERT_EQ(kill(cluster.rank_pid(id, 3), SIGKILL), 0);
   }

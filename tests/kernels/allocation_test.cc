@@ -2,41 +2,24 @@
 // computes.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <functional>
-#include <new>
 #include <vector>
 
 #include "kernels/arena.h"
 #include "kernels/cpu/cpu_kernels.h"
-
-namespace {
-int64_t allocation_count = 0;
-}  // namespace
-
-void* operator new(std::size_t bytes) {
-  ++allocation_count;
-  if (void* memory = std::malloc(bytes)) return memory;
-  std::abort();
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
+#include "tests/support/allocation_counter.h"
 
 namespace penstock {
 namespace {
 
-int64_t allocations_of(const std::function<void()>& body) {
-  const int64_t before = allocation_count;
+uint64_t allocations_of(const std::function<void()>& body) {
+  const uint64_t before = allocations_of_this_thread();
   body();
-  return allocation_count - before;
+  return allocations_of_this_thread() - before;
 }
 
 TEST(AllocationTest, TheCounterCounts) {
-  EXPECT_GT(allocations_of([] { std::vector<float> v(100); }), 0);
+  EXPECT_GT(allocations_of([] { std::vector<float> v(100); }), 0U);
 }
 
 TEST(AllocationTest, NoOperationOfTheCpuBackendAllocates) {
@@ -58,7 +41,7 @@ TEST(AllocationTest, NoOperationOfTheCpuBackendAllocates) {
   const AttentionInputs in = {{x, 48, 24}, {y, 80, 40}, {w, 8}, {y + 16, 80, 40}};
   const int64_t offsets[] = {0, 40, 40, kRows};
   float* const d = zeros(kRows * (48 + 80 + 8));
-  EXPECT_EQ(0, allocations_of([&] {
+  EXPECT_EQ(0U, allocations_of([&] {
               k->matmul(kRows, kWidth, kWidth, {x, kWidth}, Transpose::kNo, {w, kWidth},
                         Transpose::kYes, Store::kOverwrite, {z, kWidth});
               k->grouped_matmul(3, offsets, 32, kWidth, {x, kWidth}, {w, kWidth}, 32 * kWidth,

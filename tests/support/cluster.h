@@ -19,6 +19,10 @@ namespace penstock {
 using Json = nlohmann::json;
 using std::chrono::seconds;
 
+// How long a test waits for what must come: only a broken build, however slow or sanitized, takes
+// this long.
+inline constexpr seconds kPatience{240};
+
 // Looks at `condition` every few milliseconds until it is true or `limit` has passed. Returns its
 // last value.
 bool wait_until(const std::function<bool()>& condition, std::chrono::milliseconds limit);
@@ -79,8 +83,8 @@ class Cluster {
   std::string submit(const std::string& yaml) const;
   Json job(const std::string& id) const { return get("/api/v1/jobs/" + id); }
   bool wait_for_state(const std::string& id, const std::string& state,
-                      seconds limit = seconds(60)) const;
-  bool wait_for_step(const std::string& id, int64_t step, seconds limit = seconds(60)) const;
+                      seconds limit = kPatience) const;
+  bool wait_for_step(const std::string& id, int64_t step, seconds limit = kPatience) const;
   // The loss of every step, by step, of the newest epoch that trained it.
   std::map<int64_t, double> losses(const std::string& id) const;
   bool has_event(const std::string& id, const std::string& code) const;

@@ -1,36 +1,8 @@
 // Steady-state steps allocate nothing: every operator new of the process is counted.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
+#include "tests/support/allocation_counter.h"
 #include "tests/worker/engine_test_support.h"
-
-namespace {
-std::atomic<int64_t> allocation_count{0};
-}  // namespace
-
-void* operator new(size_t size) {
-  ++allocation_count;
-  if (void* memory = std::malloc(size > 0 ? size : 1)) return memory;
-  std::abort();
-}
-void* operator new[](size_t size) {
-  return operator new(size);
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, size_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, size_t) noexcept {
-  std::free(memory);
-}
 
 namespace penstock {
 namespace {
@@ -44,17 +16,17 @@ TEST(EngineAllocationTest, StepsAfterTheFirstAllocateNothing) {
     JobSpec spec = tiny_spec(directory.path(), layout, 8);
     if (layout.pipeline == 2) spec.training.precision = Precision::kFp8;
     StandaloneOptions options = tiny_run(spec);
-    int64_t after_second = 0;
-    int64_t after_last_but_one = 0;
+    uint64_t after_second = 0;
+    uint64_t after_last_but_one = 0;
     // Ranks are within one step of each other, so between these two moments of rank 0 all the
     // others run whole steps only, too.
     options.on_step = [&](const StepResult& step) {
-      if (step.step == 2) after_second = allocation_count;
-      if (step.step == 7) after_last_but_one = allocation_count;
+      if (step.step == 2) after_second = allocations_of_this_process();
+      if (step.step == 7) after_last_but_one = allocations_of_this_process();
     };
     train_tiny(options);
-    ASSERT_GT(after_second, 0);  // the counter works
-    EXPECT_EQ(after_last_but_one - after_second, 0) << to_string(layout);
+    ASSERT_GT(after_second, 0U);  // the counter works
+    EXPECT_EQ(after_last_but_one - after_second, 0U) << to_string(layout);
   }
 }
 
