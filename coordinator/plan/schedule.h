@@ -52,7 +52,9 @@ Result<std::vector<Program>> make_programs(const ParallelismSpec& parallelism);
 // Proves that `programs` (one per pipeline rank, in order) train and evaluate every micro-batch
 // exactly once: every forward, backward and weight gradient in order, every value received before
 // it is used and sent after it is made, every channel's sends equal to its receives, and no
-// deadlock. kInvalidArgument names rank, position and instruction of the first violation.
+// deadlock. kInvalidArgument names rank, position and instruction of the first violation. What it
+// accepts computes the same bits: neighbours may stand in either order only if neither makes, uses
+// or orders what the other does (tests/coordinator/plan_check_test.cc has the criterion).
 Status check_programs(const ParallelismSpec& parallelism, const std::vector<Program>& programs);
 
 }  // namespace penstock

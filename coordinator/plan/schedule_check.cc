@@ -3,12 +3,11 @@
 // circle).
 #include <algorithm>
 #include <deque>
-#include <map>
 #include <string>
-#include <tuple>
 
 #include "comm/run/layout.h"
 #include "coordinator/plan/schedule.h"
+#include "coordinator/plan/virtual_time.h"
 
 namespace penstock {
 namespace {
@@ -191,47 +190,6 @@ class RankChecker {
   bool stepped_ = false;
 };
 
-// Runs all programs on FIFO channels with buffered sends: completes, or names who waits for what.
-Status check_together(const std::vector<const std::vector<Instruction>*>& programs) {
-  // (sender, receiver, direction, forward) -> micro-batches on the way
-  std::map<std::tuple<int32_t, int32_t, uint8_t, bool>, std::deque<int32_t>> channels;
-  const auto rank_count = static_cast<int32_t>(programs.size());
-  std::vector<size_t> at(programs.size(), 0);
-  for (bool moved = true; moved;) {
-    moved = false;
-    for (int32_t rank = 0; rank < rank_count; ++rank) {
-      const std::vector<Instruction>& program = *programs[rank];
-      for (; at[rank] < program.size(); ++at[rank], moved = true) {
-        const Instruction& i = program[at[rank]];
-        const bool forward = i.op == Op::kSendForward || i.op == Op::kReceiveForward;
-        if (i.op == Op::kSendForward || i.op == Op::kSendBackward) {
-          channels[{rank, i.peer, i.direction, forward}].push_back(i.microbatch);
-        } else if (i.op == Op::kReceiveForward || i.op == Op::kReceiveBackward) {
-          std::deque<int32_t>& channel = channels[{i.peer, rank, i.direction, forward}];
-          if (channel.empty()) break;
-          if (channel.front() != i.microbatch) {
-            return violation(rank, at[rank], i, "its channel delivers another micro-batch");
-          }
-          channel.pop_front();
-        }
-      }
-    }
-  }
-  for (int32_t rank = 0; rank < rank_count; ++rank) {
-    if (at[rank] < programs[rank]->size()) {
-      return violation(rank, at[rank], (*programs[rank])[at[rank]], "waits for ever: deadlock");
-    }
-  }
-  for (const auto& [key, channel] : channels) {
-    if (!channel.empty()) {
-      return invalid_argument(
-          fmt::format("pipeline rank {} sends more to rank {} than that receives", std::get<0>(key),
-                      std::get<1>(key)));
-    }
-  }
-  return {};
-}
-
 }  // namespace
 
 Status check_programs(const ParallelismSpec& parallelism, const std::vector<Program>& programs) {
@@ -239,7 +197,6 @@ Status check_programs(const ParallelismSpec& parallelism, const std::vector<Prog
     return invalid_argument(fmt::format("{} programs for a pipeline of {} ranks", programs.size(),
                                         parallelism.pipeline));
   }
-  std::vector<const std::vector<Instruction>*> training, evaluation;
   for (size_t r = 0; r < programs.size(); ++r) {
     const auto rank = static_cast<int32_t>(r);
     if (programs[r].pipeline_index != rank) {
@@ -250,11 +207,11 @@ Status check_programs(const ParallelismSpec& parallelism, const std::vector<Prog
     PENSTOCK_TRY(RankChecker(parallelism, rank, false)
                      .check(programs[r].evaluation)
                      .with_context("evaluation"));
-    training.push_back(&programs[r].training);
-    evaluation.push_back(&programs[r].evaluation);
   }
-  PENSTOCK_TRY(check_together(training));
-  return check_together(evaluation);
+  for (const ProgramKind kind : {ProgramKind::kTraining, ProgramKind::kEvaluation}) {
+    PENSTOCK_TRY(run_in_virtual_time(parallelism, programs, kind, {}).status());
+  }
+  return {};
 }
 
 }  // namespace penstock
