@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "kernels/cpu/targets.h"
 
@@ -27,6 +28,7 @@ constexpr int64_t kReadersInPlaceMax = 4;
 // From this many floats between rows of C its lines are fetched ahead of the stores: 5% on a
 // language model's head, nothing on narrower products.
 constexpr int64_t kFarStride = 1024;
+constexpr int64_t kCachePeriod = 1024;  // floats after which the first cache's sets repeat
 
 }  // namespace
 }  // namespace penstock::cpu
@@ -44,9 +46,11 @@ constexpr int64_t kPanel = kVectorsMax * kLanes;
 // targets: as many as a packed panel of A has room for.
 constexpr int64_t kTileRows = kLanes == 16 ? 12 : std::min<int64_t>(6, kLanes);
 
-// C[kRows, kVectors * lanes] = (zero or C) + A B over `depth`. A is [depth][a_stride], rows
-// adjacent.
-template <int kRows, int kVectors>
+// How a tile reads A, whose element (r, p) is at a[r + p * a_stride] or at a[r * a_stride + p].
+enum class Layout : uint8_t { kRowsAdjacent, kDepthsAdjacent };
+
+// C[kRows, kVectors * lanes] = (zero or C) + A B over `depth`.
+template <Layout kLayout, int kRows, int kVectors>
 void tile(int64_t depth, const float* HWY_RESTRICT a, int64_t a_stride, const float* HWY_RESTRICT b,
           int64_t b_stride, float* HWY_RESTRICT c, int64_t c_stride, bool from_zero) {
   const D d;
@@ -63,17 +67,25 @@ void tile(int64_t depth, const float* HWY_RESTRICT a, int64_t a_stride, const fl
       for (int v = 0; v < kVectors; ++v) hwy::Prefetch(c + r * c_stride + v * kLanes);
     }
   }
+  // Rows of A that share a pointer: as many as an address can reach with one stride in a register.
+  constexpr int kRowsPerBase = kLayout == Layout::kRowsAdjacent ? kRows : 3;
+  constexpr int kBases = (kRows + kRowsPerBase - 1) / kRowsPerBase;
+  const int64_t row_stride = kLayout == Layout::kRowsAdjacent ? 1 : a_stride;
+  const int64_t depth_stride = kLayout == Layout::kRowsAdjacent ? a_stride : 1;
+  const float* bases[kBases];
+  for (int i = 0; i < kBases; ++i) bases[i] = a + i * kRowsPerBase * row_stride;
   for (int64_t p = 0; p < depth; ++p) {
     V right[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) right[v] = hn::LoadU(d, b + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const V left = hn::Set(d, a[r]);
+      const V left = hn::Set(d, bases[r / kRowsPerBase][(r % kRowsPerBase) * row_stride]);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(left, right[v], sum[r][v]);
     }
-    a += a_stride;
+#pragma GCC unroll 4
+    for (int i = 0; i < kBases; ++i) bases[i] += depth_stride;
     b += b_stride;
   }
 #pragma GCC unroll 16
@@ -86,15 +98,21 @@ void tile(int64_t depth, const float* HWY_RESTRICT a, int64_t a_stride, const fl
 using TileFunction = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*,
                               int64_t, bool);
 
-template <int kVectors>
-constexpr std::array<TileFunction, 12> kTiles = {
-    tile<1, kVectors>, tile<2, kVectors>,  tile<3, kVectors>,  tile<4, kVectors>,
-    tile<5, kVectors>, tile<6, kVectors>,  tile<7, kVectors>,  tile<8, kVectors>,
-    tile<9, kVectors>, tile<10, kVectors>, tile<11, kVectors>, tile<12, kVectors>};
+template <Layout kLayout, int kVectors, int... kRows>
+constexpr auto tiles(std::integer_sequence<int, kRows...>) {
+  return std::array<TileFunction, sizeof...(kRows)>{tile<kLayout, kRows + 1, kVectors>...};
+}
+template <Layout kLayout, int kVectors>
+constexpr auto kTiles = tiles<kLayout, kVectors>(std::make_integer_sequence<int, kTileRows>());
 
-TileFunction tile_of(int64_t rows, int64_t columns) {
+TileFunction tile_of(Layout layout, int64_t rows, int64_t columns) {
   const auto index = static_cast<size_t>(rows - 1);
-  return columns > kLanes ? kTiles<2>[index] : kTiles<1>[index];
+  if (layout == Layout::kRowsAdjacent) {
+    return columns > kLanes ? kTiles<Layout::kRowsAdjacent, 2>[index]
+                            : kTiles<Layout::kRowsAdjacent, 1>[index];
+  }
+  return columns > kLanes ? kTiles<Layout::kDepthsAdjacent, 2>[index]
+                          : kTiles<Layout::kDepthsAdjacent, 1>[index];
 }
 
 #if HWY_TARGET != HWY_SCALAR
@@ -197,17 +215,28 @@ RowPanel row_panel(const GemmArguments& g, int64_t panel, int64_t panel_count) {
 // One operand's panel as the tile reads it.
 struct Panel {
   const float* data;
-  int64_t stride;  // between depths
+  int64_t stride;                         // between depths; of A also between rows
+  Layout layout = Layout::kRowsAdjacent;  // of A
 };
 
-// Depths [first, first + depth) of one row panel of A. Transposed it already lies as the tile reads
-// it, and measured faster in place even when it is read many times.
+// Whether the rows of A are so far apart that those of one tile would drive each other out of the
+// first cache: at these strides they fall into one or two of its sets.
+bool rows_collide(int64_t row_stride) {
+  return row_stride % (kCachePeriod / 2) == 0;
+}
+
+// Depths [first, first + depth) of one row panel of A, where it lies unless it must be scaled or
+// its rows collide: measured faster even when it is read many times.
 Panel panel_of_a(const GemmArguments& g, RowPanel rows, int64_t first, int64_t depth,
                  float* packed) {
   const float* const from = g.a + rows.begin * g.a_row_stride + first * g.a_depth_stride;
   const int64_t count = rows.end - rows.begin;
-  if (g.a_row_stride == 1 && g.alpha == 1.0F) return {from, g.a_depth_stride};
-  if (g.a_row_stride == 1) {
+  const bool adjacent = g.a_row_stride == 1;
+  if (g.alpha == 1.0F) {
+    if (adjacent) return {from, g.a_depth_stride};
+    if (!rows_collide(g.a_row_stride)) return {from, g.a_row_stride, Layout::kDepthsAdjacent};
+  }
+  if (adjacent) {
     pack_straight(count, depth, from, g.a_depth_stride, g.alpha, packed, kLanes);
   } else {
     pack_transposed(count, depth, from, g.a_row_stride, g.alpha, packed, kLanes);
@@ -262,7 +291,7 @@ void multiply_block(const GemmArguments& g, int64_t column, int64_t count, int64
         const RowPanel rows = row_panel(g, p, panel_count);
         const Panel& a = left[p - block];
         float* const c = g.c + rows.begin * g.c_stride + column + j;
-        const TileFunction tile = tile_of(rows.end - rows.begin, columns);
+        const TileFunction tile = tile_of(a.layout, rows.end - rows.begin, columns);
         if (columns % kLanes == 0) {
           tile(depth, a.data, a.stride, b.data, b.stride, c, g.c_stride, from_zero);
         } else {
