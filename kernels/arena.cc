@@ -23,6 +23,9 @@ Arena::Arena(std::string name, int64_t capacity_bytes)
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   PENSTOCK_CHECK(mapping != MAP_FAILED, name_, "arena: mmap of", capacity_bytes_, "bytes: errno",
                  errno);
+  // Activations of a few micro-batches outgrow what the translation caches cover in small pages. A
+  // kernel without huge pages refuses, and nothing is lost.
+  (void)::madvise(mapping, static_cast<size_t>(capacity_bytes_), MADV_HUGEPAGE);
   base_ = static_cast<std::byte*>(mapping);
 }
 

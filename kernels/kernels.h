@@ -234,7 +234,7 @@ class Kernels {
 
   // out[token, head, :] = sum_j softmax_j(scale * query . key_j) value_j over the tokens j <= token
   // of the same sequence. log_sum_exp: [batch, heads, seq_length], of the scaled scores, kept for
-  // backward.
+  // backward. REQUIRES: scale > 0.
   virtual void attention(const AttentionShape& shape, float scale, const AttentionInputs& in,
                          Heads out, float* log_sum_exp, float* workspace) = 0;
 

@@ -19,6 +19,7 @@ Result<ReservedMemory> ReservedMemory::reserve(uint64_t bytes) {
                     "the limits (ulimit -v, vm.overcommit_memory)",
                     bytes, errno_status(errno, "mmap").message()));
   }
+  (void)madvise(data, bytes, MADV_HUGEPAGE);  // as kernels/arena.cc does, and why
   memory.data_ = static_cast<std::byte*>(data);
   memory.bytes_ = bytes;
   return memory;

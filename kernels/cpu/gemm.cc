@@ -314,6 +314,14 @@ void gemm(const GemmArguments& g, float* workspace) {
   }
 }
 
+void transpose(int64_t rows, int64_t columns, const float* from, int64_t from_stride, float* to,
+               int64_t to_stride) {
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    pack_transposed(std::min(kLanes, rows - r), columns, from + r * from_stride, from_stride, 1.0F,
+                    to + r, to_stride);
+  }
+}
+
 }  // namespace penstock::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -321,6 +329,12 @@ HWY_AFTER_NAMESPACE();
 namespace penstock::cpu {
 
 HWY_EXPORT(gemm);
+HWY_EXPORT(transpose);
+
+void transpose(int64_t rows, int64_t columns, const float* from, int64_t from_stride, float* to,
+               int64_t to_stride) {
+  HWY_DYNAMIC_DISPATCH(transpose)(rows, columns, from, from_stride, to, to_stride);
+}
 
 int64_t gemm_workspace_floats() {
   return kDepthMax * (kColumnsMax + kRowPanelsMax * kLanesMax);

@@ -35,4 +35,9 @@ int64_t gemm_workspace_floats();
 // C (= or +=) alpha * A * B.
 void gemm(const GemmArguments& arguments, float* workspace);
 
+// to[c * to_stride + r] = from[r * from_stride + c] for r < rows, c < columns. Lanes of `to` past
+// `rows` up to a multiple of 16 hold anything. REQUIRES: to_stride has room for them.
+void transpose(int64_t rows, int64_t columns, const float* from, int64_t from_stride, float* to,
+               int64_t to_stride);
+
 }  // namespace penstock::cpu

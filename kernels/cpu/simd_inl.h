@@ -37,6 +37,20 @@ HWY_INLINE void for_lanes(int64_t count, const Body& body) {
   for (; i < count; ++i) body(One(), i);
 }
 
+// Adds kSumLanes partial sums in halves: j and j + 16, then j and j + 8, …
+HWY_INLINE float fold(float* HWY_RESTRICT sums) {
+  const Lanes d;
+  for (int64_t half = kSumLanes / 2; half >= kLaneCount; half /= 2) {
+    for (int64_t j = 0; j < half; j += kLaneCount) {
+      hn::StoreU(hn::Add(hn::LoadU(d, sums + j), hn::LoadU(d, sums + j + half)), d, sums + j);
+    }
+  }
+  for (int64_t half = kLaneCount / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+  }
+  return sums[0];
+}
+
 // Sum over [0, count): body(tag, i, sum) returns `sum` plus the terms of its lanes.
 template <class Body>
 HWY_INLINE float sum_lanes(int64_t count, const Body& body) {
@@ -59,10 +73,7 @@ HWY_INLINE float sum_lanes(int64_t count, const Body& body) {
     float* const at = sums + (i - whole);
     hn::StoreU(body(One(), i, hn::LoadU(One(), at)), One(), at);
   }
-  for (int64_t half = kSumLanes / 2; half > 0; half /= 2) {
-    for (int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
-  }
-  return sums[0];
+  return fold(sums);
 }
 
 // The largest of x[0, count); unspecified when one is NaN. REQUIRES: count > 0.
