@@ -108,6 +108,13 @@ struct LinearShape {
   int64_t group_stride = 0;
 };
 
+// What swiglu_backward() may compute besides its gradients; absent where null. h = silu(gate) * up.
+struct SwigluWith {
+  const float* weights = nullptr;  // w: [rows], of the rows; null: all 1
+  Matrix y = {};                   // [rows, width]: w[i] * h[i, :]
+  float* dots = nullptr;           // [rows]: dy[i, :] . h[i, :], the gradient of w
+};
+
 // One AdamW update (Loshchilov & Hutter 2019, Algorithm 2):
 //   g = gradient_scale * gradient
 //   m' = beta1 m + (1 - beta1) g;  v' = beta2 v + (1 - beta2) g^2
@@ -249,9 +256,11 @@ class Kernels {
   // y = silu(gate) * up. All [rows, width]; gate and up may be the halves of one wider buffer.
   virtual void swiglu(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up, Matrix y) = 0;
 
-  // d_gate = dy * up * silu'(gate), d_up = dy * silu(gate). d_gate may be gate and d_up may be up.
+  // d_gate = g * up * silu'(gate), d_up = g * silu(gate), g[i, :] = w[i] * dy[i, :]. d_gate may be
+  // gate and d_up may be up. With them, from the same pass, what `with` asks for.
   virtual void swiglu_backward(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up,
-                               ConstMatrix dy, Matrix d_gate, Matrix d_up) = 0;
+                               ConstMatrix dy, Matrix d_gate, Matrix d_up,
+                               const SwigluWith& with = {}) = 0;
 
   // ---- Router (DeepSeek-V3 "noaux_tc" gate) ---------------------------------------------------
   // scores = sigmoid(logits); choice = scores + bias (the bias only chooses, it never weighs).

@@ -154,9 +154,10 @@ class CpuKernels final : public Kernels {
   }
 
   void swiglu_backward(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up,
-                       ConstMatrix dy, Matrix d_gate, Matrix d_up) override {
+                       ConstMatrix dy, Matrix d_gate, Matrix d_up,
+                       const SwigluWith& with) override {
     contract::check_rows(rows, width);
-    cpu::swiglu_backward(rows, width, gate, up, dy, d_gate, d_up);
+    cpu::swiglu_backward(rows, width, gate, up, dy, d_gate, d_up, with);
   }
 
   void router(const RouterShape& shape, ConstMatrix logits, const float* bias, float* scores,

@@ -23,8 +23,10 @@ constexpr int64_t kRowsMax = 12;      // of one register tile, on the widest tar
 constexpr int64_t kVectorsMax = 2;    // columns of one register tile, in vectors
 constexpr int64_t kLanesMax = 16;
 constexpr int64_t kRowPanelsMax = 8;  // row panels packed at once: 128 KiB, in the second cache
-// Up to this many row panels read a panel of B where it lies; more repay the packing.
+// Up to this many row panels read a panel of B where it lies; more repay the packing, unless its
+// rows are so near each other that prefetching keeps up.
 constexpr int64_t kReadersInPlaceMax = 4;
+constexpr int64_t kNearStride = 128;  // floats
 // From this many floats between rows of C its lines are fetched ahead of the stores: 5% on a
 // language model's head, nothing on narrower products.
 constexpr int64_t kFarStride = 1024;
@@ -251,7 +253,8 @@ Panel panel_of_b(const GemmArguments& g, int64_t column, int64_t columns, int64_
                  int64_t depth, int64_t panel_count, float* packed) {
   const float* const from = g.b + first * g.b_depth_stride + column * g.b_column_stride;
   const bool straight = g.b_column_stride == 1;
-  if (straight && columns % kLanes == 0 && panel_count <= kReadersInPlaceMax) {
+  if (straight && columns % kLanes == 0 &&
+      (panel_count <= kReadersInPlaceMax || g.b_depth_stride <= kNearStride)) {
     return {from, g.b_depth_stride};
   }
   for (int64_t j = 0; j < columns; j += kLanes) {

@@ -124,24 +124,32 @@ void swiglu(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up, Matri
 }
 
 void swiglu_backward(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up, ConstMatrix dy,
-                     Matrix d_gate, Matrix d_up) {
+                     Matrix d_gate, Matrix d_up, const SwigluWith& with) {
   for (int64_t i = 0; i < rows; ++i) {
     const float* const g = gate.data + i * gate.stride;
     const float* const u = up.data + i * up.stride;
     const float* const down = dy.data + i * dy.stride;
     float* const to_gate = d_gate.data + i * d_gate.stride;
     float* const to_up = d_up.data + i * d_up.stride;
-    for_lanes(width, [&](auto d, int64_t j) HWY_ATTR {
+    float* const y = with.y.data == nullptr ? nullptr : with.y.data + i * with.y.stride;
+    const float weight = with.weights == nullptr ? 1.0F : with.weights[i];
+    const float dot = sum_lanes(width, [&](auto d, int64_t j, auto sum) HWY_ATTR {
       const auto v = hn::LoadU(d, g + j);
-      const auto gradient = hn::LoadU(d, down + j);
+      const auto w = hn::Set(d, weight);
+      const auto from_above = hn::LoadU(d, down + j);
+      const auto gradient = hn::Mul(w, from_above);
+      const auto linear = hn::LoadU(d, u + j);
       const auto s = sigmoid_lanes(d, v);
       const auto silu = hn::Mul(v, s);
+      const auto h = hn::Mul(silu, linear);
       // silu'(v) = s (1 + v (1 - s)) = s + silu - silu s
       const auto slope = hn::Add(s, hn::NegMulAdd(silu, s, silu));
-      const auto through_up = hn::Mul(gradient, hn::LoadU(d, u + j));
-      hn::StoreU(hn::Mul(through_up, slope), d, to_gate + j);
+      hn::StoreU(hn::Mul(hn::Mul(gradient, linear), slope), d, to_gate + j);
       hn::StoreU(hn::Mul(gradient, silu), d, to_up + j);
+      if (y != nullptr) hn::StoreU(hn::Mul(w, h), d, y + j);
+      return hn::MulAdd(from_above, h, sum);
     });
+    if (with.dots != nullptr) with.dots[i] = dot;
   }
 }
 
@@ -211,8 +219,8 @@ void swiglu(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up, Matri
   HWY_DYNAMIC_DISPATCH(swiglu)(rows, width, gate, up, y);
 }
 void swiglu_backward(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up, ConstMatrix dy,
-                     Matrix d_gate, Matrix d_up) {
-  HWY_DYNAMIC_DISPATCH(swiglu_backward)(rows, width, gate, up, dy, d_gate, d_up);
+                     Matrix d_gate, Matrix d_up, const SwigluWith& with) {
+  HWY_DYNAMIC_DISPATCH(swiglu_backward)(rows, width, gate, up, dy, d_gate, d_up, with);
 }
 void sigmoid(int64_t count, const float* x, float* y) {
   HWY_DYNAMIC_DISPATCH(sigmoid)(count, x, y);

@@ -18,7 +18,7 @@ void rope(int64_t tokens, int64_t seq_length, int64_t heads, int64_t dim, const 
 
 void swiglu(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up, Matrix y);
 void swiglu_backward(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up, ConstMatrix dy,
-                     Matrix d_gate, Matrix d_up);
+                     Matrix d_gate, Matrix d_up, const SwigluWith& with);
 
 void sigmoid(int64_t count, const float* x, float* y);
 

@@ -81,16 +81,23 @@ void swiglu(int64_t rows, int64_t width, MatrixView<const T> gate, MatrixView<co
 
 template <typename T>
 void swiglu_backward(int64_t rows, int64_t width, MatrixView<const T> gate, MatrixView<const T> up,
-                     MatrixView<const T> dy, MatrixView<T> d_gate, MatrixView<T> d_up) {
+                     MatrixView<const T> dy, MatrixView<T> d_gate, MatrixView<T> d_up,
+                     const T* weights = nullptr, MatrixView<T> y = {}, T* dots = nullptr) {
   for (int64_t i = 0; i < rows; ++i) {
+    const double weight = weights == nullptr ? 1.0 : weights[i];
+    double dot = 0;
     for (int64_t j = 0; j < width; ++j) {
       const double g = gate(i, j);
       const double u = up(i, j);
-      const double d = dy(i, j);
+      const double d = weight * dy(i, j);
       const double sigmoid = 1.0 / (1.0 + std::exp(-g));
+      const double h = g * sigmoid * u;
+      dot += dy(i, j) * h;
       d_gate(i, j) = static_cast<T>(d * u * sigmoid * (1.0 + g * (1.0 - sigmoid)));
       d_up(i, j) = static_cast<T>(d * g * sigmoid);
+      if (y.data != nullptr) y(i, j) = static_cast<T>(weight * h);
     }
+    if (dots != nullptr) dots[i] = static_cast<T>(dot);
   }
 }
 

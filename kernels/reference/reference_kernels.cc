@@ -133,10 +133,11 @@ class ReferenceKernels final : public Kernels {
   }
 
   void swiglu_backward(int64_t rows, int64_t width, ConstMatrix gate, ConstMatrix up,
-                       ConstMatrix dy, Matrix d_gate, Matrix d_up) override {
+                       ConstMatrix dy, Matrix d_gate, Matrix d_up,
+                       const SwigluWith& with) override {
     contract::check_rows(rows, width);
     reference::swiglu_backward(rows, width, view(gate), view(up), view(dy), view(d_gate),
-                               view(d_up));
+                               view(d_up), with.weights, view(with.y), with.dots);
   }
 
   void router(const RouterShape& shape, ConstMatrix logits, const float* bias, float* scores,

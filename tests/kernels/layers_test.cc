@@ -262,6 +262,55 @@ TEST(SwigluTest, GradientsAreTheFiniteDifferences) {
       up, d_up, [&](const Doubles& at) { return loss(gate, at); }, "up");
 }
 
+TEST(SwigluTest, BackwardWithItsByproductsIsTheSeparateOperationsBitForBit) {
+  on_each_instruction_set([&](const std::string& name) {
+    const auto cpu = make_cpu_kernels();
+    for (const int64_t width : {1, 5, 16, 37, 96}) {
+      constexpr int64_t kRows = 3;
+      const auto gate = random_values(kRows * width, 1, 5.0);
+      const auto up = random_values(kRows * width, 2);
+      const auto dy = random_values(kRows * width, 3);
+      const auto weights = random_values(kRows, 4);
+      const std::vector<int32_t> order = {0, 1, 2};
+      const auto matrix = [&](const std::vector<float>& v) { return ConstMatrix{v.data(), width}; };
+      const auto output = [&](std::vector<float>& v) { return Matrix{v.data(), width}; };
+      std::vector<float> y(gate.size()), d_gate(gate.size()), d_up(gate.size()), dots(kRows);
+      cpu->swiglu_backward(kRows, width, matrix(gate), matrix(up), matrix(dy), output(d_gate),
+                           output(d_up),
+                           {.weights = weights.data(), .y = output(y), .dots = dots.data()});
+      std::vector<float> h(gate.size()), expected(gate.size()), weighted(gate.size());
+      std::vector<float> expected_dots(kRows), expected_gate(gate.size()), expected_up(gate.size());
+      cpu->swiglu(kRows, width, matrix(gate), matrix(up), output(h));
+      cpu->row_dots(kRows, width, matrix(dy), matrix(h), expected_dots.data());
+      cpu->gather_rows(kRows, width, kRows, matrix(h), order.data(), weights.data(),
+                       output(expected));
+      cpu->gather_rows(kRows, width, kRows, matrix(dy), order.data(), weights.data(),
+                       output(weighted));
+      cpu->swiglu_backward(kRows, width, matrix(gate), matrix(up), matrix(weighted),
+                           output(expected_gate), output(expected_up));
+      EXPECT_EQ(y, expected) << name << ", width " << width;
+      EXPECT_EQ(dots, expected_dots) << name << ", width " << width;
+      EXPECT_EQ(d_gate, expected_gate) << name << ", width " << width;
+      EXPECT_EQ(d_up, expected_up) << name << ", width " << width;
+    }
+  });
+}
+
+TEST(SwigluTest, ReferenceByproductsAreTheWeightedOutputAndItsGradient) {
+  const auto reference = make_reference_kernels();
+  const std::vector<float> gate = {0.5F, -1.0F}, up = {2.0F, 3.0F}, dy = {0.25F, -0.5F};
+  const float weight = 4.0F;
+  std::vector<float> h(2), y(2), d_gate(2), d_up(2);
+  float dot = 0;
+  reference->swiglu(1, 2, {gate.data(), 2}, {up.data(), 2}, {h.data(), 2});
+  reference->swiglu_backward(1, 2, {gate.data(), 2}, {up.data(), 2}, {dy.data(), 2},
+                             {d_gate.data(), 2}, {d_up.data(), 2},
+                             {.weights = &weight, .y = {y.data(), 2}, .dots = &dot});
+  EXPECT_FLOAT_EQ(y[0], weight * h[0]);
+  EXPECT_FLOAT_EQ(y[1], weight * h[1]);
+  EXPECT_NEAR(dot, dy[0] * h[0] + dy[1] * h[1], 1e-6F);
+}
+
 TEST(SwigluTest, ExtremeGatesSaturateAndNanStays) {
   const auto cpu = make_cpu_kernels();
   const float infinity = std::numeric_limits<float>::infinity();

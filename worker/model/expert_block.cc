@@ -9,13 +9,8 @@ ExpertCapacity expert_capacity(const ModelConfig& model, int64_t tokens, int64_t
 }
 
 ExpertBlock::ExpertBlock(Kernels& kernels, const Linears& linears, const ModelConfig& model,
-                         const ParameterSet& parameters, int64_t layer, Range experts,
-                         const int32_t* identity)
-    : kernels_(kernels),
-      linears_(linears),
-      model_(model),
-      identity_(identity),
-      local_count_(experts.size()) {
+                         const ParameterSet& parameters, int64_t layer, Range experts)
+    : kernels_(kernels), linears_(linears), model_(model), local_count_(experts.size()) {
   const std::string stem = fmt::format("model.layers.{}.mlp.", layer);
   const auto find = [&](int64_t expert, const char* name) {
     return parameters.find(fmt::format("{}experts.{}.{}.weight", stem, expert, name));
@@ -65,7 +60,6 @@ ExpertScratch ExpertBlock::take_scratch(MemoryPlan& plan, const ModelConfig& mod
   scratch.counts = plan.int64s(model.n_routed_experts);
   scratch.rows = plan.floats(assignments * model.hidden_size);
   scratch.hidden = plan.floats(assignments * model.moe_intermediate_size);
-  scratch.other = plan.floats(assignments * model.moe_intermediate_size);
   scratch.gates = plan.floats(assignments);
   return scratch;
 }
@@ -152,17 +146,13 @@ void ExpertBlock::backward_input(const DispatchedRows& dispatched, const float* 
                        {deltas.outputs, hidden});
   linears_.input_gradient(groups, down_, {deltas.outputs, hidden}, {scratch.hidden, width},
                           RowFormat::kE4m3PowerOfTwo);
-  kernels_.swiglu(count, width, gate, up, {scratch.other, width});
-  kernels_.row_dots(count, width, {scratch.hidden, width}, {scratch.other, width}, scratch.gates);
+  kernels_.swiglu_backward(
+      count, width, gate, up, {scratch.hidden, width}, {deltas.gate_up, 2 * width},
+      {deltas.gate_up + width, 2 * width},
+      {.weights = kept.sorted_gates, .y = {deltas.hidden, width}, .dots = scratch.gates});
   for (int64_t a = 0; a < count; ++a) {
     d_weight[dispatched.expert_assignment[a]] = scratch.gates[a];
   }
-  kernels_.gather_rows(count, width, count, {scratch.other, width}, identity_, kept.sorted_gates,
-                       {deltas.hidden, width});
-  kernels_.gather_rows(count, width, count, {scratch.hidden, width}, identity_, kept.sorted_gates,
-                       {scratch.other, width});
-  kernels_.swiglu_backward(count, width, gate, up, {scratch.other, width},
-                           {deltas.gate_up, 2 * width}, {deltas.gate_up + width, 2 * width});
   linears_.input_gradient(groups, gate_up_, {deltas.gate_up, 2 * width}, {scratch.rows, hidden});
   kernels_.fill(dispatched.row_count * hidden, 0.0F, dx_rows);
   kernels_.scatter_add_rows(count, hidden, dispatched.row_count, {scratch.rows, hidden}, row,

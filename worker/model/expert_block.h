@@ -47,7 +47,6 @@ struct ExpertScratch {
   int64_t* counts = nullptr;  // [experts]
   float* rows = nullptr;      // [A, hidden]
   float* hidden = nullptr;    // [A, F]
-  float* other = nullptr;     // [A, F]
   float* gates = nullptr;     // [A]
 };
 
@@ -61,10 +60,8 @@ ExpertCapacity expert_capacity(const ModelConfig& model, int64_t tokens, int64_t
 // Stateless but for its borrowed weights.
 class ExpertBlock {
  public:
-  // `identity`: 0, 1, 2, … for as many as assignments can be; borrowed, as all the rest.
   ExpertBlock(Kernels& kernels, const Linears& linears, const ModelConfig& model,
-              const ParameterSet& parameters, int64_t layer, Range experts,
-              const int32_t* identity);
+              const ParameterSet& parameters, int64_t layer, Range experts);
 
   static ExpertActivations take_activations(MemoryPlan& plan, const ModelConfig& model,
                                             int64_t tokens, int64_t expert_count);
@@ -97,7 +94,6 @@ class ExpertBlock {
   Kernels& kernels_;
   const Linears& linears_;
   const ModelConfig& model_;
-  const int32_t* identity_;
   const Parameter* router_;
   LinearWeight gate_up_;  // of the local experts: gate_proj with up_proj behind it
   LinearWeight down_;

@@ -43,9 +43,8 @@ void FeedForwardBlock::backward_input(int64_t tokens, const float* gate_up, cons
   const ConstMatrix gate = {gate_up, both};
   const ConstMatrix up = {gate_up + width_, both};
   linears_.input_gradient(tokens, down_, {dy, hidden_}, {scratch, width_});
-  kernels_.swiglu(tokens, width_, gate, up, {deltas.hidden, width_});
   kernels_.swiglu_backward(tokens, width_, gate, up, {scratch, width_}, {deltas.gate_up, both},
-                           {deltas.gate_up + width_, both});
+                           {deltas.gate_up + width_, both}, {.y = {deltas.hidden, width_}});
   linears_.input_gradient(tokens, gate_up_, {deltas.gate_up, both}, {dx, hidden_});
 }
 

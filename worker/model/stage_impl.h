@@ -157,7 +157,6 @@ class Stage::Impl {
   std::vector<std::unique_ptr<Arena>> arenas_;
   std::vector<float> cosine_;
   std::vector<float> sine_;
-  std::vector<int32_t> identity_;
   StageScratch scratch_;
   // Of the forward pass under way.
   float* partial_rows_ = nullptr;  // [R, hidden] this rank's share of its peers' outputs

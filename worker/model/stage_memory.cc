@@ -1,5 +1,4 @@
 // Construction of a stage: which buffers there are and where they lie.
-#include <numeric>
 
 #include "worker/model/stage_impl.h"
 
@@ -56,9 +55,6 @@ void Stage::Impl::make_layers() {
   const ModelConfig& model = options.model;
   const Range experts =
       local_experts(model.n_routed_experts, options.expert_count, options.expert_index);
-  identity_.resize(static_cast<size_t>(
-      expert_capacity(model, largest(options).tokens(), options.expert_count).assignments));
-  std::iota(identity_.begin(), identity_.end(), 0);
   int32_t moe_count = 0;
   layers.resize(static_cast<size_t>(layer_range.size()));
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -74,8 +70,7 @@ void Stage::Impl::make_layers() {
                                stem + (moe ? "mlp.shared_experts." : "mlp."),
                                feed_forward_width(layer), model.hidden_size);
     if (moe) {
-      layer.experts.emplace(kernels, linears, model, *parameters, layer.number, experts,
-                            identity_.data());
+      layer.experts.emplace(kernels, linears, model, *parameters, layer.number, experts);
     }
   }
 }
