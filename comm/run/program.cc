@@ -2,6 +2,34 @@
 
 namespace penstock {
 
+std::string_view op_name(Op op) {
+  switch (op) {
+    case Op::kReceiveForward:
+      return "receive_forward";
+    case Op::kForward:
+      return "forward";
+    case Op::kSendForward:
+      return "send_forward";
+    case Op::kReceiveBackward:
+      return "receive_backward";
+    case Op::kBackward:
+      return "backward";
+    case Op::kBackwardInput:
+      return "backward_input";
+    case Op::kBackwardWeight:
+      return "backward_weight";
+    case Op::kSendBackward:
+      return "send_backward";
+    case Op::kOverlapped:
+      return "overlapped";
+    case Op::kReduceGradients:
+      return "reduce_gradients";
+    case Op::kOptimizerStep:
+      return "optimizer_step";
+  }
+  return "unknown";
+}
+
 std::string to_string(const Instruction& i) {
   const auto pass = [](std::string_view letter, int direction, int32_t microbatch) {
     return fmt::format("{}{}.{}", letter, direction, microbatch);

@@ -20,6 +20,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "comm/base/status.h"
@@ -58,6 +59,7 @@ struct Program {
   bool operator==(const Program&) const = default;
 };
 
+std::string_view op_name(Op op);  // "receive_forward", "forward", …
 // One instruction in the notation of the DualPipe tables: "F0.3", "B1.2", "b1.0", "W", "{F0.4
 // B1.2}", "recvF0.3<1".
 std::string to_string(const Instruction& instruction);

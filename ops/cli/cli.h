@@ -32,6 +32,7 @@ CLI::App* add_verb(CLI::App& parent, const std::string& name, const std::string&
 
 void add_job_verbs(CLI::App& app, Cli& cli);      // ps describe cancel resume wait
 void add_submit_verb(CLI::App& app, Cli& cli);    // submit
+void add_program_verb(CLI::App& app, Cli& cli);   // program
 void add_record_verbs(CLI::App& app, Cli& cli);   // logs events metrics
 void add_cluster_verbs(CLI::App& app, Cli& cli);  // workers version checkpoint
 void add_data_verbs(CLI::App& app, Cli& cli);     // data prepare, inspect

@@ -136,6 +136,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough();
   add_submit_verb(app, cli);
+  add_program_verb(app, cli);
   add_job_verbs(app, cli);
   add_record_verbs(app, cli);
   add_cluster_verbs(app, cli);

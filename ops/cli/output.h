@@ -45,6 +45,8 @@ class Output {
   // printed.
   void error(const Status& status);
 
+  bool colour() const { return colour_; }  // on stdout
+  int columns() const { return width_; }   // of the terminal that stdout is; 0: none, no limit
   bool stdout_is_terminal() const { return stdout_is_terminal_; }
   bool stderr_is_terminal() const { return stderr_is_terminal_; }
   // A job's state in its colour, where stdout has colour.

@@ -141,6 +141,56 @@ TEST_F(PenstockTest, ADryRunPrintsTheSpecWithEveryDefault) {
   EXPECT_EQ(json["optimizer"]["betas"], Json::array({0.9, 0.95}));
 }
 
+TEST_F(PenstockTest, ProgramDrawsAStepWithoutACoordinator) {
+  const ProgramRun run = penstock({"program", write("job.yaml", kValidSpec)});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.out.find("dualpipe, 2 ranks, 2 stages, 4 micro-batches; 2 such pipelines\n"), 0u);
+  EXPECT_NE(run.out.find("rank 0  F0FaF1Ba--FbB0==Bb--b1W1   0.0%\n"), std::string::npos)
+      << run.out;
+}
+
+TEST_F(PenstockTest, ProgramListsWhatARankDoes) {
+  const std::string spec = write("job.yaml", kValidSpec);
+  const ProgramRun run = penstock({"program", spec, "--rank", "3", "--no-headers"});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.out.find("0   0   1   F1.0\n1   1   1   sendF1.0>0\n"), 0u) << run.out;
+  const ProgramRun forward = penstock({"program", spec, "--rank", "3", "--evaluation"});
+  EXPECT_EQ(forward.out.find("recvB"), std::string::npos) << forward.out;
+}
+
+TEST_F(PenstockTest, ProgramInJsonHasEveryInstructionAndItsTime) {
+  const std::string spec = write("job.yaml", kValidSpec);
+  const Json all = document(penstock({"program", spec, "--pair", "2.5", "-o", "json"}));
+  EXPECT_EQ(all["kind"], "ProgramSet");
+  EXPECT_EQ(all["bubble"], 0.0);
+  EXPECT_EQ(all["costs"]["pair"], 2.5);
+  ASSERT_EQ(all["pipeline_ranks"].size(), 2u);
+  EXPECT_EQ(all["pipeline_ranks"][1]["ranks"], Json::array({2, 3}));
+  EXPECT_EQ(all["pipeline_ranks"][1]["stages"], Json::array({1, 0}));
+  const Json first = all["pipeline_ranks"][1]["training"][0];
+  EXPECT_EQ(first["op"], "forward");
+  EXPECT_EQ(first["text"], "F1.0");
+  EXPECT_EQ(first["end"], 1.0);
+  const Json one = document(penstock({"program", spec, "--rank", "1", "-o", "json"}));
+  ASSERT_EQ(one["pipeline_ranks"].size(), 1u);
+  EXPECT_EQ(one["pipeline_ranks"][0]["pipeline_index"], 0);
+}
+
+TEST_F(PenstockTest, ProgramMistakesHaveTheirExitCodes) {
+  const std::string spec = write("job.yaml", kValidSpec);
+  EXPECT_EQ(penstock({"program", path("none.yaml")}).exit_code, 3);
+  EXPECT_EQ(penstock({"program", spec, "--rank", "4"}).exit_code, 3);
+  EXPECT_EQ(penstock({"program", spec, "--rank", "-1"}).exit_code, 2);
+  EXPECT_EQ(penstock({"program", spec, "--pair", "0"}).exit_code, 2);
+  EXPECT_EQ(penstock({"program", spec, "--weight", "2"}).exit_code, 2);
+  EXPECT_EQ(penstock({"program", spec, "--send", "-1"}).exit_code, 2);
+  const ProgramRun wrong =
+      penstock({"program", write("odd.yaml", edited("pipeline: 2", "pipeline: 3"))});
+  EXPECT_EQ(wrong.exit_code, 2);
+  EXPECT_NE(wrong.err.find("odd.yaml:27:25: parallelism.pipeline must be even"), std::string::npos)
+      << wrong.err;
+}
+
 TEST_F(PenstockTest, DataIsPreparedAndInspected) {
   const std::string text =
       write("text", "to be or not to be\n%\nthat is the question\n%\nwhether\n");
