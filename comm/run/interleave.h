@@ -1,9 +1,18 @@
 // The order in which the sub-operations of an overlapped forward and backward pass are issued, so
-// that each exchange of tokens has compute of the other pass beside it. One table, from the issue
-// order of DeepSeek-V3's own trace (deepseek.md §1.8), drives every backend:
+// that each exchange of tokens has compute of the other pass beside it. One table drives every
+// backend:
 //
-//   combine(B) attn(F) mlp(B) dispatch(F) dispatch(B) mlp(W) mlp(F) attn(B) attn(W) combine(F) per
-//   layer
+//   combine(B) | attn(F) dispatch(F) mlp(B) dispatch(B) mlp(W) mlp(F) combine(F) attn(B) combine(B)
+//   attn(W) | the same again for the next layer
+//
+// Compute and exchanges each come in the order of DeepSeek-V3's own trace (deepseek.md §1.8). There
+// a host issues both ahead of the device, and a stream starts an exchange when its input is ready,
+// wherever it was issued; here every exchange is issued right when its input is ready, because a
+// backend that computes as it issues (the CPU) would otherwise start it one operation late and
+// leave combine(F) with nothing beside it. What runs beside each, until the operation that needs it:
+//
+//   combine(B)   attn(W) of the layer before it, attn(F)      dispatch(F)  mlp(B), mlp(W)
+//   dispatch(B)  mlp(W), mlp(F)                               combine(F)   attn(B), attn(W)
 #pragma once
 
 #include <array>
@@ -22,17 +31,18 @@ struct InterleaveSlot {
   SubOp op;
 };
 
-inline constexpr std::array<InterleaveSlot, 10> kInterleaveTable = {{
-    {Side::kBackward, SubOp::kCombineBackward},
+inline constexpr std::array<InterleaveSlot, 11> kInterleaveTable = {{
+    {Side::kBackward, SubOp::kCombineBackward},  // of the first layer; later ones stand below
     {Side::kForward, SubOp::kAttention},
-    {Side::kBackward, SubOp::kMlpBackward},
     {Side::kForward, SubOp::kDispatch},
+    {Side::kBackward, SubOp::kMlpBackward},
     {Side::kBackward, SubOp::kDispatchBackward},
     {Side::kBackward, SubOp::kMlpWeight},
     {Side::kForward, SubOp::kMlp},
-    {Side::kBackward, SubOp::kAttentionBackward},
-    {Side::kBackward, SubOp::kAttentionWeight},
     {Side::kForward, SubOp::kCombine},
+    {Side::kBackward, SubOp::kAttentionBackward},
+    {Side::kBackward, SubOp::kCombineBackward},  // of the next layer
+    {Side::kBackward, SubOp::kAttentionWeight},
 }};
 
 // The slot of the table in which `op` is issued. Operations at the ends of a pass go where they

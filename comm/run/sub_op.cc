@@ -1,45 +1,38 @@
 #include "comm/run/sub_op.h"
 
-#include <array>
-
 #include "comm/base/check.h"
 
 namespace penstock {
-namespace {
-
-constexpr std::array kEmbedOps = {SubOp::kEmbed};
-constexpr std::array kForwardOps = {SubOp::kAttention, SubOp::kDispatch, SubOp::kMlp,
-                                    SubOp::kCombine};
-constexpr std::array kFinalOps = {SubOp::kOutput};
-constexpr std::array kOutputOps = {SubOp::kOutputBackward, SubOp::kOutputWeight};
-constexpr std::array kBackwardOps = {SubOp::kCombineBackward,   SubOp::kMlpBackward,
-                                     SubOp::kDispatchBackward,  SubOp::kMlpWeight,
-                                     SubOp::kAttentionBackward, SubOp::kAttentionWeight};
-constexpr std::array kBackwardInputOps = {SubOp::kCombineBackward, SubOp::kMlpBackward,
-                                          SubOp::kDispatchBackward, SubOp::kAttentionBackward};
-constexpr std::array kWeightOps = {SubOp::kMlpWeight, SubOp::kAttentionWeight};
-constexpr std::array kEmbedWeightOps = {SubOp::kEmbedWeight};
-
-std::span<const SubOp> when(bool there, std::span<const SubOp> ops) {
-  return there ? ops : std::span<const SubOp>();
-}
-
-}  // namespace
-
-PassShape pass_shape(PassKind kind, bool first, bool last) {
-  const std::span<const SubOp> output(kOutputOps);
-  switch (kind) {
-    case PassKind::kForward:
-      return {when(first, kEmbedOps), kForwardOps, kFinalOps};
-    case PassKind::kBackward:
-      return {when(last, output), kBackwardOps, when(first, kEmbedWeightOps)};
-    case PassKind::kBackwardInput:
-      return {when(last, output.first(1)), kBackwardInputOps, {}};
-    case PassKind::kWeight:
-      return {when(last, output.last(1)), kWeightOps, when(first, kEmbedWeightOps)};
+std::vector<PassOp> pass_ops(PassKind kind, int32_t layer_count, bool first, bool last) {
+  const bool input_part = kind == PassKind::kBackward || kind == PassKind::kBackwardInput;
+  const bool weight_part = kind == PassKind::kBackward || kind == PassKind::kWeight;
+  std::vector<PassOp> ops;
+  const auto add = [&](bool wanted, SubOp op, int32_t layer = -1) {
+    if (wanted) ops.push_back({op, layer});
+  };
+  if (kind == PassKind::kForward) {
+    add(first, SubOp::kEmbed);
+    for (int32_t layer = 0; layer < layer_count; ++layer) {
+      for (const SubOp op : {SubOp::kAttention, SubOp::kDispatch, SubOp::kMlp, SubOp::kCombine}) {
+        add(true, op, layer);
+      }
+    }
+    add(true, SubOp::kOutput);
+    return ops;
   }
-  PENSTOCK_CHECK(false, static_cast<int>(kind));
-  return {};
+  add(last && input_part, SubOp::kOutputBackward);
+  add(last && weight_part, SubOp::kOutputWeight);
+  add(input_part, SubOp::kCombineBackward, layer_count - 1);
+  for (int32_t layer = layer_count - 1; layer >= 0; --layer) {
+    add(input_part, SubOp::kMlpBackward, layer);
+    add(input_part, SubOp::kDispatchBackward, layer);
+    add(weight_part, SubOp::kMlpWeight, layer);
+    add(input_part, SubOp::kAttentionBackward, layer);
+    add(input_part && layer > 0, SubOp::kCombineBackward, layer - 1);
+    add(weight_part, SubOp::kAttentionWeight, layer);
+  }
+  add(first && weight_part, SubOp::kEmbedWeight);
+  return ops;
 }
 
 std::string_view sub_op_name(SubOp op) {

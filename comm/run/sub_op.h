@@ -5,14 +5,16 @@
 // Forward, per layer:   attention, dispatch (starts), mlp (shared expert; finishes dispatch; routed
 //                       experts), combine (starts). The next attention, or the output, finishes it.
 // Backward, per layer:  combine backward (starts), mlp backward (finishes it), dispatch backward
-//                       (starts), mlp weight, attention backward (finishes it), attention weight.
+//                       (starts), mlp weight, attention backward (finishes it), attention weight;
+//                       but the next layer's combine starts before this layer's attention weight,
+//                       which it does not need and which hides it.
 // In a dense layer the exchanges do nothing; their sub-operations are there all the same, so that
 // the order never depends on the layer.
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <string_view>
+#include <vector>
 
 namespace penstock {
 
@@ -46,12 +48,14 @@ constexpr bool is_exchange(SubOp op) {
 
 enum class PassKind : uint8_t { kForward, kBackward, kBackwardInput, kWeight };
 
-// Every pass is: some operations at its start, the same ones for each layer, some at its end.
-// Backward kinds take the layers from the last to the first.
-struct PassShape {
-  std::span<const SubOp> before, layer, after;
+struct PassOp {
+  SubOp op = SubOp::kEmbed;
+  int32_t layer = -1;  // of the stage's; -1 for embedding and output
+  bool operator==(const PassOp&) const = default;
 };
-// `first`, `last`: whether the stage has the embedding, the head.
-PassShape pass_shape(PassKind kind, bool first, bool last);
+
+// What a pass over `layer_count` >= 1 layers does, in order. Backward kinds take the layers from the
+// last to the first. `first`, `last`: whether the stage has the embedding, the head.
+std::vector<PassOp> pass_ops(PassKind kind, int32_t layer_count, bool first, bool last);
 
 }  // namespace penstock

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -28,24 +29,16 @@ class ScriptedPass {
   size_t fail_at_ = SIZE_MAX;
 };
 
-std::vector<SubOp> forward_ops(int layers, bool first, bool output) {
+std::vector<SubOp> ops_of(PassKind kind, int32_t layers, bool first, bool last) {
   std::vector<SubOp> ops;
-  if (first) ops.push_back(SubOp::kEmbed);
-  for (int l = 0; l < layers; ++l) {
-    ops.insert(ops.end(), {SubOp::kAttention, SubOp::kDispatch, SubOp::kMlp, SubOp::kCombine});
-  }
-  if (output) ops.push_back(SubOp::kOutput);
+  for (const PassOp& op : pass_ops(kind, layers, first, last)) ops.push_back(op.op);
   return ops;
 }
-std::vector<SubOp> backward_ops(int layers, bool first, bool last) {
-  std::vector<SubOp> ops;
-  if (last) ops.insert(ops.end(), {SubOp::kOutputBackward, SubOp::kOutputWeight});
-  for (int l = 0; l < layers; ++l) {
-    ops.insert(ops.end(), {SubOp::kCombineBackward, SubOp::kMlpBackward, SubOp::kDispatchBackward,
-                           SubOp::kMlpWeight, SubOp::kAttentionBackward, SubOp::kAttentionWeight});
-  }
-  if (first) ops.push_back(SubOp::kEmbedWeight);
-  return ops;
+std::vector<SubOp> forward_ops(int32_t layers, bool first = false) {
+  return ops_of(PassKind::kForward, layers, first, false);
+}
+std::vector<SubOp> backward_ops(int32_t layers, bool first = false, bool last = false) {
+  return ops_of(PassKind::kBackward, layers, first, last);
 }
 
 std::string run(const std::vector<SubOp>& forward, const std::vector<SubOp>& backward) {
@@ -60,62 +53,123 @@ std::string run(const std::vector<SubOp>& forward, const std::vector<SubOp>& bac
   return text;
 }
 
-TEST(InterleaveTest, OneLayerIsIssuedInTheOrderOfThePublishedTrace) {
-  EXPECT_EQ(
-      run(forward_ops(1, false, false), backward_ops(1, false, false)),
-      "combine(B) attn(F) mlp(B) dispatch(F) dispatch(B) mlp(W) mlp(F) attn(B) attn(W) combine(F)");
+TEST(InterleaveTest, OneLayerIsIssuedWithEveryExchangeRightBehindWhatItSends) {
+  EXPECT_EQ(run(forward_ops(1), backward_ops(1)),
+            "combine(B) attn(F) dispatch(F) mlp(B) dispatch(B) mlp(W) mlp(F) combine(F) attn(B) "
+            "attn(W) output(F)");
 }
 
-TEST(InterleaveTest, TheOrderRepeatsPerLayer) {
+TEST(InterleaveTest, TheNextLayersCombineStartsBeforeTheWeightsThatHideIt) {
   const std::string layer =
-      "combine(B) attn(F) mlp(B) dispatch(F) dispatch(B) mlp(W) mlp(F) attn(B) attn(W) combine(F)";
-  EXPECT_EQ(run(forward_ops(2, false, false), backward_ops(2, false, false)), layer + " " + layer);
+      "attn(F) dispatch(F) mlp(B) dispatch(B) mlp(W) mlp(F) combine(F) attn(B) ";
+  EXPECT_EQ(run(forward_ops(2), backward_ops(2)),
+            "combine(B) " + layer + "combine(B) attn(W) " + layer + "attn(W) output(F)");
+}
+
+TEST(InterleaveTest, ComputeAndExchangesEachComeInTheOrderOfThePublishedTrace) {
+  std::vector<SubOp> log;
+  ScriptedPass forward(forward_ops(4), &log);
+  ScriptedPass backward(backward_ops(4), &log);
+  ASSERT_TRUE(run_overlapped(forward, backward).ok());
+  std::string exchanges, computes;
+  for (const SubOp op : log) {
+    if (op == SubOp::kOutput) continue;
+    (is_exchange(op) ? exchanges : computes) += std::string(sub_op_name(op)) + " ";
+  }
+  std::string exchanges_of_trace, computes_of_trace;
+  for (int layer = 0; layer < 4; ++layer) {
+    exchanges_of_trace += "combine(B) dispatch(F) dispatch(B) combine(F) ";
+    computes_of_trace += "attn(F) mlp(B) mlp(W) mlp(F) attn(B) attn(W) ";
+  }
+  EXPECT_EQ(exchanges, exchanges_of_trace);
+  EXPECT_EQ(computes, computes_of_trace);
+}
+
+TEST(InterleaveTest, EveryExchangeHasComputeBetweenItsStartAndItsUse) {
+  const auto user_of = [](SubOp exchange) {
+    switch (exchange) {
+      case SubOp::kDispatch:
+        return SubOp::kMlp;
+      case SubOp::kCombineBackward:
+        return SubOp::kMlpBackward;
+      case SubOp::kDispatchBackward:
+        return SubOp::kAttentionBackward;
+      default:
+        return SubOp::kAttention;
+    }
+  };
+  std::vector<SubOp> log;
+  ScriptedPass forward(forward_ops(3), &log);
+  ScriptedPass backward(backward_ops(3), &log);
+  ASSERT_TRUE(run_overlapped(forward, backward).ok());
+  for (size_t i = 0; i < log.size(); ++i) {
+    if (!is_exchange(log[i])) continue;
+    int computes = 0;
+    for (size_t j = i + 1; j < log.size() && log[j] != user_of(log[i]); ++j) {
+      computes += !is_exchange(log[j]) && log[j] != SubOp::kOutput;
+    }
+    EXPECT_GE(computes, i == 0 ? 1 : 2) << sub_op_name(log[i]) << " at " << i;
+  }
 }
 
 TEST(InterleaveTest, EndsOfThePassesRunWhereTheyHaveCompany) {
-  EXPECT_EQ(run(forward_ops(1, true, true), backward_ops(1, true, true)),
-            "output(B) output(W) combine(B) embed(F) attn(F) mlp(B) dispatch(F) dispatch(B) mlp(W) "
-            "mlp(F) attn(B) attn(W) embed(W) combine(F) output(F)");
+  EXPECT_EQ(run(forward_ops(1, true), backward_ops(1, true, true)),
+            "output(B) output(W) combine(B) embed(F) attn(F) dispatch(F) mlp(B) dispatch(B) mlp(W) "
+            "mlp(F) combine(F) attn(B) attn(W) embed(W) output(F)");
 }
 
 TEST(InterleaveTest, ALongerBackwardRunsOnAlone) {
-  EXPECT_EQ(
-      run(forward_ops(1, false, true), backward_ops(2, false, false)),
-      "combine(B) attn(F) mlp(B) dispatch(F) dispatch(B) mlp(W) mlp(F) attn(B) attn(W) combine(F) "
-      "combine(B) output(F) mlp(B) dispatch(B) mlp(W) attn(B) attn(W)");
+  EXPECT_EQ(run(forward_ops(1), backward_ops(2)),
+            "combine(B) attn(F) dispatch(F) mlp(B) dispatch(B) mlp(W) mlp(F) combine(F) attn(B) "
+            "combine(B) attn(W) output(F) mlp(B) dispatch(B) mlp(W) attn(B) attn(W)");
 }
 
 TEST(InterleaveTest, ALongerForwardRunsOnAlone) {
-  EXPECT_EQ(
-      run(forward_ops(2, false, true), backward_ops(1, true, false)),
-      "combine(B) attn(F) mlp(B) dispatch(F) dispatch(B) mlp(W) mlp(F) attn(B) attn(W) embed(W) "
-      "combine(F) attn(F) dispatch(F) mlp(F) combine(F) output(F)");
+  EXPECT_EQ(run(forward_ops(2), backward_ops(1, true)),
+            "combine(B) attn(F) dispatch(F) mlp(B) dispatch(B) mlp(W) mlp(F) combine(F) attn(B) "
+            "attn(W) embed(W) attn(F) dispatch(F) mlp(F) combine(F) output(F)");
 }
 
 TEST(InterleaveTest, EveryOperationOfEitherPassRunsOnceAndInOrder) {
-  for (int f = 0; f <= 4; ++f) {
-    for (int b = 0; b <= 4; ++b) {
+  for (int32_t f = 0; f <= 4; ++f) {
+    for (int32_t b = 1; b <= 4; ++b) {
       std::vector<SubOp> log;
-      ScriptedPass forward(forward_ops(f, true, true), &log);
+      ScriptedPass forward(forward_ops(f, true), &log);
       ScriptedPass backward(backward_ops(b, true, true), &log);
       ASSERT_TRUE(run_overlapped(forward, backward).ok());
       std::vector<SubOp> forward_log, backward_log;
       for (const SubOp op : log) {
         (op <= SubOp::kOutput ? forward_log : backward_log).push_back(op);
       }
-      EXPECT_EQ(forward_log, forward_ops(f, true, true));
+      EXPECT_EQ(forward_log, forward_ops(f, true));
       EXPECT_EQ(backward_log, backward_ops(b, true, true));
+    }
+  }
+}
+
+TEST(PassOpsTest, InputAndWeightPartsTogetherDoWhatTheFullBackwardDoes) {
+  const auto sorted = [](std::vector<PassOp> ops) {
+    std::sort(ops.begin(), ops.end(), [](const PassOp& a, const PassOp& b) {
+      return std::pair(a.op, a.layer) < std::pair(b.op, b.layer);
+    });
+    return ops;
+  };
+  for (const bool first : {false, true}) {
+    for (const bool last : {false, true}) {
+      std::vector<PassOp> parts = pass_ops(PassKind::kBackwardInput, 3, first, last);
+      for (const PassOp& op : pass_ops(PassKind::kWeight, 3, first, last)) parts.push_back(op);
+      EXPECT_EQ(sorted(parts), sorted(pass_ops(PassKind::kBackward, 3, first, last)));
     }
   }
 }
 
 TEST(InterleaveTest, AFailureEndsThePair) {
   std::vector<SubOp> log;
-  ScriptedPass forward(forward_ops(2, false, false), &log);
-  ScriptedPass backward(backward_ops(2, false, false), &log);
+  ScriptedPass forward(forward_ops(2), &log);
+  ScriptedPass backward(backward_ops(2), &log);
   backward.fail_at(1);
   EXPECT_EQ(run_overlapped(forward, backward).code(), Code::kUnavailable);
-  EXPECT_EQ(log.size(), 2u);  // combine(B) attn(F)
+  EXPECT_EQ(log.size(), 3u);  // combine(B) attn(F) dispatch(F)
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "comm/base/status.h"
 #include "comm/run/sub_op.h"
@@ -16,9 +17,9 @@ class Stage;
 // A default-made pass is finished.
 class Pass {
  public:
-  bool finished() const { return next_ >= count_; }
+  bool finished() const { return next_ == ops_.size(); }
   // The sub-operation that run_next() will run. REQUIRES: !finished().
-  SubOp next() const;
+  SubOp next() const { return position().op; }
   // Layer (global index) of next(); -1 for embedding and output.
   int64_t next_layer() const;
   // Runs one. An error (a lost peer) leaves the stage unusable: the rank exits. REQUIRES:
@@ -31,19 +32,14 @@ class Pass {
  private:
   friend class Stage;
   Pass(Stage* stage, PassKind kind, int32_t slot, int32_t gradient_slot);
-  PassShape shape() const;
-  struct Position {
-    SubOp op;
-    int32_t layer;  // index inside the stage; -1 for embedding and output
-  };
-  Position position() const;
+  const PassOp& position() const;
 
   Stage* stage_ = nullptr;
   PassKind kind_ = PassKind::kForward;
   int32_t slot_ = -1;
   int32_t gradient_slot_ = -1;
-  int32_t next_ = 0;
-  int32_t count_ = 0;
+  std::span<const PassOp> ops_;  // the stage's
+  size_t next_ = 0;
 };
 
 }  // namespace penstock

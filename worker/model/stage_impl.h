@@ -1,6 +1,7 @@
 // Inside of Stage: its buffers and sub-operations. Included by stage*.cc and pass.cc only.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -102,6 +103,7 @@ class Stage::Impl {
   const Parameter* final_norm = nullptr;  // last stage, as the next
   const Parameter* head_weight = nullptr;
   std::vector<StageLayer> layers;
+  std::array<std::vector<PassOp>, 4> pass_ops;  // by PassKind
   std::vector<StageSlot> slots;
   std::vector<GradientSlot> gradient_slots;
   std::vector<QueuedWeight> weight_queue;  // oldest first; capacity reserved

@@ -45,6 +45,11 @@ Stage::Impl::Impl(const StageOptions& stage_options, Kernels& backend,
   make_rope_tables(options.sequence_length_max, options.model.qk_rope_head_dim,
                    options.model.rope_theta, cosine_.data(), sine_.data());
   make_layers();
+  for (const PassKind kind :
+       {PassKind::kForward, PassKind::kBackward, PassKind::kBackwardInput, PassKind::kWeight}) {
+    pass_ops[static_cast<size_t>(kind)] =
+        penstock::pass_ops(kind, layer_count(), is_first(), is_last());
+  }
   make_routers();
   make_slots();
   make_shared_buffers();
