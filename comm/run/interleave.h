@@ -5,11 +5,11 @@
 //   combine(B) | attn(F) dispatch(F) mlp(B) dispatch(B) mlp(W) mlp(F) combine(F) attn(B) combine(B)
 //   attn(W) | the same again for the next layer
 //
-// Compute and exchanges each come in the order of DeepSeek-V3's own trace (deepseek.md §1.8). There
-// a host issues both ahead of the device, and a stream starts an exchange when its input is ready,
-// wherever it was issued; here every exchange is issued right when its input is ready, because a
-// backend that computes as it issues (the CPU) would otherwise start it one operation late and
-// leave combine(F) with nothing beside it. What runs beside each, until the operation that needs it:
+// Compute and exchanges each come in the order of DeepSeek-V3's own trace (deepseek.md §1.8).
+// There a host issues both ahead of the device, and a stream starts an exchange when its input is
+// ready, wherever it was issued; here every exchange is issued right when its input is ready,
+// because a backend that computes as it issues (the CPU) would otherwise start it operations late
+// and leave combine(F) with nothing beside it. What runs beside each, until what needs it:
 //
 //   combine(B)   attn(W) of the layer before it, attn(F)      dispatch(F)  mlp(B), mlp(W)
 //   dispatch(B)  mlp(W), mlp(F)                               combine(F)   attn(B), attn(W)

@@ -54,8 +54,8 @@ struct PassOp {
   bool operator==(const PassOp&) const = default;
 };
 
-// What a pass over `layer_count` >= 1 layers does, in order. Backward kinds take the layers from the
-// last to the first. `first`, `last`: whether the stage has the embedding, the head.
+// What a pass over `layer_count` >= 1 layers does, in order. Backward kinds take the layers from
+// the last to the first. `first`, `last`: whether the stage has the embedding, the head.
 std::vector<PassOp> pass_ops(PassKind kind, int32_t layer_count, bool first, bool last);
 
 }  // namespace penstock

@@ -93,6 +93,11 @@ Status check_standalone(const StandaloneOptions& options) {
                                       options.programs.size(), options.spec.parallelism.pipeline));
 }
 
+Result<std::unique_ptr<RankProbe>> make_probe(const StandaloneOptions& options, Rank rank) {
+  if (!options.make_probe) return std::unique_ptr<RankProbe>();
+  return options.make_probe(rank);
+}
+
 Result<StandaloneReport> run_standalone_threads(const StandaloneOptions& options) {
   PENSTOCK_TRY(check_standalone(options));
   const auto world_size = static_cast<int32_t>(options.spec.parallelism.world_size());
@@ -111,14 +116,19 @@ Result<StandaloneReport> run_standalone_threads(const StandaloneOptions& options
       RankOutcome& outcome = outcomes[static_cast<size_t>(r)];
       StandaloneRank rank{.job = kStandaloneJob, .rank = Rank{r}};
       rank.transport = world_size > 1 ? transports[static_cast<size_t>(r)].get() : nullptr;
+      Result<std::unique_ptr<RankProbe>> probe = make_probe(options, Rank{r});
+      outcome.status = probe.status();
+      if (probe.ok()) rank.probe = probe->get();
       if (committer) {
         rank.on_segment = [&, r](int64_t step, const Result<SegmentSummary>& saved) {
           committer->on_segment(step, Rank{r}, saved);
         };
         rank.wait_for_commit = [&](int64_t step) { return committer->wait_for_commit(step); };
       }
-      outcome.status =
-          run_standalone_rank(options, rank, r == 0 ? &report : nullptr, &outcome.digests);
+      if (probe.ok()) {
+        outcome.status =
+            run_standalone_rank(options, rank, r == 0 ? &report : nullptr, &outcome.digests);
+      }
       if (!outcome.status.ok()) transports[static_cast<size_t>(r)]->kill();
     });
   }
@@ -153,9 +163,12 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
   const GridPosition position = grid_position(options.spec.parallelism, self.rank);
   PENSTOCK_TRY_ASSIGN(
       const std::unique_ptr<Engine> engine,
-      Engine::create(options.spec, self.rank,
-                     options.programs[static_cast<size_t>(position.pipeline_index)], *kernels,
-                     self.transport, training, validation ? &*validation : nullptr));
+      Engine::create(
+          options.spec, self.rank, options.programs[static_cast<size_t>(position.pipeline_index)],
+          *kernels,
+          self.probe && self.transport ? &self.probe->transport(*self.transport) : self.transport,
+          training, validation ? &*validation : nullptr,
+          self.probe ? self.probe->stage_factory() : StageFactory()));
   if (options.restore_manifest.empty()) {
     engine->initialize();
   } else {
@@ -172,6 +185,7 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
                                .stop_after = options.stop_after};
   const TrainerHooks hooks{.on_step =
                                [&](const StepResult& result, double) {
+                                 if (self.probe) self.probe->on_step(result);
                                  if (!report) return;
                                  report->steps.push_back(result);
                                  if (options.on_step) options.on_step(result);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,18 @@
 #include "worker/engine/engine.h"
 
 namespace penstock {
+
+// What a measurement changes about one rank, and learns from it. Lives in the rank's own thread or
+// process.
+class RankProbe {
+ public:
+  virtual ~RankProbe() = default;
+  // What the engine uses in place of `real`, which outlives it.
+  virtual Transport& transport(Transport& real) { return real; }
+  // Empty: the model's own stages.
+  virtual StageFactory stage_factory() { return {}; }
+  virtual void on_step(const StepResult& step) = 0;
+};
 
 struct StandaloneOptions {
   JobSpec spec;
@@ -27,6 +40,8 @@ struct StandaloneOptions {
   // On rank 0's thread (or, with processes, in rank 0's process) as it happens. May be empty.
   std::function<void(const StepResult&)> on_step;
   std::function<void(int64_t step, const EvaluationResult&)> on_evaluation;
+  // Called first of all on the rank's thread or in its process. May be empty.
+  std::function<Result<std::unique_ptr<RankProbe>>(Rank)> make_probe;
 };
 
 struct StandaloneReport {

@@ -16,6 +16,7 @@ struct StandaloneRank {
   JobId job;
   Rank rank;
   Transport* transport = nullptr;        // borrowed; null in a world of one
+  RankProbe* probe = nullptr;            // borrowed; may be null
   std::function<Status()> connect = {};  // called when everything is loaded; may be empty
   // As in TrainerHooks; empty: nothing is saved.
   std::function<void(int64_t, const Result<SegmentSummary>&)> on_segment = {};
@@ -27,6 +28,8 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
                            StandaloneReport* report,
                            std::vector<TrainingState::TensorDigest>* digests);
 
+// Null when nobody wants one.
+Result<std::unique_ptr<RankProbe>> make_probe(const StandaloneOptions& options, Rank rank);
 std::string combined_digest(std::vector<TrainingState::TensorDigest> digests);
 Status check_standalone(const StandaloneOptions& options);
 
