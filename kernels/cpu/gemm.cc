@@ -26,10 +26,8 @@ constexpr int64_t kRowPanelsMax = 8;  // row panels packed at once: 128 KiB, in 
 // Up to this many row panels read a panel of B where it lies; more repay the packing, unless its
 // rows are so near each other that prefetching keeps up.
 constexpr int64_t kReadersInPlaceMax = 4;
-constexpr int64_t kNearStride = 128;  // floats
-// From this many floats between rows of C its lines are fetched ahead of the stores: 5% on a
-// language model's head, nothing on narrower products.
-constexpr int64_t kFarStride = 1024;
+constexpr int64_t kNearStride = 128;    // floats
+constexpr int64_t kLine = 16;           // floats fetched together
 constexpr int64_t kCachePeriod = 1024;  // floats after which the first cache's sets repeat
 
 }  // namespace
@@ -64,7 +62,7 @@ void tile(int64_t depth, const float* HWY_RESTRICT a, int64_t a_stride, const fl
       sum[r][v] = from_zero ? hn::Zero(d) : hn::LoadU(d, c + r * c_stride + v * kLanes);
     }
   }
-  if (from_zero && c_stride >= kFarStride) {
+  if (from_zero) {
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVectors; ++v) hwy::Prefetch(c + r * c_stride + v * kLanes);
     }
@@ -246,6 +244,24 @@ Panel panel_of_a(const GemmArguments& g, RowPanel rows, int64_t first, int64_t d
   return {packed, kLanes};
 }
 
+// Asks for what the next tile reads first: its rows of A, when no tile has read them yet, and what C
+// it adds to. They lie far away and come in too few lines in a row for the processor to foresee.
+void prefetch_next(const GemmArguments& g, RowPanel rows, int64_t column, int64_t columns,
+                   int64_t first, int64_t depth, bool a_too) {
+  for (int64_t r = rows.begin; r < rows.end && (g.accumulate || first > 0); ++r) {
+    for (int64_t j = 0; j < columns; j += kLine) hwy::Prefetch(g.c + r * g.c_stride + column + j);
+  }
+  if (!a_too) return;
+  const float* const from = g.a + rows.begin * g.a_row_stride + first * g.a_depth_stride;
+  if (g.a_row_stride == 1) {
+    for (int64_t p = 0; p < depth; ++p) hwy::Prefetch(from + p * g.a_depth_stride);
+    return;
+  }
+  for (int64_t r = 0; r < rows.end - rows.begin; ++r) {
+    for (int64_t p = 0; p < depth; p += kLine) hwy::Prefetch(from + r * g.a_row_stride + p);
+  }
+}
+
 // Depths [first, first + depth) of `columns` columns of B from `column`, packed into `packed`
 // unless few row panels will read it. Lanes past the end hold anything: their products are never
 // stored.
@@ -293,6 +309,10 @@ void multiply_block(const GemmArguments& g, int64_t column, int64_t count, int64
       for (int64_t p = block; p < block_end; ++p) {
         const RowPanel rows = row_panel(g, p, panel_count);
         const Panel& a = left[p - block];
+        if (p + 1 < block_end) {
+          prefetch_next(g, row_panel(g, p + 1, panel_count), column + j, columns, first, depth,
+                        j == 0);
+        }
         float* const c = g.c + rows.begin * g.c_stride + column + j;
         const TileFunction tile = tile_of(a.layout, rows.end - rows.begin, columns);
         if (columns % kLanes == 0) {
