@@ -166,6 +166,9 @@ void pack_transposed(int64_t count, int64_t depth, const float* from, int64_t fr
   int64_t p = 0;
 #if HWY_TARGET != HWY_SCALAR
   for (; p + 4 <= depth; p += 4) {
+    if (p % kLine == 0) {  // the rows that are likely next: weights come from far away
+      for (int64_t i = 0; i < count; ++i) hwy::Prefetch(from + (i + count) * from_stride + p);
+    }
     const auto row = [&](int64_t i)
                          HWY_ATTR { return from + std::min(i, count - 1) * from_stride + p; };
     transpose_four(row, hn::Set(D(), factor), to + p * to_stride, to_stride);
