@@ -247,7 +247,7 @@ Panel panel_of_a(const GemmArguments& g, RowPanel rows, int64_t first, int64_t d
   return {packed, kLanes};
 }
 
-// Asks for what the next tile reads first: its rows of A, when no tile has read them yet, and what C
+// Asks for what the next tile reads first: its rows of A, when no tile has read them yet, and what
 // it adds to. They lie far away and come in too few lines in a row for the processor to foresee.
 void prefetch_next(const GemmArguments& g, RowPanel rows, int64_t column, int64_t columns,
                    int64_t first, int64_t depth, bool a_too) {
