@@ -174,7 +174,7 @@ struct EvaluationReport {
 
 // One box of one tensor in a segment file, as DESIGN §8: ranks never appear in names.
 struct SavedSlice {
-  std::string name;            // logical: "model.layers.3.mlp.experts.7.up_proj.weight|weight"
+  std::string name;            // logical: "model.layers.3.mlp.experts.7.up_proj.weight|exp_avg"
   std::string dtype;           // "f32", "i64", …
   std::vector<int64_t> shape;  // of the whole tensor
   std::vector<int64_t> box_offset;
