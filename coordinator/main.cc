@@ -2,8 +2,8 @@
 // checkpoints.
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <cstdlib>
 
+#include "comm/base/ip_address.h"
 #include "comm/base/log.h"
 #include "comm/base/version.h"
 #include "coordinator/driver/driver.h"
@@ -11,42 +11,27 @@
 namespace penstock {
 namespace {
 
-Path default_state_dir() {
-  if (const char* state = std::getenv("XDG_STATE_HOME"); state != nullptr && state[0] == '/') {
-    return Path(state) / "penstock" / "coordinator";
-  }
-  const char* home = std::getenv("HOME");
-  return Path(home != nullptr ? home : ".") / ".local" / "state" / "penstock" / "coordinator";
+std::string address_error(const std::string& address) {
+  return is_ip_address(address) ? "" : "not an IP address such as 127.0.0.1, 0.0.0.0 or ::1";
 }
 
 int fail(const Status& status) {
   std::fprintf(stderr, "penstock-coordinator: %s\n", status.message().c_str());
-  switch (status.code()) {
-    case Code::kInvalidArgument:
-      return static_cast<int>(ExitCode::kUsage);
-    case Code::kAlreadyExists:
-      return static_cast<int>(ExitCode::kConflict);
-    case Code::kPermissionDenied:
-      return static_cast<int>(ExitCode::kPermission);
-    case Code::kDataLoss:
-      return static_cast<int>(ExitCode::kDataCorrupt);
-    default:
-      return static_cast<int>(ExitCode::kFailure);
-  }
+  return static_cast<int>(exit_code_of(status));
 }
 
 int run(int argc, char** argv) {
   CLI::App app(
       "Accepts training jobs over HTTP, runs them on worker daemons and keeps them alive. Jobs go "
-      "on "
-      "while it is down; started again on the same state directory it takes them up.",
+      "on while it is down; started again on the same state directory it takes them up.",
       "penstock-coordinator");
   DriverOptions options;
   app.add_option("--state-dir", options.state_dir,
                  "records, logs and checkpoints; default $XDG_STATE_HOME/penstock/coordinator");
-  app.add_option("--bind", options.bind, "IP address to listen on, for HTTP and for workers")
+  app.add_option("--bind", options.bind,
+                 "IPv4 or IPv6 address to listen on, for HTTP and for workers")
       ->capture_default_str()
-      ->check(CLI::ValidIPV4);
+      ->check(address_error);
   app.add_option("--http-port", options.http_port, "port of API, page and metrics; 0: any free one")
       ->capture_default_str();
   app.add_option("--control-port", options.control_port, "port workers connect to; 0: any free one")
@@ -61,7 +46,7 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
   }
-  if (options.state_dir.empty()) options.state_dir = default_state_dir();
+  if (options.state_dir.empty()) options.state_dir = default_state_dir("coordinator");
   start_logging("coordinator");
   const Result<std::unique_ptr<Driver>> driver = Driver::start(std::move(options));
   if (!driver.ok()) return fail(driver.status());

@@ -2,6 +2,8 @@
 // exit-codes`.
 #pragma once
 
+#include "comm/base/status.h"
+
 namespace penstock {
 
 enum class ExitCode : int {
@@ -21,5 +23,9 @@ enum class ExitCode : int {
   kPeerLost = 15,     // rank only: a peer went away; the cause is elsewhere
   kInterrupted = 130,
 };
+
+// How a command or daemon that ended with this error exits. Ranks have a rule of their own, which
+// tells lost peers from causes: worker/rank/rank_process.h.
+ExitCode exit_code_of(const Status& status);
 
 }  // namespace penstock

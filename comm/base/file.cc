@@ -4,8 +4,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 
 namespace penstock {
 
@@ -25,8 +27,9 @@ Result<FileDescriptor> open_file(const Path& path, int flags, unsigned mode) {
   return FileDescriptor(fd);
 }
 
-Result<std::string> read_file(const Path& path, uint64_t bytes_max) {
-  PENSTOCK_TRY_ASSIGN(const FileDescriptor file, open_file(path, O_RDONLY));
+namespace {
+
+Result<std::string> read_all(const FileDescriptor& file, const Path& path, uint64_t bytes_max) {
   std::string content;
   char chunk[65536];
   while (true) {
@@ -40,6 +43,46 @@ Result<std::string> read_file(const Path& path, uint64_t bytes_max) {
     }
     content.append(chunk, count);
   }
+}
+
+}  // namespace
+
+Result<std::string> read_file(const Path& path, uint64_t bytes_max) {
+  PENSTOCK_TRY_ASSIGN(const FileDescriptor file, open_file(path, O_RDONLY));
+  return read_all(file, path, bytes_max);
+}
+
+Result<std::string> read_plain_file(const Path& path, uint64_t bytes_max) {
+  uint64_t byte_count = 0;
+  PENSTOCK_TRY_ASSIGN(const FileDescriptor file, open_plain_file(path, &byte_count));
+  return read_all(file, path, bytes_max);
+}
+
+Result<FileDescriptor> open_plain_file(const Path& path, uint64_t* byte_count) {
+  // O_NONBLOCK: opening a pipe would wait for its other end.
+  Result<FileDescriptor> file = open_file(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+  if (std::error_code error; !file.ok() && std::filesystem::is_symlink(path, error)) {
+    return data_loss(path.string() + " is a symbolic link; it must be a file");
+  }
+  if (!file.ok()) return file;
+  struct stat info = {};
+  if (::fstat(file->get(), &info) != 0) return errno_status(errno, "fstat " + path.string());
+  if (!S_ISREG(info.st_mode)) return data_loss(path.string() + " is not a regular file");
+  *byte_count = static_cast<uint64_t>(info.st_size);
+  return file;
+}
+
+Result<std::vector<std::string>> file_names(const Path& directory) {
+  std::vector<std::string> names;
+  std::error_code error;
+  std::filesystem::directory_iterator entry(directory, error);
+  if (error == std::errc::no_such_file_or_directory) return names;
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    names.push_back(entry->path().filename().string());
+  }
+  if (error) return errno_status(error.value(), "list " + directory.string());
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 Status read_at(int fd, const Path& path, uint64_t offset, MutableBytes into) {
@@ -96,6 +139,14 @@ Status sync_directory(const Path& directory) {
   PENSTOCK_TRY_ASSIGN(FileDescriptor file, open_file(path, O_RDONLY | O_DIRECTORY));
   if (::fsync(file.get()) != 0) return errno_status(errno, "fsync directory " + path.string());
   return file.close(path);
+}
+
+Path default_state_dir(const std::string& folder) {
+  const char* const state = std::getenv("XDG_STATE_HOME");
+  const char* const home = std::getenv("HOME");
+  const bool is_set = state != nullptr && state[0] == '/';
+  const Path root = is_set ? Path(state) : Path(home != nullptr ? home : ".") / ".local" / "state";
+  return root / "penstock" / folder;
 }
 
 Status create_directories_durably(const Path& directory) {

@@ -42,6 +42,15 @@ Result<FileDescriptor> open_file(const Path& path, int flags, unsigned mode = 06
 // The whole file. kResourceExhausted when it is larger than bytes_max.
 Result<std::string> read_file(const Path& path, uint64_t bytes_max);
 
+// The same for files that others may have put there: a symbolic link, a directory, a pipe or a
+// device is kDataLoss, and never followed, waited for or read.
+Result<std::string> read_plain_file(const Path& path, uint64_t bytes_max);
+// Opens such a file for reading; its size goes to *byte_count.
+Result<FileDescriptor> open_plain_file(const Path& path, uint64_t* byte_count);
+// Names of all entries of a directory, sorted; none when it does not exist. Any other failure is an
+// error: a list that is not whole must not be taken for one.
+Result<std::vector<std::string>> file_names(const Path& directory);
+
 // Exactly `into.size()` bytes at `offset`; kDataLoss when the file ends before.
 Status read_at(int fd, const Path& path, uint64_t offset, MutableBytes into);
 // All of `bytes` at `offset`, however many calls that takes.
@@ -58,5 +67,9 @@ Status rename_no_replace(const Path& from, const Path& to);
 Status sync_directory(const Path& directory);
 // mkdir -p, syncing the parent of every directory it made.
 Status create_directories_durably(const Path& directory);
+
+// Where a program keeps its state when it is not told: $XDG_STATE_HOME/penstock/<folder>, else
+// ~/.local/state/penstock/<folder>.
+Path default_state_dir(const std::string& folder);
 
 }  // namespace penstock

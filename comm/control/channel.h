@@ -42,7 +42,8 @@ class RouterChannel {
     std::function<void(const Rejection&)> on_rejected;  // may be empty
   };
 
-  // `endpoint`: "tcp://127.0.0.1:7070" (port 0: any free one) or "ipc:///path/of/socket".
+  // `endpoint`: "tcp://127.0.0.1:7070", "tcp://[::1]:7070" (port 0: any free one) or
+  // "ipc:///path/of/socket".
   // kAlreadyExists when it is in use; kInvalidArgument when it is no endpoint. Handlers run on the
   // loop, never from inside bind().
   static Result<std::unique_ptr<RouterChannel>> bind(EventLoop& loop, const std::string& endpoint,

@@ -158,8 +158,16 @@ Status ZmqSocket::ping_over_network(const std::string& endpoint) {
   return set_option(socket_, ZMQ_HEARTBEAT_TIMEOUT, kPingTimeoutMs);
 }
 
+// Only where it is asked for: with it, "localhost" could mean ::1 where the other side listens on
+// 127.0.0.1.
+Status ZmqSocket::allow_ipv6(const std::string& endpoint) {
+  if (endpoint.rfind("tcp://[", 0) != 0) return {};
+  return set_option(socket_, ZMQ_IPV6, 1);
+}
+
 Result<std::string> ZmqSocket::bind(const std::string& endpoint) {
   PENSTOCK_TRY(ping_over_network(endpoint));
+  PENSTOCK_TRY(allow_ipv6(endpoint));
   if (zmq_bind(socket_, endpoint.c_str()) != 0) {
     return zmq_status(errno, fmt::format("bind {}", endpoint));
   }
@@ -173,6 +181,7 @@ Result<std::string> ZmqSocket::bind(const std::string& endpoint) {
 
 Status ZmqSocket::connect(const std::string& endpoint) {
   PENSTOCK_TRY(ping_over_network(endpoint));
+  PENSTOCK_TRY(allow_ipv6(endpoint));
   if (zmq_connect(socket_, endpoint.c_str()) == 0) return {};
   return zmq_status(errno, fmt::format("connect {}", endpoint));
 }

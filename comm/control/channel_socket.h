@@ -59,6 +59,7 @@ class ZmqSocket : public std::enable_shared_from_this<ZmqSocket> {
   Status configure(const ZmqSocketOptions& options);
   Status open_monitor();
   Status ping_over_network(const std::string& endpoint);
+  Status allow_ipv6(const std::string& endpoint);
   void drain();
   void drain_monitor();
   bool receive_one();

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 
+#include "comm/base/ip_address.h"
 #include "comm/base/log.h"
 
 namespace penstock {
@@ -22,6 +23,9 @@ using asio::ip::tcp;
 // does not reset the connection before the client has read why it was refused.
 constexpr std::chrono::milliseconds kDrainTimeout{1000};
 constexpr size_t kDrainBytesMax = 4 << 20;
+// Bytes read at a time, on top of the longest header. The reader's limits do not count chunk
+// extensions and trailers, which it buffers whole: this bound does.
+constexpr size_t kReadBytesMax = 64 << 10;
 
 int hex_digit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
@@ -127,7 +131,10 @@ class HttpServer::Impl : public std::enable_shared_from_this<HttpServer::Impl> {
 class HttpServer::Impl::Session : public std::enable_shared_from_this<Session> {
  public:
   Session(tcp::socket socket, std::shared_ptr<Impl> server)
-      : stream_(std::move(socket)), timer_(server->loop_), server_(std::move(server)) {
+      : stream_(std::move(socket)),
+        timer_(server->loop_),
+        server_(std::move(server)),
+        buffer_(server_->options_.header_bytes_max + kReadBytesMax) {
     server_->sessions_.insert(this);
   }
   ~Session() { server_->sessions_.erase(this); }
@@ -143,6 +150,7 @@ class HttpServer::Impl::Session : public std::enable_shared_from_this<Session> {
   void on_request(beast::error_code error);
   void on_read_error(beast::error_code error);
   void dispatch();
+  void watch_for_departure(uint64_t exchange);
   void send(HttpResponse response, bool keep_alive);
   void drain();
 
@@ -225,7 +233,7 @@ void HttpServer::Impl::Session::on_read_error(beast::error_code error) {
                                                 std::to_string(server_->options_.body_bytes_max) +
                                                 " bytes"));
     refusal.status = 413;
-  } else if (error == http::error::header_limit) {
+  } else if (error == http::error::header_limit || error == http::error::buffer_overflow) {
     refusal = error_response(resource_exhausted("the request's header is larger than " +
                                                 std::to_string(server_->options_.header_bytes_max) +
                                                 " bytes"));
@@ -268,6 +276,21 @@ void HttpServer::Impl::Session::dispatch() {
   const auto pending = std::make_shared<Answer>(weak_from_this(), exchange);
   server_->handler_(request,
                     [pending](HttpResponse response) { pending->give(std::move(response)); });
+  if (waiting_) watch_for_departure(exchange);
+}
+
+// A client that goes away while its answer is awaited must not hold its place among the
+// connections until the answer would be due.
+void HttpServer::Impl::Session::watch_for_departure(uint64_t exchange) {
+  stream_.socket().async_wait(
+      tcp::socket::wait_read, [self = shared_from_this(), exchange](beast::error_code error) {
+        if (error || !self->waiting_ || self->exchange_ != exchange) return;
+        char byte = 0;
+        self->stream_.socket().receive(asio::buffer(&byte, 1), tcp::socket::message_peek, error);
+        if (!error) return;  // its next request, early
+        self->waiting_ = false;
+        self->close();
+      });
 }
 
 void HttpServer::Impl::Session::answer(uint64_t exchange, HttpResponse response) {
@@ -331,9 +354,12 @@ void HttpServer::Impl::Session::close() {
 Status HttpServer::Impl::listen() {
   beast::error_code error;
   const auto address = asio::ip::make_address(options_.bind, error);
-  if (error) return invalid_argument("--bind " + options_.bind + " is not an IP address");
+  if (error) {
+    return invalid_argument("\"" + options_.bind +
+                            "\" is not an IP address to listen on, such as 127.0.0.1 or ::1");
+  }
   const tcp::endpoint endpoint(address, options_.port);
-  const std::string where = options_.bind + ":" + std::to_string(options_.port);
+  const std::string where = host_and_port(options_.bind, options_.port);
   acceptor_.open(endpoint.protocol(), error);
   if (!error) acceptor_.set_option(asio::socket_base::reuse_address(true), error);
   if (!error) acceptor_.bind(endpoint, error);
@@ -342,7 +368,7 @@ Status HttpServer::Impl::listen() {
     return already_exists("HTTP port " + where +
                           " is in use by another program; stop it or choose another port");
   }
-  if (error) return unavailable("cannot listen for HTTP on " + where + ": " + error.message());
+  if (error) return errno_status(error.value(), "listen for HTTP on " + where);
   port_ = acceptor_.local_endpoint(error).port();
   return {};
 }

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "comm/base/clock.h"
+#include "comm/base/ip_address.h"
 #include "comm/base/log.h"
 #include "comm/control/channel.h"
 #include "comm/control/event_loop.h"
@@ -109,7 +110,7 @@ Status Driver::Impl::listen() {
                 rejection.address.empty() ? "a control connection" : rejection.address,
                 rejection.reason.message());
   };
-  const std::string endpoint = fmt::format("tcp://{}:{}", options.bind, options.control_port);
+  const std::string endpoint = "tcp://" + host_and_port(options.bind, options.control_port);
   PENSTOCK_TRY_ASSIGN(workers, RouterChannel::bind(loop, endpoint, std::move(handlers)));
 
   api.emplace(core, *store, logs, registry, api_actions());
@@ -132,7 +133,7 @@ Status Driver::Impl::write_endpoints() const {
       {"bind", options.bind},
       {"http_port", http->port()},
       {"control_port", std::stoi(control.substr(control.rfind(':') + 1))},
-      {"http", fmt::format("http://{}:{}", options.bind, http->port())},
+      {"http", "http://" + host_and_port(options.bind, http->port())},
       {"control", control},
       {"pid", getpid()}};
   return replace_file_durably(options.state_dir / "endpoints.json",
@@ -249,7 +250,7 @@ void Driver::stop() {
 }
 
 std::string Driver::http_address() const {
-  return fmt::format("{}:{}", impl_->options.bind, impl_->http->port());
+  return host_and_port(impl_->options.bind, impl_->http->port());
 }
 
 std::string Driver::control_endpoint() const {

@@ -12,7 +12,7 @@ namespace penstock {
 
 struct DriverOptions {
   Path state_dir;
-  std::string bind = "127.0.0.1";  // IPv4 address
+  std::string bind = "127.0.0.1";  // IPv4 or IPv6 address
   uint16_t http_port = 7070;       // 0: any free one
   uint16_t control_port = 7071;    // 0: any free one
   int64_t heartbeat_interval_ms = 1000;

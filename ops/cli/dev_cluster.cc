@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -147,6 +148,7 @@ class Starter {
  private:
   Status start_all() {
     if (!dev_coordinator_runs(state_)) PENSTOCK_TRY(start_coordinator());
+    before_ = incarnations_up();
     for (int i = 0; i < options_.worker_count; ++i) PENSTOCK_TRY(start_worker(i));
     return look_until(state_.processes, "not every worker has registered",
                       [&] { return registered_workers() >= options_.worker_count; });
@@ -206,13 +208,28 @@ class Starter {
                         "0", "--state-dir", (options_.state_dir / name).string()});
   }
 
-  int registered_workers() const {
+  // Of the workers that are up, by name.
+  std::map<std::string, std::string> incarnations_up() const {
+    std::map<std::string, std::string> incarnations;
     const auto list = get_json(state_.server() + "/api/v1/workers");
-    if (!list) return 0;
-    int count = 0;
+    if (!list) return incarnations;
     for (const Json& worker : list->value("items", Json::array())) {
-      const bool ours = state_.find(field_string(worker, "name")) != nullptr;
-      count += ours && field_string(worker, "state") == "up";
+      if (field_string(worker, "state") != "up") continue;
+      incarnations[field_string(worker, "name")] = field_string(worker, "incarnation");
+    }
+    return incarnations;
+  }
+
+  // The coordinator takes a worker that died for up until its heartbeats are missed, so one that
+  // was started here counts only as a new process.
+  int registered_workers() const {
+    int count = 0;
+    for (const auto& [name, incarnation] : incarnations_up()) {
+      const bool started = std::any_of(started_.begin(), started_.end(),
+                                       [&](const DevProcess& p) { return p.name == name; });
+      const auto old = before_.find(name);
+      const bool replaced = old == before_.end() || old->second != incarnation;
+      count += state_.find(name) != nullptr && (!started || replaced);
     }
     return count;
   }
@@ -221,6 +238,7 @@ class Starter {
   DevState state_;
   const std::function<void(std::string)>& note_;
   std::vector<DevProcess> started_;
+  std::map<std::string, std::string> before_;  // incarnations, before any worker was started
 };
 
 std::string flag_value(const std::vector<std::string>& words, const std::string& flag) {
@@ -259,8 +277,7 @@ Path dev_state_dir(const std::string& flag) {
     const char* value = std::getenv(name);
     return std::string(value == nullptr ? "" : value);
   };
-  Path path = variable("HOME") + "/.local/state/penstock/dev";
-  if (!variable("XDG_STATE_HOME").empty()) path = variable("XDG_STATE_HOME") + "/penstock/dev";
+  Path path = default_state_dir("dev");
   if (!variable("PENSTOCK_DEV_STATE_DIR").empty()) path = variable("PENSTOCK_DEV_STATE_DIR");
   if (!flag.empty()) path = flag;
   std::error_code error;

@@ -20,16 +20,20 @@ bool environment_has(const char* name) {
   return value != nullptr && *value != '\0';
 }
 
-bool wants_colour(bool terminal) {
-  if (environment_has("NO_COLOR")) return false;
-  if (environment_has("CLICOLOR_FORCE")) return true;
+// A terminal that understands escape sequences.
+bool is_capable_terminal(int fd) {
   const char* term = std::getenv("TERM");
-  return terminal && term != nullptr && std::string_view(term) != "dumb";
+  return ::isatty(fd) == 1 && term != nullptr && std::string_view(term) != "dumb";
 }
 
-int terminal_width() {
+bool wants_colour() {
+  if (environment_has("NO_COLOR")) return false;
+  return environment_has("CLICOLOR_FORCE") || is_capable_terminal(STDOUT_FILENO);
+}
+
+int terminal_width(int fd) {
   winsize size = {};
-  return ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+  return ::ioctl(fd, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
 void write_all(std::FILE* stream, std::string_view text) {
@@ -41,9 +45,9 @@ void write_all(std::FILE* stream, std::string_view text) {
 
 Output::Output()
     : stdout_is_terminal_(::isatty(STDOUT_FILENO) == 1),
-      stderr_is_terminal_(::isatty(STDERR_FILENO) == 1),
-      colour_(wants_colour(stdout_is_terminal_)),
-      width_(stdout_is_terminal_ ? terminal_width() : 0) {}
+      redraws_(is_capable_terminal(STDERR_FILENO)),
+      colour_(wants_colour()),
+      width_(stdout_is_terminal_ ? terminal_width(STDOUT_FILENO) : 0) {}
 
 void Output::document(const Json& document) {
   if (!json()) return;
@@ -68,8 +72,11 @@ void Output::note(std::string_view message) {
 }
 
 void Output::redraw(std::string_view line) {
-  if (!stderr_is_terminal_) return;
-  write_all(stderr, fmt::format("\r\x1b[K{}", line));
+  if (!redraws_) return;
+  // A line that wraps could not be taken back. Asked anew each time: terminals are resized.
+  const int width = terminal_width(STDERR_FILENO);
+  const std::string fitting = width > 1 ? cut_text(line, width - 1) : std::string(line);
+  write_all(stderr, fmt::format("\r{}\x1b[K", fitting));
   redrawing_ = true;
 }
 
@@ -94,33 +101,6 @@ std::string Output::coloured_state(const std::string& state) const {
                        : state == "RECOVERING" || state == "CANCELLED" ? "33"
                                                                        : "36";
   return fmt::format("\x1b[{}m{}\x1b[0m", colour, state);
-}
-
-ExitCode exit_code_of(const Status& status) {
-  switch (status.code()) {
-    case Code::kOk:
-      return ExitCode::kOk;
-    case Code::kInvalidArgument:
-      return ExitCode::kUsage;
-    case Code::kNotFound:
-      return ExitCode::kNotFound;
-    case Code::kPermissionDenied:
-      return ExitCode::kPermission;
-    case Code::kUnavailable:
-      return ExitCode::kUnreachable;
-    case Code::kAlreadyExists:
-    case Code::kFailedPrecondition:
-    case Code::kAborted:
-      return ExitCode::kConflict;
-    case Code::kDeadlineExceeded:
-      return ExitCode::kTimeout;
-    case Code::kDataLoss:
-      return ExitCode::kDataCorrupt;
-    case Code::kResourceExhausted:
-    case Code::kInternal:
-      return ExitCode::kFailure;
-  }
-  std::abort();
 }
 
 std::string field_text(const Json& object, const char* key) {

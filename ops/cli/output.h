@@ -34,8 +34,8 @@ class Output {
              const std::vector<std::vector<std::string>>& rows);
   void text(std::string_view text);
 
-  // stderr. note() ends its line; redraw() replaces the current one on a terminal and does nothing
-  // elsewhere.
+  // stderr. note() ends its line; redraw() replaces the current one, cut to the terminal's width,
+  // and does nothing where redraws() is false.
   void note(std::string_view message);
   void redraw(std::string_view line);
   // Leaves the last redrawn line standing.
@@ -48,7 +48,8 @@ class Output {
   bool colour() const { return colour_; }  // on stdout
   int columns() const { return width_; }   // of the terminal that stdout is; 0: none, no limit
   bool stdout_is_terminal() const { return stdout_is_terminal_; }
-  bool stderr_is_terminal() const { return stderr_is_terminal_; }
+  // stderr is a terminal that can replace a line.
+  bool redraws() const { return redraws_; }
   // A job's state in its colour, where stdout has colour.
   std::string coloured_state(const std::string& state) const;
 
@@ -56,15 +57,12 @@ class Output {
   OutputFormat format_ = OutputFormat::kTable;
   bool with_headers_ = true;
   bool stdout_is_terminal_ = false;
-  bool stderr_is_terminal_ = false;
+  bool redraws_ = false;
   bool colour_ = false;
   bool redrawing_ = false;
   bool printed_document_ = false;
   int width_ = 0;  // of the terminal; 0: unlimited
 };
-
-// The exit code of a command that ended with this error.
-ExitCode exit_code_of(const Status& status);
 
 // A member as text for a table: "-" for null, absent or an object.
 std::string field_text(const Json& object, const char* key);

@@ -74,20 +74,20 @@ size_t character_count(std::string_view text) {
   return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; });
 }
 
+std::string cut_text(std::string_view text, size_t characters_max) {
+  if (character_count(text) <= characters_max) return std::string(text);
+  size_t at = 0;
+  for (size_t seen = 0; at < text.size(); ++at) {
+    if ((text[at] & 0xc0) != 0x80 && seen++ + 1 == characters_max) break;
+  }
+  return std::string(text.substr(0, at)) + "…";
+}
+
 namespace {
 
 std::string padded(const std::string& text, size_t width) {
   const size_t count = character_count(text);
   return count < width ? text + std::string(width - count, ' ') : text;
-}
-
-// The first `count` characters.
-std::string clipped(const std::string& text, size_t count) {
-  size_t at = 0;
-  for (size_t seen = 0; at < text.size(); ++at) {
-    if ((text[at] & 0xc0) != 0x80 && seen++ == count) break;
-  }
-  return text.substr(0, at);
 }
 
 std::string format_row(const std::vector<std::string>& cells, const std::vector<size_t>& widths,
@@ -102,7 +102,7 @@ std::string format_row(const std::vector<std::string>& cells, const std::vector<
   const size_t room = width_max <= 0                          ? character_count(last)
                       : static_cast<size_t>(width_max) > used ? width_max - used
                                                               : 1;
-  line += character_count(last) <= room ? last : clipped(last, room - 1) + "…";
+  line += cut_text(last, room);
   line.erase(line.find_last_not_of(' ') + 1);
   return line + "\n";
 }

@@ -32,5 +32,7 @@ std::string format_table(const std::vector<std::string>& headers,
 
 // Characters of UTF-8 text (not bytes).
 size_t character_count(std::string_view text);
+// The text, or as much of it as leaves room for "…" within `characters_max`, which is at least 1.
+std::string cut_text(std::string_view text, size_t characters_max);
 
 }  // namespace penstock

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 namespace penstock {
@@ -31,6 +32,28 @@ TEST_F(FileTest, AMissingFileIsNotFoundAndNamed) {
   const Status status = read_file(directory_ / "absent", 10).status();
   EXPECT_EQ(status.code(), Code::kNotFound);
   EXPECT_NE(status.message().find("absent"), std::string::npos);
+}
+
+TEST_F(FileTest, OnlyPlainFilesAreReadPlainly) {
+  ASSERT_TRUE(write_and_sync(directory_ / "a", as_bytes("content")).ok());
+  EXPECT_EQ(*read_plain_file(directory_ / "a", 100), "content");
+  EXPECT_EQ(read_plain_file(directory_ / "a", 6).status().code(), Code::kResourceExhausted);
+  EXPECT_EQ(read_plain_file(directory_ / "absent", 6).status().code(), Code::kNotFound);
+  std::filesystem::create_symlink(directory_ / "a", directory_ / "link");
+  std::filesystem::create_symlink(directory_ / "absent", directory_ / "dangling");
+  ASSERT_EQ(::mkfifo((directory_ / "pipe").c_str(), 0600), 0);
+  for (const char* name : {"link", "dangling", "pipe", "."}) {
+    const Status status = read_plain_file(directory_ / name, 100).status();
+    EXPECT_EQ(status.code(), Code::kDataLoss) << name << ": " << status.to_string();
+  }
+}
+
+TEST_F(FileTest, NamesAreListedInOrderAndOnlyAMissingDirectoryIsEmpty) {
+  EXPECT_TRUE(file_names(directory_ / "absent")->empty());
+  ASSERT_TRUE(write_and_sync(directory_ / "b", {}).ok());
+  ASSERT_TRUE(write_and_sync(directory_ / "a", {}).ok());
+  EXPECT_EQ(*file_names(directory_), (std::vector<std::string>{"a", "b"}));
+  EXPECT_FALSE(file_names(directory_ / "a").ok());
 }
 
 TEST_F(FileTest, ReplacingLeavesNoTemporaryFile) {

@@ -67,5 +67,12 @@ TEST(TextTest, TheLastColumnIsCutToTheTerminal) {
   EXPECT_EQ(format_table({"A", "B"}, {{"x", "äöüäöüäö"}}, false, 8), "x  äöüä…\n");
 }
 
+TEST(TextTest, LongTextIsCutBetweenCharacters) {
+  EXPECT_EQ(cut_text("abc", 3), "abc");
+  EXPECT_EQ(cut_text("abcd", 3), "ab…");
+  EXPECT_EQ(cut_text("äöüß", 3), "äö…");
+  EXPECT_EQ(cut_text("ab", 1), "…");
+}
+
 }  // namespace
 }  // namespace penstock

@@ -103,6 +103,21 @@ TEST(ChannelTest, PortZeroReportsTheRealPort) {
   EXPECT_GT(port_of(router.channel->endpoint()), 0);
 }
 
+TEST(ChannelTest, AVersionSixAddressWorksWhereTheHostHasOne) {
+  EventLoop loop;
+  const std::string endpoint = "tcp://[::1]:0";
+  if (const auto tried =
+          RouterChannel::bind(loop, endpoint, {.on_message = [](auto&&...) {}, .on_rejected = {}});
+      !tried.ok()) {
+    EXPECT_NE(tried.status().message().find("[::1]"), std::string::npos);
+    return;
+  }
+  Router router(loop, endpoint);
+  Dealer dealer(loop, router.channel->endpoint());
+  ASSERT_TRUE(dealer.channel->send(report_of(5)).ok());
+  EXPECT_TRUE(run_until(loop, [&] { return router.received.size() == 1; }));
+}
+
 TEST(ChannelTest, AMessageAndItsAnswerArrive) {
   EventLoop loop;
   Router router(loop, kAnyPort);

@@ -1,5 +1,7 @@
 #include "comm/control/http_server.h"
 
+#include "comm/base/clock.h"
+#include "comm/base/ip_address.h"
 #include "comm/base/random.h"
 #include "tests/control/http_fixture.h"
 
@@ -108,6 +110,24 @@ TEST_F(HttpServerTest, AnEndlessChunkedBodyIs413) {
   EXPECT_TRUE(exchange(bytes).starts_with("HTTP/1.1 413"));
 }
 
+TEST_F(HttpServerTest, EndlessChunkExtensionsAndTrailersAreRefused) {
+  start_echo();
+  const std::string head = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+  for (const std::string& begin : {head + "5;extension=", head + "0\r\nTrailer: "}) {
+    const FileDescriptor client = connect_raw();
+    send_raw(client, begin);
+    const std::string more(64 << 10, 'x');
+    size_t sent = 0;
+    // Until the server has had enough and closes; it must not keep all of this.
+    while (sent < (16u << 20)) {
+      const ssize_t count = send(client.get(), more.data(), more.size(), MSG_NOSIGNAL);
+      if (count < 0) break;
+      sent += static_cast<size_t>(count);
+    }
+    EXPECT_LT(sent, 16u << 20);
+  }
+}
+
 TEST_F(HttpServerTest, AHeaderLargerThanTheBoundIs431) {
   start_echo();
   const std::string reply =
@@ -189,6 +209,68 @@ TEST_F(HttpServerTest, AnAnswerAfterTheClientLeftDoesNothing) {
     kept = nullptr;
   });
   on_loop([] {});
+}
+
+TEST_F(HttpServerTest, AClientThatLeavesWhileItWaitsGivesItsPlaceBack) {
+  std::vector<HttpResponder> held;  // on the loop's thread
+  std::promise<void> both_wait;
+  HttpServerOptions options;
+  options.connections_max = 2;
+  start(options, [&](const HttpRequest& request, HttpResponder respond) {
+    if (request.path == "/now") return respond(json_response("{}"));
+    held.push_back(std::move(respond));
+    if (held.size() == 2) both_wait.set_value();
+  });
+  std::optional<FileDescriptor> first = connect_raw();
+  std::optional<FileDescriptor> second = connect_raw();
+  for (const auto* client : {&*first, &*second}) {
+    send_raw(*client, "GET /hold HTTP/1.1\r\nHost: x\r\n\r\n");
+  }
+  both_wait.get_future().wait();
+  EXPECT_EQ(call("GET", "/now")->status, 503);
+  first.reset();
+  second.reset();
+  const int64_t deadline_ns = monotonic_ns() + 10'000'000'000;
+  int status = 503;
+  while (status == 503 && monotonic_ns() < deadline_ns) status = call("GET", "/now")->status;
+  EXPECT_EQ(status, 200);
+  on_loop([&] { held.clear(); });
+}
+
+TEST_F(HttpServerTest, AnEarlyNextRequestDoesNotEndTheOneThatWaits) {
+  std::vector<HttpResponder> held;
+  std::promise<void> waits;
+  start({}, [&](const HttpRequest& request, HttpResponder respond) {
+    if (request.path == "/now") return respond(json_response("\"second\""));
+    held.push_back(std::move(respond));
+    waits.set_value();
+  });
+  const FileDescriptor client = connect_raw();
+  send_raw(client, "GET /hold HTTP/1.1\r\nHost: x\r\n\r\n");
+  waits.get_future().wait();
+  send_raw(client, "GET /now HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  on_loop([&] { held.front()(json_response("\"first\"")); });
+  const std::string answers = receive_all(client);
+  EXPECT_LT(answers.find("\"first\""), answers.find("\"second\""));
+  EXPECT_NE(answers.find("\"second\""), std::string::npos) << answers;
+}
+
+TEST_F(HttpServerTest, AVersionSixAddressServesWhereTheHostHasOne) {
+  HttpServerOptions options;
+  options.bind = "::1";
+  const HttpHandler answer = [](const HttpRequest&, HttpResponder respond) {
+    respond(json_response("{}"));
+  };
+  if (const auto tried = HttpServer::start(loop.io_context(), options, answer); !tried.ok()) {
+    EXPECT_NE(tried.status().message().find("[::1]"), std::string::npos);
+    return;
+  }
+  start(options, answer);
+  HttpCall over_version_6;
+  over_version_6.url = "http://" + host_and_port("::1", server->port()) + "/";
+  const Result<HttpReply> reply = http_call(over_version_6);
+  ASSERT_TRUE(reply.ok()) << reply.status().to_string();
+  EXPECT_EQ(reply->status, 200);
 }
 
 TEST_F(HttpServerTest, ConnectionsBeyondTheCapAreTurnedAway) {

@@ -3,10 +3,9 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <cstdlib>
-#include <iostream>
 
 #include "comm/base/log.h"
+#include "comm/base/version.h"
 #include "comm/control/process.h"
 #include "worker/agent/daemon.h"
 
@@ -21,14 +20,6 @@ std::string default_name() {
   return name.data();
 }
 
-Path default_state_dir(const std::string& name) {
-  if (const char* state = std::getenv("XDG_STATE_HOME"); state != nullptr && state[0] == '/') {
-    return Path(state) / "penstock" / name;
-  }
-  const char* home = std::getenv("HOME");
-  return Path(home != nullptr ? home : ".") / ".local" / "state" / "penstock" / name;
-}
-
 std::string name_error(const std::string& name) {
   const bool sound = !name.empty() && name.size() <= kWorkerNameBytesMax &&
                      name.find_first_not_of(
@@ -37,20 +28,14 @@ std::string name_error(const std::string& name) {
   return sound ? "" : "a name has 1 to 200 letters, digits, dots, underscores and dashes";
 }
 
+bool is_on_loopback(std::string_view endpoint) {
+  return endpoint.starts_with("tcp://127.") || endpoint.starts_with("tcp://[::1]:") ||
+         endpoint.starts_with("tcp://localhost:");
+}
+
 int fail(const Status& status) {
   std::fprintf(stderr, "penstock-worker: %s\n", status.message().c_str());
-  switch (status.code()) {
-    case Code::kInvalidArgument:
-      return static_cast<int>(ExitCode::kUsage);
-    case Code::kAlreadyExists:
-      return static_cast<int>(ExitCode::kConflict);
-    case Code::kPermissionDenied:
-      return static_cast<int>(ExitCode::kPermission);
-    case Code::kNotFound:
-      return static_cast<int>(ExitCode::kNotFound);
-    default:
-      return static_cast<int>(ExitCode::kFailure);
-  }
+  return static_cast<int>(exit_code_of(status));
 }
 
 int run(int argc, char** argv) {
@@ -71,7 +56,8 @@ int run(int argc, char** argv) {
       ->check(CLI::Range(1, 4096));
   app.add_option("--state-dir", options.state_dir,
                  "logs of ranks; default $XDG_STATE_HOME/penstock/NAME");
-  app.add_option("--http-bind", options.http_bind, "address of /metrics")->capture_default_str();
+  app.add_option("--http-bind", options.http_bind, "IPv4 or IPv6 address of /metrics")
+      ->capture_default_str();
   app.add_option("--http-port", options.http_port, "port of /metrics; 0: any free one")
       ->capture_default_str();
   app.add_option("--rank-binary", options.rank_binary,
@@ -79,7 +65,7 @@ int run(int argc, char** argv) {
   app.add_option("--data-interface", options.data_interface,
                  "network interface of the ranks' data plane; default lo beside a coordinator on "
                  "loopback, else all");
-  app.set_version_flag("--version", "penstock-worker 0.1.0");
+  app.set_version_flag("--version", std::string("penstock-worker ") + kVersion);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -87,9 +73,7 @@ int run(int argc, char** argv) {
   }
   start_logging("worker " + options.name);
   if (options.state_dir.empty()) options.state_dir = default_state_dir(options.name);
-  const std::string loopback = "tcp://127.";
-  if (options.data_interface.empty() &&
-      options.coordinator.compare(0, loopback.size(), loopback) == 0) {
+  if (options.data_interface.empty() && is_on_loopback(options.coordinator)) {
     options.data_interface = "lo";
   }
   if (options.rank_binary.empty()) {
