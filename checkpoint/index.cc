@@ -231,6 +231,7 @@ Result<uint64_t> CheckpointIndex::highest_commit(JobId job) const {
 
 Result<IndexReport> CheckpointIndex::reconcile(JobId job, const Path& directory) {
   const StoreListing listing = list_checkpoints(directory, job);
+  PENSTOCK_TRY(listing.directory);
   const auto& wanted = listing.checkpoints;
   const Result<std::vector<CheckpointInfo>> rows = list(job);
   PENSTOCK_TRY_ASSIGN(const uint64_t highest, highest_commit(job));

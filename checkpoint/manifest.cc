@@ -1,6 +1,5 @@
 #include "checkpoint/manifest.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -289,11 +288,7 @@ Result<Manifest> decode_manifest(std::string_view text) {
 
 Result<StoredManifest> read_manifest(const Path& path) {
   const std::string context = "manifest " + path.string();
-  std::error_code error;
-  if (std::filesystem::is_symlink(path, error)) {
-    return data_loss(context + " is a symbolic link; it must be a file");
-  }
-  Result<std::string> text = read_file(path, kManifestBytesMax);
+  Result<std::string> text = read_plain_file(path, kManifestBytesMax);
   if (!text.ok()) return text.status().with_context(context);
   Result<Manifest> manifest = decode_manifest(*text);
   if (!manifest.ok()) return manifest.status().with_context(context);

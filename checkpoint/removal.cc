@@ -24,7 +24,8 @@ Status remove_if_there(FileSystem& files, const Path& path) {
 Result<std::set<std::string>> referenced_segments(const Path& directory,
                                                   const std::vector<std::string>& except) {
   std::set<std::string> referenced;
-  for (const std::string& name : file_names(directory)) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
+  for (const std::string& name : names) {
     if (!parse_manifest_file_name(name).ok()) continue;
     if (std::find(except.begin(), except.end(), name) != except.end()) continue;
     PENSTOCK_TRY_ASSIGN(const StoredManifest stored, read_manifest(directory / name));
@@ -37,9 +38,11 @@ Result<std::set<std::string>> referenced_segments(const Path& directory,
 
 // The newest checkpoint that verifies completely, and whole ones (by their footers) below it,
 // newest first, at most count_max.
-std::vector<CheckpointInfo> whole_checkpoints(const Path& directory, JobId job, int64_t count_max) {
+Result<std::vector<CheckpointInfo>> whole_checkpoints(const Path& directory, JobId job,
+                                                      int64_t count_max) {
   std::vector<CheckpointInfo> whole;
   const StoreListing listing = list_checkpoints(directory, job);
+  PENSTOCK_TRY(listing.directory);
   for (auto info = listing.checkpoints.rbegin(); info != listing.checkpoints.rend(); ++info) {
     if (std::ssize(whole) == count_max) break;
     const auto stored = read_manifest(directory / info->manifest_file);
@@ -59,17 +62,6 @@ std::vector<CheckpointInfo> whole_checkpoints(const Path& directory, JobId job, 
 }
 
 }  // namespace
-
-std::vector<std::string> file_names(const Path& directory) {
-  std::vector<std::string> names;
-  std::error_code error;
-  for (std::filesystem::directory_iterator entry(directory, error), end; !error && entry != end;
-       entry.increment(error)) {
-    names.push_back(entry->path().filename().string());
-  }
-  std::sort(names.begin(), names.end());
-  return names;
-}
 
 std::string encode_removal(const Removal& removal) {
   std::string text;
@@ -116,7 +108,7 @@ Status begin_removal(const Path& directory, const Removal& removal, FileSystem& 
 
 Status finish_removal(const Path& directory, FileSystem& files) {
   const Path path = directory / kRemovalFile;
-  const Result<std::string> text = read_file(path, kRemovalBytesMax);
+  const Result<std::string> text = read_plain_file(path, kRemovalBytesMax);
   if (text.status().code() == Code::kNotFound) return {};
   PENSTOCK_TRY(text.status());
   const Result<Removal> removal = decode_removal(*text);
@@ -140,14 +132,16 @@ Status finish_removal(const Path& directory, FileSystem& files) {
 Result<RemovalReport> CheckpointStore::retain(int64_t keep_last) {
   PENSTOCK_CHECK(keep_last >= 1, keep_last);
   RemovalReport report;
-  const std::vector<CheckpointInfo> whole = whole_checkpoints(directory_, job_, keep_last);
+  PENSTOCK_TRY_ASSIGN(const std::vector<CheckpointInfo> whole,
+                      whole_checkpoints(directory_, job_, keep_last));
   if (std::ssize(whole) < keep_last) return report;
   const uint64_t oldest_kept = whole[keep_last - 1].commit_seq;
 
   Removal removal;
   std::vector<uint64_t> commit_seqs;
   std::set<std::string> candidates;
-  for (const std::string& name : file_names(directory_)) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory_));
+  for (const std::string& name : names) {
     const Result<uint64_t> number = parse_manifest_file_name(name);
     if (!number.ok() || *number >= oldest_kept) continue;
     const auto stored = read_manifest(directory_ / name);
@@ -181,8 +175,9 @@ Result<RemovalReport> CheckpointStore::retain(int64_t keep_last) {
 
 Result<RemovalReport> CheckpointStore::sweep_orphans(Epoch current) {
   PENSTOCK_TRY_ASSIGN(const std::set<std::string> referenced, referenced_segments(directory_, {}));
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory_));
   RemovalReport report;
-  for (const std::string& name : file_names(directory_)) {
+  for (const std::string& name : names) {
     const auto segment = parse_segment_file_name(name);
     const bool orphan = segment.ok() && segment->epoch < current && !referenced.contains(name);
     if (!orphan && !name.ends_with(".tmp")) continue;

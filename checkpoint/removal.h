@@ -31,7 +31,4 @@ Status begin_removal(const Path& directory, const Removal& removal, FileSystem& 
 // file is dropped: its segments are orphans then, which sweep_orphans() finds.
 Status finish_removal(const Path& directory, FileSystem& files);
 
-// Names of all directory entries, sorted; empty when it cannot be read.
-std::vector<std::string> file_names(const Path& directory);
-
 }  // namespace penstock

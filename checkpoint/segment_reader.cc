@@ -1,8 +1,6 @@
 #include "checkpoint/segment_reader.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <numeric>
@@ -12,20 +10,6 @@ namespace penstock {
 namespace {
 
 constexpr uint64_t kReadBytesMax = 4 << 20;
-
-// Opens what must be a plain file and gives its size.
-Result<FileDescriptor> open_plain(const Path& path, uint64_t* size) {
-  Result<FileDescriptor> file = open_file(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
-  if (std::error_code error; !file.ok() && std::filesystem::is_symlink(path, error)) {
-    return data_loss(path.string() + " is a symbolic link; a segment must be a file");
-  }
-  if (!file.ok()) return file.status();
-  struct stat info = {};
-  if (::fstat(file->get(), &info) != 0) return errno_status(errno, "fstat " + path.string());
-  if (!S_ISREG(info.st_mode)) return data_loss(path.string() + " is not a regular file");
-  *size = static_cast<uint64_t>(info.st_size);
-  return file;
-}
 
 }  // namespace
 
@@ -37,7 +21,7 @@ Status SegmentReader::bad(const std::string& what) const {
 Result<SegmentReader> SegmentReader::open(const Path& path) {
   SegmentReader reader;
   reader.path_ = path;
-  PENSTOCK_TRY_ASSIGN(reader.file_, open_plain(path, &reader.byte_count_));
+  PENSTOCK_TRY_ASSIGN(reader.file_, open_plain_file(path, &reader.byte_count_));
   const std::string context = "segment " + path.string();
   if (reader.byte_count_ < kSegmentHeaderBytes + kSegmentTrailerBytes) {
     return data_loss(fmt::format("{}: truncated to {} bytes", context, reader.byte_count_));

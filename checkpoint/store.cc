@@ -20,7 +20,7 @@ constexpr std::string_view kLockFile = "LOCK";
 
 Result<Uuid> read_store_uuid(const Path& directory) {
   const Path path = directory / kStoreFile;
-  PENSTOCK_TRY_ASSIGN(const std::string text, read_file(path, 256));
+  PENSTOCK_TRY_ASSIGN(const std::string text, read_plain_file(path, 256));
   const std::string_view line = text;
   if (line.size() == kStoreText.size() + 33 && line.starts_with(kStoreText) &&
       line.back() == '\n') {
@@ -32,9 +32,10 @@ Result<Uuid> read_store_uuid(const Path& directory) {
 }
 
 // Numbers of all manifest files, readable or not, ascending.
-std::vector<uint64_t> manifest_numbers(const Path& directory) {
+Result<std::vector<uint64_t>> manifest_numbers(const Path& directory) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
   std::vector<uint64_t> numbers;
-  for (const std::string& name : file_names(directory)) {
+  for (const std::string& name : names) {
     const Result<uint64_t> number = parse_manifest_file_name(name);
     if (number.ok()) numbers.push_back(*number);
   }
@@ -165,7 +166,8 @@ Result<Uuid> store_uuid(const Path& directory, FileSystem& files) {
   if (existing.ok() || existing.status().code() != Code::kNotFound) return existing;
   // A lost STORE file is written again with the uuid its manifests carry.
   Uuid uuid = random_uuid();
-  for (const uint64_t number : manifest_numbers(directory)) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> numbers, manifest_numbers(directory));
+  for (const uint64_t number : numbers) {
     const auto stored = read_manifest(directory / manifest_file_name(number));
     if (stored.ok()) uuid = stored->manifest.store;
   }
@@ -186,8 +188,10 @@ StoreListing list_checkpoints(const Path& directory, JobId job) {
   StoreListing listing;
   const Result<Uuid> uuid = read_store_uuid(directory);
   std::optional<StoredManifest> successor;
-  const std::vector<uint64_t> numbers = manifest_numbers(directory);
-  for (auto number = numbers.rbegin(); number != numbers.rend(); ++number) {
+  const Result<std::vector<uint64_t>> numbers = manifest_numbers(directory);
+  listing.directory = numbers.status();
+  if (!numbers.ok()) return listing;
+  for (auto number = numbers->rbegin(); number != numbers->rend(); ++number) {
     const std::string file = manifest_file_name(*number);
     const auto refuse = [&](Status why) { listing.refused.push_back({*number, file, why}); };
     Result<StoredManifest> stored = read_manifest(directory / file);
@@ -230,6 +234,7 @@ Status verify_checkpoint(const Path& directory, const Manifest& manifest) {
 NewestWhole newest_whole(const Path& directory, JobId job) {
   NewestWhole newest;
   StoreListing listing = list_checkpoints(directory, job);
+  newest.directory = listing.directory;
   for (auto info = listing.checkpoints.rbegin(); info != listing.checkpoints.rend(); ++info) {
     const Result<StoredManifest> stored = read_manifest(directory / info->manifest_file);
     const Status whole =
@@ -285,6 +290,7 @@ Result<Manifest> CheckpointStore::begin_manifest(const CommitRequest& request) c
   manifest.spec_digest = digest_of(as_bytes(request.spec_json));
   manifest.layout = request.layout;
   const StoreListing listing = list_checkpoints(directory_, job_);
+  PENSTOCK_TRY(listing.directory);
   if (!listing.checkpoints.empty()) {
     const CheckpointInfo& previous = listing.checkpoints.back();
     if (previous.epoch > request.epoch) {
@@ -296,7 +302,7 @@ Result<Manifest> CheckpointStore::begin_manifest(const CommitRequest& request) c
     manifest.previous_digest = previous.manifest_digest;
   }
   // Above every number a file or the index has seen: none is given twice, even after losses.
-  const std::vector<uint64_t> numbers = manifest_numbers(directory_);
+  PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> numbers, manifest_numbers(directory_));
   manifest.commit_seq = numbers.empty() ? 1 : numbers.back() + 1;
   if (index_ != nullptr) {
     const Result<uint64_t> highest = index_->highest_commit(job_);

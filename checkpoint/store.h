@@ -52,11 +52,13 @@ struct RefusedCheckpoint {
 };
 
 struct StoreListing {
+  Status directory;  // not ok: it could not be read, and the lists below say nothing
   std::vector<CheckpointInfo> checkpoints;  // readable manifests, ascending by commit_seq
   std::vector<RefusedCheckpoint> refused;   // unreadable, foreign, or denied by their successor
 };
 
 struct NewestWhole {
+  Status directory;                          // not ok: it could not be read; nothing is known
   std::optional<CheckpointInfo> checkpoint;  // empty: nothing to resume from
   std::vector<RefusedCheckpoint> refused;    // newer ones that were passed over, newest first
 };

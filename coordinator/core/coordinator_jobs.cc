@@ -138,6 +138,20 @@ void Coordinator::on_event(const CheckpointFound& found) {
                                 record.last_failure->reason.code == kCauseDataCorrupt &&
                                 found.manifest == record.restore_manifest;
   if (data_is_to_blame) return give_up(record.last_failure->reason);
+  if (found.refused.empty() && record.checkpoint && found.step < record.checkpoint->step) {
+    // A file system that is not mounted looks like an empty directory: training from the start
+    // again must not be what follows.
+    const std::string gone =
+        fmt::format("the checkpoint of step {}, which was committed, is not in {}",
+                    record.checkpoint->step, record.checkpoint_dir);
+    if (found.manifest.empty()) {
+      job.place_after = now_ + config_.backoff_first;
+      return wait(job, {"checkpoint_missing",
+                        gone + "; mount or restore that directory, or cancel the job"});
+    }
+    note(job, "coordinator",
+         {"checkpoint_missing", fmt::format("{}; going on from step {}", gone, found.step)});
+  }
   record.restore_manifest = found.manifest;
   record.restore_step = found.step;
   if (found.manifest.empty()) {
@@ -294,8 +308,10 @@ void Coordinator::fail(Job& job, Failure failure) {
                                   "changed nothing: {}",
                                   record.target_steps, failure.reason.message)});
   }
-  ++record.failures;
-  ++record.failures_without_step;
+  if (failure.reason.code != kCauseClusterRestarted) {
+    ++record.failures;
+    ++record.failures_without_step;
+  }
   const std::string actor = failure.worker.empty() ? "coordinator" : "worker " + failure.worker;
   const std::optional<Rank> rank = failure.rank;
   const Reason cause = failure.reason;

@@ -71,6 +71,7 @@ std::string sentence(const RefusedCheckpoint& refused) {
 NewestWhole newest_verified(const Path& directory, JobId job) {
   StoreListing listing = list_checkpoints(directory, job);
   NewestWhole newest;
+  newest.directory = listing.directory;
   newest.refused = std::move(listing.refused);
   for (auto at = listing.checkpoints.rbegin(); at != listing.checkpoints.rend(); ++at) {
     const Result<StoredManifest> stored = read_manifest(directory / at->manifest_file);
@@ -89,13 +90,9 @@ CheckpointFound find_now(const FindCheckpoint& request) {
   const Path directory = request.directory;
   CheckpointFound found;
   found.job = request.job;
-  std::error_code error;
-  if (!std::filesystem::exists(directory, error)) {
-    if (error) found.status = errno_status(error.value(), "look at " + request.directory);
-    return found;
-  }
   const NewestWhole newest = request.read_everything ? newest_verified(directory, request.job)
                                                      : newest_whole(directory, request.job);
+  found.status = newest.directory;
   for (const RefusedCheckpoint& refused : newest.refused) {
     found.refused.push_back(sentence(refused));
   }
@@ -106,8 +103,9 @@ CheckpointFound find_now(const FindCheckpoint& request) {
   return found;
 }
 
-std::vector<ListedCheckpoint> list_now(const Path& directory, JobId job) {
+Result<std::vector<ListedCheckpoint>> list_now(const Path& directory, JobId job) {
   const StoreListing listing = list_checkpoints(directory, job);
+  PENSTOCK_TRY(listing.directory);
   std::vector<ListedCheckpoint> listed;
   for (const CheckpointInfo& info : listing.checkpoints) {
     ListedCheckpoint item{

@@ -66,7 +66,8 @@ std::string broken_promise(const Path& directory, const Attempt& attempt) {
     return "the next removal fails: " + kept.status().message();
   }
   size_t files = 0;
-  for (const std::string& name : file_names(directory)) files += name != "LOCK" && name != "STORE";
+  const std::vector<std::string> names = file_names(directory).value();
+  for (const std::string& name : names) files += name != "LOCK" && name != "STORE";
   if (files != kModelRanks + 1) return fmt::format("{} files are left, space is lost", files);
   return load_model(directory, report->info.manifest_file, version_of(30)).message();
 }

@@ -47,7 +47,7 @@ TEST(DiskFullTest, ASaveThatDoesNotFitIsRefusedAndThePreviousCheckpointStaysGood
   auto store = CheckpointStore::open(disk.path(), kJob, nullptr);
   ASSERT_TRUE(store.ok()) << store.status().to_string();
   const CheckpointInfo first = commit_model(*store, kJob, Epoch{1}, 10, 1);
-  const std::vector<std::string> before = file_names(disk.path());
+  const std::vector<std::string> before = *file_names(disk.path());
 
   const std::vector<OwnedSlice> large = {
       known_slice("large", DType::kU8, {2 << 20}, {{0}, {2 << 20}})};
@@ -55,7 +55,7 @@ TEST(DiskFullTest, ASaveThatDoesNotFitIsRefusedAndThePreviousCheckpointStaysGood
   EXPECT_EQ(summary.status().code(), Code::kResourceExhausted) << summary.status().to_string();
   EXPECT_NE(summary.status().message().find("reserve"), std::string::npos)
       << "found before the first byte is written: " << summary.status().message();
-  EXPECT_EQ(file_names(disk.path()), before);
+  EXPECT_EQ(*file_names(disk.path()), before);
   EXPECT_EQ(newest_whole(disk.path(), kJob).checkpoint, first);
   EXPECT_TRUE(load_model(disk.path(), first.manifest_file, 1).ok());
   // What fits is saved as ever.

@@ -28,7 +28,8 @@ class RemovalTest : public ::testing::Test {
   }
   size_t segment_count() const {
     size_t count = 0;
-    for (const std::string& name : file_names(path())) count += name.ends_with(".segment");
+    const std::vector<std::string> names = file_names(path()).value();
+    for (const std::string& name : names) count += name.ends_with(".segment");
     return count;
   }
   Path segment_of(const CheckpointInfo& info, size_t index) const {

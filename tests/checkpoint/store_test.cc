@@ -1,5 +1,7 @@
 #include "checkpoint/store.h"
 
+#include <sys/stat.h>
+
 #include "tests/checkpoint/support.h"
 
 namespace penstock {
@@ -31,6 +33,41 @@ TEST_F(StoreTest, AnEmptyDirectoryHasNothingToResumeFrom) {
   EXPECT_TRUE(list_checkpoints(path(), kJob).checkpoints.empty());
   EXPECT_FALSE(newest_whole(path(), kJob).checkpoint);
   EXPECT_FALSE(newest_whole(directory_.path() / "never-made", kJob).checkpoint);
+}
+
+TEST_F(StoreTest, ADirectoryThatCannotBeReadIsAnErrorAndNotAnEmptyOne) {
+  const Path file = directory_.path() / "file";
+  replace_file(file, "no directory");
+  EXPECT_FALSE(list_checkpoints(file, kJob).directory.ok());
+  const NewestWhole newest = newest_whole(file, kJob);
+  EXPECT_FALSE(newest.directory.ok());
+  EXPECT_NE(newest.directory.message().find(file.string()), std::string::npos);
+}
+
+TEST_F(StoreTest, PipesAndLinksInPlaceOfItsFilesAreRefusedAndNeverWaitedFor) {
+  commit(10, 1);
+  store_.reset();
+  const Path pipe = path() / manifest_file_name(2);
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const NewestWhole newest = newest_whole(path(), kJob);
+  EXPECT_EQ(newest.checkpoint->step, 10);
+  ASSERT_EQ(newest.refused.size(), 1u);
+  EXPECT_NE(newest.refused[0].reason.message().find("not a regular file"), std::string::npos);
+  std::filesystem::remove(pipe);
+  for (const char* name : {"GC", "STORE"}) {
+    const Path control = path() / name;
+    const Path aside = directory_.path() / name;
+    if (std::filesystem::exists(control)) std::filesystem::rename(control, aside);
+    ASSERT_EQ(::mkfifo(control.c_str(), 0600), 0);
+    EXPECT_FALSE(CheckpointStore::open(path(), kJob, nullptr).ok()) << name;
+    std::filesystem::remove(control);
+    std::filesystem::create_symlink("/etc/hostname", control);
+    EXPECT_FALSE(CheckpointStore::open(path(), kJob, nullptr).ok()) << name;
+    std::filesystem::remove(control);
+    if (std::filesystem::exists(aside)) std::filesystem::rename(aside, control);
+  }
+  reopen();
+  EXPECT_EQ(newest_whole(path(), kJob).checkpoint->step, 10);
 }
 
 TEST_F(StoreTest, CommitsAreNumberedListedAndLoad) {

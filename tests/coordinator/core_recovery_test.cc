@@ -150,6 +150,8 @@ TEST_F(CoreRecoveryTest, ARankKilledByOurOwnOrderIsNoCause) {
   h.exit_rank(job, 0, ExitCode::kPeerLost);
   h.kill_rank(job, 1);
   EXPECT_EQ(h.record(job).last_failure->reason.code, "peer_lost");
+  h.exit_rank(job, 2, ExitCode::kPreempted);  // how a rank answers SIGTERM
+  EXPECT_EQ(h.record(job).last_failure->reason.code, "peer_lost");
 }
 
 TEST_F(CoreRecoveryTest, AUsageErrorIsNeverRetried) {
@@ -243,6 +245,32 @@ TEST_F(CoreRecoveryTest, AnUnreadableCheckpointDirectoryIsTriedAgain) {
   h.pass(seconds(2));
   h.answer_find();
   EXPECT_EQ(h.state(job), JobState::kStarting);
+}
+
+TEST_F(CoreRecoveryTest, ACommittedCheckpointThatIsGoneIsWaitedForInsteadOfStartingOver) {
+  h.kill_rank(job, 2);
+  h.confirm_stops(job);
+  h.answer_find({job, {}, 0, {}, {}});  // its file system is not mounted
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+  EXPECT_EQ(h.record(job).reason.code, "checkpoint_missing");
+  EXPECT_NE(h.record(job).reason.message.find("step 20"), std::string::npos);
+  EXPECT_TRUE(h.sent<StartRank>().empty());
+  h.pass(seconds(2));
+  h.answer_find();
+  EXPECT_EQ(h.state(job), JobState::kStarting);
+  EXPECT_EQ(h.sent<StartRank>().at(0).restore_step, 20);
+}
+
+TEST_F(CoreRecoveryTest, AnOlderCheckpointInPlaceOfOneThatIsGoneIsSaid) {
+  h.checkpoint(job, 30);
+  h.kill_rank(job, 2);
+  h.confirm_stops(job);
+  h.answer_find({job, {}, 20, "/state/checkpoints/1/20.manifest", {}});
+  EXPECT_EQ(h.state(job), JobState::kStarting);
+  EXPECT_EQ(h.sent<StartRank>().at(0).restore_step, 20);
+  EXPECT_TRUE(std::any_of(h.events.begin(), h.events.end(), [](const JobEvent& event) {
+    return event.reason.code == "checkpoint_missing";
+  }));
 }
 
 TEST_F(CoreRecoveryTest, TheRestartBudgetEndsTheJobWithItsLastCause) {
@@ -429,6 +457,23 @@ TEST_F(CoreRecoveryTest, ARestartedCoordinatorAdoptsARunWithoutTouchingItsRanks)
   h.train(job, 31, 32);
   EXPECT_EQ(h.record(job).last_step->step, 32);
   EXPECT_EQ(h.record(job).epoch, Epoch{1});
+}
+
+TEST_F(CoreRecoveryTest, ARestartOfTheWholeClusterDoesNotCountAsAFailureOfTheJob) {
+  for (int i = 1; i <= 6; ++i) {  // more often than recovery.max_restarts allows failures
+    h.restart_coordinator();
+    h.restart_worker("w0");
+    EXPECT_EQ(h.state(job), JobState::kRecovering);
+    EXPECT_EQ(h.record(job).reason.code, "cluster_restarted");
+    h.restart_worker("w1");
+    if (h.finds.empty()) h.pass(seconds(1));
+    h.answer_find();
+    h.run(job);
+    EXPECT_EQ(h.record(job).restarts, i);
+    EXPECT_EQ(h.record(job).failures, 0);
+  }
+  h.restart_worker("w1");  // it alone is a failure
+  EXPECT_EQ(h.record(job).failures, 1);
 }
 
 TEST_F(CoreRecoveryTest, ARestartedCoordinatorAsksUnknownWorkersToRegister) {
