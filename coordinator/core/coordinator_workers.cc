@@ -3,6 +3,7 @@
 
 #include "comm/base/check.h"
 #include "coordinator/core/coordinator.h"
+#include "coordinator/core/failure.h"
 
 namespace penstock {
 namespace {
@@ -98,9 +99,10 @@ void Coordinator::on_register(const std::string& peer, const Register& message) 
         {"worker_up", fmt::format("{} on {} with {} devices ({})", message.name, message.host,
                                   message.device_count, message.device_kind)});
   }
+  const bool cluster_restarted = restarted && worker.state == WorkerState::kExpected;
   adopt_connection(worker, peer, message);
   send(id, Registered{id, interval_ms, {}});
-  if (restarted) on_new_incarnation(worker);
+  if (restarted) on_new_incarnation(worker, cluster_restarted);
   observe_ranks(worker, message.ranks);
   for (const JobId job_id : std::set<JobId>(open_jobs_)) {
     Job& job = jobs_.at(job_id);
@@ -129,7 +131,10 @@ void Coordinator::adopt_connection(Worker& worker, const std::string& peer,
   const bool record_changed = worker.record.incarnation != record.incarnation ||
                               worker.record.device_count != record.device_count ||
                               worker.record.lost;
-  if (worker.record.incarnation != record.incarnation) worker.stale.clear();
+  if (worker.record.incarnation != record.incarnation) {
+    worker.stale.clear();
+    worker.heartbeat_sequence = 0;
+  }
   worker.record = record;
   if (record_changed) effects_.workers.push_back(record);
   worker.state = WorkerState::kUp;
@@ -138,18 +143,18 @@ void Coordinator::adopt_connection(Worker& worker, const std::string& peer,
   worker.device_kind = message.device_kind;
   worker.http_address = message.http_address;
   worker.last_seen = now_;
-  worker.heartbeat_sequence = 0;
 }
 
 // The daemon's process is a new one: every rank of the old one died with it.
-void Coordinator::on_new_incarnation(Worker& worker) {
+void Coordinator::on_new_incarnation(Worker& worker, bool cluster_restarted) {
   const std::string& name = worker.record.name;
   for (const JobId id : std::set<JobId>(open_jobs_)) {
     Job& job = jobs_.at(id);
     if (!hosts(job).contains(worker.record.id)) continue;
     Failure failure;
-    failure.reason = {"worker_restarted",
-                      "worker " + name + " was restarted, which ended its ranks"};
+    failure.reason = {cluster_restarted ? kCauseClusterRestarted : "worker_restarted",
+                      fmt::format("{}worker {} was restarted, which ended its ranks",
+                                  cluster_restarted ? "like the coordinator, " : "", name)};
     failure.worker = name;
     fail(job, std::move(failure));
     worker_stopped(job, worker.record.id);

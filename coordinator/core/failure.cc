@@ -55,7 +55,7 @@ Failure failure_of(const RankExited& exited, const std::string& worker_name, Ran
 
 bool looks_ordered(const RankExited& exited) {
   return exited.signal == kSigKill || exited.signal == kSigTerm ||
-         (exited.signal == 0 && exited.exit_code == static_cast<int>(ExitCode::kInterrupted));
+         exited.exit_code == static_cast<int>(ExitCode::kPreempted);
 }
 
 }  // namespace penstock

@@ -11,6 +11,9 @@ namespace penstock {
 // Reason codes of failures. kPeerLost is a consequence, never a cause: a better one replaces it.
 inline constexpr const char* kCausePeerLost = "peer_lost";
 inline constexpr const char* kCauseDataCorrupt = "data_corrupt";
+// The coordinator and the worker were restarted, as by "penstock dev down" and "up" or a reboot of
+// everything. Nothing was wrong with the job: it does not count against recovery.max_restarts.
+inline constexpr const char* kCauseClusterRestarted = "cluster_restarted";
 
 // How far a rank had come when it ended.
 enum class RankPhase : uint8_t {
@@ -24,7 +27,7 @@ enum class RankPhase : uint8_t {
 // do; data that is missing or may not be read at the first start.
 Failure failure_of(const RankExited& exited, const std::string& worker_name, RankPhase phase);
 
-// The exit is only what an order to stop looks like: a signal or kInterrupted.
+// The exit is only what an order to stop looks like: a signal or kPreempted.
 bool looks_ordered(const RankExited& exited);
 
 }  // namespace penstock

@@ -14,10 +14,10 @@ const std::vector<double>& step_bounds_seconds() {
 }
 
 // Every cause a restart can have (coordinator/core/failure.h and the daemons' fates).
-constexpr const char* kCauses[] = {"rank_exited",       "rank_killed",  "out_of_memory",
-                                   "peer_lost",         "data_corrupt", "worker_lost",
-                                   "worker_restarted",  "rank_missing", "not_found",
-                                   "permission_denied", "start_timeout"};
+constexpr const char* kCauses[] = {"rank_exited",      "rank_killed",       "out_of_memory",
+                                   "peer_lost",        "data_corrupt",      "worker_lost",
+                                   "worker_restarted", "cluster_restarted", "rank_missing",
+                                   "not_found",        "permission_denied", "start_timeout"};
 constexpr JobState kFinalStates[] = {JobState::kSucceeded, JobState::kFailed, JobState::kCancelled};
 
 // The value of the label `run`, as workers use it too: the job's id, which is never reused.

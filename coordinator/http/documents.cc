@@ -203,6 +203,7 @@ std::string worker_list_document(const Coordinator& core) {
                      {"devices", worker.record.device_count},
                      {"free_devices", up ? core.free_devices(id).size() : 0},
                      {"device_kind", worker.device_kind},
+                     {"incarnation", fmt::format("{:016x}", worker.record.incarnation)},
                      {"http_address", worker.http_address},
                      {"last_heartbeat", time_of(worker.last_seen)},
                      {"ranks", std::move(ranks)}});

@@ -76,6 +76,10 @@ TEST(CoreWorkersTest, ALateOrRepeatedHeartbeatIsDropped) {
   old.sequence = 1;
   h.say("w0", old);
   for (const RankView& rank : h.job(job).ranks) EXPECT_FALSE(rank.missing_since.has_value());
+  h.heartbeat("w0");
+  h.register_worker("w0");  // a new connection of the same daemon: what the old one carried is late
+  h.say("w0", old);
+  for (const RankView& rank : h.job(job).ranks) EXPECT_FALSE(rank.missing_since.has_value());
 }
 
 TEST(CoreWorkersTest, AMessageThatIsNotAWorkersToSendIsDropped) {

@@ -30,7 +30,7 @@
 //   exits with the
 //      code of comm/base/exit_codes.h that fits (kPeerLost when a peer went away). That line
 //      becomes RankExited.reason. It sends no message for this.
-//   9. SIGTERM asks it to end (exit kInterrupted, no checkpoint); SIGKILL follows after the grace
+//   9. SIGTERM asks it to end (exit kPreempted, no checkpoint); SIGKILL follows after the grace
 //   of StopRanks.
 // Every message a rank sends must carry its own job, epoch and rank; others are dropped and logged.
 #pragma once

@@ -22,7 +22,7 @@ const char* error_kind(const ExitStatus& status) {
   if (status.signal != 0) return "signal";
   switch (static_cast<ExitCode>(status.exit_code)) {
     case ExitCode::kOk:
-    case ExitCode::kInterrupted:
+    case ExitCode::kPreempted:  // asked to stop
       return nullptr;
     case ExitCode::kOutOfMemory:
       return "out_of_memory";
