@@ -1,6 +1,7 @@
 #include "comm/control/background_appender.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include <thread>
 
 #include "comm/base/log.h"
+#include "comm/base/log_folder.h"
 
 namespace penstock {
 namespace {
@@ -28,6 +30,11 @@ Result<FileDescriptor> open_to_append(const Path& file) {
         fmt::format("create {}: {}", file.parent_path().string(), error.message()));
   }
   return open_file(file, O_WRONLY | O_CREAT | O_APPEND);
+}
+
+bool was_removed(const FileDescriptor& file) {
+  struct stat info = {};
+  return ::fstat(file.get(), &info) == 0 && info.st_nlink == 0;
 }
 
 Status write_all(int fd, const Path& file, std::string_view text) {
@@ -49,7 +56,8 @@ struct BackgroundAppender::Impl {
     bool close = false;
   };
 
-  explicit Impl(size_t bytes_max) : queued_bytes_max(bytes_max) {}
+  Impl(size_t bytes_max, std::function<void()> tidy)
+      : queued_bytes_max(bytes_max), tidy_up(std::move(tidy)) {}
 
   void run() {
     while (true) {
@@ -72,7 +80,16 @@ struct BackgroundAppender::Impl {
       files.erase(job.file);
       return;
     }
+    if (tidy_up && untidied_bytes >= kLogBytesPerCheck) {
+      untidied_bytes = 0;
+      tidy_up();
+    }
+    untidied_bytes += job.text.size();
     auto file = files.find(job.file);
+    if (file != files.end() && was_removed(file->second)) {
+      files.erase(file);
+      file = files.end();
+    }
     Status status;
     if (file == files.end()) {
       Result<FileDescriptor> opened = open_to_append(job.file);
@@ -90,6 +107,7 @@ struct BackgroundAppender::Impl {
   }
 
   const size_t queued_bytes_max;
+  const std::function<void()> tidy_up;
   std::mutex mutex;
   std::condition_variable ready;
   // Guarded by mutex.
@@ -98,14 +116,15 @@ struct BackgroundAppender::Impl {
   bool ending = false;
   // Worker thread only.
   std::map<Path, FileDescriptor> files;
+  uint64_t untidied_bytes = kLogBytesPerCheck;
   // Any thread.
   std::atomic<uint64_t> lines_lost{0};
   std::atomic<bool> in_trouble{false};
   std::thread thread;
 };
 
-BackgroundAppender::BackgroundAppender(size_t queued_bytes_max)
-    : impl_(std::make_unique<Impl>(queued_bytes_max)) {
+BackgroundAppender::BackgroundAppender(size_t queued_bytes_max, std::function<void()> tidy_up)
+    : impl_(std::make_unique<Impl>(queued_bytes_max, std::move(tidy_up))) {
   impl_->thread = std::thread([impl = impl_.get()] { impl->run(); });
 }
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -15,7 +16,9 @@ namespace penstock {
 class BackgroundAppender {
  public:
   // `queued_bytes_max`: text waiting for the disk, over all files. Beyond it append() drops.
-  explicit BackgroundAppender(size_t queued_bytes_max);
+  // `tidy_up` runs on the appender's thread, before the first write and after each
+  // kLogBytesPerCheck; it may remove files that are being written. May be empty.
+  explicit BackgroundAppender(size_t queued_bytes_max, std::function<void()> tidy_up = {});
   // Writes what is queued, then ends.
   ~BackgroundAppender();
   BackgroundAppender(const BackgroundAppender&) = delete;

@@ -2,9 +2,12 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
+
+#include "comm/base/log.h"
 
 namespace penstock {
 namespace {
@@ -41,16 +44,26 @@ Status LogFiles::append(const LogChunk& chunk) {
   }
   if (chunk.epoch < newest) return aborted("late output of an earlier epoch");
   newest = chunk.epoch;
-  if (chunk.offset > kLogFileBytesMax || chunk.text.size() > kLogFileBytesMax - chunk.offset) {
+  if (chunk.offset > kLogOffsetMax || chunk.text.size() > kLogOffsetMax - chunk.offset) {
     return resource_exhausted(fmt::format("the log of rank {} of job {} has reached {} bytes",
-                                          chunk.rank, chunk.job, kLogFileBytesMax));
+                                          chunk.rank, chunk.job, kLogOffsetMax));
   }
   std::error_code error;
   std::filesystem::create_directories(folder(chunk.job), error);
   if (error) return errno_status(error.value(), "create " + folder(chunk.job).string());
   const Path path = file(chunk.job, chunk.rank, chunk.epoch);
   PENSTOCK_TRY_ASSIGN(const FileDescriptor fd, open_file(path, O_WRONLY | O_CREAT));
-  return write_at(fd.get(), path, chunk.offset, as_bytes(chunk.text));
+  PENSTOCK_TRY(write_at(fd.get(), path, chunk.offset, as_bytes(chunk.text)));
+  keep_within_bounds(chunk.text.size());
+  return {};
+}
+
+void LogFiles::keep_within_bounds(uint64_t bytes_written) {
+  unchecked_bytes_ += bytes_written;
+  if (unchecked_bytes_ < std::min(kLogBytesPerCheck, bounds_.file_bytes_max)) return;
+  unchecked_bytes_ = 0;
+  const Status bounded = bound_logs(root_, bounds_);
+  if (!bounded.ok()) log_warning("logs stay over their bounds: {}", bounded.message());
 }
 
 std::map<Epoch, uint64_t> LogFiles::sizes(JobId job, Rank rank) const {
@@ -78,10 +91,13 @@ Result<LogText> LogFiles::read(JobId job, Rank rank, uint64_t offset, uint64_t b
     const uint64_t end = begin + size;
     const uint64_t room = bytes_max - log.text.size();
     if (log.next_offset < end && room > 0) {
-      const uint64_t within = log.next_offset - begin;
-      std::string piece(std::min(size - within, room), '\0');
       const Path path = file(job, rank, epoch);
       PENSTOCK_TRY_ASSIGN(const FileDescriptor fd, open_file(path, O_RDONLY));
+      // Over text that gave way, at once.
+      const off_t data = ::lseek(fd.get(), static_cast<off_t>(log.next_offset - begin), SEEK_DATA);
+      const uint64_t within = data < 0 ? size : std::min(static_cast<uint64_t>(data), size);
+      log.next_offset = begin + within;
+      std::string piece(std::min(size - within, room), '\0');
       PENSTOCK_TRY(read_at(fd.get(), path, within,
                            {reinterpret_cast<std::byte*>(piece.data()), piece.size()}));
       keep_whole_characters(piece);

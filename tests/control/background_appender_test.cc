@@ -49,6 +49,31 @@ TEST_F(BackgroundAppenderTest, WhatIsThereAlreadyStays) {
   EXPECT_EQ(text_of(file), "before\nafter\n");
 }
 
+TEST_F(BackgroundAppenderTest, TidyingUpRunsFirstAndThenAgainAfterSoMuchText) {
+  std::atomic<int> runs{0};
+  {
+    BackgroundAppender appender(64 << 20, [&] { ++runs; });
+    appender.append(folder_ / "log", "one\n");
+    for (int i = 0; i < 17; ++i) appender.append(folder_ / "log", std::string(1 << 20, 'x'));
+  }
+  EXPECT_EQ(runs, 2);
+}
+
+TEST_F(BackgroundAppenderTest, AFileThatWasRemovedIsMadeAnew) {
+  const Path file = folder_ / "job-1" / "log";
+  std::atomic<bool> removed{false};
+  {
+    BackgroundAppender appender(64 << 20, [&] {
+      std::filesystem::remove_all(folder_ / "job-1");
+      removed = true;
+    });
+    appender.append(file, std::string(16 << 20, 'x'));  // then it is tidied up again
+    appender.append(file, "after\n");
+  }
+  EXPECT_TRUE(removed);
+  EXPECT_EQ(text_of(file), "after\n");
+}
+
 TEST_F(BackgroundAppenderTest, AClosedFileIsOpenedAgain) {
   const Path file = folder_ / "log";
   {

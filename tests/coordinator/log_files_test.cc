@@ -1,6 +1,7 @@
 #include "coordinator/store/log_files.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include "tests/support/cluster.h"
 
@@ -90,8 +91,27 @@ TEST_F(LogFilesTest, BytesThatNeverArrivedAreSkippedAndCounted) {
 }
 
 TEST_F(LogFilesTest, ALogEndsAtItsBound) {
-  EXPECT_EQ(add(1, kLogFileBytesMax, "x").code(), Code::kResourceExhausted);
+  EXPECT_EQ(add(1, kLogOffsetMax, "x").code(), Code::kResourceExhausted);
   EXPECT_EQ(add(1, UINT64_MAX, "x").code(), Code::kResourceExhausted);
+}
+
+TEST_F(LogFilesTest, OldTextGivesWayAndWhatStaysIsReadAtItsPosition) {
+  LogFiles small(scratch.path() / "small", {.file_bytes_max = 64 << 10});
+  uint64_t offset = 0;
+  for (int i = 0; i < 4096; ++i) {  // 256 KiB
+    ASSERT_TRUE(
+        small.append({JobId{1}, Epoch{1}, Rank{0}, offset, fmt::format("{:<63}\n", i)}).ok());
+    offset += 64;
+  }
+  const Path file = scratch.path() / "small" / "1" / "rank-0.epoch-1.log";
+  struct stat info = {};
+  ASSERT_EQ(::stat(file.c_str(), &info), 0);
+  EXPECT_LE(info.st_blocks * 512, (64 + 64) << 10);
+  const LogText first = *small.read(JobId{1}, Rank{0}, 0, 64);
+  EXPECT_GE(first.next_offset, uint64_t{128} << 10);  // over the hole at once
+  EXPECT_EQ(first.text, fmt::format("{:<63}\n", first.next_offset / 64 - 1));
+  const LogText last = *small.read(JobId{1}, Rank{0}, offset - 64, 64);
+  EXPECT_EQ(last.text, fmt::format("{:<63}\n", 4095));
 }
 
 TEST_F(LogFilesTest, RanksHaveTheirOwnLogs) {

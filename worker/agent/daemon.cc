@@ -11,7 +11,9 @@
 #include <limits>
 
 #include "comm/base/check.h"
+#include "comm/base/ip_address.h"
 #include "comm/base/log.h"
+#include "comm/base/log_folder.h"
 
 namespace penstock {
 namespace {
@@ -47,7 +49,12 @@ RankKey key_of(const RankHello& hello) {
 Daemon::Daemon(DaemonOptions options)
     : options_(std::move(options)),
       incarnation_(random_incarnation()),
-      appender_(kQueuedLogBytesMax),
+      appender_(kQueuedLogBytesMax,
+                [root = options_.state_dir / "logs"] {
+                  const Status bounded = bound_logs(root);
+                  if (!bounded.ok())
+                    log_warning("logs stay over their bounds: {}", bounded.message());
+                }),
       metrics_(options_.name) {}
 
 Daemon::~Daemon() {
@@ -111,7 +118,9 @@ void Daemon::make_agent() {
   config.incarnation = incarnation_;
   config.host = host_name();
   config.device_count = options_.device_count;
-  config.http_address = fmt::format("{}:{}", options_.http_bind, http_->port());
+  // Prometheus comes from elsewhere: it needs a name that means this host there too.
+  const bool everywhere = is_unspecified_address(options_.http_bind);
+  config.http_address = host_and_port(everywhere ? config.host : options_.http_bind, http_->port());
   AgentActions actions;
   actions.send_to_coordinator = [this](const ControlMessage& message) {
     return coordinator_channel_->send(message);
