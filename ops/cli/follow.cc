@@ -55,12 +55,14 @@ class Progress {
         client.get(job_path(id_, fmt::format("/events?after={}&limit=1000", events_after_))));
     events_after_ = static_cast<int64_t>(field_number(events, "next_after", events_after_));
     PENSTOCK_TRY_ASSIGN(job_, client.get(job_path(id_)));
+    const bool ended = state_is_final(field_string(job_, "state"));
+    if (ended) show_step(ended);
     for (const Json& evaluation : job_.value("evaluations", Json::array())) {
       show_evaluation(evaluation);
     }
-    // After the held-out losses, so that the last line says how the job ended.
+    // After the last step and the held-out losses, so that the last line says how the job ended.
     for (const Json& event : events.value("items", Json::array())) show_event(event);
-    show_step();
+    if (!ended) show_step(ended);
     return {};
   }
 
@@ -78,7 +80,8 @@ class Progress {
  private:
   void show_event(const Json& event) {
     const std::string code = field_string(event, "code");
-    if (!code.empty()) out_.note(event_line(event));
+    if (code.empty() || (out_.redraws() && shown_by_live_line(code))) return;
+    out_.note(event_line(event));
   }
   void show_evaluation(const Json& evaluation) {
     const auto step = static_cast<int64_t>(field_number(evaluation, "step", -1));
@@ -87,17 +90,19 @@ class Progress {
     last_evaluation_ = {epoch, step};
     out_.note(evaluation_line(evaluation));
   }
-  void show_step() {
-    const std::string line = progress_line(job_);
-    if (out_.stderr_is_terminal()) return out_.redraw(line);
+  void show_step(bool ended) {
+    if (out_.redraws()) {
+      out_.redraw(live_line(job_));
+      if (ended) out_.end_redraw();
+      return;
+    }
     const auto step = static_cast<int64_t>(field_number(job_, "step"));
     const int64_t now = monotonic_ns();
     const bool due = now - last_line_ns_ >= std::chrono::nanoseconds(kPlainLineEvery).count();
-    const bool last = state_is_final(field_string(job_, "state"));
-    if (step == last_step_ || (!due && !last)) return;
+    if (step == last_step_ || (!due && !ended)) return;
     last_step_ = step;
     last_line_ns_ = now;
-    out_.note(line);
+    out_.note(progress_line(job_));
   }
 
   Output& out_;
@@ -153,6 +158,17 @@ std::string progress_line(const Json& job) {
   return line + "  " + state;
 }
 
+std::string live_line(const Json& job) {
+  const Json checkpoint = job.value("checkpoint", Json());
+  if (!checkpoint.is_object()) return progress_line(job);
+  return progress_line(job) + fmt::format("  checkpoint {:.0f}", field_number(checkpoint, "step"));
+}
+
+bool shown_by_live_line(const std::string& event_code) {
+  return event_code == "placed" || event_code == "loading" || event_code == "running" ||
+         event_code == "checkpoint_committed";
+}
+
 Result<Json> follow_job(const Client& client, Output& out, const std::string& id) {
   PatientClient patient(client, out);
   Progress progress(out, id);
@@ -163,7 +179,6 @@ Result<Json> follow_job(const Client& client, Output& out, const std::string& id
     PENSTOCK_TRY(progress.wait(patient));
     std::this_thread::sleep_for(kLookEvery - Duration(monotonic_ns() - looked_ns));
   }
-  out.end_redraw();
   return progress.job();
 }
 

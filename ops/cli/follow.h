@@ -31,8 +31,13 @@ class PatientClient {
 // From now on Ctrl-C prints that the job goes on and how to come back, and exits with kInterrupted.
 void detach_on_interrupt(const std::string& job_name);
 
-// One line of progress: "step 61/200  loss 4.170  8.1k tokens/s  eta 1m10s  RUNNING".
+// One line of progress: "step 61/200  loss 4.1702  8.1k tokens/s  eta 1m10s  RUNNING".
 std::string progress_line(const Json& job);
+// The line that redraws on a terminal: progress_line, and the step of the newest checkpoint, whose
+// events are no lines of their own there.
+std::string live_line(const Json& job);
+// Whether the live line shows what an event of this code says.
+bool shown_by_live_line(const std::string& event_code);
 
 // What wait_for_job waits for.
 struct WaitCondition {
@@ -43,9 +48,9 @@ struct WaitCondition {
 // The job is where the condition wants it.
 bool holds(const WaitCondition& condition, const Json& job);
 
-// Shows progress on stderr until the job is final: one redrawn line on a terminal, else a line per
-// second with news. Events other than ordinary progress are lines of their own. Returns the final
-// Job.
+// Shows progress on stderr until the job is final: one redrawn line on a terminal, with a line of
+// its own for what stays worth reading (a failure, a recovery, a held-out loss); elsewhere plain
+// lines, one for every event and one per second with news. Returns the final Job.
 Result<Json> follow_job(const Client& client, Output& out, const std::string& id);
 
 // Waits without showing progress. Returns the Job for which the condition holds, or the final one.

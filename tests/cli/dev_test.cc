@@ -60,6 +60,13 @@ TEST_F(DevTest, StartingAgainChangesNothing) {
 }
 
 TEST_F(DevTest, AWorkerThatDiedIsStartedAgainByDevUp) {
+  const auto incarnation = [] {
+    for (const Json& worker : json_of({"workers"})["items"]) {
+      if (worker["name"] == "worker-3") return worker["incarnation"].get<std::string>();
+    }
+    return std::string();
+  };
+  const std::string old = incarnation();
   const Json status = json_of({"dev", "status"});
   for (const Json& process : status["processes"]) {
     if (process["name"] != "worker-3") continue;
@@ -72,6 +79,8 @@ TEST_F(DevTest, AWorkerThatDiedIsStartedAgainByDevUp) {
   EXPECT_EQ(again.exit_code, 0) << again.err;
   EXPECT_NE(again.err.find("started worker-3"), std::string::npos) << again.err;
   EXPECT_EQ(json_of({"workers"})["items"].size(), 4u);
+  // It has registered when dev up returns, although nobody had noticed yet that the old one died.
+  EXPECT_NE(incarnation(), old);
 }
 
 TEST_F(DevTest, AFollowedJobIsShownToItsEndAndCanBeSampled) {
@@ -96,6 +105,19 @@ TEST_F(DevTest, AFollowedJobIsShownToItsEndAndCanBeSampled) {
   EXPECT_EQ(first["tokens"].size(), 20u);
   EXPECT_EQ(first["step"], 12);
   EXPECT_EQ(json_of(sample), first);
+}
+
+TEST_F(DevTest, EveryRankTellsInItsLogWhatItDid) {
+  ASSERT_EQ(penstock({"submit", spec({.name = "told", .steps = 4}), "--follow"}).exit_code, 0);
+  const ProgramRun log = penstock({"logs", "told", "--rank", "3"});
+  ASSERT_EQ(log.exit_code, 0) << log.err;
+  size_t at = 0;  // in this order
+  for (const char* line :
+       {"rank 3 of 4 on ", "initial weights from seed", "training from step 1 to 4",
+        "saved the checkpoint of step 4", "step 4 is committed", "finished"}) {
+    at = log.out.find(line, at);
+    ASSERT_NE(at, std::string::npos) << line << " is missing in\n" << log.out;
+  }
 }
 
 TEST_F(DevTest, AKilledRankIsReplacedAndTheJobSucceeds) {

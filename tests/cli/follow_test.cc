@@ -18,6 +18,23 @@ TEST(FollowTest, TheProgressLineHasStepLossSpeedTimeAndState) {
             "step 61/200  loss 4.1702  8.1k tokens/s  eta 1m10s  RUNNING");
 }
 
+TEST(FollowTest, TheLiveLineHasTheNewestCheckpointToo) {
+  Json job = running();
+  job["checkpoint"] = nullptr;
+  EXPECT_EQ(live_line(job), progress_line(job));
+  job["checkpoint"] = {{"step", 60}};
+  EXPECT_EQ(live_line(job), progress_line(job) + "  checkpoint 60");
+}
+
+TEST(FollowTest, OnlyOrdinaryProgressIsLeftToTheLiveLine) {
+  EXPECT_TRUE(shown_by_live_line("checkpoint_committed"));
+  EXPECT_TRUE(shown_by_live_line("running"));
+  for (const char* code : {"rank_killed", "checkpoint_failed", "checkpoint_missing", "succeeded",
+                           "starting", "worker_lost", "waiting_for_devices"}) {
+    EXPECT_FALSE(shown_by_live_line(code)) << code;
+  }
+}
+
 TEST(FollowTest, WhatIsNotKnownYetIsLeftOut) {
   Json job = running();
   job["loss"] = job["tokens_per_second"] = job["eta_seconds"] = nullptr;
