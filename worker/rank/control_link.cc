@@ -51,7 +51,9 @@ void ControlLink::on_message(ControlMessage message) {
     if (is_mine(begin->job, begin->epoch)) begin_ = std::move(*begin);
   } else if (auto* outcome = std::get_if<CheckpointOutcome>(&message)) {
     if (!is_mine(outcome->job, outcome->epoch)) return;
-    if (!outcome->committed) {
+    if (outcome->committed) {
+      log_info("the checkpoint of step {} is committed", outcome->step);
+    } else {
       log_warning("the checkpoint of step {} was not committed: {}", outcome->step,
                   outcome->reason);
     }

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <cstdio>
 #include <optional>
 
@@ -32,6 +33,25 @@ struct RankRun {
   std::unique_ptr<Engine> engine = {};
 };
 
+// What a reader of this rank's log wants to know first: who it is, where, and which part of the
+// model it holds.
+void log_place(const RankRun& run) {
+  std::array<char, 256> host{};
+  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
+  const RankLayout& layout = run.engine->layout();
+  std::string stages;
+  for (const LocalStage& stage : layout.stages) {
+    stages += fmt::format("{}{}", stages.empty() ? "" : " and ", stage.stage);
+  }
+  log_info(
+      "job {} epoch {}: rank {} of {} on {}, process {}; pipeline {}, data {}, expert {}; "
+      "stage{} {}; {:.1f} MiB",
+      run.options.job, run.options.epoch, run.options.rank, layout.world.size(), host.data(),
+      ::getpid(), layout.position.pipeline_index, layout.position.data_index,
+      layout.position.expert_index, layout.stages.size() > 1 ? "s" : "", stages,
+      static_cast<double>(run.engine->memory_bytes()) / (1 << 20));
+}
+
 Status load(RankRun& run) {
   PENSTOCK_TRY_ASSIGN(run.spec, parse_job_spec(run.start.spec_json,
                                                fmt::format("spec of job {}", run.options.job)));
@@ -47,8 +67,10 @@ Status load(RankRun& run) {
   PENSTOCK_TRY_ASSIGN(run.engine, Engine::create(run.spec, run.options.rank, run.start.program,
                                                  *run.kernels, run.transport.get(), *run.training,
                                                  run.validation ? &*run.validation : nullptr));
+  log_place(run);
   if (run.start.restore_manifest.empty()) {
     run.engine->initialize();
+    log_info("initial weights from seed {}", run.spec.training.seed);
     return {};
   }
   const int64_t begin = monotonic_ns();
@@ -108,6 +130,7 @@ void report_evaluation(const RankRun& run, int64_t step, const EvaluationResult&
 
 void report_segment(const RankRun& run, int64_t step, const Result<SegmentSummary>& saved) {
   if (saved.ok()) {
+    log_info("saved the checkpoint of step {}: {}, {} bytes", step, saved->file, saved->byte_count);
     run.link.send(
         to_segment_saved({run.options.job, run.options.epoch, run.options.rank, step}, *saved));
     return;
@@ -125,6 +148,8 @@ Status train_and_finish(RankRun& run) {
       RankReady{run.options.job, run.options.epoch, run.options.rank, run.transport->address()});
   PENSTOCK_TRY_ASSIGN(const BeginTraining begin, run.link.wait_begin());
   PENSTOCK_TRY(run.transport->connect(begin.addresses));
+  log_info("every rank is ready; training from step {} to {}", run.engine->state().step() + 1,
+           run.spec.training.steps);
   const TrainerHooks hooks{
       .on_step = [&](const StepResult& result, double saving) { report_step(run, result, saving); },
       .on_evaluation =
@@ -148,6 +173,8 @@ Status train_and_finish(RankRun& run) {
   if (!closed.ok()) log_debug("closing the data plane: {}", closed.to_string());
   run.link.send(RankFinished{run.options.job, run.options.epoch, run.options.rank,
                              run.engine->state().step()});
+  log_info("finished: step {} of {} is trained and its checkpoint committed",
+           run.engine->state().step(), run.spec.training.steps);
   return {};
 }
 
