@@ -1,0 +1,120 @@
+// A cluster in one thread and virtual time whose two sides of the control plane are both the real
+// ones: the coordinator's core and one Agent per worker. Simulated are connections (in order, and
+// lost with what they carry when they break), rank processes that follow worker/agent/agent.h, the
+// checkpoint disk, and faults drawn from a seed.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "comm/base/random.h"
+#include "coordinator/core/coordinator.h"
+#include "worker/agent/agent.h"
+
+namespace penstock {
+
+struct AgentClusterOptions {
+  uint64_t seed = 0;
+  int worker_count = 3;
+  int devices_per_worker = 2;
+  int job_count = 2;
+  double rank_kills = 0.006;  // chances per tick and subject
+  double daemon_kills = 0.003;
+  double cuts = 0.01;  // of a connection
+  Duration longest_cut = std::chrono::seconds(8);
+  double coordinator_crashes = 0.005;
+  Duration fault_time = std::chrono::seconds(40);   // faults happen
+  Duration quiet_time = std::chrono::seconds(200);  // then none do, and every job must succeed
+};
+
+class AgentCluster {
+ public:
+  explicit AgentCluster(const AgentClusterOptions& options);
+  // The first violated promise with what led to it, or empty.
+  std::string run();
+  int64_t restarts() const;  // of all jobs
+
+ private:
+  // A rank process of one worker.
+  struct Process {
+    int32_t pid = 0;
+    int64_t hello_at_ns = 0;  // when it connects to its daemon
+    bool bound = false;
+    std::optional<StartRank> order;
+    int64_t ready_at_ns = 0;  // when it has loaded, once it has its order
+    bool ready = false;
+    bool begun = false;
+    int64_t step = 0;
+    bool final_committed = false;
+    std::optional<ExitStatus> ends;  // as soon as the daemon looks
+  };
+  struct Worker {
+    std::string name;
+    int incarnation = 0;
+    std::unique_ptr<Agent> agent;  // null while the daemon is down
+    int64_t back_at_ns = 0;
+    std::map<RankKey, Process> processes;
+    bool connected = false;
+    int connection = 0;  // counts connections, so that each has a name
+    int64_t connect_at_ns = 0;
+    std::string peer() const { return name + "/" + std::to_string(connection); }
+  };
+  struct Flight {
+    int64_t at_ns = 0;
+    std::string peer;
+    ControlMessage message;
+  };
+
+  bool chance(double probability) { return random_.uniform() < probability; }
+  int64_t below(Duration bound) { return static_cast<int64_t>(random_.below(bound.count())); }
+  int64_t arrival(const std::deque<Flight>& line);
+
+  void start_daemon(Worker& worker);
+  void kill_daemon(Worker& worker);
+  void disconnect(Worker& worker);
+  AgentActions actions_of(Worker& worker);
+  Status to_rank(Worker& worker, const RankKey& key, const ControlMessage& message);
+  bool must_be_stopped(const Worker& worker, JobId job) const;
+  Result<int32_t> spawn(Worker& worker, const StartRank& start);
+
+  void deliver();
+  void advance_processes(Worker& worker);
+  void train_gangs();
+  void train(const std::vector<std::pair<Worker*, RankKey>>& gang);
+  void faults();
+  void submit_jobs();
+
+  void start_core();
+  void crash_core();
+  void feed(Event event);
+  void apply(Effects effects);
+  void emit_from_disk(Duration longest, Event event);
+  bool all_succeeded() const;
+  void violate(const std::string& what);
+  void trace(const std::string& line);
+
+  const AgentClusterOptions options_;
+  Random random_;
+  int64_t now_ns_ = 1'000'000'000'000;
+  const int64_t begin_ns_ = now_ns_;
+  std::optional<Coordinator> core_;
+  int64_t core_back_at_ns_ = 0;
+  std::map<std::string, std::string> store_;
+  std::vector<Worker> workers_;
+  std::deque<Flight> to_core_;                             // by arrival within a connection
+  std::map<std::string, std::deque<Flight>> to_workers_;   // by peer
+  std::multimap<int64_t, Event> disk_;                     // results on their way
+  std::map<JobId, std::map<int64_t, Epoch>> checkpoints_;  // committed
+  std::set<JobId> accepted_;
+  uint64_t requests_ = 0;
+  int32_t last_pid_ = 100;
+  std::deque<std::string> trace_;
+  std::string violation_;
+};
+
+}  // namespace penstock
