@@ -234,11 +234,13 @@ Result<IndexReport> CheckpointIndex::reconcile(JobId job, const Path& directory)
   PENSTOCK_TRY(listing.directory);
   const auto& wanted = listing.checkpoints;
   const Result<std::vector<CheckpointInfo>> rows = list(job);
-  PENSTOCK_TRY_ASSIGN(const uint64_t highest, highest_commit(job));
+  // A mark that cannot be read is made anew from the manifests, like the rows.
+  const Result<uint64_t> mark = highest_commit(job);
+  const uint64_t highest = mark.ok() ? *mark : 0;
   const uint64_t newest = wanted.empty() ? 0 : wanted.back().commit_seq;
   IndexReport report;
   report.row_count = wanted.size();
-  if (rows.ok() && *rows == wanted && highest >= newest) return report;
+  if (rows.ok() && *rows == wanted && mark.ok() && highest >= newest) return report;
 
   report.rebuilt = true;
   std::set<uint64_t> on_disk;

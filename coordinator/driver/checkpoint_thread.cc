@@ -167,10 +167,26 @@ void CheckpointThread::run() {
   }
 }
 
+// The index may have been lost or damaged, or miss a commit that a crash cut short.
+void CheckpointThread::reconcile_once(JobId job, const Path& directory) {
+  if (!reconciled_.insert(job).second) return;
+  const Result<IndexReport> report = index_->reconcile(job, directory);
+  if (!report.ok()) {
+    log_warning("checkpoint index, job {}: {}", job, report.status().message());
+    reconciled_.erase(job);
+    return;
+  }
+  for (const CheckpointInfo& lost : report->lost) {
+    log_warning("job {}: the checkpoint of step {} was committed, but {} is gone", job, lost.step,
+                (directory / lost.manifest_file).string());
+  }
+}
+
 void CheckpointThread::commit(CommitCheckpoint request,
                               std::function<void(CheckpointDone, Duration)> done) {
   enqueue([this, request = std::move(request), done = std::move(done)] {
     const int64_t begun_ns = monotonic_ns();
+    reconcile_once(request.job, request.directory);
     CheckpointDone result;
     result.job = request.job;
     result.epoch = request.epoch;
@@ -193,14 +209,22 @@ void CheckpointThread::commit(CommitCheckpoint request,
 
 void CheckpointThread::find(FindCheckpoint request, std::function<void(CheckpointFound)> done) {
   enqueue([this, request = std::move(request), done = std::move(done)] {
+    reconcile_once(request.job, request.directory);
     loop_.post([done, found = find_now(request)] { done(found); });
   });
 }
 
 void CheckpointThread::list(JobId job, Path directory,
                             std::function<void(Result<std::vector<ListedCheckpoint>>)> done) {
+  if (lists_waiting_ >= kListsMax) {
+    return done(resource_exhausted("too many listings of checkpoints are under way; try again"));
+  }
+  ++lists_waiting_;
   enqueue([this, job, directory = std::move(directory), done = std::move(done)] {
-    loop_.post([done, listed = list_now(directory, job)] { done(listed); });
+    loop_.post([this, done, listed = list_now(directory, job)] {
+      --lists_waiting_;
+      done(listed);
+    });
   });
 }
 
