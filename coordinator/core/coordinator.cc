@@ -182,13 +182,18 @@ void Coordinator::append_event(JobEvent event) {
   effects_.events.push_back(std::move(event));
 }
 
-void Coordinator::note(const Job& job, std::string actor, Reason reason, std::optional<Rank> rank) {
+JobEvent Coordinator::event_of(const Job& job, std::string actor, std::optional<Rank> rank) const {
   JobEvent event;
   event.actor = std::move(actor);
   event.job = job.record.id;
   event.job_name = job.record.name;
   event.epoch = job.record.epoch;
   event.rank = rank;
+  return event;
+}
+
+void Coordinator::note(const Job& job, std::string actor, Reason reason, std::optional<Rank> rank) {
+  JobEvent event = event_of(job, std::move(actor), rank);
   event.state = job.record.state;
   event.reason = std::move(reason);
   append_event(std::move(event));

@@ -120,6 +120,7 @@ class Coordinator {
                   std::optional<Rank> rank = std::nullopt);
   void note(const Job& job, std::string actor, Reason reason,
             std::optional<Rank> rank = std::nullopt);
+  JobEvent event_of(const Job& job, std::string actor, std::optional<Rank> rank) const;
   void note_cluster(std::string actor, Reason reason);
   void append_event(JobEvent event);
   void on_event(const CheckpointFound& found);

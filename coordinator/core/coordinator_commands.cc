@@ -19,6 +19,17 @@ Status Coordinator::check_submission(const JobSpec& spec) const {
           spec.name, job_state_name(record.state)));
     }
   }
+  for (const auto& [id, job] : jobs_) {
+    const JobRecord& other = job.record;
+    const bool in_use = !is_final(other.state) || other.checkpoint;
+    if (spec.checkpoint.dir.empty() || other.checkpoint_dir != spec.checkpoint.dir || !in_use) {
+      continue;
+    }
+    return already_exists(
+        fmt::format("checkpoint.dir {} is where job {} \"{}\" keeps its checkpoints; give each job "
+                    "a directory of its own, or resume that job",
+                    spec.checkpoint.dir, id, other.name));
+  }
   int64_t device_count = 0;
   int64_t worker_count = 0;
   for (const auto& [id, worker] : workers_) {
@@ -32,8 +43,7 @@ Status Coordinator::check_submission(const JobSpec& spec) const {
   if (grid.world_size() > device_count) {
     return invalid_argument(fmt::format(
         "parallelism needs pipeline {} x expert {} x data {} = {} ranks, one device each, but the "
-        "{} "
-        "known workers have {} devices; start more workers or make the grid smaller",
+        "{} known workers have {} devices; start more workers or make the grid smaller",
         grid.pipeline, grid.expert, grid.data, grid.world_size(), worker_count, device_count));
   }
   return {};

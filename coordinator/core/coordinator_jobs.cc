@@ -18,12 +18,7 @@ constexpr int64_t kFinishedGraceMs = 10'000;
 
 void Coordinator::transition(Job& job, JobState to, std::string actor, Reason reason,
                              std::optional<Rank> rank) {
-  JobEvent event;
-  event.actor = std::move(actor);
-  event.job = job.record.id;
-  event.job_name = job.record.name;
-  event.epoch = job.record.epoch;
-  event.rank = rank;
+  JobEvent event = event_of(job, std::move(actor), rank);
   event.from = job.record.state;
   event.state = to;
   event.reason = reason;

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int32_t kDevicesPerWorkerMax = 4096;
 constexpr size_t kWorkerNameBytesMax = 255;
+constexpr size_t kWorkersMax = 65'536;  // ever; each name is on record for good
 
 int64_t to_milliseconds(Duration span) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(span).count();
@@ -57,6 +58,10 @@ std::string Coordinator::refusal_of(const Register& message) const {
   }
   if (message.name.empty() || message.name.size() > kWorkerNameBytesMax) {
     return fmt::format("a worker's name has 1 to {} bytes", kWorkerNameBytesMax);
+  }
+  if (workers_.size() >= kWorkersMax && !worker_by_name_.contains(message.name)) {
+    return fmt::format("{} workers are known already; give restarted daemons their old name",
+                       kWorkersMax);
   }
   if (message.device_count < 1 || message.device_count > kDevicesPerWorkerMax) {
     return fmt::format("a worker has 1 to {} devices, not {}", kDevicesPerWorkerMax,

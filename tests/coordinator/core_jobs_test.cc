@@ -60,6 +60,28 @@ TEST_F(CoreJobsTest, TheNameOfAnEndedJobMayBeUsedAgainAndMeansTheNewest) {
   EXPECT_EQ(h.core().find_job(std::to_string(first.value))->record.id, first);
 }
 
+TEST_F(CoreJobsTest, TheCheckpointDirectoryOfAnotherJobIsAConflict) {
+  h.add_worker("w0", 4);
+  JobSpec spec = four_rank_spec();
+  spec.checkpoint.dir = "/mine";
+  const JobId job = h.submit_ok(spec);
+  spec.name = "other";
+  const Answer beside = h.submit(spec);
+  EXPECT_EQ(beside.status.code(), Code::kAlreadyExists);
+  EXPECT_NE(beside.status.message().find("/mine"), std::string::npos);
+  h.cancel(job, 0);
+  h.confirm_stops(job);
+  ASSERT_TRUE(is_final(h.state(job)));
+  const JobId second = h.submit_ok(spec);  // the first has saved nothing there
+  h.run(second);
+  h.train(second, 1, 20);
+  h.checkpoint(second, 20);
+  h.cancel(second, 0);
+  h.confirm_stops(second);
+  spec.name = "third";
+  EXPECT_EQ(h.submit(spec).status.code(), Code::kAlreadyExists);
+}
+
 TEST_F(CoreJobsTest, AJobWithoutANameGetsOneFromItsId) {
   h.add_worker("w0", 4);
   const JobId job = h.submit_ok(four_rank_spec(""));
