@@ -58,6 +58,8 @@ void ControlLink::on_message(ControlMessage message) {
                   outcome->reason);
     }
     const int64_t step = outcome->step;
+    // A run has any number of checkpoints, and nobody asks for the outcome of a past one.
+    outcomes_.erase(outcomes_.begin(), outcomes_.lower_bound(step));
     outcomes_[step] = std::move(*outcome);
   } else if (const auto* stop = std::get_if<StopRanks>(&message)) {
     if (stop->job == hello_.job && stop->epoch >= hello_.epoch) stop_requested_ = true;
