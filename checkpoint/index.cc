@@ -118,8 +118,33 @@ rocksdb::WriteBatch protected_batch() {
 }  // namespace
 
 struct CheckpointIndex::Database {
+  Path path;
   std::unique_ptr<rocksdb::DB> db;
   std::string opening_report;
+
+  rocksdb::Status open(bool create) {
+    rocksdb::DB* opened = nullptr;
+    const rocksdb::Status status = rocksdb::DB::Open(index_options(create), path.string(), &opened);
+    db.reset(opened);
+    return status;
+  }
+
+  // Moves the damaged files aside, where people can look at them, and begins with none.
+  Status start_over(const std::string& damage) {
+    db.reset();
+    const Path aside = fmt::format("{}.damaged-{}", path.string(), to_hex(random_uuid()));
+    std::error_code error;
+    std::filesystem::rename(path, aside, error);
+    if (error) {
+      return errno_status(error.value(), "move aside " + path.string())
+          .with_context("the checkpoint index is damaged (" + damage + ")");
+    }
+    opening_report = fmt::format(
+        "the checkpoint index {} was damaged ({}) and is now {}; a new one is made from the "
+        "manifests",
+        path.string(), damage, aside.string());
+    return from_rocksdb(open(true), "open " + path.string());
+  }
 
   Status write(rocksdb::WriteBatch& batch, std::string_view what) {
     PENSTOCK_TRY(from_rocksdb(db->Write(synced(), &batch), what));
@@ -137,31 +162,21 @@ CheckpointIndex::~CheckpointIndex() = default;
 Result<std::unique_ptr<CheckpointIndex>> CheckpointIndex::open(const Path& path) {
   PENSTOCK_TRY(create_directories_durably(path.parent_path()));
   auto database = std::make_unique<Database>();
+  database->path = path;
   std::error_code error;
   const bool exists =
       std::filesystem::exists(path / "CURRENT", error) ||
       (std::filesystem::exists(path, error) && !std::filesystem::is_empty(path, error));
-  rocksdb::DB* db = nullptr;
-  rocksdb::Status opened = rocksdb::DB::Open(index_options(!exists), path.string(), &db);
+  const rocksdb::Status opened = database->open(!exists);
   if (!opened.ok() && opened.IsIOError() && opened.ToString().find("lock") != std::string::npos) {
     return failed_precondition("another process has the checkpoint index " + path.string() +
                                " open; stop the other coordinator first");
   }
   if (!opened.ok() && exists && !opened.IsNoSpace()) {
-    const Path aside = fmt::format("{}.damaged-{}", path.string(), to_hex(random_uuid()));
-    std::filesystem::rename(path, aside, error);
-    if (error) {
-      return from_rocksdb(opened, "open " + path.string())
-          .with_context("damaged, and cannot be moved aside");
-    }
-    database->opening_report = fmt::format(
-        "the checkpoint index {} was damaged ({}) and is now {}; a new one is made from the "
-        "manifests",
-        path.string(), opened.ToString(), aside.string());
-    opened = rocksdb::DB::Open(index_options(true), path.string(), &db);
+    PENSTOCK_TRY(database->start_over(opened.ToString()));
+  } else {
+    PENSTOCK_TRY(from_rocksdb(opened, "open " + path.string()));
   }
-  PENSTOCK_TRY(from_rocksdb(opened, "open " + path.string()));
-  database->db.reset(db);
   return std::unique_ptr<CheckpointIndex>(new CheckpointIndex(std::move(database)));
 }
 
@@ -234,8 +249,13 @@ Result<IndexReport> CheckpointIndex::reconcile(JobId job, const Path& directory)
   PENSTOCK_TRY(listing.directory);
   const auto& wanted = listing.checkpoints;
   const Result<std::vector<CheckpointInfo>> rows = list(job);
-  // A mark that cannot be read is made anew from the manifests, like the rows.
   const Result<uint64_t> mark = highest_commit(job);
+  // A damaged table stays damaged however much is written beside it.
+  for (const Status& status : {rows.status(), mark.status()}) {
+    if (status.code() != Code::kDataLoss) continue;
+    PENSTOCK_TRY(database_->start_over(status.message()));
+    break;
+  }
   const uint64_t highest = mark.ok() ? *mark : 0;
   const uint64_t newest = wanted.empty() ? 0 : wanted.back().commit_seq;
   IndexReport report;

@@ -42,7 +42,8 @@ struct IndexReport {
   size_t row_count = 0;  // rows of the job now
 };
 
-// Thread-safe; every call blocks on the disk, so keep it off event loops that must answer quickly.
+// One thread at a time; every call blocks on the disk, so keep it off event loops that must answer
+// quickly.
 class CheckpointIndex {
  public:
   // Opens or creates. A damaged database is moved aside to "<path>.damaged-<hex>" and a new one
@@ -67,7 +68,9 @@ class CheckpointIndex {
   Result<uint64_t> highest_commit(JobId job) const;
 
   // Compares the job's rows with the manifests in its checkpoint directory and rewrites them when
-  // they differ. Does nothing else to the directory. A missing directory counts as empty.
+  // they differ. Does nothing else to the directory. A missing directory counts as empty. Rows that
+  // cannot be read mean a damaged database: it is moved aside like one that does not open, and the
+  // other jobs want to be reconciled again.
   Result<IndexReport> reconcile(JobId job, const Path& directory);
 
  private:

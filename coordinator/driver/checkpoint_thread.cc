@@ -176,6 +176,9 @@ void CheckpointThread::reconcile_once(JobId job, const Path& directory) {
     reconciled_.erase(job);
     return;
   }
+  if (report->rebuilt) {
+    log_warning("checkpoint index, job {}: made anew from the manifests: {}", job, report->reason);
+  }
   for (const CheckpointInfo& lost : report->lost) {
     log_warning("job {}: the checkpoint of step {} was committed, but {} is gone", job, lost.step,
                 (directory / lost.manifest_file).string());
