@@ -1,0 +1,77 @@
+#include "tests/support/shaped_network.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "comm/data/ucx_transport.h"
+
+namespace penstock {
+namespace {
+
+// One member: sends `bytes` to the other and gets as many back, over UCX on the link alone. The
+// addresses travel through `ends`, pipes between the two.
+Status exchange(const ShapedNetwork& network, Rank self, int address_out, int address_in,
+                size_t bytes) {
+  PENSTOCK_TRY(network.enter(self.value));
+  PENSTOCK_TRY_ASSIGN(const std::unique_ptr<UcxTransport> transport,
+                      UcxTransport::create({.rank = self,
+                                            .world_size = 2,
+                                            .epoch = Epoch{1},
+                                            .tls = "tcp",
+                                            .net_devices = ShapedNetwork::kDevice}));
+  const std::string& own = transport->address();
+  std::string other(own.size(), '\0');  // two addresses of one machine are equally long
+  if (::write(address_out, own.data(), own.size()) != std::ssize(own) ||
+      ::read(address_in, other.data(), other.size()) != std::ssize(other)) {
+    return internal_error("pipe");
+  }
+  const Rank peer{1 - self.value};
+  PENSTOCK_TRY(transport->connect(self.value == 0 ? std::vector<std::string>{own, other}
+                                                  : std::vector<std::string>{other, own}));
+  const std::vector<std::byte> sent(bytes, std::byte(self.value + 1));
+  std::vector<std::byte> got(bytes);
+  const TransferHandle receive = transport->receive(peer, Tag{1}, got);
+  const TransferHandle send = transport->send(peer, Tag{1}, sent);
+  PENSTOCK_TRY(transport->wait(receive).status());
+  PENSTOCK_TRY(transport->wait(send).status());
+  if (got != std::vector<std::byte>(bytes, std::byte(peer.value + 1))) return data_loss("bytes");
+  return transport->close();
+}
+
+// Where namespaces may not be made, the error is all there is to see.
+TEST(ShapedNetworkTest, MembersReachEachOtherAndNothingElseOrTheErrorSaysWhatIsMissing) {
+  const Result<std::unique_ptr<ShapedNetwork>> network =
+      ShapedNetwork::create({.member_count = 2, .bytes_per_second = 1e9, .delay = Duration(1000)});
+  if (!network.ok()) {
+    EXPECT_EQ(network.status().code(), Code::kFailedPrecondition);
+    EXPECT_NE(network.status().message().find("needs root"), std::string::npos);
+    return;
+  }
+  int to_first[2], to_second[2];
+  ASSERT_EQ(::pipe(to_first), 0);
+  ASSERT_EQ(::pipe(to_second), 0);
+  constexpr size_t kBytes = 3'000'001;
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const Status status = exchange(**network, Rank{1}, to_first[1], to_second[0], kBytes);
+    if (!status.ok()) std::fprintf(stderr, "%s\n", status.to_string().c_str());
+    ::_exit(status.ok() ? 0 : 1);
+  }
+  const Status status = exchange(**network, Rank{0}, to_second[1], to_first[0], kBytes);
+  EXPECT_TRUE(status.ok()) << status.to_string();
+  int exit_status = -1;
+  ASSERT_EQ(::waitpid(child, &exit_status, 0), child);
+  EXPECT_EQ(exit_status, 0);
+}
+
+TEST(ShapedNetworkTest, ANetworkWithoutMembersOrRateIsRefused) {
+  EXPECT_EQ(ShapedNetwork::create({.member_count = 0, .bytes_per_second = 1e6}).status().code(),
+            Code::kInvalidArgument);
+  EXPECT_EQ(ShapedNetwork::create({.member_count = 2, .bytes_per_second = 0}).status().code(),
+            Code::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace penstock
