@@ -5,9 +5,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "comm/run/mapping_reader.h"
+#include "comm/run/recipe_spec.h"
 #include "comm/run/spec_rules.h"
 #include "comm/run/yaml_document.h"
 
@@ -177,45 +177,6 @@ void read_parallelism(MappingReader reader, SpecProblems& problems, ParallelismS
   reader.finish();
 }
 
-void read_betas(MappingReader& reader, SpecProblems& problems, OptimizerSpec& optimizer) {
-  const YamlNode* list = reader.value("betas");
-  if (list == nullptr) return;
-  if (list->kind != YamlNode::Kind::kSequence || list->items.size() != 2) {
-    problems.wrong(*list, "optimizer.betas must be a list of two numbers, such as [0.9, 0.95]");
-    return;
-  }
-  YamlNode wrapper;  // names the two, so that the number check can point at either
-  wrapper.kind = YamlNode::Kind::kMapping;
-  wrapper.items = list->items;
-  for (const char* name : {"betas[0]", "betas[1]"}) {
-    YamlNode key;
-    key.text = name;
-    wrapper.keys.push_back(std::move(key));
-  }
-  MappingReader betas(problems, &wrapper, *list, "optimizer", Need::kOptional);
-  const double below_one = 1.0 - std::numeric_limits<double>::epsilon() / 2;
-  betas.real("betas[0]", 0.0, below_one, false, optimizer.beta1);
-  betas.real("betas[1]", 0.0, below_one, false, optimizer.beta2);
-}
-
-void read_optimizer(MappingReader reader, SpecProblems& problems, OptimizerSpec& optimizer) {
-  reader.only("name", {"adamw"}, "only adamw is");
-  reader.real("lr", 0.0, 100.0, true, optimizer.lr, Need::kRequired);
-  read_betas(reader, problems, optimizer);
-  reader.real("eps", 0.0, 1.0, true, optimizer.eps);
-  reader.real("weight_decay", 0.0, 100.0, false, optimizer.weight_decay);
-  reader.real("clip_grad_norm", 0.0, kRealMax, false, optimizer.clip_grad_norm);
-  reader.real("bias_update_speed", 0.0, 1.0, false, optimizer.bias_update_speed);
-  reader.finish();
-}
-
-void read_schedule(MappingReader reader, OptimizerSpec& optimizer) {
-  reader.integer("warmup_steps", 0, kStepsMax, optimizer.warmup_steps);
-  reader.only("decay", {"cosine"}, "only cosine is");
-  reader.real("min_lr_ratio", 0.0, 1.0, false, optimizer.min_lr_ratio);
-  reader.finish();
-}
-
 void read_precision(MappingReader& reader, SpecProblems& problems, Precision& precision) {
   const YamlNode* node = reader.value("precision");
   if (node == nullptr) return;
@@ -279,7 +240,7 @@ Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin) {
   read_data(document.section("data", Need::kRequired), problems, spec.data);
   read_parallelism(document.section("parallelism", Need::kRequired), problems, spec.parallelism);
   read_optimizer(document.section("optimizer", Need::kRequired), problems, spec.optimizer);
-  read_schedule(document.section("schedule"), spec.optimizer);
+  read_schedule(document.section("schedule"), problems, spec.optimizer);
   read_rest(document, problems, spec);
   document.finish();
   if (problems.none()) check_spec_rules(spec, problems);

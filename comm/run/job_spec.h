@@ -11,6 +11,7 @@
 #include "comm/base/hash.h"
 #include "comm/base/status.h"
 #include "comm/run/model_config.h"
+#include "comm/run/step_levels.h"
 
 namespace penstock {
 
@@ -52,6 +53,16 @@ struct ParallelismSpec {
   bool operator==(const ParallelismSpec&) const = default;
 };
 
+enum class MomentType { kFp32, kBf16 };  // "fp32", "bf16": rounded to nearest even
+
+// Matrices that weight decay leaves alone. Norm weights and biases it always does.
+struct NoDecay {
+  bool embedding = false;
+  bool head = false;
+  bool router = false;
+  bool operator==(const NoDecay&) const = default;
+};
+
 struct OptimizerSpec {  // AdamW (Loshchilov & Hutter, 2019)
   double lr = 0.0;
   double beta1 = 0.9;
@@ -60,8 +71,16 @@ struct OptimizerSpec {  // AdamW (Loshchilov & Hutter, 2019)
   double weight_decay = 0.1;
   double clip_grad_norm = 1.0;       // global L2 norm; 0 turns clipping off
   int64_t warmup_steps = 0;          // linear 0 -> lr
-  double min_lr_ratio = 0.1;         // cosine from lr to min_lr_ratio · lr at the last step
+  double min_lr_ratio = 0.1;         // cosine from lr to min_lr_ratio · lr
   double bias_update_speed = 0.001;  // gamma of the router's balance rule; 0 turns it off
+  int64_t hold_steps = 0;            // at lr, between warm-up and cosine
+  int64_t decay_steps = 0;  // of the cosine; 0: up to the first of lr_levels, or the last step
+  std::vector<StepLevel<double>> lr_levels = {};           // shares of lr, after the cosine
+  std::vector<StepLevel<double>> bias_update_levels = {};  // gamma from given steps on
+  NoDecay no_decay = {};
+  MomentType moments = MomentType::kFp32;
+  double ema_decay = 0.0;       // of the average of the weights; 0: none is kept
+  bool ema_evaluation = false;  // held-out loss of the average instead of the weights
   bool operator==(const OptimizerSpec&) const = default;
 };
 

@@ -54,14 +54,45 @@ Json parallelism_json(const ParallelismSpec& p) {
           {"micro_batch_size", p.micro_batch_size}};
 }
 
+Json no_decay_json(const NoDecay& n) {
+  Json list = Json::array();
+  if (n.embedding) list.push_back("embedding");
+  if (n.head) list.push_back("head");
+  if (n.router) list.push_back("router");
+  return list;
+}
+
 Json optimizer_json(const OptimizerSpec& o) {
   return {{"name", "adamw"},
           {"lr", o.lr},
           {"betas", Json::array({o.beta1, o.beta2})},
           {"eps", o.eps},
           {"weight_decay", o.weight_decay},
+          {"no_decay", no_decay_json(o.no_decay)},
           {"clip_grad_norm", o.clip_grad_norm},
-          {"bias_update_speed", o.bias_update_speed}};
+          {"bias_update_speed", o.bias_update_speed},
+          {"moments", o.moments == MomentType::kBf16 ? "bf16" : "fp32"},
+          {"ema_decay", o.ema_decay},
+          {"ema_evaluation", o.ema_evaluation}};
+}
+
+template <typename T>
+Json levels_json(const std::vector<StepLevel<T>>& levels) {
+  Json list = Json::array();
+  for (const StepLevel<T>& level : levels) {
+    list.push_back({{"from_step", level.from_step}, {"value", level.value}});
+  }
+  return list;
+}
+
+Json schedule_json(const OptimizerSpec& o) {
+  return {{"warmup_steps", o.warmup_steps},
+          {"hold_steps", o.hold_steps},
+          {"decay", "cosine"},
+          {"decay_steps", o.decay_steps},
+          {"min_lr_ratio", o.min_lr_ratio},
+          {"lr_ratio", levels_json(o.lr_levels)},
+          {"bias_update_speed", levels_json(o.bias_update_levels)}};
 }
 
 Json checkpoint_json(const CheckpointSpec& c) {
@@ -86,10 +117,7 @@ std::string to_json(const JobSpec& spec) {
                        {"seq_length", spec.data.seq_length}}},
                      {"parallelism", parallelism_json(spec.parallelism)},
                      {"optimizer", optimizer_json(spec.optimizer)},
-                     {"schedule",
-                      {{"warmup_steps", spec.optimizer.warmup_steps},
-                       {"decay", "cosine"},
-                       {"min_lr_ratio", spec.optimizer.min_lr_ratio}}},
+                     {"schedule", schedule_json(spec.optimizer)},
                      {"training",
                       {{"steps", spec.training.steps},
                        {"seed", spec.training.seed},

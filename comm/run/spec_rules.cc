@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "comm/run/layout.h"
+#include "comm/run/recipe_spec.h"
 
 namespace penstock {
 
@@ -108,9 +109,7 @@ void check_spec_rules(const JobSpec& spec, SpecProblems& problems) {
   check_model(spec, problems);
   check_pipeline(spec, problems);
   check_size(spec, problems);
-  problems.rule("schedule.warmup_steps", spec.optimizer.warmup_steps <= spec.training.steps,
-                fmt::format("schedule.warmup_steps {} is more than training.steps {}",
-                            spec.optimizer.warmup_steps, spec.training.steps));
+  check_recipe(spec, problems);
   problems.rule(
       "training.evaluation_interval",
       spec.training.evaluation_interval == 0 || !spec.data.validation.empty(),

@@ -21,6 +21,7 @@ namespace {
 struct SampleFlags {
   std::string job;
   std::string prompt;
+  bool average = false;
   SamplingOptions sampling = {.token_count = 200, .temperature = 0.8};
 };
 
@@ -40,10 +41,14 @@ Result<Manifest> newest_manifest(Output& out, const Path& directory, JobId job) 
   return std::move(stored.manifest);
 }
 
-Status load_weights(const Path& directory, const Manifest& manifest, const Generator& generator) {
+// `average`: the moving average of the parameters. Router biases have none.
+Status load_weights(const Path& directory, const Manifest& manifest, const Generator& generator,
+                    bool average) {
   std::vector<LoadTarget> targets;
   for (const Generator::Weight& weight : generator.weights()) {
-    targets.push_back({whole_tensor(weight_name(weight.name), DType::kF32, weight.shape),
+    const bool averaged = average && !weight.name.ends_with(".e_score_correction_bias");
+    const TensorKind kind = averaged ? TensorKind::kEma : TensorKind::kWeight;
+    targets.push_back({whole_tensor(logical_name(weight.name, kind), DType::kF32, weight.shape),
                        std::as_writable_bytes(weight.values),
                        {}});
   }
@@ -72,9 +77,15 @@ Result<ExitCode> sample(Cli& cli, const SampleFlags& flags) {
   PENSTOCK_TRY_ASSIGN(const Manifest manifest, newest_manifest(cli.out, directory, id));
   PENSTOCK_TRY_ASSIGN(const JobSpec spec,
                       parse_job_spec(manifest.spec_json, "the checkpoint's spec"));
+  if (flags.average && spec.optimizer.ema_decay == 0.0) {
+    return failed_precondition(
+        fmt::format("job {} \"{}\" keeps no average of its weights; leave out --average, or train "
+                    "with optimizer.ema_decay",
+                    id, spec.name));
+  }
   PENSTOCK_TRY_ASSIGN(const auto tokenizer, make_tokenizer(spec.data.tokenizer));
   Generator generator(spec.model, spec.data.seq_length);
-  PENSTOCK_TRY(load_weights(directory, manifest, generator));
+  PENSTOCK_TRY(load_weights(directory, manifest, generator, flags.average));
 
   // A document's beginning, as in training.
   std::vector<int32_t> prompt = {tokenizer->end_of_document()};
@@ -112,6 +123,8 @@ void add_sample_verb(CLI::App& app, Cli& cli) {
   verb->add_option("--top-k", flags->sampling.top_k, "Choose among the k likeliest; 0: among all")
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
+  verb->add_flag("--average", flags->average,
+                 "The moving average of the weights (optimizer.ema_decay)");
   verb->add_option("--seed", flags->sampling.seed, "Same seed, same text")->capture_default_str();
   verb->callback([&cli, flags] { cli.action = [&cli, flags] { return sample(cli, *flags); }; });
 }

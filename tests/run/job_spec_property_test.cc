@@ -59,6 +59,15 @@ ModelConfig random_model() {
   return m;
 }
 
+// Levels that begin after `step`.
+std::vector<StepLevel<double>> random_levels(int64_t step) {
+  std::vector<StepLevel<double>> levels;
+  for (int64_t i = between(0, 3); i > 0; --i) {
+    levels.push_back({step += between(1, 1000), fraction()});
+  }
+  return levels;
+}
+
 JobSpec random_spec() {
   JobSpec s;
   s.name = "a" + *rc::gen::container<std::string>(rc::gen::elementOf(std::string("abz09-._")));
@@ -82,9 +91,18 @@ JobSpec random_spec() {
                  .clip_grad_norm = fraction(),
                  .warmup_steps = between(0, 100),
                  .min_lr_ratio = fraction(),
-                 .bias_update_speed = fraction()};
+                 .bias_update_speed = fraction(),
+                 .hold_steps = between(0, 100),
+                 .decay_steps = between(0, 100),
+                 .bias_update_levels = random_levels(0),
+                 .no_decay = {*rc::gen::arbitrary<bool>(), *rc::gen::arbitrary<bool>(),
+                              *rc::gen::arbitrary<bool>()},
+                 .moments = *rc::gen::element(MomentType::kFp32, MomentType::kBf16),
+                 .ema_decay = fraction(),
+                 .ema_evaluation = *rc::gen::arbitrary<bool>()};
+  s.optimizer.lr_levels = random_levels(300);
   s.training = {
-      .steps = between(100, 1'000'000),
+      .steps = between(300, 1'000'000),
       .seed = *rc::gen::arbitrary<uint64_t>(),
       .precision = *rc::gen::elementOf(std::vector(std::begin(kPrecisions), std::end(kPrecisions))),
       .evaluation_interval = between(0, 100),

@@ -110,6 +110,29 @@ TEST_F(EngineResumeTest, EveryLayoutLoadsWhatAnyOtherSaved) {
   }
 }
 
+TEST_F(EngineResumeTest, Bf16MomentsAndTheAverageOfTheWeightsResumeBitForBit) {
+  for (const TinyLayout& layout :
+       {TinyLayout{}, TinyLayout{2, 2, 2, Schedule::kOneForwardOneBackward},
+        TinyLayout{4, 2, 1, Schedule::kDualPipe}}) {
+    const Path directory = directory_.path() / to_string(layout);
+    const auto recipe = [](StandaloneOptions options) {
+      options.spec.optimizer.moments = MomentType::kBf16;
+      options.spec.optimizer.ema_decay = 0.7;
+      options.spec.optimizer.ema_evaluation = true;
+      options.evaluate = true;
+      return options;
+    };
+    StandaloneOptions options = recipe(options_of(layout));
+    options.checkpoint_dir = directory;
+    const StandaloneReport whole = train_tiny(options);
+    const StandaloneReport rest = train_tiny(recipe(resumed(layout, directory, 4)));
+    EXPECT_EQ(rest.weights_digest, whole.weights_digest) << to_string(layout);
+    ASSERT_FALSE(whole.evaluations.empty());
+    ASSERT_FALSE(rest.evaluations.empty());
+    EXPECT_EQ(rest.evaluations.back().loss, whole.evaluations.back().loss) << to_string(layout);
+  }
+}
+
 TEST_F(EngineResumeTest, EveryCheckpointIsWholeAndVerifies) {
   train_and_save({4, 2, 1, Schedule::kDualPipe}, checkpoints());
   const StoreListing listing = list_checkpoints(checkpoints(), JobId{1});

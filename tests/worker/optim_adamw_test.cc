@@ -10,6 +10,7 @@
 #include "comm/data/reduce.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "tests/worker/model_test_support.h"
+#include "worker/optim/bf16.h"
 
 namespace penstock {
 namespace {
@@ -44,8 +45,15 @@ void fill_gradients(ParameterSet& set, uint64_t step) {
   }
 }
 
+OptimizerSpec spec_with(MomentType moments) {
+  OptimizerSpec optimizer = spec();
+  optimizer.moments = moments;
+  return optimizer;
+}
+
 class AdamWTest : public testing::Test {
  protected:
+  void expect_restored_moments_continue(MomentType moments);
   std::unique_ptr<Kernels> kernels_ = make_cpu_kernels();
   ModelConfig model_ = tiny_model();
 };
@@ -140,7 +148,7 @@ TEST_F(AdamWTest, StateOfAllShardsTilesEveryTensorOnceForEachOfThreeKinds) {
     AdamW adamw(spec(), shards_of(set, 3, r), *kernels_);
     for (const StateSlice& state : adamw.state()) {
       ASSERT_TRUE(check_slice(state.slice).ok()) << state.slice.name;
-      ASSERT_EQ(element_count(state.slice.box), std::ssize(state.values));
+      ASSERT_EQ(byte_count(state.slice), state.bytes.size());
       std::vector<int>& counts = written[state.slice.name];
       counts.resize(static_cast<size_t>(element_count(state.slice.shape)), 0);
       const Box all{std::vector<int64_t>(state.slice.shape.size(), 0), state.slice.shape};
@@ -172,15 +180,16 @@ TEST_F(AdamWTest, StatePointsAtTheElementsOfItsBox) {
     int64_t first = 0;
     const std::vector<int64_t> strides = dense_strides(p->shape);
     for (size_t d = 0; d < strides.size(); ++d) first += state.slice.box.offset[d] * strides[d];
-    for (size_t i = 0; i < state.values.size(); ++i) {
+    const auto* values = reinterpret_cast<const float*>(state.bytes.data());
+    for (size_t i = 0; i < state.bytes.size() / sizeof(float); ++i) {
       const auto index = static_cast<size_t>(first) + i;
       const float g = p->gradient[index];
       if (bar == std::string::npos) {
-        EXPECT_EQ(state.values[i], p->value[index]);
+        EXPECT_EQ(values[i], p->value[index]);
       } else if (state.slice.name.ends_with("exp_avg")) {
-        EXPECT_NEAR(state.values[i], 0.1 * g, 1e-6 * std::abs(g));
+        EXPECT_NEAR(values[i], 0.1 * g, 1e-6 * std::abs(g));
       } else {
-        EXPECT_NEAR(state.values[i], 0.05 * g * g, 1e-6 * g * g);
+        EXPECT_NEAR(values[i], 0.05 * g * g, 1e-6 * g * g);
       }
       ++seen;
     }
@@ -189,17 +198,90 @@ TEST_F(AdamWTest, StatePointsAtTheElementsOfItsBox) {
 }
 
 TEST_F(AdamWTest, RestoredMomentsContinueBitForBit) {
+  for (const MomentType moments : {MomentType::kFp32, MomentType::kBf16}) {
+    expect_restored_moments_continue(moments);
+  }
+}
+
+TEST_F(AdamWTest, Bf16MomentsAreTheFp32OnesRoundedAndTheUpdateUsesTheUnroundedOnes) {
+  ParameterSet wide_set(model_, whole(model_)), narrow_set(model_, whole(model_));
+  wide_set.initialize(3, 0.5);
+  narrow_set.initialize(3, 0.5);
+  AdamW wide(spec(), shards_of(wide_set, 1, 0), *kernels_);
+  AdamW narrow(spec_with(MomentType::kBf16), shards_of(narrow_set, 1, 0), *kernels_);
+  fill_gradients(wide_set, 1);
+  fill_gradients(narrow_set, 1);
+  wide.step(1, 0.01, 1.0);  // from moments of 0, which rounding leaves alone
+  narrow.step(1, 0.01, 1.0);
+  for (const Parameter& p : wide_set.all()) {
+    ASSERT_TRUE(std::equal(p.value, p.value + p.size, narrow_set.find(p.name)->value)) << p.name;
+  }
+  const auto expected = wide.state(), got = narrow.state();
+  ASSERT_EQ(got.size(), expected.size());
+  size_t moments = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    EXPECT_EQ(got[i].slice.name, expected[i].slice.name);
+    if (got[i].slice.dtype != DType::kBf16) continue;
+    ASSERT_EQ(2 * got[i].bytes.size(), expected[i].bytes.size());
+    const auto* rounded = reinterpret_cast<const uint16_t*>(got[i].bytes.data());
+    const auto* exact = reinterpret_cast<const float*>(expected[i].bytes.data());
+    for (size_t j = 0; j < got[i].bytes.size() / 2; ++j, ++moments) {
+      ASSERT_EQ(rounded[j], to_bf16(exact[j])) << got[i].slice.name;
+    }
+  }
+  EXPECT_GT(moments, 10'000u);
+}
+
+TEST_F(AdamWTest, ExemptMatricesAndNormsDoNotDecay) {
+  OptimizerSpec optimizer = spec();
+  optimizer.no_decay = {.embedding = true, .head = false, .router = true};
+  ParameterSet set(model_, whole(model_));
+  set.initialize(3, 0.5);
+  AdamW adamw(optimizer, shards_of(set, 1, 0), *kernels_);
+  std::map<std::string, float> before;
+  for (const Parameter& p : set.all()) before[p.name] = p.value[0];
+  adamw.step(1, 0.01, 1.0);  // with gradients of 0, decay is all that moves a weight
+  std::set<std::string> still;
+  for (const Parameter& p : set.all()) {
+    if (p.value[0] == before[p.name]) still.insert(p.name);
+  }
+  EXPECT_TRUE(still.contains("model.embed_tokens.weight"));
+  EXPECT_FALSE(still.contains("lm_head.weight"));
+  EXPECT_TRUE(still.contains("model.layers.2.mlp.gate.weight"));
+  EXPECT_FALSE(still.contains("model.layers.0.mlp.gate_proj.weight"));
+  EXPECT_TRUE(still.contains("model.layers.0.input_layernorm.weight"));
+  EXPECT_FALSE(still.contains("model.layers.2.mlp.experts.3.up_proj.weight"));
+}
+
+TEST(Bf16Test, EveryValueSurvivesAndRoundingGoesToTheNearestTiesToEven) {
+  for (uint32_t bits = 0; bits <= 0xffff; ++bits) {
+    const auto value = static_cast<uint16_t>(bits);
+    if (std::isnan(from_bf16(value))) {
+      EXPECT_TRUE(std::isnan(from_bf16(to_bf16(from_bf16(value)))));
+    } else {
+      ASSERT_EQ(to_bf16(from_bf16(value)), value);
+    }
+  }
+  EXPECT_EQ(to_bf16(1.0F + 0x1p-8F), to_bf16(1.0F));                // a tie, to the even one
+  EXPECT_EQ(from_bf16(to_bf16(1.0F + 0x3p-8F)), 1.0F + 0x4p-8F);    // a tie, to the even one
+  EXPECT_EQ(from_bf16(to_bf16(1.0F + 0x1.1p-8F)), 1.0F + 0x2p-8F);  // above the tie
+  EXPECT_EQ(from_bf16(to_bf16(-1.0F - 0x1.1p-8F)), -1.0F - 0x2p-8F);
+  EXPECT_TRUE(std::isinf(from_bf16(to_bf16(3.4e38F))));
+}
+
+// Two steps in one go, and with the state carried over in between, end in equal bits.
+void AdamWTest::expect_restored_moments_continue(MomentType moments) {
   ParameterSet straight(model_, whole(model_)), resumed(model_, whole(model_));
   straight.initialize(3, 0.5);
-  AdamW first(spec(), shards_of(straight, 1, 0), *kernels_);
+  AdamW first(spec_with(moments), shards_of(straight, 1, 0), *kernels_);
   fill_gradients(straight, 1);
   first.step(1, 0.01, 1.0);
-  AdamW second(spec(), shards_of(resumed, 1, 0), *kernels_);
+  AdamW second(spec_with(moments), shards_of(resumed, 1, 0), *kernels_);
   const auto from = first.state();
   auto to = second.state();
   ASSERT_EQ(from.size(), to.size());
   for (size_t i = 0; i < from.size(); ++i) {
-    std::copy(from[i].values.begin(), from[i].values.end(), to[i].values.begin());
+    std::copy(from[i].bytes.begin(), from[i].bytes.end(), to[i].bytes.begin());
   }
   fill_gradients(straight, 2);
   fill_gradients(resumed, 2);

@@ -160,13 +160,21 @@ void Engine::make_optimizer() {
       shards.push_back({&parameters, kind, {owned.begin, owned.end}});
     }
   }
+  if (spec_.optimizer.ema_decay > 0.0) {
+    average_ = std::make_unique<WeightAverage>(spec_.optimizer.ema_decay, shards);
+  }
   optimizer_ = std::make_unique<AdamW>(spec_.optimizer, std::move(shards), kernels_);
-  state_ = std::make_unique<TrainingState>(layout_, stages_, *optimizer_);
+  state_ = std::make_unique<TrainingState>(layout_, stages_, *optimizer_, average_.get());
 }
 
 void Engine::initialize() {
   for (const std::unique_ptr<Stage>& stage : stages_) stage->initialize(spec_.training.seed);
+  if (average_) average_->reset();
   state_->set_step(0);
+}
+
+void Engine::settle() {
+  if (average_) average_->wait();
 }
 
 uint64_t Engine::memory_bytes() const {

@@ -30,6 +30,7 @@
 #include "worker/engine/measured_transport.h"
 #include "worker/engine/rank_layout.h"
 #include "worker/engine/training_state.h"
+#include "worker/engine/weight_average.h"
 #include "worker/model/stage.h"
 #include "worker/optim/adamw.h"
 
@@ -86,9 +87,11 @@ class Engine {
   // Runs step `step`, which is the one after the state's. kInternal when loss or gradient norm are
   // not finite.
   Result<StepResult> train_step(int64_t step);
-  // Mean loss over spec.training.evaluation_batches held-out batches, the same ones every time.
-  // Changes no state.
+  // Mean loss over spec.training.evaluation_batches held-out batches, the same ones every time; of
+  // the averaged weights when spec.optimizer.ema_evaluation. Changes no state.
   Result<EvaluationResult> evaluate();
+  // Finishes what a step leaves running in the background. To be called before the state is read.
+  void settle();
   // Returns when every rank has called it: after it nobody needs this rank any more.
   Status barrier();
 
@@ -144,6 +147,9 @@ class Engine {
   Status reduce_stage(const LocalStage& local, Stage& stage);
   Status reduce_totals();
   Status optimizer_step();
+  Status gather_weights();
+  Status exchange_weights_with_average();
+  Result<EvaluationResult> evaluate_weights();
 
   const JobSpec spec_;
   const Program program_;
@@ -164,6 +170,7 @@ class Engine {
   std::vector<std::unique_ptr<Lane>> lanes_;    // by direction
   std::vector<Feed> feeds_;                     // by direction
   std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<WeightAverage> average_;  // null: none is kept
   std::unique_ptr<TrainingState> state_;
 
   // Of the step under way.

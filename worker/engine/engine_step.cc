@@ -47,6 +47,21 @@ Result<StepResult> Engine::train_step(int64_t step) {
 
 Result<EvaluationResult> Engine::evaluate() {
   PENSTOCK_CHECK(validation_data_ != nullptr);
+  if (!spec_.optimizer.ema_evaluation) return evaluate_weights();
+  PENSTOCK_TRY(exchange_weights_with_average());
+  PENSTOCK_TRY_ASSIGN(const EvaluationResult result, evaluate_weights());
+  PENSTOCK_TRY(exchange_weights_with_average());
+  return result;
+}
+
+// Every rank exchanges what it owns, and then has the others' as well.
+Status Engine::exchange_weights_with_average() {
+  average_->wait();
+  average_->exchange_with_weights();
+  return gather_weights();
+}
+
+Result<EvaluationResult> Engine::evaluate_weights() {
   double loss = 0.0;
   double tokens = 0.0;
   for (int64_t batch = 1; batch <= spec_.training.evaluation_batches; ++batch) {
@@ -265,9 +280,21 @@ Status Engine::reduce_totals() {
 Status Engine::optimizer_step() {
   const int64_t begin = monotonic_ns();
   const double rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step_);
+  settle();
   optimizer_->step(step_, rate, optimizer_->clip_factor(std::sqrt(sums_[kSquareSum])));
   const int64_t updated = monotonic_ns();
   times_.optimizer_seconds += seconds(updated - begin);
+  PENSTOCK_TRY(gather_weights());
+  const double speed =
+      value_at(spec_.optimizer.bias_update_levels, spec_.optimizer.bias_update_speed, step_);
+  for (const size_t d : layout_.by_stage) stages_[d]->update_router_bias(loads_[d], speed);
+  if (average_) average_->start();
+  times_.reduce_seconds += seconds(monotonic_ns() - updated);
+  return {};
+}
+
+// Each replica has updated its own shard of every buffer.
+Status Engine::gather_weights() {
   for (const size_t d : layout_.by_stage) {
     const LocalStage& local = layout_.stages[d];
     ParameterSet& parameters = stages_[d]->parameters();
@@ -277,9 +304,7 @@ Status Engine::optimizer_step() {
     PENSTOCK_TRY(reducer_->all_gather(local.expert_replicas,
                                       tag_of(Channel::kGatherExperts, local.stage),
                                       parameters.values(ParameterKind::kExpert)));
-    stages_[d]->update_router_bias(loads_[d], spec_.optimizer.bias_update_speed);
   }
-  times_.reduce_seconds += seconds(monotonic_ns() - updated);
   return {};
 }
 

@@ -14,9 +14,11 @@ MutableBytes bytes_of(std::span<float> values) {
 }  // namespace
 
 TrainingState::TrainingState(const RankLayout& layout,
-                             std::span<const std::unique_ptr<Stage>> stages, AdamW& optimizer)
+                             std::span<const std::unique_ptr<Stage>> stages, AdamW& optimizer,
+                             WeightAverage* average)
     : layout_(layout) {
-  add_optimizer_state(optimizer);
+  add_owned(optimizer.state());
+  if (average != nullptr) add_owned(average->state());
   for (size_t i = 0; i < stages.size(); ++i) add_stage(layout.stages[i], *stages[i]);
   const TensorSlice step = whole_tensor(state_name("step"), DType::kI64, {});
   const std::span<int64_t> value(&step_, 1);
@@ -24,12 +26,12 @@ TrainingState::TrainingState(const RankLayout& layout,
   to_load_.push_back({step, std::as_writable_bytes(value), {}});
 }
 
-void TrainingState::add_optimizer_state(AdamW& optimizer) {
-  for (const StateSlice& state : optimizer.state()) {
-    to_save_.push_back({state.slice, bytes_of(state.values)});
+void TrainingState::add_owned(const std::vector<StateSlice>& slices) {
+  for (const StateSlice& state : slices) {
+    to_save_.push_back({state.slice, state.bytes});
     // Weights are loaded whole, below: every rank needs those its replicas own, too.
     if (parse_logical_name(state.slice.name).kind == TensorKind::kWeight) continue;
-    to_load_.push_back({state.slice, bytes_of(state.values), {}});
+    to_load_.push_back({state.slice, state.bytes, {}});
   }
 }
 

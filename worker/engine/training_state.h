@@ -2,7 +2,7 @@
 // what it loads back, in whatever layout the checkpoint was saved.
 //
 // Saved, each element by exactly one rank of the job: the weights and Adam moments of the ranges
-// this rank's optimizer owns (ZeRO-1 spreads them evenly), the router biases it is elected for, and
+// this rank's optimizer owns (ZeRO-1 spreads them evenly), their average if one is kept, the router biases it is elected for, and
 // on rank 0 the step. The election is a pure function of the layout. Loaded: every weight and bias
 // of its stages, the moments it owns. Nothing else is state: data, learning rate and initial
 // weights are pure functions of seed and step.
@@ -19,6 +19,7 @@
 #include "comm/base/file.h"
 #include "comm/base/hash.h"
 #include "worker/engine/rank_layout.h"
+#include "worker/engine/weight_average.h"
 #include "worker/model/stage.h"
 #include "worker/optim/adamw.h"
 
@@ -26,9 +27,9 @@ namespace penstock {
 
 class TrainingState {
  public:
-  // Borrows all; pointers into them are kept.
+  // Borrows all; pointers into them are kept. `average` may be null.
   TrainingState(const RankLayout& layout, std::span<const std::unique_ptr<Stage>> stages,
-                AdamW& optimizer);
+                AdamW& optimizer, WeightAverage* average);
   TrainingState(const TrainingState&) = delete;
   TrainingState& operator=(const TrainingState&) = delete;
 
@@ -53,7 +54,7 @@ class TrainingState {
   std::vector<TensorDigest> weight_digests() const;
 
  private:
-  void add_optimizer_state(AdamW& optimizer);
+  void add_owned(const std::vector<StateSlice>& slices);
   void add_stage(const LocalStage& local, Stage& stage);
 
   struct Held {  // for weight_digests()

@@ -5,72 +5,39 @@
 
 #include "checkpoint/names.h"
 #include "kernels/kernels.h"
+#include "worker/optim/bf16.h"
 
 namespace penstock {
 namespace {
 
-// Appends the boxes of [begin, end) inside the sub-tensor that fixes the first `level` dimensions
-// at `prefix`. `inner` is the number of elements below one index of dimension `level`.
-void append_boxes(std::span<const int64_t> shape, size_t level, std::vector<int64_t>& prefix,
-                  int64_t begin, int64_t end, std::vector<Box>& boxes) {
-  if (begin >= end) return;
-  int64_t inner = 1;
-  for (size_t d = level + 1; d < shape.size(); ++d) inner *= shape[d];
-  const auto add = [&](int64_t first, int64_t count) {
-    Box box;
-    box.offset = prefix;
-    box.size.assign(level, 1);
-    box.offset.push_back(first);
-    box.size.push_back(count);
-    for (size_t d = level + 1; d < shape.size(); ++d) {
-      box.offset.push_back(0);
-      box.size.push_back(shape[d]);
-    }
-    boxes.push_back(std::move(box));
-  };
-  const auto descend = [&](int64_t row, int64_t row_begin, int64_t row_end) {
-    prefix.push_back(row);
-    append_boxes(shape, level + 1, prefix, row_begin, row_end, boxes);
-    prefix.pop_back();
-  };
-  const int64_t first = begin / inner;
-  const int64_t last = end / inner;
-  if (begin % inner != 0 && first == last) {
-    descend(first, begin % inner, end % inner);
-    return;
-  }
-  const int64_t whole = (begin + inner - 1) / inner;
-  if (begin % inner != 0) descend(first, begin % inner, inner);
-  if (last > whole) add(whole, last - whole);
-  if (end % inner != 0) descend(last, 0, end % inner);
+constexpr int64_t kChunkElements = 4096;  // of bf16 moments that are fp32 at a time: fits a cache
+
+bool decays(const NoDecay& exempt, const Parameter& parameter) {
+  const std::string_view name = parameter.name;
+  if (exempt.embedding && name == "model.embed_tokens.weight") return false;
+  if (exempt.head && name == "lm_head.weight") return false;
+  if (exempt.router && name.ends_with(".mlp.gate.weight")) return false;
+  return parameter.decays();
 }
 
 }  // namespace
 
-std::vector<Box> boxes_of_range(std::span<const int64_t> shape, int64_t begin, int64_t end) {
-  PENSTOCK_CHECK(0 <= begin && begin <= end && end <= element_count(shape), begin, end);
-  std::vector<Box> boxes;
-  std::vector<int64_t> prefix;
-  append_boxes(shape, 0, prefix, begin, end, boxes);
-  return boxes;
-}
-
 AdamW::AdamW(const OptimizerSpec& spec, std::vector<OptimizerShard> shards, Kernels& kernels)
     : spec_(spec), kernels_(kernels), shards_(std::move(shards)) {
+  const bool bf16 = spec_.moments == MomentType::kBf16;
+  if (bf16) expanded_.resize(2 * kChunkElements);
   for (const OptimizerShard& shard : shards_) {
     const auto size = static_cast<size_t>(shard.owned.size());
-    PENSTOCK_CHECK(shard.owned.begin >= 0 &&
-                       shard.owned.end <= std::ssize(shard.parameters->values(shard.kind)),
-                   shard.owned.begin, shard.owned.end);
-    float* const moments = moments_.emplace_back(2 * size, 0.0F).data();
-    for (const Parameter& parameter : shard.parameters->all()) {
-      if (parameter.kind != shard.kind) continue;
-      const int64_t begin = std::max(shard.owned.begin, parameter.offset);
-      const int64_t end = std::min(shard.owned.end, parameter.offset + parameter.size);
-      if (begin >= end) continue;
-      float* const exp_avg = moments + (begin - shard.owned.begin);
-      pieces_.push_back(
-          {&parameter, begin - parameter.offset, end - parameter.offset, exp_avg, exp_avg + size});
+    float* const wide = bf16 ? nullptr : moments_.emplace_back(2 * size, 0.0F).data();
+    uint16_t* const narrow = bf16 ? narrow_moments_.emplace_back(2 * size, 0).data() : nullptr;
+    for (const ShardPiece& piece : pieces_of(shard)) {
+      Piece own{piece, {}, {}};
+      if (bf16) {
+        own.narrow = {narrow + piece.offset, narrow + size + piece.offset};
+      } else {
+        own.wide = {wide + piece.offset, wide + size + piece.offset};
+      }
+      pieces_.push_back(own);
     }
   }
 }
@@ -102,29 +69,56 @@ void AdamW::step(int64_t step, double learning_rate, double gradient_factor) {
       static_cast<float>(1.0 - std::pow(spec_.beta2, static_cast<double>(step)));
   update.gradient_scale = static_cast<float>(gradient_factor);
   for (const Piece& piece : pieces_) {
-    float* const value = piece.parameter->value + piece.begin;
-    update.weight_decay = piece.parameter->decays() ? static_cast<float>(spec_.weight_decay) : 0.0F;
-    kernels_.adamw(piece.end - piece.begin, update, piece.parameter->gradient + piece.begin,
-                   {value, piece.exp_avg, piece.exp_avg_sq},
-                   {value, piece.exp_avg, piece.exp_avg_sq});
+    const Parameter& parameter = *piece.piece.parameter;
+    update.weight_decay =
+        decays(spec_.no_decay, parameter) ? static_cast<float>(spec_.weight_decay) : 0.0F;
+    if (piece.narrow.exp_avg != nullptr) {
+      step_narrow(piece, update);
+      continue;
+    }
+    float* const value = parameter.value + piece.piece.begin;
+    kernels_.adamw(piece.piece.end - piece.piece.begin, update,
+                   parameter.gradient + piece.piece.begin,
+                   {value, piece.wide.exp_avg, piece.wide.exp_avg_sq},
+                   {value, piece.wide.exp_avg, piece.wide.exp_avg_sq});
+  }
+}
+
+// The update itself uses the new moments before they are rounded for keeping.
+void AdamW::step_narrow(const Piece& piece, const AdamwStep& update) {
+  const Parameter& parameter = *piece.piece.parameter;
+  float* const first = expanded_.data();
+  float* const second = first + kChunkElements;
+  for (int64_t done = 0; piece.piece.begin + done < piece.piece.end; done += kChunkElements) {
+    const int64_t begin = piece.piece.begin + done;
+    const int64_t count = std::min(kChunkElements, piece.piece.end - begin);
+    uint16_t* const exp_avg = piece.narrow.exp_avg + done;
+    uint16_t* const exp_avg_sq = piece.narrow.exp_avg_sq + done;
+    std::transform(exp_avg, exp_avg + count, first, from_bf16);
+    std::transform(exp_avg_sq, exp_avg_sq + count, second, from_bf16);
+    float* const value = parameter.value + begin;
+    kernels_.adamw(count, update, parameter.gradient + begin, {value, first, second},
+                   {value, first, second});
+    std::transform(first, first + count, exp_avg, to_bf16);
+    std::transform(second, second + count, exp_avg_sq, to_bf16);
   }
 }
 
 std::vector<StateSlice> AdamW::state() {
   std::vector<StateSlice> slices;
-  for (const Piece& piece : pieces_) {
-    const Parameter& parameter = *piece.parameter;
-    int64_t done = 0;  // elements of the piece
-    for (const Box& box : boxes_of_range(parameter.shape, piece.begin, piece.end)) {
-      const auto count = static_cast<size_t>(element_count(box));
-      const auto add = [&](std::string name, float* values) {
-        slices.push_back(
-            {{std::move(name), DType::kF32, parameter.shape, box}, {values + done, count}});
-      };
-      add(weight_name(parameter.name), parameter.value + piece.begin);
-      add(exp_avg_name(parameter.name), piece.exp_avg);
-      add(exp_avg_sq_name(parameter.name), piece.exp_avg_sq);
-      done += static_cast<int64_t>(count);
+  for (const Piece& own : pieces_) {
+    const ShardPiece& piece = own.piece;
+    const std::string& name = piece.parameter->name;
+    append_state(piece, weight_name(name), DType::kF32, piece.parameter->value + piece.begin,
+                 slices);
+    const auto add_moments = [&](DType dtype, const auto& moments) {
+      append_state(piece, exp_avg_name(name), dtype, moments.exp_avg, slices);
+      append_state(piece, exp_avg_sq_name(name), dtype, moments.exp_avg_sq, slices);
+    };
+    if (own.narrow.exp_avg != nullptr) {
+      add_moments(DType::kBf16, own.narrow);
+    } else {
+      add_moments(DType::kF32, own.wide);
     }
   }
   return slices;

@@ -4,39 +4,18 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
-#include <string>
 #include <vector>
 
-#include "checkpoint/slice.h"
 #include "comm/run/job_spec.h"
-#include "comm/run/layout.h"
-#include "worker/model/parameter.h"
+#include "worker/optim/shard_state.h"
 
 namespace penstock {
 
 class Kernels;
+struct AdamwStep;
 
-// Part of one flat buffer.
-struct OptimizerShard {
-  ParameterSet* parameters = nullptr;  // borrowed
-  ParameterKind kind = ParameterKind::kDense;
-  Range owned;  // elements of the flat buffer, gaps included: shard_range() of its replicas
-};
-
-// One box of one tensor's state, in this process's memory: a name from checkpoint/names.h, a box,
-// and its elements, contiguous.
-struct StateSlice {
-  TensorSlice slice;
-  std::span<float> values;
-};
-
-// The flat range [begin, end) of a row-major tensor as boxes that are each contiguous in it, in
-// order: at most 2N-1 for N dimensions (a partial first row, whole rows, a partial last row, at
-// each level; checkpoints.md §3.5). REQUIRES: 0 <= begin <= end <= elements of `shape`.
-std::vector<Box> boxes_of_range(std::span<const int64_t> shape, int64_t begin, int64_t end);
-
-// Not thread-safe. Moments are allocated, and zero, from construction.
+// Not thread-safe. Moments are allocated, and zero, from construction: fp32, or bf16 rounded to
+// nearest even after every update, as DeepSeek-V3 keeps them (deepseek.md §5.6).
 class AdamW {
  public:
   // Borrows `kernels`.
@@ -51,7 +30,7 @@ class AdamW {
   double clip_factor(double norm) const;
 
   // One update of the owned ranges from their gradients times `gradient_factor`. `step` counts
-  // from 1. Weight decay falls on Parameter::decays() alone.
+  // from 1. Weight decay falls on Parameter::decays() alone, less what spec.no_decay exempts.
   void step(int64_t step, double learning_rate, double gradient_factor);
 
   // Weights and moments of the owned ranges, for saving and restoring: three slices per box. The
@@ -59,19 +38,25 @@ class AdamW {
   std::vector<StateSlice> state();
 
  private:
-  // The overlap of one tensor with one shard.
-  struct Piece {
-    const Parameter* parameter = nullptr;
-    int64_t begin = 0;  // elements of the tensor
-    int64_t end = 0;
-    float* exp_avg = nullptr;  // of element `begin`
-    float* exp_avg_sq = nullptr;
+  template <typename T>
+  struct Moments {  // of element ShardPiece::begin
+    T* exp_avg = nullptr;
+    T* exp_avg_sq = nullptr;
   };
+  struct Piece {
+    ShardPiece piece;
+    Moments<float> wide;       // null with bf16 moments
+    Moments<uint16_t> narrow;  // null with fp32 moments
+  };
+  void step_narrow(const Piece& piece, const AdamwStep& update);
 
   const OptimizerSpec spec_;
   Kernels& kernels_;
   std::vector<OptimizerShard> shards_;
-  std::vector<std::vector<float>> moments_;  // by shard: both moments, one behind the other
+  // By shard: both moments, one behind the other. One of the two lists is empty.
+  std::vector<std::vector<float>> moments_;
+  std::vector<std::vector<uint16_t>> narrow_moments_;
+  std::vector<float> expanded_;  // a chunk of both bf16 moments as fp32
   std::vector<Piece> pieces_;
 };
 

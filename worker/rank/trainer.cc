@@ -43,7 +43,10 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
     if (stopped_early || hooks.stop_requested()) return TrainingEnd::kStopped;
     PENSTOCK_TRY_ASSIGN(const StepResult result, engine.train_step(step));
     const int64_t saving = monotonic_ns();
-    if (saver && is_checkpoint_step(spec, step)) saver->save(step);
+    if (saver && is_checkpoint_step(spec, step)) {
+      engine.settle();
+      saver->save(step);
+    }
     hooks.on_step(result, to_seconds(Duration(monotonic_ns() - saving)));
     PENSTOCK_TRY(evaluate_if_due(step));
   }

@@ -1,0 +1,150 @@
+#include "comm/run/recipe_spec.h"
+
+#include <fmt/format.h>
+
+#include <limits>
+
+namespace penstock {
+
+namespace {
+
+using Need = MappingReader::Need;
+
+constexpr int64_t kStepsMax = 1'000'000'000;
+constexpr size_t kLevelsMax = 64;
+
+void read_betas(MappingReader& reader, SpecProblems& problems, OptimizerSpec& optimizer) {
+  const YamlNode* list = reader.value("betas");
+  if (list == nullptr) return;
+  if (list->kind != YamlNode::Kind::kSequence || list->items.size() != 2) {
+    problems.wrong(*list, "optimizer.betas must be a list of two numbers, such as [0.9, 0.95]");
+    return;
+  }
+  YamlNode wrapper;  // names the two, so that the number check can point at either
+  wrapper.kind = YamlNode::Kind::kMapping;
+  wrapper.items = list->items;
+  for (const char* name : {"betas[0]", "betas[1]"}) {
+    YamlNode key;
+    key.text = name;
+    wrapper.keys.push_back(std::move(key));
+  }
+  MappingReader betas(problems, &wrapper, *list, "optimizer", Need::kOptional);
+  const double below_one = 1.0 - std::numeric_limits<double>::epsilon() / 2;
+  betas.real("betas[0]", 0.0, below_one, false, optimizer.beta1);
+  betas.real("betas[1]", 0.0, below_one, false, optimizer.beta2);
+}
+
+void read_moments(MappingReader& reader, SpecProblems& problems, OptimizerSpec& optimizer) {
+  const YamlNode* node = reader.value("moments");
+  if (node == nullptr) return;
+  if (node->text == "bf16") {
+    optimizer.moments = MomentType::kBf16;
+  } else if (node->text != "fp32") {
+    problems.wrong(*node, "optimizer.moments must be fp32 or bf16");
+  }
+}
+
+// Names of what weight decay leaves alone, besides norms and biases, on which it never falls.
+void read_no_decay(MappingReader& reader, SpecProblems& problems, OptimizerSpec& optimizer) {
+  const YamlNode* list = reader.value("no_decay");
+  if (list == nullptr) return;
+  constexpr const char* kRule = "optimizer.no_decay must be a list out of embedding, head, router";
+  if (list->kind != YamlNode::Kind::kSequence) return problems.wrong(*list, kRule);
+  for (const YamlNode& item : list->items) {
+    if (item.text == "embedding") {
+      optimizer.no_decay.embedding = true;
+    } else if (item.text == "head") {
+      optimizer.no_decay.head = true;
+    } else if (item.text == "router") {
+      optimizer.no_decay.router = true;
+    } else {
+      problems.wrong(item, kRule);
+    }
+  }
+}
+
+// A list of {from_step, value}, the steps ascending.
+void read_levels(MappingReader& reader, const std::string& key, SpecProblems& problems, double max,
+                 std::vector<StepLevel<double>>& levels) {
+  const YamlNode* list = reader.value(key);
+  if (list == nullptr) return;
+  const std::string path = reader.path() + "." + key;
+  if (list->kind != YamlNode::Kind::kSequence || list->items.size() > kLevelsMax) {
+    problems.wrong(*list, fmt::format("{} must be a list of at most {} levels {{from_step: …, "
+                                      "value: …}}",
+                                      path, kLevelsMax));
+    return;
+  }
+  for (size_t i = 0; i < list->items.size(); ++i) {
+    const YamlNode& item = list->items[i];
+    StepLevel<double> level;
+    MappingReader entry(problems, &item, item, fmt::format("{}[{}]", path, i), Need::kRequired);
+    entry.integer("from_step", 1, kStepsMax, level.from_step, Need::kRequired);
+    entry.real("value", 0.0, max, false, level.value, Need::kRequired);
+    entry.finish();
+    if (!levels.empty() && level.from_step <= levels.back().from_step) {
+      problems.wrong(item, fmt::format("{}[{}].from_step {} must be above the {} before it", path,
+                                       i, level.from_step, levels.back().from_step));
+    }
+    levels.push_back(level);
+  }
+}
+
+}  // namespace
+
+void read_optimizer(MappingReader reader, SpecProblems& problems, OptimizerSpec& optimizer) {
+  constexpr double kNormMax = 1e9;
+  reader.only("name", {"adamw"}, "only adamw is");
+  reader.real("lr", 0.0, 100.0, true, optimizer.lr, Need::kRequired);
+  read_betas(reader, problems, optimizer);
+  reader.real("eps", 0.0, 1.0, true, optimizer.eps);
+  reader.real("weight_decay", 0.0, 100.0, false, optimizer.weight_decay);
+  read_no_decay(reader, problems, optimizer);
+  reader.real("clip_grad_norm", 0.0, kNormMax, false, optimizer.clip_grad_norm);
+  reader.real("bias_update_speed", 0.0, 1.0, false, optimizer.bias_update_speed);
+  read_moments(reader, problems, optimizer);
+  reader.real("ema_decay", 0.0, 1.0, false, optimizer.ema_decay);
+  reader.boolean("ema_evaluation", optimizer.ema_evaluation);
+  reader.finish();
+}
+
+void read_schedule(MappingReader reader, SpecProblems& problems, OptimizerSpec& optimizer) {
+  reader.integer("warmup_steps", 0, kStepsMax, optimizer.warmup_steps);
+  reader.integer("hold_steps", 0, kStepsMax, optimizer.hold_steps);
+  reader.only("decay", {"cosine"}, "only cosine is");
+  reader.integer("decay_steps", 0, kStepsMax, optimizer.decay_steps);
+  reader.real("min_lr_ratio", 0.0, 1.0, false, optimizer.min_lr_ratio);
+  read_levels(reader, "lr_ratio", problems, 1.0, optimizer.lr_levels);
+  read_levels(reader, "bias_update_speed", problems, 1.0, optimizer.bias_update_levels);
+  reader.finish();
+}
+
+void check_recipe(const JobSpec& spec, SpecProblems& problems) {
+  const OptimizerSpec& o = spec.optimizer;
+  const int64_t steps = spec.training.steps;
+  problems.rule("schedule.warmup_steps", o.warmup_steps <= steps,
+                fmt::format("schedule.warmup_steps {} is more than training.steps {}",
+                            o.warmup_steps, steps));
+  const int64_t decayed = o.warmup_steps + o.hold_steps + o.decay_steps;
+  problems.rule("schedule.hold_steps", o.hold_steps == 0 || decayed <= steps,
+                fmt::format("schedule: {} steps of warm-up, {} held and {} of decay are more than "
+                            "training.steps {}",
+                            o.warmup_steps, o.hold_steps, o.decay_steps, steps));
+  problems.rule("schedule.decay_steps", o.decay_steps == 0 || decayed <= steps,
+                fmt::format("schedule.decay_steps {} ends at step {}, after training.steps {}",
+                            o.decay_steps, decayed, steps));
+  problems.rule(
+      "schedule.lr_ratio", o.lr_levels.empty() || o.lr_levels[0].from_step > decayed,
+      fmt::format("schedule.lr_ratio begins at step {}, before warm-up, hold and decay end "
+                  "at step {}",
+                  o.lr_levels.empty() ? 0 : o.lr_levels[0].from_step, decayed));
+  problems.rule("optimizer.ema_decay", o.ema_decay < 1.0,
+                "optimizer.ema_decay must be below 1: an average that keeps all of itself never "
+                "learns");
+  problems.rule(
+      "optimizer.ema_evaluation", !o.ema_evaluation || o.ema_decay > 0.0,
+      "optimizer.ema_evaluation needs optimizer.ema_decay above 0; set it, for example to "
+      "0.999, or remove the key");
+}
+
+}  // namespace penstock
