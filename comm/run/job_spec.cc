@@ -8,6 +8,7 @@
 
 #include "comm/run/mapping_reader.h"
 #include "comm/run/recipe_spec.h"
+#include "comm/run/rope_spec.h"
 #include "comm/run/spec_rules.h"
 #include "comm/run/yaml_document.h"
 
@@ -70,14 +71,6 @@ void read_fixed_model_keys(MappingReader& reader) {
               "set it to 0: experts are balanced by the router's bias");
   reader.only("seq_aux", {"true", "false"}, "it is true or false");
   reader.only("rope_interleave", {"true"}, "set it to true: pairs are stored side by side");
-  reader.only("rope_scaling", {"null"}, "set it to null: positions are not scaled");
-}
-
-// {rope_type, rope_theta}: how newer configurations write rope_theta.
-void read_rope_parameters(MappingReader reader, ModelConfig& model) {
-  reader.only("rope_type", {"default"}, "only default is");
-  reader.real("rope_theta", 0.0, 1e12, true, model.rope_theta);
-  reader.finish();
 }
 
 void read_model(MappingReader reader, SpecProblems& problems, ModelConfig& model) {
@@ -103,10 +96,9 @@ void read_model(MappingReader reader, SpecProblems& problems, ModelConfig& model
   reader.real("routed_scaling_factor", 0.0, kRealMax, true, model.routed_scaling_factor);
   reader.boolean("norm_topk_prob", model.norm_topk_prob);
   reader.real("rms_norm_eps", 0.0, 1.0, true, model.rms_norm_eps);
-  reader.real("rope_theta", 0.0, 1e12, true, model.rope_theta);
   reader.integer("max_position_embeddings", 1, 1 << 24, model.max_position_embeddings);
   reader.real("initializer_range", 0.0, 10.0, true, model.initializer_range);
-  read_rope_parameters(reader.section("rope_parameters"), model);
+  read_rope(reader, problems, model);
   // MLA has one key and one value per head; configurations still say so.
   int64_t key_value_heads = model.num_attention_heads;
   reader.integer("num_key_value_heads", 1, kCountMax, key_value_heads);

@@ -9,6 +9,16 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+Json rope_scaling_json(const YarnScaling& y) {
+  return {{"rope_type", "yarn"},
+          {"factor", y.factor},
+          {"original_max_position_embeddings", y.original_max_position_embeddings},
+          {"beta_fast", y.beta_fast},
+          {"beta_slow", y.beta_slow},
+          {"mscale", y.mscale},
+          {"mscale_all_dim", y.mscale_all_dim}};
+}
+
 Json model_json(const ModelConfig& m) {
   Json json = {{"vocab_size", m.vocab_size},
                {"hidden_size", m.hidden_size},
@@ -31,9 +41,11 @@ Json model_json(const ModelConfig& m) {
                {"norm_topk_prob", m.norm_topk_prob},
                {"rms_norm_eps", m.rms_norm_eps},
                {"rope_theta", m.rope_theta},
+               {"rope_scaling", nullptr},
                {"max_position_embeddings", m.max_position_embeddings},
                {"initializer_range", m.initializer_range}};
   if (m.q_lora_rank) json["q_lora_rank"] = *m.q_lora_rank;
+  if (m.rope_scaling) json["rope_scaling"] = rope_scaling_json(*m.rope_scaling);
   return json;
 }
 

@@ -82,6 +82,8 @@ class MappingReader {
 
   void finish();
 
+  // Whether the mapping is there.
+  bool present() const { return node_ != nullptr; }
   const std::string& path() const { return path_; }
 
  private:

@@ -6,6 +6,17 @@
 
 namespace penstock {
 
+// YaRN's stretching of positions: worker/model/rope.h has the formula.
+struct YarnScaling {
+  double factor = 1.0;  // >= 1
+  int64_t original_max_position_embeddings = 0;
+  double beta_fast = 32.0;  // turns within the original length; above beta_slow
+  double beta_slow = 1.0;
+  double mscale = 0.0;          // 0: not given
+  double mscale_all_dim = 0.0;  // the same
+  bool operator==(const YarnScaling&) const = default;
+};
+
 struct ModelConfig {
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
@@ -29,6 +40,7 @@ struct ModelConfig {
   bool norm_topk_prob = true;
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000.0;
+  std::optional<YarnScaling> rope_scaling;  // absent: positions as they are
   int64_t max_position_embeddings = 0;
   double initializer_range = 0.02;
 

@@ -71,6 +71,16 @@ class Fixture {
     model.rms_norm_eps = keys.at("rms_norm_eps");
     model.rope_theta = keys.at("rope_theta");
     model.max_position_embeddings = keys.at("max_position_embeddings");
+    if (keys.contains("rope_scaling")) {
+      const auto& yarn = keys.at("rope_scaling");
+      model.rope_scaling = {
+          .factor = yarn.at("factor"),
+          .original_max_position_embeddings = yarn.at("original_max_position_embeddings"),
+          .beta_fast = yarn.at("beta_fast"),
+          .beta_slow = yarn.at("beta_slow"),
+          .mscale = yarn.at("mscale"),
+          .mscale_all_dim = yarn.at("mscale_all_dim")};
+    }
     return model;
   }
 
@@ -156,7 +166,9 @@ TEST_P(GoldenTest, EveryGradientEqualsAutograd) {
 INSTANTIATE_TEST_SUITE_P(All, GoldenTest,
                          testing::Values(Case{"grouped", "reference", 1}, Case{"grouped", "cpu", 1},
                                          Case{"grouped", "cpu", 2}, Case{"plain", "reference", 1},
-                                         Case{"plain", "cpu", 1}, Case{"plain", "cpu", 3}),
+                                         Case{"plain", "cpu", 1}, Case{"plain", "cpu", 3},
+                                         Case{"dense", "cpu", 2}, Case{"yarn", "reference", 1},
+                                         Case{"yarn", "cpu", 2}),
                          [](const auto& info) { return name_of(info.param); });
 
 }  // namespace

@@ -1,6 +1,6 @@
 #include "worker/model/attention_block.h"
 
-#include <cmath>
+#include "worker/model/rope.h"
 
 namespace penstock {
 namespace {
@@ -48,7 +48,7 @@ AttentionBlock::AttentionBlock(Kernels& kernels, const Linears& linears, const M
   query_full_width_ = model.num_attention_heads * model.qk_head_dim();
   key_value_width_ = key_value_width(model);
   output_width_ = model.num_attention_heads * model.v_head_dim;
-  scale_ = static_cast<float>(1.0 / std::sqrt(static_cast<double>(model.qk_head_dim())));
+  scale_ = static_cast<float>(attention_scale(model));
 }
 
 AttentionActivations AttentionBlock::take_activations(MemoryPlan& plan, const ModelConfig& model,

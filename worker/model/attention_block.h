@@ -50,7 +50,7 @@ struct AttentionScratch {
 // Stateless but for its borrowed weights and tables.
 class AttentionBlock {
  public:
-  // cosine and sine: [length, qk_rope_head_dim / 2], from make_rope_tables; borrowed, as all the
+  // cosine and sine: [length, qk_rope_head_dim / 2], from worker/model/rope.h; borrowed, as all the
   // rest.
   AttentionBlock(Kernels& kernels, const Linears& linears, const ModelConfig& model,
                  const ParameterSet& parameters, int64_t layer, const float* cosine,

@@ -1,5 +1,6 @@
 // Construction of a stage: which buffers there are and where they lie.
 
+#include "worker/model/rope.h"
 #include "worker/model/stage_impl.h"
 
 namespace penstock {
@@ -42,8 +43,7 @@ Stage::Impl::Impl(const StageOptions& stage_options, Kernels& backend,
   const int64_t pairs = options.model.qk_rope_head_dim / 2;
   cosine_.resize(static_cast<size_t>(options.sequence_length_max * pairs));
   sine_.resize(cosine_.size());
-  make_rope_tables(options.sequence_length_max, options.model.qk_rope_head_dim,
-                   options.model.rope_theta, cosine_.data(), sine_.data());
+  make_rope_tables(options.model, options.sequence_length_max, cosine_.data(), sine_.data());
   make_layers();
   for (const PassKind kind :
        {PassKind::kForward, PassKind::kBackward, PassKind::kBackwardInput, PassKind::kWeight}) {
