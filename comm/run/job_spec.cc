@@ -67,9 +67,6 @@ void read_fixed_model_keys(MappingReader& reader) {
   reader.only("attention_bias", {"false"}, "projections have no bias (false)");
   reader.only("attention_dropout", {"0", "0.0"}, "there is no dropout (0.0)");
   reader.only("num_nextn_predict_layers", {"0"}, "set it to 0: no multi-token prediction");
-  reader.only("aux_loss_alpha", {"0", "0.0"},
-              "set it to 0: experts are balanced by the router's bias");
-  reader.only("seq_aux", {"true", "false"}, "it is true or false");
   reader.only("rope_interleave", {"true"}, "set it to true: pairs are stored side by side");
 }
 
@@ -98,6 +95,12 @@ void read_model(MappingReader reader, SpecProblems& problems, ModelConfig& model
   reader.real("rms_norm_eps", 0.0, 1.0, true, model.rms_norm_eps);
   reader.integer("max_position_embeddings", 1, 1 << 24, model.max_position_embeddings);
   reader.real("initializer_range", 0.0, 10.0, true, model.initializer_range);
+  reader.real("aux_loss_alpha", 0.0, 1.0, false, model.aux_loss_alpha);
+  bool sequence_wise = true;
+  reader.boolean("seq_aux", sequence_wise);
+  problems.rule("model.seq_aux", sequence_wise || model.aux_loss_alpha == 0.0,
+                "model.seq_aux must be true with model.aux_loss_alpha above 0: the balance loss is "
+                "taken in each sequence");
   read_rope(reader, problems, model);
   // MLA has one key and one value per head; configurations still say so.
   int64_t key_value_heads = model.num_attention_heads;

@@ -43,7 +43,8 @@ Json model_json(const ModelConfig& m) {
                {"rope_theta", m.rope_theta},
                {"rope_scaling", nullptr},
                {"max_position_embeddings", m.max_position_embeddings},
-               {"initializer_range", m.initializer_range}};
+               {"initializer_range", m.initializer_range},
+               {"aux_loss_alpha", m.aux_loss_alpha}};
   if (m.q_lora_rank) json["q_lora_rank"] = *m.q_lora_rank;
   if (m.rope_scaling) json["rope_scaling"] = rope_scaling_json(*m.rope_scaling);
   return json;

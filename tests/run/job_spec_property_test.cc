@@ -53,7 +53,11 @@ ModelConfig random_model() {
   m.routed_scaling_factor = 10 * fraction();
   m.norm_topk_prob = *rc::gen::arbitrary<bool>();
   m.rms_norm_eps = fraction() * 1e-5;
-  m.rope_theta = 1e6 * fraction();
+  m.rope_theta = 2.0 + 1e6 * fraction();
+  if (*rc::gen::arbitrary<bool>()) {
+    m.rope_scaling = {1.0 + fraction(), between(1, 1 << 20), 2.0 + fraction(),
+                      fraction(),       fraction(),          fraction()};
+  }
   m.max_position_embeddings = between(1024, 1 << 20);
   m.initializer_range = fraction();
   return m;

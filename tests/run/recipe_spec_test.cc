@@ -91,6 +91,41 @@ TEST(RecipeSpecTest, PartsOfTheScheduleThatDoNotFitTheRunAreRefused) {
             std::string::npos);
 }
 
+TEST(RecipeSpecTest, YarnIsReadInBothItsForms) {
+  const std::string keys =
+      "rope_type: yarn, factor: 40, original_max_position_embeddings: 4096, mscale: 1.0, "
+      "mscale_all_dim: 1.0";
+  const auto old_form = parsed("  kv_lora_rank", "  rope_scaling: {" + keys + "}\n  kv_lora_rank");
+  ASSERT_TRUE(old_form.ok()) << error_of(old_form);
+  const YarnScaling expected{40.0, 4096, 32.0, 1.0, 1.0, 1.0};
+  EXPECT_EQ(old_form->model.rope_scaling, expected);
+  const auto again = parse_job_spec(to_json(*old_form), "canonical");
+  ASSERT_TRUE(again.ok()) << error_of(again);
+  EXPECT_EQ(*again, *old_form);
+  const auto new_form = parsed(
+      "  kv_lora_rank", "  rope_parameters: {" + keys + ", rope_theta: 500}\n  kv_lora_rank");
+  ASSERT_TRUE(new_form.ok()) << error_of(new_form);
+  EXPECT_EQ(new_form->model.rope_scaling, expected);
+  EXPECT_EQ(new_form->model.rope_theta, 500.0);
+}
+
+TEST(RecipeSpecTest, YarnThatMakesNoSenseIsRefused) {
+  const auto error = [](const std::string& keys) {
+    return error_of(parsed("  kv_lora_rank", "  rope_scaling: {" + keys + "}\n  kv_lora_rank"));
+  };
+  EXPECT_EQ(error("type: yarn, factor: 40"),
+            "s.yaml:10:17: model.rope_scaling.original_max_position_embeddings is missing; it has "
+            "no default");
+  EXPECT_EQ(error("factor: 40"),
+            "s.yaml:10:18: unknown key \"factor\" in model.rope_scaling; valid keys: type, "
+            "rope_type");
+  EXPECT_EQ(error("type: yarn, factor: 0.5, original_max_position_embeddings: 4096"),
+            "s.yaml:10:38: model.rope_scaling.factor must be a number from 1 to 1000000, not 0.5");
+  EXPECT_NE(error("type: yarn, factor: 40, original_max_position_embeddings: 4096, beta_fast: 1")
+                .find("model.rope_scaling.beta_fast 1 must be above beta_slow 1"),
+            std::string::npos);
+}
+
 TEST(RecipeSpecTest, WrongWordsOfTheOptimizerAreRefused) {
   EXPECT_EQ(error_of(with_optimizer("moments: fp8")),
             "s.yaml:28:74: optimizer.moments must be fp32 or bf16");

@@ -78,7 +78,7 @@ Engine::Engine(Parts parts)
   }
   reducer_ = std::make_unique<Reducer>(transport_);
   weight_queue_.reserve(static_cast<size_t>(spec_.parallelism.microbatches));
-  sums_.resize(3 + static_cast<size_t>(spec_.parallelism.pipeline));
+  sums_.resize(4 + static_cast<size_t>(spec_.parallelism.pipeline));
 }
 
 Engine::~Engine() = default;

@@ -49,7 +49,9 @@ struct StepTimes {
 // Equal on every rank, but for the times.
 struct StepResult {
   int64_t step = 0;
-  double loss = 0.0;       // mean over the global batch, nats per token
+  double loss = 0.0;  // cross-entropy of the next token: mean over the global batch, nats
+  // What training adds to it: the balance loss, mean over sequences, summed over layers.
+  double balance_loss = 0.0;
   double grad_norm = 0.0;  // before clipping; every parameter of the model counted once
   double learning_rate = 0.0;
   int64_t tokens = 0;
@@ -103,6 +105,7 @@ class Engine {
  private:
   struct Totals {  // this rank's sums over a step
     double loss = 0.0;
+    double balance_loss = 0.0;
     double tokens = 0.0;
   };
   struct PendingWeight {
@@ -183,7 +186,7 @@ class Engine {
   std::vector<int32_t> sequence_;               // one sequence and the token after it
   std::vector<std::vector<double>> load_sums_;  // by direction: for the reduction
   std::vector<std::vector<int64_t>> loads_;     // by direction: over the global batch
-  std::vector<double> sums_;  // totals of all ranks: kLoss, kTokens, kSquares, stages …
+  std::vector<double> sums_;  // totals of all ranks: kLoss, kTokens, kSquares, kBalance, stages …
 };
 
 }  // namespace penstock

@@ -11,7 +11,7 @@ namespace penstock {
 namespace {
 
 // Places in the vector of totals that all ranks add up.
-enum Sum : size_t { kLossSum, kTokenSum, kSquareSum, kStageImbalance };
+enum Sum : size_t { kLossSum, kTokenSum, kSquareSum, kBalanceSum, kStageImbalance };
 
 double seconds(int64_t nanoseconds) {
   return static_cast<double>(nanoseconds) * 1e-9;
@@ -34,6 +34,7 @@ Result<StepResult> Engine::train_step(int64_t step) {
   state_->set_step(step);
   StepResult result{.step = step,
                     .loss = sums_[kLossSum] / sums_[kTokenSum],
+                    .balance_loss = sums_[kBalanceSum] / sums_[kTokenSum],
                     .grad_norm = std::sqrt(sums_[kSquareSum]),
                     .learning_rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step),
                     .tokens = static_cast<int64_t>(sums_[kTokenSum])};
@@ -180,6 +181,7 @@ void Engine::end_forward(uint8_t direction, int32_t microbatch, int32_t slot) {
     totals_.loss += stages_[direction]->loss_sum(slot);
     totals_.tokens += static_cast<double>(microbatch_tokens_);
   }
+  totals_.balance_loss += stages_[direction]->balance_loss_sum(slot);
   lanes_[direction]->end_forward(microbatch);
 }
 
@@ -269,6 +271,7 @@ Status Engine::reduce_stage(const LocalStage& local, Stage& stage) {
 Status Engine::reduce_totals() {
   sums_[kLossSum] = totals_.loss;
   sums_[kTokenSum] = totals_.tokens;
+  sums_[kBalanceSum] = totals_.balance_loss;
   PENSTOCK_TRY(reducer_->all_reduce_sum(layout_.world, tag_of(Channel::kReduceTotals), sums_));
   if (!training_ || (std::isfinite(sums_[kLossSum]) && std::isfinite(sums_[kSquareSum]))) return {};
   return internal_error(

@@ -28,7 +28,8 @@ ExpertBlock::ExpertBlock(Kernels& kernels, const Linears& linears, const ModelCo
 }
 
 ExpertActivations ExpertBlock::take_activations(MemoryPlan& plan, const ModelConfig& model,
-                                                int64_t tokens, int64_t expert_count) {
+                                                const TokenShape& shape, int64_t expert_count) {
+  const int64_t tokens = shape.tokens();
   const int64_t assignments = expert_capacity(model, tokens, expert_count).assignments;
   ExpertActivations kept;
   kept.scores = plan.floats(tokens * model.n_routed_experts);
@@ -38,6 +39,9 @@ ExpertActivations ExpertBlock::take_activations(MemoryPlan& plan, const ModelCon
   kept.gate_up = plan.floats(assignments * 2 * model.moe_intermediate_size);
   kept.sorted_gates = plan.floats(assignments);
   kept.offsets = plan.int64s(model.n_routed_experts / expert_count + 1);
+  if (model.aux_loss_alpha > 0.0) {
+    kept.fractions = plan.floats(shape.sequences * model.n_routed_experts);
+  }
   return kept;
 }
 
@@ -84,13 +88,28 @@ void ExpertBlock::route(int64_t tokens, const float* x, const float* bias,
                   kept.expert_ids, kept.gates, scratch.counts);
 }
 
-void ExpertBlock::route_backward(int64_t tokens, const float* d_gates,
+BalanceShape ExpertBlock::balance_shape(const TokenShape& shape) const {
+  return {shape, model_.n_routed_experts, model_.num_experts_per_tok};
+}
+
+double ExpertBlock::balance(const TokenShape& shape, const ExpertActivations& kept) const {
+  if (kept.fractions == nullptr) return 0.0;
+  return model_.aux_loss_alpha *
+         sequence_balance(balance_shape(shape), kept.scores, kept.fractions);
+}
+
+void ExpertBlock::route_backward(const TokenShape& shape, const float* d_gates, double loss_scale,
                                  const ExpertActivations& kept, const ExpertDeltas& deltas,
                                  float* dx) const {
+  const int64_t tokens = shape.tokens();
   const int64_t hidden = model_.hidden_size;
   const int64_t experts = model_.n_routed_experts;
   kernels_.router_backward(router_shape(tokens), kept.scores, kept.expert_ids, d_gates,
                            {deltas.logits, experts});
+  if (kept.fractions != nullptr) {
+    sequence_balance_backward(balance_shape(shape), model_.aux_loss_alpha * loss_scale, kept.scores,
+                              kept.fractions, deltas.logits);
+  }
   kernels_.matmul(tokens, hidden, experts, {deltas.logits, experts}, Transpose::kNo,
                   {router_->value, hidden}, Transpose::kNo, Store::kAccumulate, {dx, hidden});
 }

@@ -14,6 +14,7 @@
 #include "comm/run/layout.h"
 #include "comm/run/model_config.h"
 #include "kernels/kernels.h"
+#include "worker/model/balance_loss.h"
 #include "worker/model/linear.h"
 #include "worker/model/memory_plan.h"
 #include "worker/model/parameter.h"
@@ -30,6 +31,7 @@ struct ExpertActivations {
   float* gate_up = nullptr;       // [A, 2F]
   float* sorted_gates = nullptr;  // [A]
   int64_t* offsets = nullptr;     // [local experts + 1]
+  float* fractions = nullptr;     // [sequences, experts] of balance_loss.h; null without that loss
 };
 
 // What the backward keeps for the weight gradients.
@@ -64,7 +66,7 @@ class ExpertBlock {
               const ParameterSet& parameters, int64_t layer, Range experts);
 
   static ExpertActivations take_activations(MemoryPlan& plan, const ModelConfig& model,
-                                            int64_t tokens, int64_t expert_count);
+                                            const TokenShape& shape, int64_t expert_count);
   static ExpertDeltas take_deltas(MemoryPlan& plan, const ModelConfig& model, int64_t tokens,
                                   int64_t expert_count);
   static ExpertScratch take_scratch(MemoryPlan& plan, const ModelConfig& model, int64_t tokens,
@@ -73,9 +75,11 @@ class ExpertBlock {
   // The gate: fills kept.scores, expert_ids and gates, and scratch.counts, from x[tokens, hidden].
   void route(int64_t tokens, const float* x, const float* bias, const ExpertActivations& kept,
              const ExpertScratch& scratch) const;
-  // dx += the part of x's gradient that comes through the gate.
-  void route_backward(int64_t tokens, const float* d_gates, const ExpertActivations& kept,
-                      const ExpertDeltas& deltas, float* dx) const;
+  // After route(), in training: aux_loss_alpha times sequence_balance(). 0 without that loss.
+  double balance(const TokenShape& shape, const ExpertActivations& kept) const;
+  // dx += the part of x's gradient that comes through the gate; `loss_scale` of the balance loss.
+  void route_backward(const TokenShape& shape, const float* d_gates, double loss_scale,
+                      const ExpertActivations& kept, const ExpertDeltas& deltas, float* dx) const;
   void route_weight(int64_t tokens, const float* x, const ExpertDeltas& deltas) const;
 
   // y[rows, hidden] from what was dispatched.
@@ -90,6 +94,7 @@ class ExpertBlock {
 
  private:
   RouterShape router_shape(int64_t tokens) const;
+  BalanceShape balance_shape(const TokenShape& shape) const;
 
   Kernels& kernels_;
   const Linears& linears_;

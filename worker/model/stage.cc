@@ -116,6 +116,7 @@ Pass Stage::start_forward(int32_t slot_index, const MicroBatch& micro_batch, boo
   slot.shape = {micro_batch.sequence_count, micro_batch.sequence_length};
   slot.training = training;
   slot.loss_sum = 0.0;
+  slot.balance_sum = 0.0;
   const int64_t tokens = slot.shape.tokens();
   PENSTOCK_CHECK(!is_first() || std::ssize(micro_batch.tokens) == tokens);
   PENSTOCK_CHECK(!is_last() || std::ssize(micro_batch.targets) == tokens ||
@@ -169,6 +170,10 @@ int32_t Stage::weight_queue_depth() const {
 double Stage::loss_sum(int32_t slot) const {
   PENSTOCK_CHECK(is_last(), "only the last stage has a loss");
   return impl_->slot_at(slot).loss_sum;
+}
+
+double Stage::balance_loss_sum(int32_t slot) const {
+  return impl_->slot_at(slot).balance_sum;
 }
 
 std::span<const float> Stage::logits(int32_t slot_index) const {

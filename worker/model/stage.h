@@ -123,6 +123,9 @@ class Stage {
   // Last stage, after forward: sum over the micro-batch's tokens of the cross-entropy, nats,
   // unscaled.
   double loss_sum(int32_t slot) const;
+  // After forward: the balance losses of this stage's MoE layers, unscaled, as loss_sum(): over the
+  // sum of tokens they give the mean over sequences (balance_loss.h).
+  double balance_loss_sum(int32_t slot) const;
   // Last stage, after forward_only: [tokens, vocab_size].
   std::span<const float> logits(int32_t slot) const;
 

@@ -140,8 +140,8 @@ Status Stage::Impl::attention_backward(int32_t layer_index, int32_t slot_index,
         exchange_slot(layer_index, slot_index),
         {normed_gradient_, static_cast<size_t>(hidden_floats(slot))},
         {gate_gradients_, static_cast<size_t>(choices)}));
-    layer.experts->route_backward(tokens, gate_gradients_, kept.experts, deltas.experts,
-                                  normed_gradient_);
+    layer.experts->route_backward(slot.shape, gate_gradients_, slot.micro_batch.loss_scale,
+                                  kept.experts, deltas.experts, normed_gradient_);
   }
   kernels.copy_rows(tokens, hidden, {gradient_of(slot, gradient, layer_index + 1), hidden},
                     {deltas.middle, hidden});

@@ -77,6 +77,7 @@ Status Stage::Impl::attention(int32_t layer_index, int32_t slot_index) {
   const Router& router = routers[static_cast<size_t>(layer.moe_index)];
   layer.experts->route(tokens, kept.normed, router.bias.data(), kept.experts, scratch_.experts);
   if (slot.training) {
+    slot.balance_sum += layer.experts->balance(slot.shape, kept.experts);
     for (size_t e = 0; e < router.load.size(); ++e) router.load[e] += scratch_.experts.counts[e];
   }
   return {};

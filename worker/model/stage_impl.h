@@ -48,6 +48,7 @@ struct StageSlot {
   TokenShape shape;
   bool training = false;
   double loss_sum = 0.0;
+  double balance_sum = 0.0;
   std::vector<float*>
       x;  // [layers + 1] of [T, hidden]: each layer's input, then the stage's output
   std::vector<LayerActivations> layers;

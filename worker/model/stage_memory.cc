@@ -111,7 +111,7 @@ LayerActivations Stage::Impl::take_layer(MemoryPlan& plan, const StageLayer& lay
   kept.inverse_rms = plan.floats(tokens);
   kept.gate_up = plan.floats(tokens * 2 * feed_forward_width(layer));
   if (layer.experts) {
-    kept.experts = ExpertBlock::take_activations(plan, options.model, tokens, options.expert_count);
+    kept.experts = ExpertBlock::take_activations(plan, options.model, shape, options.expert_count);
   }
   return kept;
 }

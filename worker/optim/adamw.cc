@@ -5,7 +5,7 @@
 
 #include "checkpoint/names.h"
 #include "kernels/kernels.h"
-#include "worker/optim/bf16.h"
+#include "kernels/minifloat.h"
 
 namespace penstock {
 namespace {
@@ -94,13 +94,13 @@ void AdamW::step_narrow(const Piece& piece, const AdamwStep& update) {
     const int64_t count = std::min(kChunkElements, piece.piece.end - begin);
     uint16_t* const exp_avg = piece.narrow.exp_avg + done;
     uint16_t* const exp_avg_sq = piece.narrow.exp_avg_sq + done;
-    std::transform(exp_avg, exp_avg + count, first, from_bf16);
-    std::transform(exp_avg_sq, exp_avg_sq + count, second, from_bf16);
+    std::transform(exp_avg, exp_avg + count, first, decode_bf16);
+    std::transform(exp_avg_sq, exp_avg_sq + count, second, decode_bf16);
     float* const value = parameter.value + begin;
     kernels_.adamw(count, update, parameter.gradient + begin, {value, first, second},
                    {value, first, second});
-    std::transform(first, first + count, exp_avg, to_bf16);
-    std::transform(second, second + count, exp_avg_sq, to_bf16);
+    std::transform(first, first + count, exp_avg, encode_bf16);
+    std::transform(second, second + count, exp_avg_sq, encode_bf16);
   }
 }
 
