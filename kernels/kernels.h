@@ -265,9 +265,8 @@ class Kernels {
   // ---- Router (DeepSeek-V3 "noaux_tc" gate) ---------------------------------------------------
   // scores = sigmoid(logits); choice = scores + bias (the bias only chooses, it never weighs).
   // A group's score is the sum of its two largest choices. The best topk_groups groups are kept;
-  // the choices of the others become 0.0, as in Hugging Face's deepseek_v3 before transformers 5,
-  // which puts -inf. Both choose alike while the kept choices are above 0, as sigmoids with a small
-  // bias are; where one is negative, an expert of a dropped group can win over it here. The topk
+  // no expert of the others is chosen, however low the kept ones' choices (as Hugging Face's
+  // deepseek_v3 since 5.0 and DeepSeek's own; older versions of the former masked with 0.0). The topk
   // largest choices win. Ties go to the lowest index, for groups and for experts.
   //   weights = scores of the winners [/ (their sum + 1e-20)] * scaling_factor
   // logits: [tokens, experts]; bias: [experts]; scores: [tokens, experts] contiguous, kept for the

@@ -40,7 +40,7 @@ struct ModelConfig {
   bool norm_topk_prob = true;
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000.0;
-  std::optional<YarnScaling> rope_scaling;  // absent: positions as they are
+  std::optional<YarnScaling> rope_scaling = {};  // absent: positions as they are
   int64_t max_position_embeddings = 0;
   double initializer_range = 0.02;
   double aux_loss_alpha = 0.0;  // of the sequence-wise balance loss; 0: none

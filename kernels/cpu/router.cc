@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels/cpu/layers.h"
 
@@ -30,7 +31,7 @@ float top_two_sum(const float* values, int64_t count) {
   return first + second;
 }
 
-// Sets the choices of every group but the best to 0. A group is kept when fewer than topk_groups
+// Sets the choices of every group but the best to -infinity. A group is kept when fewer than topk_groups
 // others go before it; groups are few, so counting beats sorting.
 void drop_groups(const RouterShape& shape, float* choices, float* group_scores) {
   const int64_t group_size = shape.experts / shape.groups;
@@ -43,7 +44,9 @@ void drop_groups(const RouterShape& shape, float* choices, float* group_scores) 
       const bool tie_won = other < g && !better(group_scores[g], group_scores[other]);
       before += tie_won || better(group_scores[other], group_scores[g]) ? 1 : 0;
     }
-    if (before >= shape.topk_groups) std::fill_n(choices + g * group_size, group_size, 0.0F);
+    if (before >= shape.topk_groups) {
+      std::fill_n(choices + g * group_size, group_size, -std::numeric_limits<float>::infinity());
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -22,7 +23,7 @@ inline std::vector<int64_t> ranked(const std::vector<double>& values) {
   return order;
 }
 
-// Sets the choices of every group but the best `topk_groups` to 0.
+// Sets the choices of every group but the best `topk_groups` to -infinity.
 inline void drop_groups(const RouterShape& shape, std::vector<double>& choices) {
   const int64_t group_size = shape.experts / shape.groups;
   std::vector<double> group_scores;
@@ -35,7 +36,7 @@ inline void drop_groups(const RouterShape& shape, std::vector<double>& choices) 
   const std::vector<int64_t> order = ranked(group_scores);
   for (int64_t place = shape.topk_groups; place < shape.groups; ++place) {
     const auto first = choices.begin() + order[place] * group_size;
-    std::fill(first, first + group_size, 0.0);
+    std::fill(first, first + group_size, -std::numeric_limits<double>::infinity());
   }
 }
 

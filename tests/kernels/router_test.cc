@@ -117,14 +117,13 @@ TEST(RouterTest, TheBiasChoosesButDoesNotWeigh) {
   });
 }
 
-// Hugging Face masks with 0.0: see kernels/kernels.h.
-TEST(RouterTest, AnExpertOfADroppedGroupBeatsANegativeChoiceAsInHuggingFace) {
+TEST(RouterTest, NoExpertOfADroppedGroupIsChosenHoweverLowTheKeptOnesAre) {
   const RouterShape shape = {1, 4, 2, 1, 2, true, 1.0F};
   std::vector<float> logits;
   for (const float score : {0.9F, 0.5F, 0.4F, 0.3F}) logits.push_back(logit(score));
   const std::vector<float> bias = {0.0F, -0.55F, -0.5F, -0.5F};  // choices 0.9 -0.05 -0.1 -0.2
   with_each_backend(shape, logits, bias, [](const RouterResult& r) {
-    EXPECT_EQ(r.ids, (std::vector<int32_t>{0, 2}));  // 2 was masked to 0.0 > -0.05
+    EXPECT_EQ(r.ids, (std::vector<int32_t>{0, 1}));
   });
 }
 

@@ -71,6 +71,7 @@ class Fixture {
     model.rms_norm_eps = keys.at("rms_norm_eps");
     model.rope_theta = keys.at("rope_theta");
     model.max_position_embeddings = keys.at("max_position_embeddings");
+    model.aux_loss_alpha = keys.value("aux_loss_alpha", 0.0);
     if (keys.contains("rope_scaling")) {
       const auto& yarn = keys.at("rope_scaling");
       model.rope_scaling = {
@@ -155,6 +156,11 @@ TEST_P(GoldenTest, LogitsAndLossEqualTransformers) {
 TEST_P(GoldenTest, EveryGradientEqualsAutograd) {
   const TokenBatch batch = fixture_.batch();
   pipeline_.train(batch, 1.0 / static_cast<double>(batch.count()));
+  double balance = 0.0;
+  for (int64_t s = 0; s < pipeline_.stage_count(); ++s) {
+    balance += pipeline_.stage(s).balance_loss_sum(0) / static_cast<double>(batch.count());
+  }
+  EXPECT_NEAR(balance, fixture_.tensor<float>("balance_loss")[0], 1e-5);
   const auto gradients = pipeline_.gradients();
   ASSERT_EQ(gradients.size(), fixture_.names("gradient:").size());
   for (const auto& [name, gradient] : gradients) {
@@ -168,7 +174,8 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenTest,
                                          Case{"grouped", "cpu", 2}, Case{"plain", "reference", 1},
                                          Case{"plain", "cpu", 1}, Case{"plain", "cpu", 3},
                                          Case{"dense", "cpu", 2}, Case{"yarn", "reference", 1},
-                                         Case{"yarn", "cpu", 2}),
+                                         Case{"yarn", "cpu", 2}, Case{"balance", "reference", 1},
+                                         Case{"balance", "cpu", 2}),
                          [](const auto& info) { return name_of(info.param); });
 
 }  // namespace
