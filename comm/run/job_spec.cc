@@ -66,7 +66,6 @@ void read_fixed_model_keys(MappingReader& reader) {
   reader.only("tie_word_embeddings", {"false"}, "embedding and head are separate (false)");
   reader.only("attention_bias", {"false"}, "projections have no bias (false)");
   reader.only("attention_dropout", {"0", "0.0"}, "there is no dropout (0.0)");
-  reader.only("num_nextn_predict_layers", {"0"}, "set it to 0: no multi-token prediction");
   reader.only("rope_interleave", {"true"}, "set it to true: pairs are stored side by side");
 }
 
@@ -95,6 +94,7 @@ void read_model(MappingReader reader, SpecProblems& problems, ModelConfig& model
   reader.real("rms_norm_eps", 0.0, 1.0, true, model.rms_norm_eps);
   reader.integer("max_position_embeddings", 1, 1 << 24, model.max_position_embeddings);
   reader.real("initializer_range", 0.0, 10.0, true, model.initializer_range);
+  reader.integer("num_nextn_predict_layers", 0, 1, model.num_nextn_predict_layers);
   reader.real("aux_loss_alpha", 0.0, 1.0, false, model.aux_loss_alpha);
   bool sequence_wise = true;
   reader.boolean("seq_aux", sequence_wise);

@@ -77,6 +77,8 @@ struct OptimizerSpec {  // AdamW (Loshchilov & Hutter, 2019)
   int64_t decay_steps = 0;  // of the cosine; 0: up to the first of lr_levels, or the last step
   std::vector<StepLevel<double>> lr_levels = {};           // shares of lr, after the cosine
   std::vector<StepLevel<double>> bias_update_levels = {};  // gamma from given steps on
+  double mtp_loss_weight = 0.3;                            // lambda of multi-token prediction
+  std::vector<StepLevel<double>> mtp_loss_levels = {};     // the same from given steps on
   NoDecay no_decay = {};
   MomentType moments = MomentType::kFp32;
   double ema_decay = 0.0;       // of the average of the weights; 0: none is kept

@@ -44,6 +44,7 @@ Json model_json(const ModelConfig& m) {
                {"rope_scaling", nullptr},
                {"max_position_embeddings", m.max_position_embeddings},
                {"initializer_range", m.initializer_range},
+               {"num_nextn_predict_layers", m.num_nextn_predict_layers},
                {"aux_loss_alpha", m.aux_loss_alpha}};
   if (m.q_lora_rank) json["q_lora_rank"] = *m.q_lora_rank;
   if (m.rope_scaling) json["rope_scaling"] = rope_scaling_json(*m.rope_scaling);
@@ -84,6 +85,7 @@ Json optimizer_json(const OptimizerSpec& o) {
           {"no_decay", no_decay_json(o.no_decay)},
           {"clip_grad_norm", o.clip_grad_norm},
           {"bias_update_speed", o.bias_update_speed},
+          {"mtp_loss_weight", o.mtp_loss_weight},
           {"moments", o.moments == MomentType::kBf16 ? "bf16" : "fp32"},
           {"ema_decay", o.ema_decay},
           {"ema_evaluation", o.ema_evaluation}};
@@ -105,7 +107,8 @@ Json schedule_json(const OptimizerSpec& o) {
           {"decay_steps", o.decay_steps},
           {"min_lr_ratio", o.min_lr_ratio},
           {"lr_ratio", levels_json(o.lr_levels)},
-          {"bias_update_speed", levels_json(o.bias_update_levels)}};
+          {"bias_update_speed", levels_json(o.bias_update_levels)},
+          {"mtp_loss_weight", levels_json(o.mtp_loss_levels)}};
 }
 
 Json checkpoint_json(const CheckpointSpec& c) {

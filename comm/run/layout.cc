@@ -113,6 +113,15 @@ std::vector<Rank> expert_replicas(const ParallelismSpec& parallelism, int64_t st
   return ranks;
 }
 
+std::vector<Rank> end_stage_replicas(const ParallelismSpec& parallelism) {
+  std::vector<Rank> ranks = dense_replicas(parallelism, 0);
+  const std::vector<Rank> last = dense_replicas(parallelism, stage_count(parallelism) - 1);
+  ranks.insert(ranks.end(), last.begin(), last.end());
+  std::sort(ranks.begin(), ranks.end());
+  ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
+  return ranks;
+}
+
 Range stage_layers(int64_t layer_count, int64_t stage_count, int64_t stage) {
   PENSTOCK_CHECK(stage_count > 0 && layer_count >= stage_count, layer_count, stage_count);
   PENSTOCK_CHECK(stage >= 0 && stage < stage_count, stage, stage_count);

@@ -66,6 +66,10 @@ std::vector<Rank> dense_replicas(const ParallelismSpec& parallelism, int64_t sta
 std::vector<Rank> expert_replicas(const ParallelismSpec& parallelism, int64_t stage,
                                   int64_t expert_index);
 
+// Every rank that holds the first or the last stage, ascending: what both use is held by all of
+// these (worker/model/parameter.h).
+std::vector<Rank> end_stage_replicas(const ParallelismSpec& parallelism);
+
 struct Range {
   int64_t begin = 0;
   int64_t end = 0;

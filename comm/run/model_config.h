@@ -43,7 +43,8 @@ struct ModelConfig {
   std::optional<YarnScaling> rope_scaling = {};  // absent: positions as they are
   int64_t max_position_embeddings = 0;
   double initializer_range = 0.02;
-  double aux_loss_alpha = 0.0;  // of the sequence-wise balance loss; 0: none
+  int64_t num_nextn_predict_layers = 0;  // 0 or 1: blocks of multi-token prediction
+  double aux_loss_alpha = 0.0;           // of the sequence-wise balance loss; 0: none
 
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   bool is_moe(int64_t layer) const { return layer >= first_k_dense_replace; }

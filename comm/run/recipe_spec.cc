@@ -102,6 +102,7 @@ void read_optimizer(MappingReader reader, SpecProblems& problems, OptimizerSpec&
   read_no_decay(reader, problems, optimizer);
   reader.real("clip_grad_norm", 0.0, kNormMax, false, optimizer.clip_grad_norm);
   reader.real("bias_update_speed", 0.0, 1.0, false, optimizer.bias_update_speed);
+  reader.real("mtp_loss_weight", 0.0, 100.0, false, optimizer.mtp_loss_weight);
   read_moments(reader, problems, optimizer);
   reader.real("ema_decay", 0.0, 1.0, false, optimizer.ema_decay);
   reader.boolean("ema_evaluation", optimizer.ema_evaluation);
@@ -116,6 +117,7 @@ void read_schedule(MappingReader reader, SpecProblems& problems, OptimizerSpec& 
   reader.real("min_lr_ratio", 0.0, 1.0, false, optimizer.min_lr_ratio);
   read_levels(reader, "lr_ratio", problems, 1.0, optimizer.lr_levels);
   read_levels(reader, "bias_update_speed", problems, 1.0, optimizer.bias_update_levels);
+  read_levels(reader, "mtp_loss_weight", problems, 100.0, optimizer.mtp_loss_levels);
   reader.finish();
 }
 
@@ -138,6 +140,10 @@ void check_recipe(const JobSpec& spec, SpecProblems& problems) {
       fmt::format("schedule.lr_ratio begins at step {}, before warm-up, hold and decay end "
                   "at step {}",
                   o.lr_levels.empty() ? 0 : o.lr_levels[0].from_step, decayed));
+  problems.rule("model.num_nextn_predict_layers",
+                spec.model.num_nextn_predict_layers == 0 || spec.data.seq_length > 1,
+                "model.num_nextn_predict_layers predicts the token after the next: data.seq_length "
+                "must be above 1");
   problems.rule("optimizer.ema_decay", o.ema_decay < 1.0,
                 "optimizer.ema_decay must be below 1: an average that keeps all of itself never "
                 "learns");

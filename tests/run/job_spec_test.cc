@@ -344,8 +344,7 @@ TEST(JobSpecTest, AConfigurationThatWouldTrainAnotherModelIsRefused) {
   for (const char* line :
        {"hidden_act: gelu", "rope_interleave: false", "scoring_func: softmax",
         "tie_word_embeddings: true", "attention_bias: true", "attention_dropout: 0.1",
-        "moe_layer_freq: 2", "num_nextn_predict_layers: 1",
-        "rope_scaling: {type: linear, factor: 40}", "model_type: llama"}) {
+        "moe_layer_freq: 2", "rope_scaling: {type: linear, factor: 40}", "model_type: llama"}) {
     const std::string error =
         error_of(edited("  kv_lora_rank", "  " + std::string(line) + "\n  kv_lora_rank"));
     EXPECT_EQ(error.find("s.yaml:10:"), 0u) << error;

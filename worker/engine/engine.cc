@@ -39,6 +39,13 @@ Status check_program_bounds(const JobSpec& spec, const RankLayout& layout, const
   return {};
 }
 
+// Whether another stage of the rank has the embedding that the last one needs for predicting ahead.
+bool embedding_elsewhere(const JobSpec& spec, const RankLayout& layout, int64_t stage) {
+  const int64_t last = stage_count(spec.parallelism) - 1;
+  return spec.model.num_nextn_predict_layers > 0 && last > 0 && stage == last &&
+         layout.stages[layout.by_stage.front()].stage == 0;
+}
+
 std::unique_ptr<Stage> model_stage(const StageOptions& options, Kernels& kernels,
                                    ExpertExchange* exchange) {
   return std::make_unique<Stage>(options, kernels, exchange);
@@ -78,7 +85,7 @@ Engine::Engine(Parts parts)
   }
   reducer_ = std::make_unique<Reducer>(transport_);
   weight_queue_.reserve(static_cast<size_t>(spec_.parallelism.microbatches));
-  sums_.resize(4 + static_cast<size_t>(spec_.parallelism.pipeline));
+  sums_.resize(5 + static_cast<size_t>(spec_.parallelism.pipeline));
 }
 
 Engine::~Engine() = default;
@@ -96,6 +103,7 @@ Status Engine::make_stages(const StageFactory& make_stage) {
                          .sequence_length_max = spec_.data.seq_length,
                          .slot_count = need.activations,
                          .gradient_slot_count = need.gradients,
+                         .embedding_elsewhere = embedding_elsewhere(spec_, layout_, local.stage),
                          .tag_base = local.direction * kExchangeTagsPerStage,
                          .precision = spec_.training.precision};
     // One slot more where inputs come from a neighbour, so that the next one can arrive while all
@@ -111,6 +119,16 @@ Status Engine::make_stages(const StageFactory& make_stage) {
     exchanges_.push_back(std::move(exchange));
     stages_.push_back(make_stage(options, kernels_, exchanges_.back().get()));
     make_lane(local.direction, options.slot_count);
+  }
+  // With multi-token prediction the last stage uses the first one's embedding.
+  const auto here = [&](bool (Stage::*is_end)() const) {
+    const auto found = std::find_if(stages_.begin(), stages_.end(),
+                                    [&](const auto& stage) { return ((*stage).*is_end)(); });
+    return found == stages_.end() ? nullptr : found->get();
+  };
+  Stage* const last = here(&Stage::is_last);
+  if (last != nullptr && last->options().embedding_elsewhere) {
+    last->use_embedding_of(*here(&Stage::is_first));
   }
   return {};
 }
@@ -151,9 +169,9 @@ void Engine::make_optimizer() {
   for (const size_t d : layout_.by_stage) {
     const LocalStage& local = layout_.stages[d];
     ParameterSet& parameters = stages_[d]->parameters();
-    for (const ParameterKind kind : {ParameterKind::kDense, ParameterKind::kExpert}) {
-      const std::vector<Rank>& replicas =
-          kind == ParameterKind::kDense ? local.dense_replicas : local.expert_replicas;
+    for (const ParameterKind kind : kParameterKinds) {
+      if (parameters.values(kind).empty()) continue;
+      const std::vector<Rank>& replicas = local.replicas_of(kind);
       const ShardRange owned =
           shard_range(static_cast<int64_t>(parameters.values(kind).size()),
                       static_cast<int64_t>(replicas.size()), index_in(replicas, layout_.rank));

@@ -50,7 +50,9 @@ struct StepTimes {
 struct StepResult {
   int64_t step = 0;
   double loss = 0.0;  // cross-entropy of the next token: mean over the global batch, nats
-  // What training adds to it: the balance loss, mean over sequences, summed over layers.
+  // What training adds to it: multi-token prediction's cross-entropy, over the same tokens and
+  // before its weight, and the balance loss, mean over sequences, summed over layers.
+  double prediction_loss = 0.0;
   double balance_loss = 0.0;
   double grad_norm = 0.0;  // before clipping; every parameter of the model counted once
   double learning_rate = 0.0;
@@ -105,6 +107,7 @@ class Engine {
  private:
   struct Totals {  // this rank's sums over a step
     double loss = 0.0;
+    double prediction_loss = 0.0;
     double balance_loss = 0.0;
     double tokens = 0.0;
   };
@@ -186,7 +189,8 @@ class Engine {
   std::vector<int32_t> sequence_;               // one sequence and the token after it
   std::vector<std::vector<double>> load_sums_;  // by direction: for the reduction
   std::vector<std::vector<int64_t>> loads_;     // by direction: over the global batch
-  std::vector<double> sums_;  // totals of all ranks: kLoss, kTokens, kSquares, kBalance, stages …
+  std::vector<double>
+      sums_;  // totals of all ranks: kLoss, kTokens, kSquares, kPrediction, kBalance, stages …
 };
 
 }  // namespace penstock

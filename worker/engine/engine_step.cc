@@ -3,15 +3,26 @@
 
 #include "comm/base/check.h"
 #include "comm/base/clock.h"
-#include "worker/engine/engine.h"
 #include "comm/run/interleave.h"
+#include "worker/engine/engine.h"
 #include "worker/optim/lr_schedule.h"
 
 namespace penstock {
 namespace {
 
 // Places in the vector of totals that all ranks add up.
-enum Sum : size_t { kLossSum, kTokenSum, kSquareSum, kBalanceSum, kStageImbalance };
+enum Sum : size_t { kLossSum, kTokenSum, kSquareSum, kPredictionSum, kBalanceSum, kStageImbalance };
+
+// By ParameterKind.
+constexpr std::array kReduceChannels = {Channel::kReduceDense, Channel::kReduceExperts,
+                                        Channel::kReduceShared};
+constexpr std::array kGatherChannels = {Channel::kGatherDense, Channel::kGatherExperts,
+                                        Channel::kGatherShared};
+// What the ends of the pipeline share is of no one stage.
+Tag tag_of(const std::array<Channel, kParameterKindCount>& channels, ParameterKind kind,
+           int64_t stage) {
+  return tag_of(channels[static_cast<size_t>(kind)], kind == ParameterKind::kShared ? 0 : stage);
+}
 
 double seconds(int64_t nanoseconds) {
   return static_cast<double>(nanoseconds) * 1e-9;
@@ -34,6 +45,7 @@ Result<StepResult> Engine::train_step(int64_t step) {
   state_->set_step(step);
   StepResult result{.step = step,
                     .loss = sums_[kLossSum] / sums_[kTokenSum],
+                    .prediction_loss = sums_[kPredictionSum] / sums_[kTokenSum],
                     .balance_loss = sums_[kBalanceSum] / sums_[kTokenSum],
                     .grad_norm = std::sqrt(sums_[kSquareSum]),
                     .learning_rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step),
@@ -147,7 +159,9 @@ Result<MicroBatch> Engine::micro_batch(uint8_t direction, int32_t microbatch, in
                    .sequence_length = length,
                    .tokens = {},
                    .targets = {},
-                   .loss_scale = 1.0 / static_cast<double>(spec_.tokens_per_step())};
+                   .loss_scale = 1.0 / static_cast<double>(spec_.tokens_per_step()),
+                   .prediction_weight = value_at(spec_.optimizer.mtp_loss_levels,
+                                                 spec_.optimizer.mtp_loss_weight, step_)};
   if (feed.tokens.empty() && feed.targets.empty()) return batch;
   const size_t offset = static_cast<size_t>(slot * microbatch_tokens_);
   const auto count = static_cast<size_t>(microbatch_tokens_);
@@ -179,6 +193,7 @@ Result<Pass> Engine::begin_forward(uint8_t direction, int32_t microbatch, int32_
 void Engine::end_forward(uint8_t direction, int32_t microbatch, int32_t slot) {
   if (stages_[direction]->is_last()) {
     totals_.loss += stages_[direction]->loss_sum(slot);
+    totals_.prediction_loss += stages_[direction]->prediction_loss_sum(slot);
     totals_.tokens += static_cast<double>(microbatch_tokens_);
   }
   totals_.balance_loss += stages_[direction]->balance_loss_sum(slot);
@@ -246,12 +261,12 @@ Status Engine::reduce_gradients() {
 // Gradients: each replica ends with the sum of its own shard. Loads: everyone with all of them.
 Status Engine::reduce_stage(const LocalStage& local, Stage& stage) {
   ParameterSet& parameters = stage.parameters();
-  PENSTOCK_TRY(reducer_->reduce_scatter_sum(local.dense_replicas,
-                                            tag_of(Channel::kReduceDense, local.stage),
-                                            parameters.gradients(ParameterKind::kDense)));
-  PENSTOCK_TRY(reducer_->reduce_scatter_sum(local.expert_replicas,
-                                            tag_of(Channel::kReduceExperts, local.stage),
-                                            parameters.gradients(ParameterKind::kExpert)));
+  for (const ParameterKind kind : kParameterKinds) {
+    if (parameters.gradients(kind).empty()) continue;
+    PENSTOCK_TRY(reducer_->reduce_scatter_sum(local.replicas_of(kind),
+                                              tag_of(kReduceChannels, kind, local.stage),
+                                              parameters.gradients(kind)));
+  }
   const std::span<int64_t> counted = stage.expert_loads();
   if (counted.empty()) return {};
   std::vector<double>& load_sums = load_sums_[local.direction];
@@ -271,6 +286,7 @@ Status Engine::reduce_stage(const LocalStage& local, Stage& stage) {
 Status Engine::reduce_totals() {
   sums_[kLossSum] = totals_.loss;
   sums_[kTokenSum] = totals_.tokens;
+  sums_[kPredictionSum] = totals_.prediction_loss;
   sums_[kBalanceSum] = totals_.balance_loss;
   PENSTOCK_TRY(reducer_->all_reduce_sum(layout_.world, tag_of(Channel::kReduceTotals), sums_));
   if (!training_ || (std::isfinite(sums_[kLossSum]) && std::isfinite(sums_[kSquareSum]))) return {};
@@ -301,12 +317,12 @@ Status Engine::gather_weights() {
   for (const size_t d : layout_.by_stage) {
     const LocalStage& local = layout_.stages[d];
     ParameterSet& parameters = stages_[d]->parameters();
-    PENSTOCK_TRY(reducer_->all_gather(local.dense_replicas,
-                                      tag_of(Channel::kGatherDense, local.stage),
-                                      parameters.values(ParameterKind::kDense)));
-    PENSTOCK_TRY(reducer_->all_gather(local.expert_replicas,
-                                      tag_of(Channel::kGatherExperts, local.stage),
-                                      parameters.values(ParameterKind::kExpert)));
+    for (const ParameterKind kind : kParameterKinds) {
+      if (parameters.values(kind).empty()) continue;
+      PENSTOCK_TRY(reducer_->all_gather(local.replicas_of(kind),
+                                        tag_of(kGatherChannels, kind, local.stage),
+                                        parameters.values(kind)));
+    }
   }
   return {};
 }

@@ -27,7 +27,10 @@ RankLayout make_rank_layout(const JobSpec& spec, Rank rank) {
         {.direction = static_cast<uint8_t>(layout.stages.size()),
          .stage = stage,
          .dense_replicas = dense_replicas(parallelism, stage),
-         .expert_replicas = expert_replicas(parallelism, stage, layout.position.expert_index)});
+         .expert_replicas = expert_replicas(parallelism, stage, layout.position.expert_index),
+         .shared_replicas = stage == 0 || stage == stage_count(parallelism) - 1
+                                ? end_stage_replicas(parallelism)
+                                : std::vector<Rank>()});
   }
   layout.by_stage.resize(layout.stages.size());
   std::iota(layout.by_stage.begin(), layout.by_stage.end(), size_t{0});

@@ -10,6 +10,7 @@
 #include "comm/data/transport.h"
 #include "comm/run/job_spec.h"
 #include "comm/run/layout.h"
+#include "worker/model/parameter.h"
 
 namespace penstock {
 
@@ -19,6 +20,13 @@ struct LocalStage {
   int64_t stage = 0;
   std::vector<Rank> dense_replicas;   // ascending, this rank included
   std::vector<Rank> expert_replicas;  // of this rank's experts, ascending, this rank included
+  std::vector<Rank> shared_replicas;  // of what first and last stage share; empty for others
+
+  const std::vector<Rank>& replicas_of(ParameterKind kind) const {
+    return kind == ParameterKind::kDense    ? dense_replicas
+           : kind == ParameterKind::kExpert ? expert_replicas
+                                            : shared_replicas;
+  }
 };
 
 struct RankLayout {
@@ -53,6 +61,8 @@ enum class Channel : uint64_t {
   kReduceTotals,
   kGatherDense,    // detail: stage
   kGatherExperts,  // detail: stage
+  kReduceShared,
+  kGatherShared,
   kFinish,
 };
 inline constexpr uint64_t kExchangeTagBits = 36;

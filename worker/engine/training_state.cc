@@ -41,9 +41,8 @@ void TrainingState::add_stage(const LocalStage& local, Stage& stage) {
     to_load_.push_back({whole_tensor(weight_name(parameter.name), DType::kF32, parameter.shape),
                         bytes_of(values),
                         {}});
-    const std::vector<Rank>& replicas =
-        parameter.kind == ParameterKind::kDense ? local.dense_replicas : local.expert_replicas;
-    if (replicas.front() == layout_.rank) first_held_.push_back({parameter.name, values});
+    if (local.replicas_of(parameter.kind).front() == layout_.rank)
+      first_held_.push_back({parameter.name, values});
   }
   const std::span<Router> routers = stage.routers();
   for (size_t i = 0; i < routers.size(); ++i) {

@@ -45,7 +45,10 @@ ParameterSet::Buffer ParameterSet::allocate(std::string name, int64_t size) {
 
 ParameterSet::ParameterSet(const ModelConfig& model, const ParameterSetOptions& options) {
   const int64_t hidden = model.hidden_size;
-  if (options.embedding) add("model.embed_tokens.weight", {model.vocab_size, hidden});
+  if (options.embedding) {
+    add("model.embed_tokens.weight", {model.vocab_size, hidden},
+        model.num_nextn_predict_layers > 0 ? Place::kShared : Place::kAligned);
+  }
   for (int64_t layer = options.layers.begin; layer < options.layers.end; ++layer) {
     add_attention(model, layer);
     add_feed_forward(model, layer, options.experts);
@@ -54,7 +57,8 @@ ParameterSet::ParameterSet(const ModelConfig& model, const ParameterSetOptions& 
     add("model.norm.weight", {hidden});
     add("lm_head.weight", {model.vocab_size, hidden});
   }
-  for (const ParameterKind kind : {ParameterKind::kDense, ParameterKind::kExpert}) {
+  if (options.prediction) add_prediction(model, options.experts);
+  for (const ParameterKind kind : kParameterKinds) {
     const int64_t size = rounded_up(ends_[static_cast<int>(kind)]);
     values_[static_cast<int>(kind)] = allocate("parameters", size);
     if (options.gradients) gradients_[static_cast<int>(kind)] = allocate("gradients", size);
@@ -73,10 +77,12 @@ void ParameterSet::add(std::string name, std::vector<int64_t> shape, Place place
   parameter.size = 1;
   for (const int64_t extent : shape) parameter.size *= extent;
   parameter.shape = std::move(shape);
-  parameter.kind = expert < 0 ? ParameterKind::kDense : ParameterKind::kExpert;
+  parameter.kind = expert >= 0               ? ParameterKind::kExpert
+                   : place == Place::kShared ? ParameterKind::kShared
+                                             : ParameterKind::kDense;
   parameter.expert = expert;
   int64_t& end = ends_[static_cast<int>(parameter.kind)];
-  parameter.offset = place == Place::kAligned ? rounded_up(end) : end;
+  parameter.offset = place == Place::kAdjacent ? end : rounded_up(end);
   end = parameter.offset + parameter.size;
   parameters_.push_back(std::move(parameter));
 }
@@ -134,6 +140,18 @@ void ParameterSet::add_feed_forward(const ModelConfig& model, int64_t layer, Ran
   }
 }
 
+void ParameterSet::add_prediction(const ModelConfig& model, Range experts) {
+  const int64_t layer = model.num_hidden_layers;
+  const std::string stem = fmt::format("model.layers.{}.", layer);
+  const int64_t hidden = model.hidden_size;
+  add(stem + "enorm.weight", {hidden});
+  add(stem + "hnorm.weight", {hidden});
+  add(stem + "eh_proj.weight", {hidden, 2 * hidden});
+  add_attention(model, layer);
+  add_feed_forward(model, layer, experts);
+  add(stem + "shared_head.norm.weight", {hidden});
+}
+
 const Parameter* ParameterSet::find(std::string_view name) const {
   const auto found = std::find_if(parameters_.begin(), parameters_.end(),
                                   [&](const Parameter& p) { return p.name == name; });
@@ -164,7 +182,7 @@ void ParameterSet::initialize(uint64_t seed, double initializer_range) {
 }
 
 void ParameterSet::zero_gradients() {
-  for (const ParameterKind kind : {ParameterKind::kDense, ParameterKind::kExpert}) {
+  for (const ParameterKind kind : kParameterKinds) {
     const std::span<float> gradient = gradients(kind);
     std::fill(gradient.begin(), gradient.end(), 0.0F);
   }

@@ -1,9 +1,10 @@
-// The trained tensors of one stage, in two flat value buffers and two flat gradient buffers: one of
-// each for the dense tensors and one for the routed experts, because the two kinds have different
-// replicas. A reduction or an optimizer works on flat ranges and never on single tensors.
+// The trained tensors of one stage, in flat value and gradient buffers: one of each for
+// the dense tensors, for the routed experts and for what stages share, because these kinds have
+// different replicas. A reduction or an optimizer works on flat ranges and never on single tensors.
 #pragma once
 
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <span>
 #include <string>
@@ -19,7 +20,12 @@ namespace penstock {
 enum class ParameterKind : uint8_t {
   kDense,   // same on every rank that holds the stage
   kExpert,  // same on every rank that holds the stage with the same expert index
+  kShared,  // same on every rank that holds the first or the last stage: the embedding, when
+            // multi-token prediction makes the last stage use it, too
 };
+inline constexpr ParameterKind kParameterKinds[] = {ParameterKind::kDense, ParameterKind::kExpert,
+                                                    ParameterKind::kShared};
+inline constexpr size_t kParameterKindCount = std::size(kParameterKinds);
 
 // Most tensors start at a multiple of this many elements, for SIMD; the gaps hold zeros, in values
 // and gradients, for good. Some follow their neighbour at once, so that both make one wider matrix.
@@ -49,6 +55,7 @@ struct ParameterSetOptions {
   bool embedding = false;  // model.embed_tokens.weight
   bool head = false;       // model.norm.weight, lm_head.weight
   bool gradients = true;
+  bool prediction = false;  // the block of multi-token prediction, model.layers.<layer count>
 };
 
 // Owns the buffers. Not thread-safe. Order of tensors is a pure function of (config, options).
@@ -76,18 +83,21 @@ class ParameterSet {
     std::unique_ptr<Arena> memory;  // arrives zeroed, so gaps are zero from the start
     std::span<float> floats;
   };
-  enum class Place { kAligned, kAdjacent };  // kAdjacent: right behind the tensor before it
+  // kAdjacent: right behind the tensor before it. kShared: aligned, in the shared buffer.
+  enum class Place { kAligned, kAdjacent, kShared };
   void add(std::string name, std::vector<int64_t> shape, Place place = Place::kAligned,
            int64_t expert = -1);
   void add_attention(const ModelConfig& model, int64_t layer);
   void add_feed_forward(const ModelConfig& model, int64_t layer, Range experts);
+  void add_prediction(const ModelConfig& model, Range experts);
   void add_gated(const std::string& stem, int64_t width, int64_t hidden, int64_t expert);
   static Buffer allocate(std::string name, int64_t size);
 
   std::vector<Parameter> parameters_;
-  int64_t ends_[2] = {0, 0};  // elements given out, by ParameterKind, as the two below
-  Buffer values_[2];
-  Buffer gradients_[2];
+  int64_t ends_[kParameterKindCount] =
+      {};  // elements given out, by ParameterKind, as the two below
+  Buffer values_[kParameterKindCount];
+  Buffer gradients_[kParameterKindCount];
 };
 
 }  // namespace penstock

@@ -9,7 +9,7 @@ Pass::Pass(Stage* stage, PassKind kind, int32_t slot, int32_t gradient_slot)
       kind_(kind),
       slot_(slot),
       gradient_slot_(gradient_slot),
-      ops_(stage->impl_->pass_ops[static_cast<size_t>(kind)]) {}
+      ops_(stage->impl_->pass_ops(kind, stage->impl_->slot_at(slot).training)) {}
 
 const PassOp& Pass::position() const {
   PENSTOCK_CHECK(!finished(), "the pass is finished");

@@ -10,8 +10,11 @@ namespace {
 int64_t moe_layer_count(const StageOptions& options) {
   const Range layers =
       stage_layers(options.model.num_hidden_layers, options.stage_count, options.stage_index);
+  const bool ahead = options.stage_index == options.stage_count - 1 &&
+                     options.gradient_slot_count > 0 && options.model.num_nextn_predict_layers > 0;
   return std::max<int64_t>(
-      0, layers.end - std::max(layers.begin, options.model.first_k_dense_replace));
+             0, layers.end - std::max(layers.begin, options.model.first_k_dense_replace)) +
+         (ahead ? 1 : 0);
 }
 
 }  // namespace
@@ -117,6 +120,7 @@ Pass Stage::start_forward(int32_t slot_index, const MicroBatch& micro_batch, boo
   slot.training = training;
   slot.loss_sum = 0.0;
   slot.balance_sum = 0.0;
+  slot.prediction_loss_sum = 0.0;
   const int64_t tokens = slot.shape.tokens();
   PENSTOCK_CHECK(!is_first() || std::ssize(micro_batch.tokens) == tokens);
   PENSTOCK_CHECK(!is_last() || std::ssize(micro_batch.targets) == tokens ||
@@ -172,6 +176,15 @@ double Stage::loss_sum(int32_t slot) const {
   return impl_->slot_at(slot).loss_sum;
 }
 
+double Stage::prediction_loss_sum(int32_t slot) const {
+  return impl_->slot_at(slot).prediction_loss_sum;
+}
+
+void Stage::use_embedding_of(Stage& first) {
+  PENSTOCK_CHECK(options().embedding_elsewhere && impl_->predicts_ahead());
+  impl_->embedding = first.impl_->embedding;
+}
+
 double Stage::balance_loss_sum(int32_t slot) const {
   return impl_->slot_at(slot).balance_sum;
 }
@@ -179,7 +192,8 @@ double Stage::balance_loss_sum(int32_t slot) const {
 std::span<const float> Stage::logits(int32_t slot_index) const {
   const StageSlot& slot = impl_->slot_at(slot_index);
   PENSTOCK_CHECK(is_last() && !slot.training, "logits are kept by the last stage's forward_only");
-  return {slot.logits, static_cast<size_t>(slot.shape.tokens() * impl_->options.model.vocab_size)};
+  return {slot.head.logits,
+          static_cast<size_t>(slot.shape.tokens() * impl_->options.model.vocab_size)};
 }
 
 std::span<Router> Stage::routers() {
@@ -222,7 +236,7 @@ double Stage::load_imbalance(std::span<const int64_t> loads, int64_t expert_coun
 
 uint64_t Stage::memory_bytes() const {
   uint64_t floats = 0;
-  for (const ParameterKind kind : {ParameterKind::kDense, ParameterKind::kExpert}) {
+  for (const ParameterKind kind : kParameterKinds) {
     floats += impl_->parameters->values(kind).size() + impl_->parameters->gradients(kind).size();
   }
   return floats * sizeof(float) + impl_->buffer_bytes;

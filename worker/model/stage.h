@@ -1,5 +1,5 @@
 // One pipeline stage of a DeepSeek-V3-shaped model on one rank: some decoder layers, with the
-// embedding in the first stage and final norm, head and loss in the last; of the routed experts
+// embedding in the first stage and final norm, head and loss, and multi-token prediction, in the last; of the routed experts
 // those of one expert index.
 // Explicit forward, backward-input and backward-weight; no autograd.
 //
@@ -50,6 +50,10 @@ struct StageOptions {
   // Most micro-batches between backward's start and weight part's end: deepest weight queue + 1.
   // 0: this stage only runs forward_only().
   int32_t gradient_slot_count = 1;
+  // Of a last stage with multi-token prediction, which needs the model's embedding: whether another
+  // stage of this rank has it; use_embedding_of() then says which. Otherwise the stage holds a copy,
+  // and whoever reduces gradients adds up all copies'.
+  bool embedding_elsewhere = false;
   // First of the data plane tags for token exchanges, a multiple of ExpertExchange::kTagBaseStep;
   // they go up to tag_base + expert_tag_count(). Equal on all ranks of the expert group, different
   // for its two stages.
@@ -71,7 +75,8 @@ struct MicroBatch {
   std::span<const int32_t> tokens;  // first stage: [sequence_count · sequence_length], row-major
   std::span<const int32_t>
       targets;  // last stage: the token that follows each; may be empty in forward_only()
-  double loss_scale = 1.0;  // gradient of the loss sum: 1 / (tokens of the global batch)
+  double loss_scale = 1.0;         // gradient of the loss sum: 1 / (tokens of the global batch)
+  double prediction_weight = 0.0;  // of the multi-token prediction's loss sum, relative to that
 };
 
 // One MoE layer's balance state.
@@ -100,6 +105,9 @@ class Stage {
   ParameterSet& parameters();
   const ParameterSet& parameters() const;
   void initialize(uint64_t seed);  // parameters; router biases to 0
+  // Shares the parameter with `first`, which must outlive this; before the first pass. REQUIRES:
+  // options().embedding_elsewhere.
+  void use_embedding_of(Stage& first);
 
   // [sequences_max · sequence_length_max · hidden_size] each. input and input_gradient are not for
   // the first stage, output and output_gradient not for the last.
@@ -123,6 +131,9 @@ class Stage {
   // Last stage, after forward: sum over the micro-batch's tokens of the cross-entropy, nats,
   // unscaled.
   double loss_sum(int32_t slot) const;
+  // Last stage, after forward: the same of multi-token prediction, unweighted; 0 without it. The
+  // last position of every sequence has nothing to predict and adds 0.
+  double prediction_loss_sum(int32_t slot) const;
   // After forward: the balance losses of this stage's MoE layers, unscaled, as loss_sum(): over the
   // sum of tokens they give the mean over sequences (balance_loss.h).
   double balance_loss_sum(int32_t slot) const;

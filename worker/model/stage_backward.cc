@@ -53,24 +53,33 @@ float* Stage::Impl::gradient_of(StageSlot& slot, GradientSlot& gradient, int32_t
 }
 
 void Stage::Impl::output_backward(StageSlot& slot, GradientSlot& gradient) {
-  const ModelConfig& model = options.model;
+  const bool ahead = predicts_ahead();
+  head_backward(slot, slot.x.back(), ahead ? *prediction.output_norm : *final_norm,
+                ahead ? slot.prediction.head : slot.head, Store::kOverwrite,
+                gradient_of(slot, gradient, layer_count()));
+}
+
+void Stage::Impl::head_backward(const StageSlot& slot, const float* x, const Parameter& norm,
+                                const HeadActivations& kept, Store store, float* dx) {
   const int64_t tokens = slot.shape.tokens();
-  const int64_t hidden = model.hidden_size;
-  const int64_t vocab = model.vocab_size;
-  kernels.matmul(tokens, hidden, vocab, {slot.logits, vocab}, Transpose::kNo,
-                 {head_weight->value, hidden}, Transpose::kNo, Store::kOverwrite,
-                 {scratch_.hidden, hidden});
-  kernels.rms_norm_backward(tokens, hidden, {slot.x.back(), hidden}, final_norm->value,
-                            slot.head_inverse_rms, {scratch_.hidden, hidden}, Store::kOverwrite,
-                            {gradient_of(slot, gradient, layer_count()), hidden},
-                            final_norm->gradient);
+  const int64_t hidden = options.model.hidden_size;
+  const int64_t vocab = options.model.vocab_size;
+  kernels.matmul(tokens, hidden, vocab, {kept.logits, vocab}, Transpose::kNo,
+                 {head_weight->value, hidden}, Transpose::kNo, store, {scratch_.hidden, hidden});
+  kernels.rms_norm_backward(tokens, hidden, {x, hidden}, norm.value, kept.inverse_rms,
+                            {scratch_.hidden, hidden}, Store::kOverwrite, {dx, hidden},
+                            norm.gradient);
 }
 
 void Stage::Impl::output_weight(StageSlot& slot) {
+  head_weight_gradient(slot, predicts_ahead() ? slot.prediction.head : slot.head);
+}
+
+void Stage::Impl::head_weight_gradient(const StageSlot& slot, const HeadActivations& kept) {
   const int64_t hidden = options.model.hidden_size;
   const int64_t vocab = options.model.vocab_size;
-  kernels.matmul(vocab, hidden, slot.shape.tokens(), {slot.logits, vocab}, Transpose::kYes,
-                 {slot.head_normed, hidden}, Transpose::kNo, Store::kAccumulate,
+  kernels.matmul(vocab, hidden, slot.shape.tokens(), {kept.logits, vocab}, Transpose::kYes,
+                 {kept.normed, hidden}, Transpose::kNo, Store::kAccumulate,
                  {head_weight->gradient, hidden});
 }
 
@@ -151,6 +160,7 @@ Status Stage::Impl::attention_backward(int32_t layer_index, int32_t slot_index,
   layer.attention->backward_input(slot.shape, slot.x[index], kept.attention, deltas.middle,
                                   deltas.attention, scratch_.attention,
                                   gradient_of(slot, gradient, layer_index));
+  if (is_prediction(layer_index)) prediction_input_backward(slot, gradient);
   return {};
 }
 
@@ -164,6 +174,7 @@ void Stage::Impl::attention_weight(int32_t layer_index, StageSlot& slot, Gradien
   if (layer.experts) {
     layer.experts->route_weight(slot.shape.tokens(), kept.normed, deltas.experts);
   }
+  if (is_prediction(layer_index)) prediction_weight(slot, gradient);
 }
 
 void Stage::Impl::embed_weight(StageSlot& slot, GradientSlot& gradient) {

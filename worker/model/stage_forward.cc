@@ -65,6 +65,7 @@ Status Stage::Impl::attention(int32_t layer_index, int32_t slot_index) {
   const auto index = static_cast<size_t>(layer_index);
   const StageLayer& layer = layers[index];
   StageSlot& slot = slot_at(slot_index);
+  if (is_prediction(layer_index)) prediction_input(slot);
   const LayerActivations& kept = slot.layers[index];
   const int64_t tokens = slot.shape.tokens();
   const int64_t hidden = options.model.hidden_size;
@@ -133,28 +134,37 @@ void Stage::Impl::combine(int32_t layer_index, int32_t slot_index) {
 }
 
 Status Stage::Impl::output(int32_t slot_index) {
-  PENSTOCK_TRY(finish_combine(layer_count() - 1, slot_index));
-  if (is_last()) head(slot_at(slot_index));
+  StageSlot& slot = slot_at(slot_index);
+  PENSTOCK_TRY(finish_combine(layer_count_of_pass(slot.training) - 1, slot_index));
+  if (!is_last()) return {};
+  if (slot.training && predicts_ahead()) {
+    prediction_output(slot);
+    return {};
+  }
+  const std::span<const int32_t> targets = slot.micro_batch.targets;
+  slot.loss_sum =
+      head(slot, slot.x[static_cast<size_t>(layer_range.size())], *final_norm, slot.head,
+           targets.empty() ? nullptr : targets.data(), slot.micro_batch.loss_scale);
   return {};
 }
 
-void Stage::Impl::head(StageSlot& slot) {
+double Stage::Impl::head(const StageSlot& slot, const float* x, const Parameter& norm,
+                         const HeadActivations& kept, const int32_t* targets, double scale) {
   const ModelConfig& model = options.model;
   const int64_t tokens = slot.shape.tokens();
   const int64_t hidden = model.hidden_size;
   const int64_t vocab = model.vocab_size;
-  kernels.rms_norm(tokens, hidden, {slot.x.back(), hidden}, final_norm->value,
-                   static_cast<float>(model.rms_norm_eps), {slot.head_normed, hidden},
-                   slot.head_inverse_rms);
-  kernels.matmul(tokens, vocab, hidden, {slot.head_normed, hidden}, Transpose::kNo,
+  kernels.rms_norm(tokens, hidden, {x, hidden}, norm.value, static_cast<float>(model.rms_norm_eps),
+                   {kept.normed, hidden}, kept.inverse_rms);
+  kernels.matmul(tokens, vocab, hidden, {kept.normed, hidden}, Transpose::kNo,
                  {head_weight->value, hidden}, Transpose::kYes, Store::kOverwrite,
-                 {slot.logits, vocab});
-  slot.loss_sum = 0.0;
-  if (slot.micro_batch.targets.empty()) return;
-  kernels.cross_entropy(tokens, vocab, {slot.logits, vocab}, slot.micro_batch.targets.data(),
-                        static_cast<float>(slot.micro_batch.loss_scale), slot.losses,
-                        slot.training ? Matrix{slot.logits, vocab} : Matrix{});
-  for (int64_t t = 0; t < tokens; ++t) slot.loss_sum += slot.losses[t];
+                 {kept.logits, vocab});
+  if (targets == nullptr) return 0.0;
+  kernels.cross_entropy(tokens, vocab, {kept.logits, vocab}, targets, static_cast<float>(scale),
+                        kept.losses, slot.training ? Matrix{kept.logits, vocab} : Matrix{});
+  double sum = 0.0;
+  for (int64_t t = 0; t < tokens; ++t) sum += kept.losses[t];
+  return sum;
 }
 
 }  // namespace penstock

@@ -42,6 +42,32 @@ struct LayerDeltas {
   ExpertDeltas experts;
 };
 
+// Kept by one run of the head, of T tokens.
+struct HeadActivations {
+  float* normed = nullptr;       // [T, hidden]
+  float* inverse_rms = nullptr;  // [T]
+  float* logits = nullptr;       // [T, vocab]; after a training forward their gradient
+  float* losses = nullptr;       // [T]
+};
+
+// Kept by multi-token prediction besides its block's LayerActivations (stage_prediction.cc).
+struct PredictionActivations {
+  float* model_output = nullptr;  // [T, hidden]
+  float* embedded = nullptr;      // [T, hidden] of the next tokens
+  float* embedded_inverse_rms = nullptr;
+  float* hidden_inverse_rms = nullptr;
+  float* pair = nullptr;       // [T, 2 hidden]: normalised embedding, normalised output
+  int32_t* targets = nullptr;  // [T] the tokens after the next; -1: none
+  HeadActivations head;
+};
+
+struct PredictionParameters {  // null without multi-token prediction
+  const Parameter* embedding_norm = nullptr;
+  const Parameter* hidden_norm = nullptr;
+  const Parameter* projection = nullptr;
+  const Parameter* output_norm = nullptr;
+};
+
 // Everything of one micro-batch in flight.
 struct StageSlot {
   MicroBatch micro_batch;
@@ -49,21 +75,22 @@ struct StageSlot {
   bool training = false;
   double loss_sum = 0.0;
   double balance_sum = 0.0;
+  double prediction_loss_sum = 0.0;
   std::vector<float*>
       x;  // [layers + 1] of [T, hidden]: each layer's input, then the stage's output
   std::vector<LayerActivations> layers;
-  float* input_gradient = nullptr;    // not in the first stage
-  float* output_gradient = nullptr;   // not in the last
-  float* head_normed = nullptr;       // the last stage only, as the rest; [T, hidden]
-  float* head_inverse_rms = nullptr;  // [T]
-  float* logits = nullptr;            // [T, vocab]; after a training forward their gradient
-  float* losses = nullptr;            // [T]
+  float* input_gradient = nullptr;   // not in the first stage
+  float* output_gradient = nullptr;  // not in the last
+  HeadActivations head;              // the last stage only, as the next
+  PredictionActivations prediction;
 };
 
 // Everything of one backward until its weight part has run.
 struct GradientSlot {
   std::vector<float*> x;  // gradient of StageSlot::x; ends that other stages exchange are null
   std::vector<LayerDeltas> layers;
+  float* prediction_input = nullptr;  // [T, hidden] gradients of the projection's output and, as
+  float* embedded = nullptr;          // the next, of PredictionActivations::embedded
   bool taken = false;
 };
 
@@ -73,6 +100,7 @@ struct StageScratch {
   ExpertScratch experts;
   float* feed_forward = nullptr;  // [T, F]
   float* hidden = nullptr;        // [T, hidden]
+  float* pair = nullptr;          // [T, 2 hidden], beside `hidden`; multi-token prediction only
 };
 
 class Stage::Impl {
@@ -83,7 +111,18 @@ class Stage::Impl {
   Status run_forward(SubOp op, int32_t layer, int32_t slot);
   Status run_backward(SubOp op, int32_t layer, int32_t slot, int32_t gradient_slot);
 
+  // With the block of multi-token prediction, which only training passes have.
   int32_t layer_count() const { return static_cast<int32_t>(layers.size()); }
+  int32_t layer_count_of_pass(bool training) const {
+    return training ? layer_count() : static_cast<int32_t>(layer_range.size());
+  }
+  std::span<const PassOp> pass_ops(PassKind kind, bool training) const {
+    return training ? training_ops[static_cast<size_t>(kind)] : evaluation_ops;
+  }
+  bool predicts_ahead() const {
+    return trains() && is_last() && options.model.num_nextn_predict_layers > 0;
+  }
+  bool is_prediction(int32_t layer) const { return layer == layer_range.size(); }
   bool is_first() const { return options.stage_index == 0; }
   bool is_last() const { return options.stage_index == options.stage_count - 1; }
   bool trains() const { return options.gradient_slot_count > 0; }
@@ -100,11 +139,13 @@ class Stage::Impl {
   ExpertExchange* const exchange;
   Linears linears;
   std::unique_ptr<ParameterSet> parameters;
-  const Parameter* embedding = nullptr;   // first stage
+  const Parameter* embedding = nullptr;   // first stage, and the one that predicts ahead
   const Parameter* final_norm = nullptr;  // last stage, as the next
   const Parameter* head_weight = nullptr;
+  PredictionParameters prediction;
   std::vector<StageLayer> layers;
-  std::array<std::vector<PassOp>, 4> pass_ops;  // by PassKind
+  std::array<std::vector<PassOp>, 4> training_ops;  // by PassKind
+  std::vector<PassOp> evaluation_ops;               // of forward_only()
   std::vector<StageSlot> slots;
   std::vector<GradientSlot> gradient_slots;
   std::vector<QueuedWeight> weight_queue;  // oldest first; capacity reserved
@@ -124,6 +165,9 @@ class Stage::Impl {
   GradientSlot take_gradient_slot(MemoryPlan& plan) const;
   LayerActivations take_layer(MemoryPlan& plan, const StageLayer& layer) const;
   LayerDeltas take_layer_deltas(MemoryPlan& plan, const StageLayer& layer) const;
+  HeadActivations take_head(MemoryPlan& plan, int64_t tokens) const;
+  PredictionActivations take_prediction(MemoryPlan& plan, int64_t tokens) const;
+  void find_prediction_parameters();
   int64_t feed_forward_width(const StageLayer& layer) const;
   Arena& make_arena(const char* name, int64_t bytes);
 
@@ -134,7 +178,18 @@ class Stage::Impl {
   Status mlp(int32_t layer, int32_t slot_index);
   void combine(int32_t layer, int32_t slot_index);
   Status output(int32_t slot_index);
-  void head(StageSlot& slot);
+  // Final norm `norm` of `x`, logits, and the sum of losses; in training the logits' gradient, which
+  // `scale` multiplies, replaces them.
+  double head(const StageSlot& slot, const float* x, const Parameter& norm,
+              const HeadActivations& kept, const int32_t* targets, double scale);
+  // dx from the logits' gradient; kAccumulate: and from that of the normed x in scratch_.hidden.
+  void head_backward(const StageSlot& slot, const float* x, const Parameter& norm,
+                     const HeadActivations& kept, Store store, float* dx);
+  void head_weight_gradient(const StageSlot& slot, const HeadActivations& kept);
+  void prediction_input(StageSlot& slot);
+  void prediction_output(StageSlot& slot);
+  void prediction_input_backward(StageSlot& slot, GradientSlot& gradient);
+  void prediction_weight(StageSlot& slot, GradientSlot& gradient);
   void output_backward(StageSlot& slot, GradientSlot& gradient);
   void output_weight(StageSlot& slot);
   void combine_backward(int32_t layer, int32_t slot_index, GradientSlot& gradient);

@@ -15,9 +15,11 @@ ParameterSetOptions parameter_options(const StageOptions& options, Range layers)
   result.layers = layers;
   result.experts =
       local_experts(options.model.n_routed_experts, options.expert_count, options.expert_index);
-  result.embedding = options.stage_index == 0;
-  result.head = options.stage_index == options.stage_count - 1;
   result.gradients = options.gradient_slot_count > 0;
+  result.head = options.stage_index == options.stage_count - 1;
+  result.prediction = result.head && result.gradients && options.model.num_nextn_predict_layers > 0;
+  result.embedding =
+      options.stage_index == 0 || (result.prediction && !options.embedding_elsewhere);
   return result;
 }
 
@@ -40,6 +42,7 @@ Stage::Impl::Impl(const StageOptions& stage_options, Kernels& backend,
   embedding = parameters->find("model.embed_tokens.weight");
   final_norm = parameters->find("model.norm.weight");
   head_weight = parameters->find("lm_head.weight");
+  find_prediction_parameters();
   const int64_t pairs = options.model.qk_rope_head_dim / 2;
   cosine_.resize(static_cast<size_t>(options.sequence_length_max * pairs));
   sine_.resize(cosine_.size());
@@ -47,9 +50,11 @@ Stage::Impl::Impl(const StageOptions& stage_options, Kernels& backend,
   make_layers();
   for (const PassKind kind :
        {PassKind::kForward, PassKind::kBackward, PassKind::kBackwardInput, PassKind::kWeight}) {
-    pass_ops[static_cast<size_t>(kind)] =
-        penstock::pass_ops(kind, layer_count(), is_first(), is_last());
+    training_ops[static_cast<size_t>(kind)] =
+        penstock::pass_ops(kind, layer_count_of_pass(true), is_first(), is_last());
   }
+  evaluation_ops =
+      penstock::pass_ops(PassKind::kForward, layer_count_of_pass(false), is_first(), is_last());
   make_routers();
   make_slots();
   make_shared_buffers();
@@ -61,7 +66,7 @@ void Stage::Impl::make_layers() {
   const Range experts =
       local_experts(model.n_routed_experts, options.expert_count, options.expert_index);
   int32_t moe_count = 0;
-  layers.resize(static_cast<size_t>(layer_range.size()));
+  layers.resize(static_cast<size_t>(layer_range.size() + (predicts_ahead() ? 1 : 0)));
   for (size_t i = 0; i < layers.size(); ++i) {
     StageLayer& layer = layers[i];
     layer.number = layer_range.begin + static_cast<int64_t>(i);
@@ -146,12 +151,19 @@ StageSlot Stage::Impl::take_slot(MemoryPlan& plan) const {
   if (trains() && !is_first()) slot.input_gradient = plan.floats(floats);
   if (trains() && !is_last()) slot.output_gradient = plan.floats(floats);
   if (is_last()) {
-    slot.head_normed = plan.floats(floats);
-    slot.head_inverse_rms = plan.floats(tokens);
-    slot.logits = plan.floats(tokens * options.model.vocab_size);
-    slot.losses = plan.floats(tokens);
+    slot.head = take_head(plan, tokens);
   }
+  if (predicts_ahead()) slot.prediction = take_prediction(plan, tokens);
   return slot;
+}
+
+HeadActivations Stage::Impl::take_head(MemoryPlan& plan, int64_t tokens) const {
+  HeadActivations kept;
+  kept.normed = plan.floats(tokens * options.model.hidden_size);
+  kept.inverse_rms = plan.floats(tokens);
+  kept.logits = plan.floats(tokens * options.model.vocab_size);
+  kept.losses = plan.floats(tokens);
+  return kept;
 }
 
 GradientSlot Stage::Impl::take_gradient_slot(MemoryPlan& plan) const {
@@ -162,6 +174,10 @@ GradientSlot Stage::Impl::take_gradient_slot(MemoryPlan& plan) const {
     gradient.x.push_back(exchanged ? nullptr : plan.floats(floats));
   }
   for (const StageLayer& layer : layers) gradient.layers.push_back(take_layer_deltas(plan, layer));
+  if (predicts_ahead()) {
+    gradient.prediction_input = plan.floats(floats);
+    gradient.embedded = plan.floats(floats);
+  }
   return gradient;
 }
 
@@ -200,6 +216,7 @@ void Stage::Impl::make_shared_buffers() {
   if (moe) ExpertBlock::take_scratch(experts, model, tokens, options.expert_count);
   feed_forward.floats(tokens * width);
   hidden.floats(tokens * model.hidden_size);
+  if (predicts_ahead()) hidden.floats(tokens * 2 * model.hidden_size);
   Arena& arena = make_arena("scratch", std::max({attention.bytes(), experts.bytes(),
                                                  feed_forward.bytes(), hidden.bytes()}));
   const Arena::Mark start = arena.mark();
@@ -211,6 +228,7 @@ void Stage::Impl::make_shared_buffers() {
   scratch_.feed_forward = plan.floats(tokens * width);
   arena.rewind(start);
   scratch_.hidden = plan.floats(tokens * model.hidden_size);
+  if (predicts_ahead()) scratch_.pair = plan.floats(tokens * 2 * model.hidden_size);
 
   const ExpertCapacity capacity =
       moe ? expert_capacity(model, tokens, options.expert_count) : ExpertCapacity{};
