@@ -60,6 +60,8 @@ ModelConfig random_model() {
   }
   m.max_position_embeddings = between(1024, 1 << 20);
   m.initializer_range = fraction();
+  m.num_nextn_predict_layers = between(0, 1);
+  m.aux_loss_alpha = fraction();
   return m;
 }
 
@@ -78,7 +80,7 @@ JobSpec random_spec() {
   s.name.resize(std::min<size_t>(s.name.size(), 63));
   s.model = random_model();
   s.data = {random_sources(1), random_sources(1),
-            *rc::gen::element<std::string>("bytes", "/t.model"), between(1, 1024)};
+            *rc::gen::element<std::string>("bytes", "/t.model"), between(2, 1024)};
   s.parallelism = {
       .pipeline = 2 * between(1, 4),
       .expert = *rc::gen::element<int64_t>(1, 2, 4),
@@ -99,6 +101,8 @@ JobSpec random_spec() {
                  .hold_steps = between(0, 100),
                  .decay_steps = between(0, 100),
                  .bias_update_levels = random_levels(0),
+                 .mtp_loss_weight = fraction(),
+                 .mtp_loss_levels = random_levels(0),
                  .no_decay = {*rc::gen::arbitrary<bool>(), *rc::gen::arbitrary<bool>(),
                               *rc::gen::arbitrary<bool>()},
                  .moments = *rc::gen::element(MomentType::kFp32, MomentType::kBf16),

@@ -15,6 +15,10 @@ TEST(EngineAllocationTest, StepsAfterTheFirstAllocateNothing) {
         TinyLayout{2, 2, 1, Schedule::kDualPipe}, TinyLayout{4, 2, 1, Schedule::kDualPipe}}) {
     JobSpec spec = tiny_spec(directory.path(), layout, 8);
     if (layout.pipeline == 2) spec.training.precision = Precision::kFp8;
+    spec.model.num_nextn_predict_layers = 1;
+    spec.model.aux_loss_alpha = 0.01;
+    spec.optimizer.moments = MomentType::kBf16;
+    spec.optimizer.ema_decay = 0.9;
     StandaloneOptions options = tiny_run(spec);
     uint64_t after_second = 0;
     uint64_t after_last_but_one = 0;

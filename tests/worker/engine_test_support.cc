@@ -20,9 +20,8 @@ ScratchDirectory::~ScratchDirectory() {
 }
 
 std::string to_string(const TinyLayout& layout) {
-  return fmt::format("{} pipeline {} expert {} data {}",
-                     to_string(layout.schedule), layout.pipeline,
-                     layout.expert, layout.data);
+  return fmt::format("{} pipeline {} expert {} data {}", to_string(layout.schedule),
+                     layout.pipeline, layout.expert, layout.data);
 }
 
 void write_tiny_corpus(const Path& directory) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "comm/base/file.h"
 #include "kernels/cpu/cpu_kernels.h"
@@ -72,6 +73,7 @@ class Fixture {
     model.rope_theta = keys.at("rope_theta");
     model.max_position_embeddings = keys.at("max_position_embeddings");
     model.aux_loss_alpha = keys.value("aux_loss_alpha", 0.0);
+    model.num_nextn_predict_layers = keys.value("num_nextn_predict_layers", 0);
     if (keys.contains("rope_scaling")) {
       const auto& yarn = keys.at("rope_scaling");
       model.rope_scaling = {
@@ -116,21 +118,22 @@ class GoldenTest : public testing::TestWithParam<Case> {
       : fixture_(GetParam().fixture),
         kernels_(GetParam().backend == "cpu" ? make_cpu_kernels() : make_reference_kernels()),
         pipeline_({.model = fixture_.config(), .stage_count = GetParam().stage_count}, *kernels_) {
-    size_t loaded = 0;
+    std::set<std::string> loaded;  // stages may hold copies
     pipeline_.for_each([&](const Parameter& parameter) {
       const auto values = fixture_.tensor<float>("weight:" + parameter.name);
       EXPECT_EQ(fixture_.shape("weight:" + parameter.name), parameter.shape) << parameter.name;
       std::copy(values.begin(), values.end(), parameter.value);
-      ++loaded;
+      loaded.insert(parameter.name);
     });
     for (int64_t s = 0; s < pipeline_.stage_count(); ++s) {
       for (const Router& router : pipeline_.stage(s).routers()) {
         const auto values = fixture_.tensor<float>("weight:" + router.bias_name);
         std::copy(values.begin(), values.end(), router.bias.begin());
-        ++loaded;
+        loaded.insert(router.bias_name);
       }
     }
-    EXPECT_EQ(loaded, fixture_.names("weight:").size()) << "a tensor of the fixture has no place";
+    EXPECT_EQ(loaded.size(), fixture_.names("weight:").size())
+        << "a tensor of the fixture has no place";
   }
 
   Fixture fixture_;
@@ -161,6 +164,9 @@ TEST_P(GoldenTest, EveryGradientEqualsAutograd) {
     balance += pipeline_.stage(s).balance_loss_sum(0) / static_cast<double>(batch.count());
   }
   EXPECT_NEAR(balance, fixture_.tensor<float>("balance_loss")[0], 1e-5);
+  const double predicted = pipeline_.stage(pipeline_.stage_count() - 1).prediction_loss_sum(0);
+  EXPECT_NEAR(predicted / static_cast<double>(batch.count()), fixture_.tensor<float>("mtp_loss")[0],
+              1e-5);
   const auto gradients = pipeline_.gradients();
   ASSERT_EQ(gradients.size(), fixture_.names("gradient:").size());
   for (const auto& [name, gradient] : gradients) {
@@ -175,7 +181,8 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenTest,
                                          Case{"plain", "cpu", 1}, Case{"plain", "cpu", 3},
                                          Case{"dense", "cpu", 2}, Case{"yarn", "reference", 1},
                                          Case{"yarn", "cpu", 2}, Case{"balance", "reference", 1},
-                                         Case{"balance", "cpu", 2}),
+                                         Case{"balance", "cpu", 2}, Case{"mtp", "reference", 1},
+                                         Case{"mtp", "cpu", 1}, Case{"mtp", "cpu", 2}),
                          [](const auto& info) { return name_of(info.param); });
 
 }  // namespace

@@ -52,7 +52,8 @@ TokenBatch random_batch(const ModelConfig& model, int64_t sequences, int64_t len
   return batch;
 }
 
-Pipeline::Pipeline(const Options& options, Kernels& kernels) {
+Pipeline::Pipeline(const Options& options, Kernels& kernels)
+    : prediction_weight_(options.prediction_weight) {
   uint64_t tag_base = 0;
   for (int64_t i = 0; i < options.stage_count; ++i) {
     StageOptions stage;
@@ -110,7 +111,8 @@ void hand_over(std::span<const float> from, std::span<float> to) {
 }  // namespace
 
 double Pipeline::train(const TokenBatch& batch, double loss_scale, BackwardMode mode) {
-  const MicroBatch micro_batch = micro_batch_of(batch, loss_scale);
+  MicroBatch micro_batch = micro_batch_of(batch, loss_scale);
+  micro_batch.prediction_weight = prediction_weight_;
   for (size_t s = 0; s < stages_.size(); ++s) {
     if (s > 0) hand_over(stages_[s - 1]->output(0), stages_[s]->input(0));
     expect_ok(stages_[s]->forward(0, micro_batch).run());
@@ -149,7 +151,9 @@ void Pipeline::for_each(const std::function<void(const Parameter&)>& visit) cons
 std::map<std::string, std::vector<float>> Pipeline::gradients() const {
   std::map<std::string, std::vector<float>> all;
   for_each([&](const Parameter& parameter) {
-    all[parameter.name].assign(parameter.gradient, parameter.gradient + parameter.size);
+    std::vector<float>& sum = all[parameter.name];
+    sum.resize(static_cast<size_t>(parameter.size), 0.0F);
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] += parameter.gradient[i];
   });
   return all;
 }

@@ -43,6 +43,7 @@ class Pipeline {
     int64_t length_max = 16;
     Transport* transport = nullptr;  // needed when expert_count > 1
     Precision precision = Precision::kFp32;
+    double prediction_weight = 0.3;  // of multi-token prediction, where the model has it
   };
   Pipeline(const Options& options, Kernels& kernels);
 
@@ -56,11 +57,13 @@ class Pipeline {
   // Forward without keeping anything; the sum of losses.
   double evaluate(const TokenBatch& batch);
 
-  // Visits every parameter of every stage.
+  // Visits every parameter of every stage; copies of the embedding, too.
   void for_each(const std::function<void(const Parameter&)>& visit) const;
+  // Copies added up.
   std::map<std::string, std::vector<float>> gradients() const;
 
  private:
+  double prediction_weight_;
   std::vector<std::unique_ptr<ExpertExchange>> exchanges_;
   std::vector<std::unique_ptr<Stage>> stages_;
 };

@@ -1,0 +1,117 @@
+// Training with every part of DeepSeek-V3's recipe at once: what comes out must not depend on how
+// the work is laid out, nor on an interruption.
+#include <gtest/gtest.h>
+
+#include "checkpoint/store.h"
+#include "tests/worker/engine_test_support.h"
+
+namespace penstock {
+namespace {
+
+constexpr int64_t kSteps = 6;
+
+class EngineRecipeTest : public ::testing::Test {
+ protected:
+  void SetUp() override { write_tiny_corpus(directory_.path()); }
+
+  StandaloneOptions options_of(const TinyLayout& layout) const {
+    JobSpec spec = tiny_spec(directory_.path(), layout, kSteps);
+    spec.model.num_nextn_predict_layers = 1;
+    spec.model.aux_loss_alpha = 0.01;
+    spec.optimizer.hold_steps = 2;
+    spec.optimizer.lr_levels = {{6, 0.05}};
+    spec.optimizer.mtp_loss_levels = {{4, 0.1}};
+    spec.optimizer.bias_update_levels = {{5, 0.0}};
+    spec.optimizer.no_decay.embedding = true;
+    spec.optimizer.moments = MomentType::kBf16;
+    spec.optimizer.ema_decay = 0.8;
+    spec.optimizer.ema_evaluation = true;
+    spec.training.evaluation_interval = 2;
+    spec.checkpoint.interval = 2;
+    StandaloneOptions options = tiny_run(spec);
+    options.evaluate = true;
+    return options;
+  }
+  static std::vector<TinyLayout> layouts() {
+    return {{2, 1, 1, Schedule::kOneForwardOneBackward},
+            {4, 2, 1, Schedule::kOneForwardOneBackward},
+            {2, 1, 2, Schedule::kZeroBubble},
+            {2, 1, 1, Schedule::kDualPipe},
+            {4, 2, 1, Schedule::kDualPipe},
+            {1, 2, 2, Schedule::kOneForwardOneBackward}};
+  }
+
+  ScratchDirectory directory_;
+};
+
+TEST_F(EngineRecipeTest, EveryLayoutTrainsAsOneRankDoes) {
+  const StandaloneReport one = train_tiny(options_of({}));
+  ASSERT_EQ(one.steps.size(), static_cast<size_t>(kSteps));
+  for (const TinyLayout& layout : layouts()) {
+    const StandaloneReport report = train_tiny(options_of(layout));
+    ASSERT_EQ(report.steps.size(), one.steps.size()) << to_string(layout);
+    for (size_t i = 0; i < one.steps.size(); ++i) {
+      const StepResult& a = report.steps[i];
+      const StepResult& b = one.steps[i];
+      const auto near = [&](double x, double y, const char* what) {
+        EXPECT_NEAR(x, y, 2e-5 * y) << what << " of step " << b.step << ", " << to_string(layout);
+      };
+      near(a.loss, b.loss, "loss");
+      near(a.prediction_loss, b.prediction_loss, "prediction loss");
+      near(a.balance_loss, b.balance_loss, "balance loss");
+      near(a.grad_norm, b.grad_norm, "gradient norm");
+      EXPECT_EQ(a.learning_rate, b.learning_rate);
+    }
+    ASSERT_EQ(report.evaluations.size(), one.evaluations.size());
+    for (size_t i = 0; i < one.evaluations.size(); ++i) {
+      EXPECT_NEAR(report.evaluations[i].loss, one.evaluations[i].loss, 1e-4) << to_string(layout);
+    }
+  }
+}
+
+TEST_F(EngineRecipeTest, ItsLossesAreReportedApartAndLearnt) {
+  JobSpec spec = options_of({}).spec;
+  spec.training.steps = 40;
+  spec.optimizer.lr_levels.clear();
+  spec.optimizer.mtp_loss_levels.clear();
+  const StandaloneReport report = train_tiny(tiny_run(spec));
+  ASSERT_EQ(report.steps.size(), 40u);
+  const StepResult& first = report.steps.front();
+  EXPECT_NEAR(first.prediction_loss, 15.0 / 16 * std::log(272.0), 0.1);  // the last place has none
+  EXPECT_NEAR(first.balance_loss, 0.01 * 5, 0.01);  // one per layer of experts, when even
+  EXPECT_LT(report.steps.back().prediction_loss, first.prediction_loss - 0.5);
+  EXPECT_LT(report.steps.back().loss, first.loss - 0.5);
+}
+
+TEST_F(EngineRecipeTest, EqualRunsGiveEqualBits) {
+  for (const TinyLayout& layout : layouts()) {
+    const StandaloneReport first = train_tiny(options_of(layout));
+    const StandaloneReport second = train_tiny(options_of(layout));
+    EXPECT_EQ(first.weights_digest, second.weights_digest) << to_string(layout);
+  }
+}
+
+// The copies of the embedding are loaded from one tensor, so a resumed run would also differ if they
+// had drifted apart.
+TEST_F(EngineRecipeTest, ResumedRunsAreBitIdentical) {
+  for (const TinyLayout& layout : layouts()) {
+    const Path checkpoints = directory_.path() / to_string(layout);
+    StandaloneOptions options = options_of(layout);
+    options.checkpoint_dir = checkpoints;
+    const StandaloneReport whole = train_tiny(options);
+    options = options_of(layout);
+    options.restore_step = 4;
+    for (const CheckpointInfo& info : list_checkpoints(checkpoints, JobId{1}).checkpoints) {
+      if (info.step == 4) options.restore_manifest = checkpoints / info.manifest_file;
+    }
+    const StandaloneReport rest = train_tiny(options);
+    EXPECT_EQ(rest.weights_digest, whole.weights_digest) << to_string(layout);
+    ASSERT_EQ(rest.steps.size(), 2u) << to_string(layout);
+    EXPECT_EQ(rest.steps[1].prediction_loss, whole.steps[5].prediction_loss);
+    EXPECT_EQ(rest.steps[1].grad_norm, whole.steps[5].grad_norm);
+    EXPECT_EQ(rest.evaluations.back().loss, whole.evaluations.back().loss);
+  }
+}
+
+}  // namespace
+}  // namespace penstock
