@@ -271,6 +271,8 @@ void put(wire::StepReport::Builder builder, const StepReport& message) {
   builder.setStepSeconds(message.step_seconds);
   builder.setExpertLoadMaxRatio(message.expert_load_max_ratio);
   builder.setFinishedAtNs(message.finished_at_ns);
+  builder.setMtpLoss(message.mtp_loss);
+  builder.setBalanceLoss(message.balance_loss);
 }
 void take(wire::StepReport::Reader reader, StepReport& message) {
   take_attempt(reader, message);
@@ -282,6 +284,8 @@ void take(wire::StepReport::Reader reader, StepReport& message) {
   message.step_seconds = reader.getStepSeconds();
   message.expert_load_max_ratio = reader.getExpertLoadMaxRatio();
   message.finished_at_ns = reader.getFinishedAtNs();
+  message.mtp_loss = reader.getMtpLoss();
+  message.balance_loss = reader.getBalanceLoss();
 }
 
 void put(wire::EvaluationReport::Builder builder, const EvaluationReport& message) {

@@ -174,6 +174,8 @@ struct StepReport {
   stepSeconds        @7 :Float64;  # finite, >= 0
   expertLoadMaxRatio @8 :Float64;  # finite, >= 0
   finishedAtNs       @9 :Int64;    # rank 0's wall clock
+  mtpLoss            @10 :Float64; # as loss; 0 without multi-token prediction
+  balanceLoss        @11 :Float64; # as loss; 0 without a balance loss
 }
 
 struct EvaluationReport {

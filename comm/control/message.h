@@ -159,6 +159,8 @@ struct StepReport {
   double step_seconds = 0.0;
   double expert_load_max_ratio = 0.0;  // largest over layers of max load / mean load
   int64_t finished_at_ns = 0;          // wall clock of rank 0
+  double mtp_loss = 0.0;               // of multi-token prediction, before its weight; 0 without it
+  double balance_loss = 0.0;           // mean over sequences, summed over layers; 0 without it
   bool operator==(const StepReport&) const = default;
 };
 

@@ -94,6 +94,8 @@ void Coordinator::on_message(Worker& worker, const StepReport& message) {
   step.tokens = message.tokens;
   step.step_seconds = message.step_seconds;
   step.expert_load_max_ratio = message.expert_load_max_ratio;
+  step.mtp_loss = message.mtp_loss;
+  step.balance_loss = message.balance_loss;
   step.replayed = message.step <= record.highest_step;
   step.finished = {message.finished_at_ns};
   record.highest_step = std::max(record.highest_step, message.step);

@@ -68,6 +68,8 @@ json to_json(const StepRecord& step) {
           {"tokens", step.tokens},
           {"step_seconds", number(step.step_seconds)},
           {"expert_load_max_ratio", number(step.expert_load_max_ratio)},
+          {"mtp_loss", number(step.mtp_loss)},
+          {"balance_loss", number(step.balance_loss)},
           {"replayed", step.replayed},
           {"finished_ns", step.finished.nanoseconds}};
 }
@@ -82,6 +84,9 @@ StepRecord to_step(const json& value) {
   step.tokens = value.at("tokens");
   step.step_seconds = to_number(value.at("step_seconds"));
   step.expert_load_max_ratio = to_number(value.at("expert_load_max_ratio"));
+  // Absent from records of before there were such losses.
+  if (value.contains("mtp_loss")) step.mtp_loss = to_number(value.at("mtp_loss"));
+  if (value.contains("balance_loss")) step.balance_loss = to_number(value.at("balance_loss"));
   step.replayed = value.at("replayed");
   step.finished = {value.at("finished_ns")};
   return step;

@@ -82,6 +82,8 @@ struct StepRecord {
   double expert_load_max_ratio = 0.0;
   bool replayed = false;  // an earlier epoch had reached this step
   Instant finished;
+  double mtp_loss = 0.0;
+  double balance_loss = 0.0;
   // Position in the job's records: grows in the order trained.
   uint64_t cursor() const { return uint64_t{epoch.value} << 32 | static_cast<uint64_t>(step); }
 };

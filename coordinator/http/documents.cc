@@ -247,6 +247,8 @@ std::string step_list_document(const std::vector<StepRecord>& steps, uint64_t ne
                      {"step_seconds", number(step.step_seconds)},
                      {"tokens_per_second", number(rate)},
                      {"expert_load_max_ratio", number(step.expert_load_max_ratio)},
+                     {"mtp_loss", number(step.mtp_loss)},
+                     {"balance_loss", number(step.balance_loss)},
                      {"replayed", step.replayed},
                      {"time", time_of(step.finished)}});
   }

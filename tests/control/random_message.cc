@@ -159,6 +159,8 @@ void fill(StepReport& message, Random& random) {
   message.tokens = number<int64_t>(random, 0);
   message.step_seconds = amount(random);
   message.expert_load_max_ratio = amount(random);
+  message.mtp_loss = random.normal();
+  message.balance_loss = random.normal();
   message.finished_at_ns = static_cast<int64_t>(random.next());
 }
 

@@ -110,7 +110,9 @@ void report_step(const RankRun& run, const StepResult& result, double checkpoint
                              .tokens = result.tokens,
                              .step_seconds = result.times.total_seconds + checkpoint_seconds,
                              .expert_load_max_ratio = result.expert_load_max_ratio,
-                             .finished_at_ns = wall_now().nanoseconds});
+                             .finished_at_ns = wall_now().nanoseconds,
+                             .mtp_loss = result.prediction_loss,
+                             .balance_loss = result.balance_loss});
     log_info("step {} loss {:.4f} grad norm {:.3f} lr {:.3g} {:.0f} tokens/s", result.step,
              result.loss, result.grad_norm, result.learning_rate,
              static_cast<double>(result.tokens) / result.times.total_seconds);
