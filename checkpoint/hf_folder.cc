@@ -179,11 +179,11 @@ Status HfFolder::apply_scales(const Weight& weight, int64_t first_row,
   return {};
 }
 
-Status HfFolder::for_each_piece(const std::string& name, std::span<const int64_t> shape,
-                                const Visit& visit) const {
+Status HfFolder::check(const std::string& name, std::span<const int64_t> shape) const {
   const auto found = weights_.find(name);
   if (found == weights_.end()) {
-    return not_found(fmt::format("{} has no tensor {}", path_.string(), name));
+    return data_loss(
+        fmt::format("{} has no tensor {}, which the model needs", path_.string(), name));
   }
   const Weight& weight = found->second;
   const SafetensorsEntry& entry = *weight.entry;
@@ -198,6 +198,14 @@ Status HfFolder::for_each_piece(const std::string& name, std::span<const int64_t
     return bad(
         fmt::format("weights are F32, BF16, F16 or F8_E4M3, not {}", dtype_name(entry.dtype)));
   }
+  return {};
+}
+
+Status HfFolder::for_each_piece(const std::string& name, std::span<const int64_t> shape,
+                                const Visit& visit) const {
+  PENSTOCK_TRY(check(name, shape));
+  const Weight& weight = weights_.at(name);
+  const SafetensorsEntry& entry = *weight.entry;
   const int64_t count = element_count(entry.shape);
   const int64_t width = shape.empty() ? 1 : std::max<int64_t>(1, element_count(shape.subspan(1)));
   const int64_t step = std::max<int64_t>(1, kPieceBytes / sizeof(float) / width) * width;

@@ -44,10 +44,12 @@ class HfFolder {
   // By name, scales not among them.
   const std::map<std::string, Weight>& weights() const { return weights_; }
 
-  // The weight's values as fp32, in order and in pieces of whole rows that are at most a few MiB
-  // (or one row), each with the index of its first element. kNotFound when there is no such weight,
-  // kDataLoss when it has another shape, or no type that stands for real numbers. An error of
-  // `visit` ends the reading.
+  // Ok when there is a weight of this name and shape, of a type that stands for real numbers; else
+  // kDataLoss.
+  Status check(const std::string& name, std::span<const int64_t> shape) const;
+  // check(), then the weight's values as fp32, in order and in pieces of whole rows that are at
+  // most a few MiB (or one row), each with the index of its first element. An error of `visit` ends
+  // the reading.
   using Visit = std::function<Status(int64_t first, std::span<const float> values)>;
   Status for_each_piece(const std::string& name, std::span<const int64_t> shape,
                         const Visit& visit) const;

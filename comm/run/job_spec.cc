@@ -23,6 +23,7 @@ constexpr int64_t kCountMax = 1 << 16;  // layers, heads, experts, ranks of one 
 constexpr int64_t kStepsMax = 1'000'000'000;
 constexpr size_t kSourcesMax = 1024;
 constexpr double kRealMax = 1e9;
+constexpr int64_t kPositionsDefault = 4096;  // as the Hugging Face configuration class
 
 bool name_is_valid(const std::string& name) {
   constexpr size_t kNameCharactersMax = 63;
@@ -50,8 +51,9 @@ void read_metadata(MappingReader reader, SpecProblems& problems, JobSpec& spec) 
 void ignore_config_keys(MappingReader& reader) {
   for (const char* key :
        {"architectures", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "dtype",
-        "ep_size", "head_dim", "output_attentions", "output_hidden_states", "pretraining_tp",
-        "quantization_config", "return_dict", "torch_dtype", "transformers_version", "use_cache"}) {
+        "ep_size", "head_dim", "output_attentions", "output_hidden_states", "output_router_logits",
+        "pretraining_tp", "qk_head_dim", "quantization_config", "return_dict", "torch_dtype",
+        "transformers_version", "use_cache"}) {
     reader.ignore(key);
   }
 }
@@ -196,6 +198,7 @@ void read_rest(MappingReader& document, SpecProblems& problems, JobSpec& spec) {
   checkpoint.text("dir", spec.checkpoint.dir);
   checkpoint.integer("interval", 0, kStepsMax, spec.checkpoint.interval);
   checkpoint.integer("keep_last", 1, 1'000'000, spec.checkpoint.keep_last);
+  checkpoint.text("init_from", spec.checkpoint.init_from);
   checkpoint.finish();
   MappingReader recovery = document.section("recovery");
   recovery.integer("max_restarts", 0, 1'000'000, spec.recovery.max_restarts);
@@ -226,7 +229,7 @@ Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin) {
   PENSTOCK_TRY_ASSIGN(const YamlNode root, parse_yaml(yaml, origin));
   SpecProblems problems(origin);
   JobSpec spec;
-  spec.model.max_position_embeddings = 4096;  // as the Hugging Face configuration class
+  spec.model.max_position_embeddings = kPositionsDefault;
   MappingReader document(problems, &root, root, "", Need::kRequired);
   document.only("apiVersion", {"penstock/v1"}, "only penstock/v1 is", Need::kRequired);
   document.only("kind", {"TrainingRun"}, "only TrainingRun is", Need::kRequired);
@@ -241,6 +244,17 @@ Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin) {
   if (problems.none()) check_spec_rules(spec, problems);
   PENSTOCK_TRY(problems.first());
   return spec;
+}
+
+Result<ModelConfig> parse_model_config(std::string_view json, std::string_view origin) {
+  PENSTOCK_TRY_ASSIGN(const YamlNode root, parse_yaml(json, origin));
+  SpecProblems problems(origin);
+  JobSpec spec;
+  spec.model.max_position_embeddings = kPositionsDefault;
+  read_model(MappingReader(problems, &root, root, "model", Need::kRequired), problems, spec.model);
+  if (problems.none()) check_model_rules(spec, problems);
+  PENSTOCK_TRY(problems.first());
+  return spec.model;
 }
 
 }  // namespace penstock

@@ -99,6 +99,9 @@ struct CheckpointSpec {
   std::string dir;        // empty: the coordinator chooses one under its state directory
   int64_t interval = 0;   // steps; 0: only after the last step
   int64_t keep_last = 3;  // committed checkpoints kept
+  // Hugging Face model folder whose weights a run without a checkpoint starts with; empty: random
+  // ones, from the seed.
+  std::string init_from;
   bool operator==(const CheckpointSpec&) const = default;
 };
 
@@ -129,6 +132,11 @@ struct JobSpec {
 // error is kInvalidArgument and reads "origin:line:column: what is wrong; the nearest valid key or
 // the rule".
 Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin);
+
+// Checks a Hugging Face `deepseek_v3` config.json: what may stand under `model:` in a job spec.
+Result<ModelConfig> parse_model_config(std::string_view json, std::string_view origin);
+// The model's keys as the canonical JSON of a spec has them.
+std::string to_json(const ModelConfig& model);
 
 // The canonical JSON of a spec, every default written out: parse_job_spec(to_json(s)) == s.
 std::string to_json(const JobSpec& spec);

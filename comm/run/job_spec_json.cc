@@ -116,10 +116,15 @@ Json checkpoint_json(const CheckpointSpec& c) {
   if (!c.dir.empty()) json["dir"] = c.dir;  // absent means: the coordinator chooses
   json["interval"] = c.interval;
   json["keep_last"] = c.keep_last;
+  if (!c.init_from.empty()) json["init_from"] = c.init_from;
   return json;
 }
 
 }  // namespace
+
+std::string to_json(const ModelConfig& model) {
+  return model_json(model).dump(2);
+}
 
 std::string to_json(const JobSpec& spec) {
   const Json json = {{"apiVersion", "penstock/v1"},

@@ -13,7 +13,9 @@ constexpr int64_t kRanksMaxInJob = 1 << 20;
 constexpr int64_t kTokensPerStepMax = int64_t{1} << 40;
 constexpr int64_t kByteVocabulary = 257;  // 256 byte values and end-of-document
 
-void check_model(const JobSpec& spec, SpecProblems& problems) {
+}  // namespace
+
+void check_model_rules(const JobSpec& spec, SpecProblems& problems) {
   const ModelConfig& m = spec.model;
   problems.rule(
       "model.qk_rope_head_dim", m.qk_rope_head_dim % 2 == 0,
@@ -49,6 +51,8 @@ void check_model(const JobSpec& spec, SpecProblems& problems) {
                 fmt::format("data.seq_length {} is more than model.max_position_embeddings {}",
                             spec.data.seq_length, m.max_position_embeddings));
 }
+
+namespace {
 
 void check_pipeline(const JobSpec& spec, SpecProblems& problems) {
   const ParallelismSpec& p = spec.parallelism;
@@ -106,7 +110,7 @@ void check_size(const JobSpec& spec, SpecProblems& problems) {
 }  // namespace
 
 void check_spec_rules(const JobSpec& spec, SpecProblems& problems) {
-  check_model(spec, problems);
+  check_model_rules(spec, problems);
   check_pipeline(spec, problems);
   check_size(spec, problems);
   check_recipe(spec, problems);

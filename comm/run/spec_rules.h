@@ -6,7 +6,9 @@
 
 namespace penstock {
 
-// REQUIRES: every key of `spec` is in its own range.
+// Those of the model alone. REQUIRES: every key of spec.model is in its own range.
+void check_model_rules(const JobSpec& spec, SpecProblems& problems);
+// All. REQUIRES: every key of `spec` is in its own range.
 void check_spec_rules(const JobSpec& spec, SpecProblems& problems);
 
 }  // namespace penstock

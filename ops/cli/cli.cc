@@ -1,5 +1,7 @@
 #include "ops/cli/cli.h"
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
@@ -36,6 +38,22 @@ Client Cli::client() const {
   }
   const auto state = load_dev_state(dev_state_dir(state_dir));
   return Client(state.ok() && dev_coordinator_runs(*state) ? state->server() : kDefaultServer);
+}
+
+Result<std::optional<std::string>> take_output_path(Cli& cli,
+                                                    const std::vector<std::string>& outputs) {
+  std::optional<std::string> path;
+  for (const std::string& output : outputs) {
+    if (output == "json" || output == "table") {
+      cli.out.set_format(output == "json" ? OutputFormat::kJson : OutputFormat::kTable);
+    } else if (path) {
+      return invalid_argument(
+          fmt::format("-o names two things to write, {} and {}; give one", *path, output));
+    } else {
+      path = output;
+    }
+  }
+  return path;
 }
 
 bool state_is_final(const std::string& state) {

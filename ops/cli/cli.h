@@ -3,7 +3,9 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "comm/base/exit_codes.h"
 #include "comm/base/status.h"
@@ -38,6 +40,13 @@ void add_cluster_verbs(CLI::App& app, Cli& cli);  // workers version checkpoint
 void add_data_verbs(CLI::App& app, Cli& cli);     // data prepare, inspect
 void add_dev_verbs(CLI::App& app, Cli& cli);      // dev up, down, status, kill-rank
 void add_sample_verb(CLI::App& app, Cli& cli);    // sample
+void add_export_verb(CLI::App& app, Cli& cli);    // export
+void add_import_verb(CLI::App& app, Cli& cli);    // import
+
+// The values of a verb's own -o, which names what it writes: "json" and "table" choose the format
+// as everywhere; at most one other value is the path.
+Result<std::optional<std::string>> take_output_path(Cli& cli,
+                                                    const std::vector<std::string>& outputs);
 
 // The exit code that says how a job ended. REQUIRES: its state is final.
 ExitCode exit_code_of_job(const Json& job);

@@ -6,10 +6,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/loader.h"
-#include "checkpoint/names.h"
-#include "checkpoint/store.h"
-#include "comm/run/job_spec.h"
+#include "ops/cli/checkpoint_source.h"
 #include "ops/cli/cli.h"
 #include "worker/data/tokenizer.h"
 #include "worker/model/generator.h"
@@ -24,36 +21,6 @@ struct SampleFlags {
   bool average = false;
   SamplingOptions sampling = {.token_count = 200, .temperature = 0.8};
 };
-
-// The newest checkpoint that passes its checks; newer ones that do not are named.
-Result<Manifest> newest_manifest(Output& out, const Path& directory, JobId job) {
-  const NewestWhole newest = newest_whole(directory, job);
-  for (const RefusedCheckpoint& refused : newest.refused) {
-    out.note(fmt::format("passed over {}: {}", refused.manifest_file, refused.reason.message()));
-  }
-  if (!newest.checkpoint) {
-    return not_found(
-        fmt::format("job {} has no checkpoint in {} yet; penstock checkpoint ls {} lists them", job,
-                    directory.string(), job));
-  }
-  PENSTOCK_TRY_ASSIGN(StoredManifest stored,
-                      read_manifest(directory / newest.checkpoint->manifest_file));
-  return std::move(stored.manifest);
-}
-
-// `average`: the moving average of the parameters. Router biases have none.
-Status load_weights(const Path& directory, const Manifest& manifest, const Generator& generator,
-                    bool average) {
-  std::vector<LoadTarget> targets;
-  for (const Generator::Weight& weight : generator.weights()) {
-    const bool averaged = average && !weight.name.ends_with(".e_score_correction_bias");
-    const TensorKind kind = averaged ? TensorKind::kEma : TensorKind::kWeight;
-    targets.push_back({whole_tensor(logical_name(weight.name, kind), DType::kF32, weight.shape),
-                       std::as_writable_bytes(weight.values),
-                       {}});
-  }
-  return load_slices(directory, manifest, targets).status();
-}
 
 // Pieces between ends of documents, with an empty line for each end.
 Result<std::string> text_of(const Tokenizer& tokenizer, std::span<const int32_t> tokens) {
@@ -71,21 +38,17 @@ Result<std::string> text_of(const Tokenizer& tokenizer, std::span<const int32_t>
 }
 
 Result<ExitCode> sample(Cli& cli, const SampleFlags& flags) {
-  PENSTOCK_TRY_ASSIGN(const Json job, cli.client().job(flags.job));
-  const JobId id = {static_cast<uint64_t>(field_number(job, "id"))};
-  const Path directory = field_string(job, "checkpoint_dir");
-  PENSTOCK_TRY_ASSIGN(const Manifest manifest, newest_manifest(cli.out, directory, id));
-  PENSTOCK_TRY_ASSIGN(const JobSpec spec,
-                      parse_job_spec(manifest.spec_json, "the checkpoint's spec"));
+  PENSTOCK_TRY_ASSIGN(const CheckpointSource source, checkpoint_of_job(cli, flags.job));
+  const JobSpec& spec = source.spec;
   if (flags.average && spec.optimizer.ema_decay == 0.0) {
     return failed_precondition(
-        fmt::format("job {} \"{}\" keeps no average of its weights; leave out --average, or train "
-                    "with optimizer.ema_decay",
-                    id, spec.name));
+        fmt::format("job {} keeps no average of its weights; leave out --average, or train with "
+                    "optimizer.ema_decay",
+                    flags.job));
   }
   PENSTOCK_TRY_ASSIGN(const auto tokenizer, make_tokenizer(spec.data.tokenizer));
   Generator generator(spec.model, spec.data.seq_length);
-  PENSTOCK_TRY(load_weights(directory, manifest, generator, flags.average));
+  PENSTOCK_TRY(load_weights(source, generator, flags.average));
 
   // A document's beginning, as in training.
   std::vector<int32_t> prompt = {tokenizer->end_of_document()};
@@ -94,13 +57,14 @@ Result<ExitCode> sample(Cli& cli, const SampleFlags& flags) {
   PENSTOCK_TRY_ASSIGN(const std::string text, text_of(*tokenizer, tokens));
   cli.out.document({{"apiVersion", "penstock/v1"},
                     {"kind", "Sample"},
-                    {"job", id.value},
-                    {"step", manifest.step},
+                    {"job", source.manifest.job.value},
+                    {"step", source.manifest.step},
                     {"prompt", flags.prompt},
                     {"text", text},
                     {"tokens", tokens}});
   cli.out.text(flags.prompt + text + "\n");
-  cli.out.note(fmt::format("job {} \"{}\" after step {}", id, spec.name, manifest.step));
+  cli.out.note(fmt::format("job {} \"{}\" after step {}", source.manifest.job, spec.name,
+                           source.manifest.step));
   return ExitCode::kOk;
 }
 

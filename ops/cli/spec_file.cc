@@ -4,6 +4,7 @@
 
 #include "comm/base/file.h"
 #include "comm/run/yaml_document.h"
+#include "ops/cli/hf_import.h"
 #include "worker/data/sampler.h"
 #include "worker/data/tokenizer.h"
 
@@ -19,7 +20,9 @@ void make_paths_absolute(const Path& folder, JobSpec& spec) {
   for (DataSource& source : spec.data.train) source.path = absolute(folder, source.path);
   for (DataSource& source : spec.data.validation) source.path = absolute(folder, source.path);
   if (spec.data.tokenizer != "bytes") spec.data.tokenizer = absolute(folder, spec.data.tokenizer);
-  if (!spec.checkpoint.dir.empty()) spec.checkpoint.dir = absolute(folder, spec.checkpoint.dir);
+  for (std::string* path : {&spec.checkpoint.dir, &spec.checkpoint.init_from}) {
+    if (!path->empty()) *path = absolute(folder, *path);
+  }
 }
 
 }  // namespace
@@ -52,7 +55,12 @@ Status check_spec_data(const JobSpec& spec) {
         fmt::format("model.vocab_size {} is below the {} tokens of data.tokenizer {}",
                     spec.model.vocab_size, (*tokenizer)->vocab_size(), spec.data.tokenizer));
   }
-  return {};
+  if (spec.checkpoint.init_from.empty()) return {};
+  const Status start = check_init_from(spec);
+  if (start.ok()) return start;
+  // A folder that is not there is a mistake in the spec.
+  const Code code = start.code() == Code::kNotFound ? Code::kInvalidArgument : start.code();
+  return Status(code, "checkpoint.init_from: " + start.message());
 }
 
 std::string section_place(const std::string& path, const std::string& message) {

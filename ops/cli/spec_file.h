@@ -13,9 +13,9 @@ namespace penstock {
 // line and column.
 Result<JobSpec> load_spec_file(const std::string& path, const std::string& name);
 
-// Opens every data set and the tokenizer that the spec names, as its ranks will: what is missing,
-// damaged or too short for one sequence is found before anything starts. Only sensible on the host
-// (or shared file system) the ranks will run on.
+// Opens every data set, the tokenizer and the model folder that the spec names, as its ranks will:
+// what is missing, damaged or too short for one sequence is found before anything starts. Only
+// sensible on the host (or shared file system) the ranks will run on.
 Status check_spec_data(const JobSpec& spec);
 
 // "file:line:column: " of a top-level section, for refusals that name the section ("parallelism

@@ -116,7 +116,7 @@ JobSpec random_spec() {
       .evaluation_interval = between(0, 100),
       .evaluation_batches = between(1, 10)};
   s.checkpoint = {*rc::gen::arbitrary<bool>() ? random_path() : "", between(0, 1000),
-                  between(1, 10)};
+                  between(1, 10), *rc::gen::arbitrary<bool>() ? random_path() : ""};
   s.recovery.max_restarts = between(0, 100);
   return s;
 }

@@ -104,7 +104,8 @@ TEST(JobSpecTest, AnUnknownKeyNamesTheNearestValidOne) {
 TEST(JobSpecTest, AnUnknownKeyNearNothingListsTheValidOnes) {
   EXPECT_EQ(
       error_of(edited("checkpoint: {interval", "checkpoint: {colour")),
-      "s.yaml:31:14: unknown key \"colour\" in checkpoint; valid keys: dir, interval, keep_last");
+      "s.yaml:31:14: unknown key \"colour\" in checkpoint; valid keys: dir, interval, keep_last, "
+      "init_from");
 }
 
 TEST(JobSpecTest, AnUnknownSectionNamesTheNearest) {

@@ -18,6 +18,7 @@ class ByteTokenizer : public Tokenizer {
  public:
   int64_t vocab_size() const override { return kByteEndOfDocument + 1; }
   int32_t end_of_document() const override { return kByteEndOfDocument; }
+  std::string end_of_document_text() const override { return "<|end_of_document|>"; }
 
   Status encode(std::string_view text, std::vector<int32_t>& tokens) const override {
     tokens.reserve(tokens.size() + text.size());
@@ -59,6 +60,9 @@ class SentencePieceTokenizer : public Tokenizer {
 
   int64_t vocab_size() const override { return processor_.GetPieceSize(); }
   int32_t end_of_document() const override { return processor_.eos_id(); }
+  std::string end_of_document_text() const override {
+    return processor_.IdToPiece(processor_.eos_id());
+  }
 
   Status encode(std::string_view text, std::vector<int32_t>& tokens) const override {
     std::vector<int> pieces;

@@ -25,6 +25,8 @@ class Tokenizer {
   virtual int64_t vocab_size() const = 0;
   // The token that ends every document in a packed stream.
   virtual int32_t end_of_document() const = 0;
+  // How that token is written in lists of tokens. Never looked for in a text.
+  virtual std::string end_of_document_text() const = 0;
   // Appends the tokens of `text`, without an end-of-document.
   virtual Status encode(std::string_view text, std::vector<int32_t>& tokens) const = 0;
   // The text of `tokens`. End-of-document has no text of its own. kInvalidArgument for an id that

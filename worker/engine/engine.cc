@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "checkpoint/hf_folder.h"
 #include "comm/base/check.h"
 #include "worker/engine/slot_needs.h"
 
@@ -185,10 +186,15 @@ void Engine::make_optimizer() {
   state_ = std::make_unique<TrainingState>(layout_, stages_, *optimizer_, average_.get());
 }
 
-void Engine::initialize() {
+Status Engine::initialize() {
   for (const std::unique_ptr<Stage>& stage : stages_) stage->initialize(spec_.training.seed);
-  if (average_) average_->reset();
   state_->set_step(0);
+  if (!spec_.checkpoint.init_from.empty()) {
+    PENSTOCK_TRY_ASSIGN(const HfFolder folder, HfFolder::open(spec_.checkpoint.init_from));
+    PENSTOCK_TRY(state_->load_weights(folder));
+  }
+  if (average_) average_->reset();
+  return {};
 }
 
 void Engine::settle() {

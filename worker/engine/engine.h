@@ -82,8 +82,8 @@ class Engine {
                                                 const StageFactory& make_stage = {});
   ~Engine();
 
-  // Initial weights, from the seed.
-  void initialize();
+  // Weights of spec.checkpoint.init_from, or from the seed; fresh optimizer state.
+  Status initialize();
   Result<LoadReport> restore(const Path& manifest_path, JobId job, int64_t step) {
     return state_->restore(manifest_path, job, step);
   }

@@ -81,6 +81,16 @@ Result<LoadReport> TrainingState::restore(const Path& manifest_path, JobId job, 
   return report;
 }
 
+Status TrainingState::load_weights(const HfFolder& folder) {
+  for (const LoadTarget& target : to_load_) {
+    if (parse_logical_name(target.slice.name).kind != TensorKind::kWeight) continue;
+    const std::span<float> values(reinterpret_cast<float*>(target.bytes.data()),
+                                  target.bytes.size() / sizeof(float));
+    PENSTOCK_TRY(folder.read(target.slice.name, target.slice.shape, values));
+  }
+  return {};
+}
+
 std::vector<TrainingState::TensorDigest> TrainingState::weight_digests() const {
   std::vector<TensorDigest> digests;
   for (const Held& held : first_held_) {

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/hf_folder.h"
 #include "checkpoint/loader.h"
 #include "checkpoint/segment_writer.h"
 #include "comm/base/file.h"
@@ -44,6 +45,10 @@ class TrainingState {
   // Fills everything from the checkpoint whose manifest is at `manifest_path`. kFailedPrecondition
   // when that is of another job or not of `step`; else as load_slices().
   Result<LoadReport> restore(const Path& manifest_path, JobId job, int64_t step);
+
+  // Fills every weight and router bias from a Hugging Face folder; the step and the optimizer's
+  // state stay. Errors as HfFolder::read().
+  Status load_weights(const HfFolder& folder);
 
   // Digests of the tensors this rank is the first to hold (weights and router biases). Over all
   // ranks: each tensor once, whatever the layout.

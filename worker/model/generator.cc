@@ -43,16 +43,35 @@ class Generator::Impl {
   std::span<const Weight> weights() const { return weights_; }
   int64_t vocab_size() const { return options_.model.vocab_size; }
 
+  Status check_tokens(std::span<const int32_t> tokens) const {
+    if (tokens.empty()) return invalid_argument("the prompt holds no token; give at least one");
+    for (const int32_t token : tokens) {
+      if (token < 0 || token >= vocab_size()) {
+        return invalid_argument(
+            fmt::format("prompt token {} is outside the vocabulary of {}; was the "
+                        "model trained with another tokenizer?",
+                        token, vocab_size()));
+      }
+    }
+    return {};
+  }
+
+  Result<std::span<const float>> logits(std::span<const int32_t> text) {
+    PENSTOCK_CHECK(std::ssize(text) <= options_.sequence_length_max, text.size());
+    MicroBatch batch;
+    batch.sequence_count = 1;
+    batch.sequence_length = std::ssize(text);
+    batch.tokens = text;
+    PENSTOCK_TRY(stage_->forward_only(0, batch).run());
+    return stage_->logits(0);
+  }
+
   // Logits of what follows the newest tokens of `text`, as many as the context holds.
   Result<std::span<const float>> next_logits(std::span<const int32_t> text) {
     const auto length =
         std::min<size_t>(text.size(), static_cast<size_t>(options_.sequence_length_max));
-    MicroBatch batch;
-    batch.sequence_count = 1;
-    batch.sequence_length = static_cast<int64_t>(length);
-    batch.tokens = text.last(length);
-    PENSTOCK_TRY(stage_->forward_only(0, batch).run());
-    return stage_->logits(0).last(static_cast<size_t>(vocab_size()));
+    PENSTOCK_TRY_ASSIGN(const std::span<const float> all, logits(text.last(length)));
+    return all.last(static_cast<size_t>(vocab_size()));
   }
 
   int32_t choose(std::span<const float> logits, const SamplingOptions& options, Random& random) {
@@ -104,18 +123,15 @@ std::span<const Generator::Weight> Generator::weights() const {
   return impl_->weights();
 }
 
+Result<std::span<const float>> Generator::logits(std::span<const int32_t> text) {
+  PENSTOCK_TRY(impl_->check_tokens(text));
+  return impl_->logits(text);
+}
+
 Result<std::vector<int32_t>> Generator::generate(std::span<const int32_t> prompt,
                                                  const SamplingOptions& options,
                                                  const std::function<void(int32_t)>& on_token) {
-  if (prompt.empty()) return invalid_argument("the prompt holds no token; give at least one");
-  for (const int32_t token : prompt) {
-    if (token < 0 || token >= impl_->vocab_size()) {
-      return invalid_argument(
-          fmt::format("prompt token {} is outside the vocabulary of {}; was the "
-                      "model trained with another tokenizer?",
-                      token, impl_->vocab_size()));
-    }
-  }
+  PENSTOCK_TRY(impl_->check_tokens(prompt));
   Random random(options.seed, 0);
   std::vector<int32_t> text(prompt.begin(), prompt.end());
   for (int64_t i = 0; i < options.token_count; ++i) {

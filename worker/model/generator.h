@@ -36,6 +36,10 @@ class Generator {
 
   std::span<const Weight> weights() const;
 
+  // Logits of what follows each of `text`'s tokens, [text, vocab_size], until the next call. `text`
+  // holds 1 … context_length tokens, each in [0, vocab_size).
+  Result<std::span<const float>> logits(std::span<const int32_t> text);
+
   // Tokens that continue `prompt`, which holds at least one, each in [0, vocab_size). `on_token`,
   // when given, is called with each as it is drawn.
   Result<std::vector<int32_t>> generate(std::span<const int32_t> prompt,

@@ -58,6 +58,7 @@ ParameterSet::ParameterSet(const ModelConfig& model, const ParameterSetOptions& 
     add("lm_head.weight", {model.vocab_size, hidden});
   }
   if (options.prediction) add_prediction(model, options.experts);
+  if (!options.memory) return;
   for (const ParameterKind kind : kParameterKinds) {
     const int64_t size = rounded_up(ends_[static_cast<int>(kind)]);
     values_[static_cast<int>(kind)] = allocate("parameters", size);

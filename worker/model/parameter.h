@@ -56,6 +56,7 @@ struct ParameterSetOptions {
   bool head = false;       // model.norm.weight, lm_head.weight
   bool gradients = true;
   bool prediction = false;  // the block of multi-token prediction, model.layers.<layer count>
+  bool memory = true;       // false: only names and shapes, for lists of what a model has
 };
 
 // Owns the buffers. Not thread-safe. Order of tensors is a pure function of (config, options).

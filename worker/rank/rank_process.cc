@@ -69,8 +69,12 @@ Status load(RankRun& run) {
                                                  run.validation ? &*run.validation : nullptr));
   log_place(run);
   if (run.start.restore_manifest.empty()) {
-    run.engine->initialize();
-    log_info("initial weights from seed {}", run.spec.training.seed);
+    PENSTOCK_TRY(run.engine->initialize());
+    if (run.spec.checkpoint.init_from.empty()) {
+      log_info("initial weights from seed {}", run.spec.training.seed);
+    } else {
+      log_info("initial weights from {}", run.spec.checkpoint.init_from);
+    }
     return {};
   }
   const int64_t begin = monotonic_ns();

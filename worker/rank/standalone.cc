@@ -170,7 +170,7 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
           training, validation ? &*validation : nullptr,
           self.probe ? self.probe->stage_factory() : StageFactory()));
   if (options.restore_manifest.empty()) {
-    engine->initialize();
+    PENSTOCK_TRY(engine->initialize());
   } else {
     const Result<LoadReport> restored =
         engine->restore(options.restore_manifest, self.job, options.restore_step);
