@@ -19,7 +19,8 @@ struct Operation {
   const std::byte* source = nullptr;  // of a send
   std::byte* target = nullptr;        // of a receive
   uint64_t size = 0;
-  uint64_t moved = 0;     // when complete and kOk
+  uint64_t moved = 0;  // when complete and kOk
+  int64_t completed_ns = 0;
   Code code = Code::kOk;  // when complete
 };
 
@@ -55,6 +56,7 @@ void complete(End& end, uint32_t index, Code code, uint64_t moved) {
   operation.state = OperationState::kComplete;
   operation.code = code;
   operation.moved = moved;
+  operation.completed_ns = monotonic_ns();
   end.pending.erase(std::find(end.pending.begin(), end.pending.end(), index));
   end.changed.notify_all();
 }
@@ -92,7 +94,7 @@ class LoopbackEnd final : public LoopbackTransport {
     return post(peer, tag, operation);
   }
 
-  Result<uint64_t> wait(TransferHandle handle) override {
+  Result<uint64_t> wait(TransferHandle handle, int64_t* completed_ns) override {
     std::unique_lock lock(world_->mutex);
     Operation& operation = checked(handle);
     const bool in_time = end_.changed.wait_for(lock, world_->options.timeout, [&] {
@@ -102,6 +104,7 @@ class LoopbackEnd final : public LoopbackTransport {
     const Operation outcome = operation;
     operation.state = OperationState::kFree;
     end_.free.push_back(handle.index);
+    if (completed_ns != nullptr) *completed_ns = outcome.completed_ns;
     if (outcome.code == Code::kOk) return outcome.moved;
     return Status(outcome.code,
                   fmt::format("{} {} rank {}, tag {:#x}: {}", outcome.is_send ? "send" : "receive",

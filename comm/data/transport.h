@@ -44,8 +44,9 @@ class Transport {
   virtual TransferHandle receive(Rank peer, Tag tag, MutableBytes into) = 0;
   // Blocks until the operation is complete. The bytes moved, or why not: kUnavailable when the peer
   // is gone, kDataLoss when the message was longer than the buffer, kDeadlineExceeded past the
-  // timeout given at construction.
-  virtual Result<uint64_t> wait(TransferHandle handle) = 0;
+  // timeout given at construction. `completed_ns`, where given, gets when the transport saw it
+  // complete (monotonic_ns()), which may be long before it is waited for.
+  virtual Result<uint64_t> wait(TransferHandle handle, int64_t* completed_ns = nullptr) = 0;
   // Whether wait() would return at once. Makes progress.
   virtual bool done(TransferHandle handle) = 0;
   // Fails every operation under way and every later one with kAborted. Any thread; idempotent;

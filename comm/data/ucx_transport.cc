@@ -48,6 +48,7 @@ struct Operation {
   uint64_t tag = 0;
   uint64_t size = 0;
   uint64_t moved = 0;  // when complete and kOk
+  int64_t completed_ns = 0;
   void* request = nullptr;
   class UcxEnd* owner = nullptr;
 };
@@ -92,7 +93,7 @@ class UcxEnd final : public UcxTransport {
   int32_t world_size() const override { return options_.world_size; }
   TransferHandle send(Rank peer, Tag tag, Bytes bytes) override;
   TransferHandle receive(Rank peer, Tag tag, MutableBytes into) override;
-  Result<uint64_t> wait(TransferHandle handle) override;
+  Result<uint64_t> wait(TransferHandle handle, int64_t* completed_ns) override;
   bool done(TransferHandle handle) override;
   void abort() override;
   uint64_t bytes_sent() const override { return bytes_sent_.load(std::memory_order_relaxed); }
@@ -368,6 +369,7 @@ void UcxEnd::on_complete(Operation& operation, Code code, uint64_t moved) {
     operation.state = OperationState::kComplete;
     operation.code = code;
     operation.moved = moved;
+    operation.completed_ns = monotonic_ns();
   } else if (operation.state == OperationState::kFree) {  // failed and taken while UCX still had it
     UcxEnd& owner = *operation.owner;
     owner.free_.push_back(static_cast<uint32_t>(&operation - owner.operations_.data()));
@@ -414,12 +416,13 @@ bool UcxEnd::done(TransferHandle handle) {
   return operation.state == OperationState::kComplete;
 }
 
-Result<uint64_t> UcxEnd::wait(TransferHandle handle) {
+Result<uint64_t> UcxEnd::wait(TransferHandle handle, int64_t* completed_ns) {
   Lock lock = lock_as_caller();
   Operation& operation = checked(handle);
   if (operation.state == OperationState::kPending) {
     wait_until_complete(operation, options_.timeout, lock);
   }
+  if (completed_ns != nullptr) *completed_ns = operation.completed_ns;
   return take(operation);
 }
 
@@ -522,6 +525,7 @@ void UcxEnd::fail(Operation& operation, Code code) {
   if (operation.state == OperationState::kPending) {  // UCX keeps it until its connection is closed
     operation.state = OperationState::kComplete;
     operation.code = code;
+    operation.completed_ns = monotonic_ns();
   }
 }
 

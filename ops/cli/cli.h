@@ -42,6 +42,7 @@ void add_dev_verbs(CLI::App& app, Cli& cli);      // dev up, down, status, kill-
 void add_sample_verb(CLI::App& app, Cli& cli);    // sample
 void add_export_verb(CLI::App& app, Cli& cli);    // export
 void add_import_verb(CLI::App& app, Cli& cli);    // import
+void add_trace_verb(CLI::App& app, Cli& cli);     // trace
 
 // The values of a verb's own -o, which names what it writes: "json" and "table" choose the format
 // as everywhere; at most one other value is the path.

@@ -3,6 +3,7 @@
 
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "ops/cli/local_process.h"
 #include "tests/support/cluster.h"
@@ -118,6 +119,41 @@ TEST_F(DevTest, EveryRankTellsInItsLogWhatItDid) {
     at = log.out.find(line, at);
     ASSERT_NE(at, std::string::npos) << line << " is missing in\n" << log.out;
   }
+}
+
+TEST_F(DevTest, StepsThatAreYetToComeAreTracedAndStillThereWhenTheJobHasEnded) {
+  ASSERT_EQ(penstock({"submit", spec({.name = "traced", .steps = 12})}).exit_code, 0);
+  const std::string file = path("t.json");
+  const ProgramRun run = penstock({"trace", "traced", "--steps", "9:10", "-o", "json", "-o", file});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const Json summary = document(run);
+  EXPECT_EQ(summary["kind"], "TraceSummary");
+  EXPECT_EQ(summary["ranks"], 4);
+  EXPECT_EQ(summary["first_step"], 9);
+  EXPECT_EQ(summary["last_step"], 10);
+  double parts = 0.0;
+  for (const auto& [name, seconds] : summary["seconds"].items()) {
+    if (name != "step") parts += seconds.get<double>();
+  }
+  EXPECT_NEAR(parts, summary["seconds"]["step"].get<double>(), 1e-9);
+  std::ifstream stream(file);
+  const Json chrome = Json::parse(stream, nullptr, false);
+  ASSERT_TRUE(chrome.is_object());
+  std::set<int> ranks;
+  std::set<std::string> names;
+  for (const Json& event : chrome["traceEvents"]) {
+    ranks.insert(event["pid"].get<int>());
+    names.insert(event["name"].get<std::string>());
+  }
+  EXPECT_EQ(ranks, (std::set<int>{0, 1, 2, 3}));
+  for (const char* name : {"attn(F)", "mlp(W)", "dispatch(B)", "combine(F)", "optimizer"}) {
+    EXPECT_TRUE(names.contains(name)) << name;
+  }
+
+  ASSERT_EQ(penstock({"wait", "traced", "--timeout", "240s"}).exit_code, 0);
+  EXPECT_EQ(json_of({"trace", "traced"})["last_step"], 12);
+  EXPECT_EQ(penstock({"trace", "traced", "--steps", "12:13"}).exit_code, 3);
+  EXPECT_EQ(penstock({"trace", "traced", "--steps", "3:2"}).exit_code, 2);
 }
 
 TEST_F(DevTest, AKilledRankIsReplacedAndTheJobSucceeds) {

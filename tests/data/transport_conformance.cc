@@ -259,6 +259,50 @@ TEST_P(TransportConformance, AbortFromAnotherThreadEndsAWaitAndEverythingAfter) 
   });
 }
 
+// What overlapping communication with compute rests on: neither side calls the transport between
+// posting and the arrival of the last byte.
+TEST_P(TransportConformance, MessagesArriveWhileBothSidesComputeAndSayWhenTheyWereThere) {
+  run({.world_size = 2}, [](RankContext& rank) {
+    Transport& transport = rank.transport;
+    for (const size_t size : {size_t{64}, size_t{4} << 20}) {
+      std::vector<std::byte> got(size);
+      const std::vector<std::byte> sent(size, std::byte{7});
+      const TransferHandle receive = transport.receive(other(transport), {size}, got);
+      const TransferHandle send = transport.send(other(transport), {size}, sent);
+      const int64_t posted_ns = monotonic_ns();
+      const std::atomic_ref<std::byte> last(got.back());
+      while (last.load(std::memory_order_acquire) != std::byte{7} &&
+             monotonic_ns() - posted_ns < 20'000'000'000) {
+      }
+      ASSERT_EQ(got.back(), std::byte{7}) << size << " bytes did not move by themselves";
+      int64_t completed_ns = 0;
+      ASSERT_TRUE(transport.wait(receive, &completed_ns).ok());
+      EXPECT_GT(completed_ns, 0);
+      EXPECT_LE(completed_ns, monotonic_ns());
+      ASSERT_TRUE(transport.wait(send, &completed_ns).ok());
+      EXPECT_GT(completed_ns, 0);
+    }
+  });
+}
+
+TEST_P(TransportConformance, ACompletionKeepsItsTimeUntilItIsAskedFor) {
+  run({.world_size = 2}, [](RankContext& rank) {
+    Transport& transport = rank.transport;
+    std::byte got{};
+    const std::byte sent{1};
+    const TransferHandle receive = transport.receive(other(transport), {5}, mutable_bytes_of(got));
+    const TransferHandle send = transport.send(other(transport), {5}, bytes_of(sent));
+    const int64_t deadline_ns = monotonic_ns() + 20'000'000'000;
+    while (!transport.done(receive) && monotonic_ns() < deadline_ns) {
+    }
+    const int64_t seen_ns = monotonic_ns();
+    int64_t completed_ns = 0;
+    ASSERT_TRUE(transport.wait(receive, &completed_ns).ok());
+    EXPECT_LE(completed_ns, seen_ns);
+    expect_moved(transport, send, 1);
+  });
+}
+
 TEST_P(TransportConformance, DoneTurnsTrueWithoutWaiting) {
   run({.world_size = 2}, [](RankContext& rank) {
     Transport& transport = rank.transport;

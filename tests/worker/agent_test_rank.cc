@@ -113,6 +113,8 @@ int main(int argc, char** argv) {
   app.add_option("--job", hello.job.value)->required();
   app.add_option("--epoch", hello.epoch.value)->required();
   app.add_option("--rank", hello.rank.value)->required();
+  std::string trace_file;
+  app.add_option("--trace-file", trace_file);
   CLI11_PARSE(app, argc, argv);
   hello.pid = getpid();
   penstock::TestRank(hello, endpoint).run();

@@ -12,7 +12,8 @@ TEST(EngineAllocationTest, StepsAfterTheFirstAllocateNothing) {
   write_tiny_corpus(directory.path());
   for (const TinyLayout& layout :
        {TinyLayout{1, 1, 1, Schedule::kOneForwardOneBackward},
-        TinyLayout{2, 2, 1, Schedule::kDualPipe}, TinyLayout{4, 2, 1, Schedule::kDualPipe}}) {
+        TinyLayout{2, 2, 1, Schedule::kDualPipe}, TinyLayout{2, 2, 1, Schedule::kDualPipeV},
+        TinyLayout{2, 1, 2, Schedule::kZeroBubble}, TinyLayout{4, 2, 1, Schedule::kDualPipe}}) {
     JobSpec spec = tiny_spec(directory.path(), layout, 8);
     if (layout.pipeline == 2) spec.training.precision = Precision::kFp8;
     spec.model.num_nextn_predict_layers = 1;

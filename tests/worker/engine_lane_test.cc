@@ -36,7 +36,7 @@ class LaneTest : public ::testing::Test {
                                                .slot_count = 2,
                                                .microbatch_count = 4,
                                                .boundary_floats = kBoundary},
-                                   *stage_, ends_[1].get());
+                                   *stage_, ends_[1].get(), recorder_);
   }
   // A neighbour's tensor whose elements are all `value`; kept until the end.
   TransferHandle send(int32_t from, Channel channel, float value, int64_t floats = kBoundary) {
@@ -53,6 +53,7 @@ class LaneTest : public ::testing::Test {
     return values[0];
   }
 
+  Recorder recorder_{0};
   std::unique_ptr<Kernels> kernels_;
   std::vector<std::unique_ptr<LoopbackTransport>> ends_;
   std::unique_ptr<Stage> stage_;
@@ -111,6 +112,91 @@ TEST_F(LaneTest, AForwardWaitsUntilTheSlotsOldSendsAreComplete) {
   }
   // Nobody receives the output of micro-batch 0, whose slot micro-batch 2 would overwrite.
   EXPECT_EQ(lane_->begin_forward(2).status().code(), Code::kDeadlineExceeded);
+}
+
+// Stages 1 and 2 of three on one rank: what DualPipeV's last rank has.
+class FollowingLaneTest : public LaneTest {
+ protected:
+  FollowingLaneTest() {
+    StageOptions options = stage_->options();
+    options.stage_index = 2;
+    second_stage_ = std::make_unique<Stage>(options, *kernels_, nullptr);
+    second_stage_->join(*stage_);
+    LaneOptions lane{.direction = 0,
+                     .previous = Rank{0},
+                     .next = {},
+                     .slot_count = 2,
+                     .microbatch_count = 4,
+                     .boundary_floats = kBoundary};
+    lane_ = std::make_unique<Lane>(lane, *stage_, ends_[1].get(), recorder_);
+    lane.direction = 1;
+    lane.previous = {};
+    second_ = std::make_unique<Lane>(lane, *second_stage_, ends_[1].get(), recorder_);
+    second_->follow(*lane_);
+    for (float value = 1.0F; value <= 3.0F; value += 1.0F) {
+      last_sent_ = send(0, Channel::kActivations, value);
+    }
+  }
+  void forward(Lane& lane, int64_t m) {
+    ASSERT_TRUE(lane.begin_forward(m).ok());
+    lane.end_forward(m);
+  }
+  std::unique_ptr<Stage> second_stage_;
+  std::unique_ptr<Lane> second_;
+  TransferHandle last_sent_;
+};
+
+TEST_F(FollowingLaneTest, AMicrobatchIsInTheSameSlotAndBuffersOfBothStages) {
+  lane_->begin(true);
+  second_->begin(true);
+  for (const int64_t m : {0, 1}) {
+    forward(*lane_, m);
+    forward(*second_, m);
+    const int32_t slot = lane_->slot(m);
+    EXPECT_EQ(second_->slot(m), slot);
+    EXPECT_EQ(second_stage_->input(slot).data(), stage_->output(slot).data());
+    EXPECT_EQ(second_stage_->input_gradient(slot).data(), stage_->output_gradient(slot).data());
+  }
+  EXPECT_NE(lane_->slot(0), lane_->slot(1));
+}
+
+TEST_F(FollowingLaneTest, TheFirstLaneKeepsASlotUntilBothAreDoneWithIt) {
+  lane_->begin(true);
+  second_->begin(true);
+  forward(*lane_, 0);
+  forward(*second_, 0);
+  lane_->send_gradient(0);
+  lane_->end_weight(0);
+  EXPECT_FALSE(ends_[0]->done(last_sent_));  // the third input: its receive needs a free slot
+  second_->end_weight(0);
+  EXPECT_TRUE(ends_[0]->done(last_sent_));
+}
+
+TEST_F(FollowingLaneTest, InAnEvaluationASlotIsFreeAfterTheSecondForward) {
+  lane_->begin(false);
+  second_->begin(false);
+  forward(*lane_, 0);
+  EXPECT_FALSE(ends_[0]->done(last_sent_));
+  forward(*second_, 0);
+  EXPECT_TRUE(ends_[0]->done(last_sent_));
+}
+
+TEST_F(LaneTest, TransfersAreWrittenDownWithTheTimesOfTheirWaits) {
+  recorder_.begin_step(5);
+  lane_->begin(true);
+  send(0, Channel::kActivations, 1.0F);
+  ASSERT_TRUE(lane_->begin_forward(0).ok());
+  const std::vector<TraceRecord> records = recorder_.records();
+  ASSERT_EQ(records.size(), 1u);
+  const TraceRecord& record = records[0];
+  EXPECT_EQ(trace_name(record), "receive(F)");
+  EXPECT_EQ(record.step, 5);
+  EXPECT_EQ(record.microbatch, 0);
+  EXPECT_EQ(record.peer, 0);
+  EXPECT_EQ(record.bytes, kBoundary * 4);
+  EXPECT_LT(record.begin_ns, record.end_ns);  // posted, then there, then asked for
+  EXPECT_LT(record.end_ns, record.wait_begin_ns);
+  EXPECT_LT(record.wait_begin_ns, record.wait_end_ns);
 }
 
 TEST_F(LaneTest, ATensorOfAnotherSizeIsDataLoss) {

@@ -48,6 +48,8 @@ class EngineResumeTest : public ::testing::Test {
 TEST_F(EngineResumeTest, ResumedRunsAreBitIdenticalFromEveryCheckpointInEveryLayout) {
   const TinyLayout layouts[] = {{1, 1, 1, Schedule::kOneForwardOneBackward},
                                 {2, 2, 2, Schedule::kOneForwardOneBackward},
+                                {2, 1, 2, Schedule::kZeroBubble},
+                                {2, 2, 1, Schedule::kDualPipeV},
                                 {2, 1, 1, Schedule::kDualPipe},
                                 {4, 2, 1, Schedule::kDualPipe}};
   int number = 0;

@@ -55,7 +55,8 @@ Daemon::Daemon(DaemonOptions options)
                   if (!bounded.ok())
                     log_warning("logs stay over their bounds: {}", bounded.message());
                 }),
-      metrics_(options_.name) {}
+      metrics_(options_.name),
+      traces_(options_.state_dir / "traces", static_cast<size_t>(options_.device_count)) {}
 
 Daemon::~Daemon() {
   for (auto& [key, process] : processes_) {
@@ -185,6 +186,11 @@ Result<int32_t> Daemon::spawn_rank(const StartRank& start) {
       options_.rank_binary.string(), "--daemon", rank_channel_->endpoint(),       "--job",
       std::to_string(key.job.value), "--epoch",  std::to_string(key.epoch.value), "--rank",
       std::to_string(key.rank.value)};
+  if (const Result<Path> trace = traces_.make_room(key.job, key.rank); trace.ok()) {
+    spawn.argv.insert(spawn.argv.end(), {"--trace-file", trace->string()});
+  } else {
+    log_warning("{} runs without a trace: {}", to_string(key), trace.status().to_string());
+  }
   if (std::getenv("UCX_NET_DEVICES") == nullptr && !options_.data_interface.empty()) {
     spawn.environment = {"UCX_NET_DEVICES=" + options_.data_interface};
   }
@@ -306,7 +312,11 @@ void Daemon::handle_http(const HttpRequest& request, const HttpResponder& respon
   if (request.path == "/readyz") {
     return respond({.status = 503, .content_type = "text/plain", .body = "not registered\n"});
   }
-  respond(error_response(not_found("a worker serves /metrics, /livez and /readyz")));
+  if (request.path == "/traces" || request.path == "/trace") {
+    return respond(traces_.answer(request));
+  }
+  respond(
+      error_response(not_found("a worker serves /metrics, /livez, /readyz, /traces and /trace")));
 }
 
 }  // namespace penstock

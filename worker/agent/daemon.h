@@ -20,6 +20,7 @@
 #include "worker/agent/agent.h"
 #include "worker/agent/agent_metrics.h"
 #include "worker/agent/rank_output.h"
+#include "worker/agent/trace_store.h"
 
 namespace penstock {
 
@@ -92,6 +93,7 @@ class Daemon {
   EventLoop loop_;  // before everything that borrows it
   BackgroundAppender appender_;
   AgentMetrics metrics_;
+  const TraceStore traces_;
   std::unique_ptr<Agent> agent_;
   std::map<RankKey, Process> processes_;
   std::map<PeerId, RankKey> ranks_by_peer_;

@@ -5,33 +5,55 @@
 
 #include "checkpoint/hf_folder.h"
 #include "comm/base/check.h"
+#include "worker/engine/clock_alignment.h"
 #include "worker/engine/slot_needs.h"
 
 namespace penstock {
 namespace {
 
-// What the engine indexes memory by, checked once: a program comes over the wire.
-Status check_program_bounds(const JobSpec& spec, const RankLayout& layout, const Program& program) {
+// Whether the instruction names only what this rank has: a program comes over the wire.
+bool fits(const RankLayout& layout, const Instruction& i) {
+  const auto in_range = [&](uint8_t direction, int32_t microbatch) {
+    return direction < layout.stages.size() && microbatch >= 0 &&
+           microbatch < layout.microbatches_per_direction;
+  };
+  if (i.direction >= layout.stages.size()) return false;
+  const bool known = in_range(i.direction, i.microbatch);
+  const auto is_remote = [&](int32_t Neighbours::*end) {
+    const int32_t neighbour = layout.stages[i.direction].neighbours.*end;
+    return neighbour >= 0 && neighbour != layout.position.pipeline_index && neighbour == i.peer;
+  };
+  switch (i.op) {
+    case Op::kReceiveForward:
+    case Op::kSendBackward:
+      return known && is_remote(&Neighbours::previous);
+    case Op::kSendForward:
+    case Op::kReceiveBackward:
+      return known && is_remote(&Neighbours::next);
+    case Op::kForward:
+    case Op::kBackward:
+    case Op::kBackwardInput:
+      return known;
+    case Op::kOverlapped:
+      return known && i.direction != i.backward_direction &&
+             in_range(i.backward_direction, i.backward_microbatch);
+    case Op::kBackwardWeight:
+    case Op::kReduceGradients:
+    case Op::kOptimizerStep:
+      return true;
+  }
+  return false;
+}
+
+Status check_program(const RankLayout& layout, const Program& program) {
   if (program.pipeline_index != layout.position.pipeline_index) {
     return invalid_argument(
         fmt::format("rank {} is at pipeline index {} but got the program of index {}", layout.rank,
                     layout.position.pipeline_index, program.pipeline_index));
   }
-  const auto in_range = [&](uint8_t direction, int32_t microbatch) {
-    return direction < layout.stages.size() && microbatch >= 0 &&
-           microbatch < layout.microbatches_per_direction;
-  };
   for (const std::vector<Instruction>* list : {&program.training, &program.evaluation}) {
     for (const Instruction& i : *list) {
-      const bool has_peer = i.op == Op::kReceiveForward || i.op == Op::kSendForward ||
-                            i.op == Op::kReceiveBackward || i.op == Op::kSendBackward;
-      const bool has_microbatch = has_peer || i.op == Op::kForward || i.op == Op::kBackward ||
-                                  i.op == Op::kBackwardInput || i.op == Op::kOverlapped;
-      const bool bad_peer = has_peer && (i.peer < 0 || i.peer >= spec.parallelism.pipeline ||
-                                         i.peer == program.pipeline_index);
-      const bool bad_pair =
-          i.op == Op::kOverlapped && !in_range(i.backward_direction, i.backward_microbatch);
-      if (bad_peer || bad_pair || (has_microbatch && !in_range(i.direction, i.microbatch))) {
+      if (!fits(layout, i)) {
         return invalid_argument(
             fmt::format("instruction {} does not fit the layout", to_string(i)));
       }
@@ -52,6 +74,10 @@ std::unique_ptr<Stage> model_stage(const StageOptions& options, Kernels& kernels
   return std::make_unique<Stage>(options, kernels, exchange);
 }
 
+int64_t layers_max(const JobSpec& spec) {
+  return stage_layers(spec.model.num_hidden_layers, stage_count(spec.parallelism), 0).size();
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Engine>> Engine::create(const JobSpec& spec, Rank rank, Program program,
@@ -61,7 +87,7 @@ Result<std::unique_ptr<Engine>> Engine::create(const JobSpec& spec, Rank rank, P
   if (rank.value < 0 || rank.value >= spec.parallelism.world_size()) {
     return invalid_argument(fmt::format("rank {} of {}", rank, spec.parallelism.world_size()));
   }
-  PENSTOCK_TRY(check_program_bounds(spec, make_rank_layout(spec, rank), program));
+  PENSTOCK_TRY(check_program(make_rank_layout(spec, rank), program));
   Parts parts{spec, rank, std::move(program), kernels, transport, training, validation};
   std::unique_ptr<Engine> engine(new Engine(std::move(parts)));
   PENSTOCK_TRY(engine->make_stages(make_stage ? make_stage : model_stage));
@@ -78,15 +104,17 @@ Engine::Engine(Parts parts)
       training_data_(parts.training),
       validation_data_(parts.validation),
       microbatch_tokens_(spec_.parallelism.micro_batch_size * spec_.data.seq_length),
+      recorder_(Recorder::kStepsKept * records_per_step(program_, layers_max(spec_))),
       sequence_(static_cast<size_t>(spec_.data.seq_length) + 1) {
   PENSTOCK_CHECK(transport_ != nullptr || spec_.parallelism.world_size() == 1);
   if (transport_ != nullptr) {
     expert_transport_ = std::make_unique<MeasuredTransport>(*transport_);
     pipeline_transport_ = std::make_unique<MeasuredTransport>(*transport_);
+    reduce_transport_ = std::make_unique<MeasuredTransport>(*transport_);
   }
-  reducer_ = std::make_unique<Reducer>(transport_);
+  reducer_ = std::make_unique<Reducer>(reduce_transport_.get());
   weight_queue_.reserve(static_cast<size_t>(spec_.parallelism.microbatches));
-  sums_.resize(5 + static_cast<size_t>(spec_.parallelism.pipeline));
+  sums_.resize(5 + static_cast<size_t>(stage_count(spec_.parallelism)));
 }
 
 Engine::~Engine() = default;
@@ -97,7 +125,7 @@ Status Engine::make_stages(const StageFactory& make_stage) {
     const SlotNeeds& need = needs[local.direction];
     StageOptions options{.model = spec_.model,
                          .stage_index = local.stage,
-                         .stage_count = spec_.parallelism.pipeline,
+                         .stage_count = stage_count(spec_.parallelism),
                          .expert_count = spec_.parallelism.expert,
                          .expert_index = layout_.position.expert_index,
                          .sequences_max = spec_.parallelism.micro_batch_size,
@@ -107,9 +135,13 @@ Status Engine::make_stages(const StageFactory& make_stage) {
                          .embedding_elsewhere = embedding_elsewhere(spec_, layout_, local.stage),
                          .tag_base = local.direction * kExchangeTagsPerStage,
                          .precision = spec_.training.precision};
-    // One slot more where inputs come from a neighbour, so that the next one can arrive while all
-    // are in use.
-    if (local.stage != 0) options.slot_count += 1;
+    const bool joins = local.neighbours.previous == layout_.position.pipeline_index;
+    if (joins) {
+      options.slot_count = stages_.back()->options().slot_count;
+    } else if (local.neighbours.previous >= 0) {
+      // One more, so that the next input can arrive while all slots are in use.
+      options.slot_count += 1;
+    }
     std::unique_ptr<ExpertExchange> exchange;
     if (has_moe_layer(options)) {
       PENSTOCK_CHECK(expert_tag_count(options) <= kExchangeTagsPerStage);
@@ -119,7 +151,11 @@ Status Engine::make_stages(const StageFactory& make_stage) {
     }
     exchanges_.push_back(std::move(exchange));
     stages_.push_back(make_stage(options, kernels_, exchanges_.back().get()));
-    make_lane(local.direction, options.slot_count);
+    make_lane(local, options.slot_count);
+    if (joins) {
+      stages_.back()->join(*stages_.front());
+      lanes_.back()->follow(*lanes_.front());
+    }
   }
   // With multi-token prediction the last stage uses the first one's embedding.
   const auto here = [&](bool (Stage::*is_end)() const) {
@@ -134,28 +170,21 @@ Status Engine::make_stages(const StageFactory& make_stage) {
   return {};
 }
 
-// The neighbour that the program names for transfers of this kind.
-std::optional<Rank> Engine::peer_of(Op receive_or_send, uint8_t direction) const {
-  for (const Instruction& i : program_.training) {
-    if (i.op == receive_or_send && i.direction == direction) {
-      return layout_.pipeline_peer(spec_.parallelism, i.peer);
-    }
-  }
-  return std::nullopt;
+// Absent where the direction ends, and where this rank is its own neighbour.
+std::optional<Rank> Engine::neighbour(int32_t pipeline_index) const {
+  if (pipeline_index < 0 || pipeline_index == layout_.position.pipeline_index) return std::nullopt;
+  return layout_.pipeline_peer(spec_.parallelism, pipeline_index);
 }
 
-void Engine::make_lane(size_t direction, int32_t slot_count) {
-  const auto d = static_cast<uint8_t>(direction);
-  const LaneOptions options{.direction = d,
-                            .previous = peer_of(Op::kReceiveForward, d),
-                            .next = peer_of(Op::kSendForward, d),
+void Engine::make_lane(const LocalStage& local, int32_t slot_count) {
+  const LaneOptions options{.direction = local.direction,
+                            .previous = neighbour(local.neighbours.previous),
+                            .next = neighbour(local.neighbours.next),
                             .slot_count = slot_count,
                             .microbatch_count = layout_.microbatches_per_direction,
                             .boundary_floats = microbatch_tokens_ * spec_.model.hidden_size};
-  Stage& stage = *stages_[direction];
-  PENSTOCK_CHECK(options.previous.has_value() == !stage.is_first(), direction);
-  PENSTOCK_CHECK(options.next.has_value() == !stage.is_last(), direction);
-  lanes_.push_back(std::make_unique<Lane>(options, stage, pipeline_transport_.get()));
+  Stage& stage = *stages_.back();
+  lanes_.push_back(std::make_unique<Lane>(options, stage, pipeline_transport_.get(), recorder_));
   const auto tokens = static_cast<size_t>(slot_count * microbatch_tokens_);
   Feed feed;
   if (stage.is_first()) feed.tokens.resize(tokens);
@@ -205,6 +234,14 @@ uint64_t Engine::memory_bytes() const {
   uint64_t bytes = 0;
   for (const std::unique_ptr<Stage>& stage : stages_) bytes += stage->memory_bytes();
   return bytes;
+}
+
+Status Engine::align_clock() {
+  if (transport_ == nullptr) return {};
+  PENSTOCK_TRY_ASSIGN(const ClockOffset clock,
+                      penstock::align_clock(*transport_, tag_of(Channel::kClock)));
+  recorder_.set_clock(clock.offset_ns, clock.uncertainty_ns);
+  return {};
 }
 
 Status Engine::barrier() {

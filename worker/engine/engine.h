@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "comm/base/status.h"
@@ -29,6 +30,8 @@
 #include "worker/engine/lane.h"
 #include "worker/engine/measured_transport.h"
 #include "worker/engine/rank_layout.h"
+#include "worker/engine/recorded_pass.h"
+#include "worker/engine/recorder.h"
 #include "worker/engine/training_state.h"
 #include "worker/engine/weight_average.h"
 #include "worker/model/stage.h"
@@ -96,11 +99,19 @@ class Engine {
   Result<EvaluationResult> evaluate();
   // Finishes what a step leaves running in the background. To be called before the state is read.
   void settle();
+  // Tells the recorder how far this rank's clock is from rank 0's. Every rank calls it, once the
+  // transport is connected.
+  Status align_clock();
   // Returns when every rank has called it: after it nobody needs this rank any more.
   Status barrier();
 
   TrainingState& state() { return *state_; }
+  const TrainingState& state() const { return *state_; }
+  std::span<const std::unique_ptr<Stage>> stages() const { return stages_; }  // by direction
   const RankLayout& layout() const { return layout_; }
+  // What the last training steps did, and when.
+  Recorder& recorder() { return recorder_; }
+  const Recorder& recorder() const { return recorder_; }
   uint64_t memory_bytes() const;
   uint64_t bytes_sent() const { return transport_ ? transport_->bytes_sent() : 0; }
 
@@ -132,22 +143,26 @@ class Engine {
   };
   explicit Engine(Parts parts);
   Status make_stages(const StageFactory& make_stage);
-  void make_lane(size_t direction, int32_t slot_count);
+  void make_lane(const LocalStage& local, int32_t slot_count);
   void make_optimizer();
-  std::optional<Rank> peer_of(Op receive_or_send, uint8_t direction) const;
+  std::optional<Rank> neighbour(int32_t pipeline_index) const;
 
   Status execute(const std::vector<Instruction>& program, bool training, int64_t step);
   Status execute_one(const Instruction& instruction);
   Status forward(const Instruction& instruction);
   Status backward(const Instruction& instruction);
   Status backward_input(const Instruction& instruction);
-  Status backward_weight();
+  Status backward_weight(const Instruction& instruction);
   Status overlapped(const Instruction& instruction);
   Result<Pass> begin_forward(uint8_t direction, int32_t microbatch, int32_t* slot);
   void end_forward(uint8_t direction, int32_t microbatch, int32_t slot);
   Result<MicroBatch> micro_batch(uint8_t direction, int32_t microbatch, int32_t slot);
+  RecordedPass recorded(Pass pass, uint8_t direction, int32_t microbatch);
   template <typename Work>
-  Status compute(const Work& work);
+  Status compute(const Instruction& instruction, const Work& work);
+  template <typename Call>
+  Status collective(Collective what, int64_t stage, const Call& call);
+  void record_span(Op op, int64_t begin_ns, int64_t end_ns);
 
   Status reduce_gradients();
   Status reduce_stage(const LocalStage& local, Stage& stage);
@@ -169,6 +184,8 @@ class Engine {
   // One view of the transport per purpose, to tell waits apart; null in a world of one.
   std::unique_ptr<MeasuredTransport> expert_transport_;
   std::unique_ptr<MeasuredTransport> pipeline_transport_;
+  std::unique_ptr<MeasuredTransport> reduce_transport_;
+  Recorder recorder_;
   std::unique_ptr<Reducer> reducer_;
   std::vector<std::unique_ptr<ExpertExchange>>
       exchanges_;                               // by direction; null where none is needed

@@ -18,6 +18,10 @@ constexpr std::array kReduceChannels = {Channel::kReduceDense, Channel::kReduceE
                                         Channel::kReduceShared};
 constexpr std::array kGatherChannels = {Channel::kGatherDense, Channel::kGatherExperts,
                                         Channel::kGatherShared};
+constexpr std::array kReduceCollectives = {Collective::kReduceDense, Collective::kReduceExperts,
+                                           Collective::kReduceShared};
+constexpr std::array kGatherCollectives = {Collective::kGatherDense, Collective::kGatherExperts,
+                                           Collective::kGatherShared};
 // What the ends of the pipeline share is of no one stage.
 Tag tag_of(const std::array<Channel, kParameterKindCount>& channels, ParameterKind kind,
            int64_t stage) {
@@ -53,7 +57,9 @@ Result<StepResult> Engine::train_step(int64_t step) {
   for (size_t i = kStageImbalance; i < sums_.size(); ++i) {
     result.expert_load_max_ratio = std::max(result.expert_load_max_ratio, sums_[i]);
   }
-  times_.total_seconds = seconds(monotonic_ns() - begin);
+  const int64_t end = monotonic_ns();
+  recorder_.add({.begin_ns = begin, .end_ns = end, .kind = TraceKind::kStep});
+  times_.total_seconds = seconds(end - begin);
   result.times = times_;
   return result;
 }
@@ -90,6 +96,7 @@ Result<EvaluationResult> Engine::evaluate_weights() {
 Status Engine::execute(const std::vector<Instruction>& program, bool training, int64_t step) {
   training_ = training;
   step_ = step;
+  recorder_.begin_step(training ? step : 0);
   times_ = {};
   totals_ = {};
   weight_queue_.clear();
@@ -123,7 +130,7 @@ Status Engine::execute_one(const Instruction& i) {
     case Op::kBackwardInput:
       return backward_input(i);
     case Op::kBackwardWeight:
-      return backward_weight();
+      return backward_weight(i);
     case Op::kSendBackward:
       lane.send_gradient(i.microbatch);
       return {};
@@ -140,14 +147,51 @@ Status Engine::execute_one(const Instruction& i) {
 // Runs `work`, which returns Status, and books its time as compute but for what it waited for
 // expert peers.
 template <typename Work>
-Status Engine::compute(const Work& work) {
+Status Engine::compute(const Instruction& i, const Work& work) {
   const int64_t begin = monotonic_ns();
   const int64_t waited_before = waited(expert_transport_);
-  const Status status = work();
+  PENSTOCK_TRY(work());
+  const int64_t end = monotonic_ns();
   const int64_t waiting = waited(expert_transport_) - waited_before;
   times_.expert_wait_seconds += seconds(waiting);
-  times_.compute_seconds += seconds(monotonic_ns() - begin - waiting);
-  return status;
+  times_.compute_seconds += seconds(end - begin - waiting);
+  recorder_.add({.begin_ns = begin,
+                 .end_ns = end,
+                 .microbatch = i.microbatch,
+                 .kind = TraceKind::kInstruction,
+                 .what = static_cast<uint8_t>(i.op),
+                 .direction = i.direction});
+  return {};
+}
+
+RecordedPass Engine::recorded(Pass pass, uint8_t direction, int32_t microbatch) {
+  return {pass, direction, microbatch, recorder_, expert_transport_.get()};
+}
+
+// Runs `call`, which returns Status, and writes it down unless it had nobody to talk to.
+template <typename Call>
+Status Engine::collective(Collective what, int64_t stage, const Call& call) {
+  const int64_t begin = monotonic_ns();
+  PENSTOCK_TRY(call());
+  if (!reduce_transport_) return {};
+  const TransportActivity activity = reduce_transport_->take_activity();
+  if (activity.post_count == 0) return {};
+  recorder_.add({.begin_ns = begin,
+                 .end_ns = monotonic_ns(),
+                 .wait_begin_ns = activity.wait_begin_ns,
+                 .wait_end_ns = activity.wait_end_ns,
+                 .bytes = activity.sent_bytes,
+                 .layer = static_cast<int16_t>(stage),
+                 .kind = TraceKind::kCollective,
+                 .what = static_cast<uint8_t>(what)});
+  return {};
+}
+
+void Engine::record_span(Op op, int64_t begin_ns, int64_t end_ns) {
+  recorder_.add({.begin_ns = begin_ns,
+                 .end_ns = end_ns,
+                 .kind = TraceKind::kInstruction,
+                 .what = static_cast<uint8_t>(op)});
 }
 
 // Tokens and targets of a micro-batch, read into the slot's place; empty where this stage needs
@@ -170,7 +214,7 @@ Result<MicroBatch> Engine::micro_batch(uint8_t direction, int32_t microbatch, in
   const std::span<int32_t> targets =
       feed.targets.empty() ? std::span<int32_t>() : std::span(feed.targets).subspan(offset, count);
   const Sampler& data = training_ ? training_data_ : *validation_data_;
-  const int64_t index_in_step = direction * layout_.microbatches_per_direction + microbatch;
+  const int64_t index_in_step = microbatch_index(spec_.parallelism, direction, microbatch);
   for (int64_t i = 0; i < batch.sequence_count; ++i) {
     const int64_t index = sequence_index(spec_.parallelism, layout_.replica, index_in_step, i);
     PENSTOCK_TRY(data.sequence(step_, index, sequence_));
@@ -202,43 +246,50 @@ void Engine::end_forward(uint8_t direction, int32_t microbatch, int32_t slot) {
 
 Status Engine::forward(const Instruction& i) {
   int32_t slot = -1;
-  PENSTOCK_TRY_ASSIGN(Pass pass, begin_forward(i.direction, i.microbatch, &slot));
-  PENSTOCK_TRY(compute([&] { return pass.run(); }));
+  PENSTOCK_TRY_ASSIGN(const Pass begun, begin_forward(i.direction, i.microbatch, &slot));
+  RecordedPass pass = recorded(begun, i.direction, i.microbatch);
+  PENSTOCK_TRY(compute(i, [&] { return pass.run(); }));
   end_forward(i.direction, i.microbatch, slot);
   return {};
 }
 
 Status Engine::backward(const Instruction& i) {
   Lane& lane = *lanes_[i.direction];
-  Pass pass = stages_[i.direction]->backward(lane.slot(i.microbatch));
-  PENSTOCK_TRY(compute([&] { return pass.run(); }));
+  RecordedPass pass =
+      recorded(stages_[i.direction]->backward(lane.slot(i.microbatch)), i.direction, i.microbatch);
+  PENSTOCK_TRY(compute(i, [&] { return pass.run(); }));
   lane.end_weight(i.microbatch);
   return {};
 }
 
 Status Engine::backward_input(const Instruction& i) {
   Lane& lane = *lanes_[i.direction];
-  Pass pass = stages_[i.direction]->backward_input(lane.slot(i.microbatch));
-  PENSTOCK_TRY(compute([&] { return pass.run(); }));
+  RecordedPass pass = recorded(stages_[i.direction]->backward_input(lane.slot(i.microbatch)),
+                               i.direction, i.microbatch);
+  PENSTOCK_TRY(compute(i, [&] { return pass.run(); }));
   weight_queue_.push_back({i.direction, i.microbatch});
   return {};
 }
 
-Status Engine::backward_weight() {
+Status Engine::backward_weight(const Instruction& i) {
   PENSTOCK_CHECK(weight_queue_head_ < weight_queue_.size());
   const PendingWeight oldest = weight_queue_[weight_queue_head_++];
-  Pass pass = stages_[oldest.direction]->weight();
-  PENSTOCK_TRY(compute([&] { return pass.run(); }));
+  RecordedPass pass =
+      recorded(stages_[oldest.direction]->weight(), oldest.direction, oldest.microbatch);
+  PENSTOCK_TRY(compute(i, [&] { return pass.run(); }));
   lanes_[oldest.direction]->end_weight(oldest.microbatch);
   return {};
 }
 
 Status Engine::overlapped(const Instruction& i) {
   int32_t slot = -1;
-  PENSTOCK_TRY_ASSIGN(Pass forward, begin_forward(i.direction, i.microbatch, &slot));
+  PENSTOCK_TRY_ASSIGN(const Pass begun, begin_forward(i.direction, i.microbatch, &slot));
+  RecordedPass forward = recorded(begun, i.direction, i.microbatch);
   Lane& lane = *lanes_[i.backward_direction];
-  Pass backward = stages_[i.backward_direction]->backward(lane.slot(i.backward_microbatch));
-  PENSTOCK_TRY(compute([&] { return run_overlapped(forward, backward); }));
+  RecordedPass backward =
+      recorded(stages_[i.backward_direction]->backward(lane.slot(i.backward_microbatch)),
+               i.backward_direction, i.backward_microbatch);
+  PENSTOCK_TRY(compute(i, [&] { return run_overlapped(forward, backward); }));
   end_forward(i.direction, i.microbatch, slot);
   lane.end_weight(i.backward_microbatch);
   return {};
@@ -254,7 +305,9 @@ Status Engine::reduce_gradients() {
     sums_[kSquareSum] = optimizer_->gradient_square_sum();
   }
   PENSTOCK_TRY(reduce_totals());
-  times_.reduce_seconds += seconds(monotonic_ns() - begin);
+  const int64_t end = monotonic_ns();
+  record_span(Op::kReduceGradients, begin, end);
+  times_.reduce_seconds += seconds(end - begin);
   return {};
 }
 
@@ -263,17 +316,21 @@ Status Engine::reduce_stage(const LocalStage& local, Stage& stage) {
   ParameterSet& parameters = stage.parameters();
   for (const ParameterKind kind : kParameterKinds) {
     if (parameters.gradients(kind).empty()) continue;
-    PENSTOCK_TRY(reducer_->reduce_scatter_sum(local.replicas_of(kind),
-                                              tag_of(kReduceChannels, kind, local.stage),
-                                              parameters.gradients(kind)));
+    PENSTOCK_TRY(collective(kReduceCollectives[static_cast<size_t>(kind)], local.stage, [&] {
+      return reducer_->reduce_scatter_sum(local.replicas_of(kind),
+                                          tag_of(kReduceChannels, kind, local.stage),
+                                          parameters.gradients(kind));
+    }));
   }
   const std::span<int64_t> counted = stage.expert_loads();
   if (counted.empty()) return {};
   std::vector<double>& load_sums = load_sums_[local.direction];
   std::vector<int64_t>& loads = loads_[local.direction];
   std::copy(counted.begin(), counted.end(), load_sums.begin());
-  PENSTOCK_TRY(reducer_->all_reduce_sum(local.dense_replicas,
-                                        tag_of(Channel::kReduceLoads, local.stage), load_sums));
+  PENSTOCK_TRY(collective(Collective::kReduceLoads, local.stage, [&] {
+    return reducer_->all_reduce_sum(local.dense_replicas,
+                                    tag_of(Channel::kReduceLoads, local.stage), load_sums);
+  }));
   std::transform(load_sums.begin(), load_sums.end(), loads.begin(),
                  [](double load) { return static_cast<int64_t>(load); });  // exact below 2^53
   if (local.dense_replicas.front() == layout_.rank) {
@@ -288,7 +345,9 @@ Status Engine::reduce_totals() {
   sums_[kTokenSum] = totals_.tokens;
   sums_[kPredictionSum] = totals_.prediction_loss;
   sums_[kBalanceSum] = totals_.balance_loss;
-  PENSTOCK_TRY(reducer_->all_reduce_sum(layout_.world, tag_of(Channel::kReduceTotals), sums_));
+  PENSTOCK_TRY(collective(Collective::kReduceTotals, -1, [&] {
+    return reducer_->all_reduce_sum(layout_.world, tag_of(Channel::kReduceTotals), sums_);
+  }));
   if (!training_ || (std::isfinite(sums_[kLossSum]) && std::isfinite(sums_[kSquareSum]))) return {};
   return internal_error(
       fmt::format("step {}: loss {}, gradient norm {}; lower the learning rate or look at the data "
@@ -302,13 +361,16 @@ Status Engine::optimizer_step() {
   settle();
   optimizer_->step(step_, rate, optimizer_->clip_factor(std::sqrt(sums_[kSquareSum])));
   const int64_t updated = monotonic_ns();
+  record_span(Op::kOptimizerStep, begin, updated);
   times_.optimizer_seconds += seconds(updated - begin);
   PENSTOCK_TRY(gather_weights());
   const double speed =
       value_at(spec_.optimizer.bias_update_levels, spec_.optimizer.bias_update_speed, step_);
   for (const size_t d : layout_.by_stage) stages_[d]->update_router_bias(loads_[d], speed);
   if (average_) average_->start();
-  times_.reduce_seconds += seconds(monotonic_ns() - updated);
+  const int64_t end = monotonic_ns();
+  record_span(Op::kReduceGradients, updated, end);
+  times_.reduce_seconds += seconds(end - updated);
   return {};
 }
 
@@ -319,9 +381,11 @@ Status Engine::gather_weights() {
     ParameterSet& parameters = stages_[d]->parameters();
     for (const ParameterKind kind : kParameterKinds) {
       if (parameters.values(kind).empty()) continue;
-      PENSTOCK_TRY(reducer_->all_gather(local.replicas_of(kind),
-                                        tag_of(kGatherChannels, kind, local.stage),
-                                        parameters.values(kind)));
+      PENSTOCK_TRY(collective(kGatherCollectives[static_cast<size_t>(kind)], local.stage, [&] {
+        return reducer_->all_gather(local.replicas_of(kind),
+                                    tag_of(kGatherChannels, kind, local.stage),
+                                    parameters.values(kind));
+      }));
     }
   }
   return {};

@@ -4,18 +4,27 @@
 #include <utility>
 
 #include "comm/base/check.h"
+#include "comm/base/clock.h"
 #include "worker/engine/rank_layout.h"
 
 namespace penstock {
 
-Lane::Lane(const LaneOptions& options, Stage& stage, Transport* transport)
+Lane::Lane(const LaneOptions& options, Stage& stage, Transport* transport, Recorder& recorder)
     : options_(options),
       stage_(stage),
       transport_(transport),
+      recorder_(recorder),
       slot_of_(static_cast<size_t>(options.microbatch_count), -1),
       slots_(static_cast<size_t>(options.slot_count)) {
   PENSTOCK_CHECK(options.slot_count > 0);
   PENSTOCK_CHECK(transport != nullptr || (!options.previous && !options.next));
+}
+
+void Lane::follow(Lane& leader) {
+  PENSTOCK_CHECK(!options_.previous && !leader.options_.next && leader_ == nullptr);
+  PENSTOCK_CHECK(slots_.size() == leader.slots_.size(), slots_.size(), leader.slots_.size());
+  leader_ = &leader;
+  leader.follower_ = this;
 }
 
 void Lane::begin(bool training) {
@@ -24,8 +33,8 @@ void Lane::begin(bool training) {
   next_slot_ = 0;
   std::fill(slot_of_.begin(), slot_of_.end(), -1);
   for (const SlotState& slot : slots_) {
-    PENSTOCK_CHECK(!slot.holds && !slot.input.valid() && !slot.gradient.valid());
-    PENSTOCK_CHECK(!slot.output_send.valid() && !slot.gradient_send.valid());
+    PENSTOCK_CHECK(!slot.holds && !slot.input.handle.valid() && !slot.gradient.handle.valid());
+    PENSTOCK_CHECK(!slot.output_send.handle.valid() && !slot.gradient_send.handle.valid());
   }
   post_receives();
 }
@@ -43,13 +52,20 @@ std::optional<int32_t> Lane::take_slot(int64_t m) {
     const size_t s = next_slot_;
     next_slot_ = (next_slot_ + 1) % slots_.size();
     if (slots_[s].holds) continue;
-    slots_[s].holds = true;
-    slots_[s].computed = false;
-    slots_[s].sent = training_ ? !options_.previous : !options_.next;
-    slot_of_[static_cast<size_t>(m)] = static_cast<int32_t>(s);
+    hold(static_cast<int32_t>(s), m);
     return static_cast<int32_t>(s);
   }
   return std::nullopt;
+}
+
+void Lane::hold(int32_t slot, int64_t m) {
+  SlotState& state = slots_[static_cast<size_t>(slot)];
+  PENSTOCK_CHECK(!state.holds, slot, m);
+  state.holds = true;
+  state.computed = false;
+  state.sent = training_ ? !options_.previous : !options_.next;
+  state.followed = follower_ == nullptr;
+  slot_of_[static_cast<size_t>(m)] = slot;
 }
 
 void Lane::post_receives() {
@@ -57,24 +73,26 @@ void Lane::post_receives() {
   for (; next_posted_ < options_.microbatch_count; ++next_posted_) {
     const std::optional<int32_t> slot = take_slot(next_posted_);
     if (!slot) return;
-    const Bytes into = boundary(stage_.input(*slot));
     slots_[static_cast<size_t>(*slot)].input =
-        transport_->receive(*options_.previous, tag_of(Channel::kActivations, options_.direction),
-                            {const_cast<std::byte*>(into.data()), into.size()});
+        post_receive(*options_.previous, Transfer::kActivations, next_posted_, stage_.input(*slot));
   }
 }
 
 Result<int32_t> Lane::begin_forward(int64_t m) {
   if (!options_.previous) {
     PENSTOCK_CHECK(m == next_posted_, m, next_posted_);
-    PENSTOCK_CHECK(take_slot(m).has_value(), m);  // slot_needs() counted them
+    if (leader_) {
+      hold(leader_->slot(m), m);
+    } else {
+      PENSTOCK_CHECK(take_slot(m).has_value(), m);  // slot_needs() counted them
+    }
     ++next_posted_;
   }
   PENSTOCK_CHECK(m < next_posted_, m, next_posted_);
   SlotState& slot = state(m);
   PENSTOCK_TRY(finish_receive(slot.input));
-  PENSTOCK_TRY(finish(slot.output_send));
-  PENSTOCK_TRY(finish(slot.gradient_send));
+  PENSTOCK_TRY(finish_send(slot.output_send));
+  PENSTOCK_TRY(finish_send(slot.gradient_send));
   return this->slot(m);
 }
 
@@ -86,17 +104,14 @@ void Lane::end_forward(int64_t m) {
     return;
   }
   if (!options_.next) return;
-  const Bytes into = boundary(stage_.output_gradient(this->slot(m)));
   slot.gradient =
-      transport_->receive(*options_.next, tag_of(Channel::kGradients, options_.direction),
-                          {const_cast<std::byte*>(into.data()), into.size()});
+      post_receive(*options_.next, Transfer::kGradients, m, stage_.output_gradient(this->slot(m)));
 }
 
 void Lane::send_forward(int64_t m) {
   SlotState& slot = state(m);
   slot.output_send =
-      transport_->send(*options_.next, tag_of(Channel::kActivations, options_.direction),
-                       boundary(stage_.output(this->slot(m))));
+      post_send(*options_.next, Transfer::kActivations, m, stage_.output(this->slot(m)));
   if (training_) return;
   slot.sent = true;
   free_if_over(m);
@@ -109,8 +124,7 @@ Status Lane::receive_gradient(int64_t m) {
 void Lane::send_gradient(int64_t m) {
   SlotState& slot = state(m);
   slot.gradient_send =
-      transport_->send(*options_.previous, tag_of(Channel::kGradients, options_.direction),
-                       boundary(stage_.input_gradient(this->slot(m))));
+      post_send(*options_.previous, Transfer::kGradients, m, stage_.input_gradient(this->slot(m)));
   slot.sent = true;
   free_if_over(m);
 }
@@ -122,30 +136,79 @@ void Lane::end_weight(int64_t m) {
 
 void Lane::free_if_over(int64_t m) {
   SlotState& slot = state(m);
-  if (!slot.sent || !slot.computed) return;
+  if (!slot.sent || !slot.computed || !slot.followed) return;
   slot.holds = false;
   slot_of_[static_cast<size_t>(m)] = -1;
+  if (leader_) {
+    leader_->state(m).followed = true;
+    leader_->free_if_over(m);
+  }
   post_receives();
 }
 
 Status Lane::drain() {
   for (SlotState& slot : slots_) {
     PENSTOCK_CHECK(!slot.holds);
-    PENSTOCK_TRY(finish(slot.output_send));
-    PENSTOCK_TRY(finish(slot.gradient_send));
+    PENSTOCK_TRY(finish_send(slot.output_send));
+    PENSTOCK_TRY(finish_send(slot.gradient_send));
   }
   return {};
 }
 
-Status Lane::finish(TransferHandle& handle) {
-  if (!handle.valid()) return {};
-  const Result<uint64_t> moved = transport_->wait(std::exchange(handle, {}));
+namespace {
+
+Tag tag_of(Transfer what, uint8_t direction) {
+  return tag_of(what == Transfer::kActivations ? Channel::kActivations : Channel::kGradients,
+                direction);
+}
+
+}  // namespace
+
+Lane::Posted Lane::post_send(Rank peer, Transfer what, int64_t m, std::span<float> buffer) {
+  const Bytes bytes = std::as_bytes(boundary(buffer));
+  const TransferHandle handle = transport_->send(peer, tag_of(what, options_.direction), bytes);
+  return {handle,
+          {.begin_ns = monotonic_ns(),
+           .bytes = static_cast<int64_t>(bytes.size()),
+           .microbatch = static_cast<int32_t>(m),
+           .peer = peer.value,
+           .kind = TraceKind::kSend,
+           .what = static_cast<uint8_t>(what),
+           .direction = options_.direction}};
+}
+
+Lane::Posted Lane::post_receive(Rank peer, Transfer what, int64_t m, std::span<float> buffer) {
+  const TransferHandle handle = transport_->receive(peer, tag_of(what, options_.direction),
+                                                    std::as_writable_bytes(boundary(buffer)));
+  return {handle,
+          {.begin_ns = monotonic_ns(),
+           .microbatch = static_cast<int32_t>(m),
+           .peer = peer.value,
+           .kind = TraceKind::kReceive,
+           .what = static_cast<uint8_t>(what),
+           .direction = options_.direction}};
+}
+
+Result<uint64_t> Lane::finish(Posted& posted) {
+  TraceRecord& record = posted.record;
+  record.wait_begin_ns = monotonic_ns();
+  PENSTOCK_TRY_ASSIGN(const uint64_t moved,
+                      transport_->wait(std::exchange(posted.handle, {}), &record.end_ns));
+  record.wait_end_ns = monotonic_ns();
+  record.bytes = static_cast<int64_t>(moved);
+  recorder_.add(record);
+  return moved;
+}
+
+Status Lane::finish_send(Posted& posted) {
+  if (!posted.handle.valid()) return {};
+  const Result<uint64_t> moved = finish(posted);
   return moved.ok() ? Status() : moved.status();
 }
 
-Status Lane::finish_receive(TransferHandle& handle) {
-  if (!handle.valid()) return {};
-  PENSTOCK_TRY_ASSIGN(const uint64_t moved, transport_->wait(std::exchange(handle, {})));
+Status Lane::finish_receive(Posted& posted) {
+  if (!posted.handle.valid()) return {};
+  PENSTOCK_TRY_ASSIGN(const uint64_t moved, finish(posted));
   const uint64_t wanted = static_cast<uint64_t>(options_.boundary_floats) * sizeof(float);
   if (moved == wanted) return {};
   return data_loss(
@@ -154,9 +217,9 @@ Status Lane::finish_receive(TransferHandle& handle) {
                   options_.direction, moved, wanted));
 }
 
-Bytes Lane::boundary(std::span<float> buffer) const {
+std::span<float> Lane::boundary(std::span<float> buffer) const {
   PENSTOCK_CHECK(static_cast<int64_t>(buffer.size()) >= options_.boundary_floats, buffer.size());
-  return std::as_bytes(buffer.first(static_cast<size_t>(options_.boundary_floats)));
+  return buffer.first(static_cast<size_t>(options_.boundary_floats));
 }
 
 }  // namespace penstock

@@ -1,11 +1,20 @@
-// A transport that measures how long its caller waits: one per purpose over one real transport, so
-// that a step's time can be told apart into waiting for expert peers, for pipeline neighbours and
-// for reductions.
+// A transport that measures what its caller does with it: one per purpose over one real transport,
+// so that waiting for expert peers, for pipeline neighbours and for reductions can be told apart.
 #pragma once
 
 #include "comm/data/transport.h"
 
 namespace penstock {
+
+// What happened on a transport in a while.
+struct TransportActivity {
+  int32_t post_count = 0;  // sends and receives started
+  int32_t wait_count = 0;
+  int64_t sent_bytes = 0;
+  int64_t wait_begin_ns = 0;  // of the first wait
+  int64_t wait_end_ns = 0;    // of the last
+  int64_t completed_ns = 0;   // of what was waited for, the last to be complete
+};
 
 // Borrows `inner`, which must outlive it. Same threads as `inner`.
 class MeasuredTransport : public Transport {
@@ -14,23 +23,22 @@ class MeasuredTransport : public Transport {
 
   Rank rank() const override { return inner_.rank(); }
   int32_t world_size() const override { return inner_.world_size(); }
-  TransferHandle send(Rank peer, Tag tag, Bytes bytes) override {
-    return inner_.send(peer, tag, bytes);
-  }
-  TransferHandle receive(Rank peer, Tag tag, MutableBytes into) override {
-    return inner_.receive(peer, tag, into);
-  }
-  Result<uint64_t> wait(TransferHandle handle) override;
+  TransferHandle send(Rank peer, Tag tag, Bytes bytes) override;
+  TransferHandle receive(Rank peer, Tag tag, MutableBytes into) override;
+  Result<uint64_t> wait(TransferHandle handle, int64_t* completed_ns) override;
   bool done(TransferHandle handle) override { return inner_.done(handle); }
   void abort() override { inner_.abort(); }
   uint64_t bytes_sent() const override { return inner_.bytes_sent(); }
 
-  // Nanoseconds spent inside wait() since construction. Caller's thread only.
+  // Nanoseconds spent inside wait() since construction. Caller's thread only, as the next.
   int64_t waited_ns() const { return waited_ns_; }
+  // Since the last call, or construction.
+  TransportActivity take_activity();
 
  private:
   Transport& inner_;
   int64_t waited_ns_ = 0;
+  TransportActivity activity_;
 };
 
 }  // namespace penstock

@@ -7,8 +7,8 @@
 
 namespace penstock {
 
-static_assert(static_cast<uint64_t>(Channel::kFinish) < uint64_t{1}
-                                                            << (kTagBits - kExchangeTagBits));
+static_assert(static_cast<uint64_t>(Channel::kClock) < uint64_t{1}
+                                                           << (kTagBits - kExchangeTagBits));
 
 Rank RankLayout::pipeline_peer(const ParallelismSpec& parallelism, int32_t pipeline_index) const {
   GridPosition peer = position;
@@ -23,9 +23,11 @@ RankLayout make_rank_layout(const JobSpec& spec, Rank rank) {
   layout.position = grid_position(parallelism, rank);
   layout.replica = layout.position.data_index * parallelism.expert + layout.position.expert_index;
   for (const int64_t stage : stages_of(parallelism, layout.position.pipeline_index)) {
+    const auto direction = static_cast<uint8_t>(layout.stages.size());
     layout.stages.push_back(
-        {.direction = static_cast<uint8_t>(layout.stages.size()),
+        {.direction = direction,
          .stage = stage,
+         .neighbours = pipeline_neighbours(parallelism, layout.position.pipeline_index, direction),
          .dense_replicas = dense_replicas(parallelism, stage),
          .expert_replicas = expert_replicas(parallelism, stage, layout.position.expert_index),
          .shared_replicas = stage == 0 || stage == stage_count(parallelism) - 1
@@ -38,8 +40,7 @@ RankLayout make_rank_layout(const JobSpec& spec, Rank rank) {
             [&](size_t a, size_t b) { return layout.stages[a].stage < layout.stages[b].stage; });
   layout.expert_group = expert_group(parallelism, rank);
   for (int32_t r = 0; r < parallelism.world_size(); ++r) layout.world.push_back(Rank{r});
-  layout.microbatches_per_direction =
-      parallelism.microbatches / static_cast<int64_t>(layout.stages.size());
+  layout.microbatches_per_direction = microbatches_per_direction(parallelism);
   return layout;
 }
 

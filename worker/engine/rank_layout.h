@@ -18,6 +18,7 @@ namespace penstock {
 struct LocalStage {
   uint8_t direction = 0;
   int64_t stage = 0;
+  Neighbours neighbours;              // pipeline ranks, as in comm/run/layout.h
   std::vector<Rank> dense_replicas;   // ascending, this rank included
   std::vector<Rank> expert_replicas;  // of this rank's experts, ascending, this rank included
   std::vector<Rank> shared_replicas;  // of what first and last stage share; empty for others
@@ -34,9 +35,9 @@ struct RankLayout {
   GridPosition position;
   int64_t replica = 0;             // of the pipeline: data_index · expert + expert_index
   std::vector<LocalStage> stages;  // by direction
-  // Indices into `stages` by ascending stage: the order of collectives. Ranks p and P-1-p hold the
-  // same two stages with the directions exchanged, so the order of directions would make each wait
-  // for the other.
+  // Indices into `stages` by ascending stage: the order of collectives. DualPipe's ranks p and
+  // P-1-p hold the same two stages with the directions exchanged, so the order of directions would
+  // make each wait for the other.
   std::vector<size_t> by_stage;
   std::vector<Rank> expert_group;  // by expert index
   std::vector<Rank> world;         // all ranks
@@ -64,6 +65,7 @@ enum class Channel : uint64_t {
   kReduceShared,
   kGatherShared,
   kFinish,
+  kClock,
 };
 inline constexpr uint64_t kExchangeTagBits = 36;
 inline constexpr uint64_t kExchangeTagsPerStage = uint64_t{1} << (kExchangeTagBits - 1);

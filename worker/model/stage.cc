@@ -105,6 +105,15 @@ std::span<float> Stage::input_gradient(int32_t slot) {
   return buffer(options(), impl_->slot_at(slot).input_gradient);
 }
 
+void Stage::join(Stage& before) {
+  PENSTOCK_CHECK(options().stage_index == before.options().stage_index + 1);
+  PENSTOCK_CHECK(impl_->slots.size() == before.impl_->slots.size(), impl_->slots.size());
+  for (size_t s = 0; s < impl_->slots.size(); ++s) {
+    impl_->slots[s].x.front() = before.impl_->slots[s].x.back();
+    impl_->slots[s].input_gradient = before.impl_->slots[s].output_gradient;
+  }
+}
+
 Pass Stage::start_forward(int32_t slot_index, const MicroBatch& micro_batch, bool training) {
   StageSlot& slot = impl_->slot_at(slot_index);
   const StageOptions& limits = impl_->options;

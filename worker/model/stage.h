@@ -115,6 +115,10 @@ class Stage {
   std::span<float> output(int32_t slot);
   std::span<float> output_gradient(int32_t slot);
   std::span<float> input_gradient(int32_t slot);
+  // Makes slot s read its input where slot s of `before` leaves its output, and leave its input
+  // gradient where that one looks for it: two stages of one rank that follow each other hand over
+  // without a copy. Before any pass. REQUIRES: neither is at that end of the model; as many slots.
+  void join(Stage& before);
 
   Pass forward(int32_t slot, const MicroBatch& micro_batch);
   // No activations are kept and no loads counted; the slot is free again once its output has been

@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
   app.add_option("--rank", options.rank.value, "position in the job's rank grid")
       ->required()
       ->check(CLI::NonNegativeNumber);
+  app.add_option("--trace-file", options.trace_file, "keep the trace of the last steps there");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -68,6 +68,11 @@ Status load(RankRun& run) {
                                                  *run.kernels, run.transport.get(), *run.training,
                                                  run.validation ? &*run.validation : nullptr));
   log_place(run);
+  if (!run.options.trace_file.empty()) {
+    const Status kept = run.engine->recorder().keep_in(run.options.trace_file, run.options.job,
+                                                       run.options.epoch, run.options.rank);
+    if (!kept.ok()) log_warning("no trace of this rank: {}", kept.to_string());
+  }
   if (run.start.restore_manifest.empty()) {
     PENSTOCK_TRY(run.engine->initialize());
     if (run.spec.checkpoint.init_from.empty()) {
@@ -154,6 +159,7 @@ Status train_and_finish(RankRun& run) {
       RankReady{run.options.job, run.options.epoch, run.options.rank, run.transport->address()});
   PENSTOCK_TRY_ASSIGN(const BeginTraining begin, run.link.wait_begin());
   PENSTOCK_TRY(run.transport->connect(begin.addresses));
+  PENSTOCK_TRY(run.engine->align_clock());
   log_info("every rank is ready; training from step {} to {}", run.engine->state().step() + 1,
            run.spec.training.steps);
   const TrainerHooks hooks{

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "comm/base/exit_codes.h"
+#include "comm/base/file.h"
 #include "comm/base/ids.h"
 #include "comm/base/status.h"
 
@@ -14,6 +15,7 @@ struct RankProcessOptions {
   JobId job;
   Epoch epoch;
   Rank rank;
+  Path trace_file;  // the trace of the last steps is kept there; empty: in memory
 };
 
 // Runs to the end and returns the exit code; when that is not kOk, one line on stderr says why.

@@ -176,7 +176,9 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
         engine->restore(options.restore_manifest, self.job, options.restore_step);
     if (!restored.ok()) return restored.status();
   }
+  if (options.on_loaded) options.on_loaded(*engine);
   if (self.connect) PENSTOCK_TRY(self.connect());
+  PENSTOCK_TRY(engine->align_clock());
   if (report) report->steps.reserve(static_cast<size_t>(options.spec.training.steps));
   const TrainerOptions trainer{.job = self.job,
                                .epoch = Epoch{1},
@@ -202,6 +204,7 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
   const Result<TrainingEnd> end = train(options.spec, *engine, trainer, hooks);
   if (!end.ok()) return end.status();
   PENSTOCK_TRY(engine->barrier());
+  if (options.on_end) options.on_end(*engine);
   *digests = engine->state().weight_digests();
   return {};
 }

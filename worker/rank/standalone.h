@@ -42,6 +42,11 @@ struct StandaloneOptions {
   std::function<void(int64_t step, const EvaluationResult&)> on_evaluation;
   // Called first of all on the rank's thread or in its process. May be empty.
   std::function<Result<std::unique_ptr<RankProbe>>(Rank)> make_probe;
+  // On every rank's thread (or in its process), several at once: when its state is there, before
+  // the first step; and after the last. May be empty.
+  std::function<void(Engine&)> on_loaded;
+  std::function<void(const Engine&)> on_end;
+  std::string ucx_tls;  // processes only: UcxOptions::tls; empty: its default
 };
 
 struct StandaloneReport {

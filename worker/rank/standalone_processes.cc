@@ -67,9 +67,9 @@ Status run_child(const StandaloneOptions& options, Rank rank, LineSocket& parent
                  std::vector<TrainingState::TensorDigest>* digests) {
   const auto world_size = static_cast<int32_t>(options.spec.parallelism.world_size());
   PENSTOCK_TRY_ASSIGN(const std::unique_ptr<RankProbe> probe, make_probe(options, rank));
-  PENSTOCK_TRY_ASSIGN(
-      const std::unique_ptr<UcxTransport> transport,
-      UcxTransport::create({.rank = rank, .world_size = world_size, .epoch = Epoch{1}}));
+  UcxOptions ucx{.rank = rank, .world_size = world_size, .epoch = Epoch{1}};
+  if (!options.ucx_tls.empty()) ucx.tls = options.ucx_tls;
+  PENSTOCK_TRY_ASSIGN(const std::unique_ptr<UcxTransport> transport, UcxTransport::create(ucx));
   StandaloneRank self{
       .job = JobId{1}, .rank = rank, .transport = transport.get(), .probe = probe.get()};
   self.connect = [&]() -> Status {

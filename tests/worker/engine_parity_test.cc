@@ -1,0 +1,100 @@
+// A representative part of the parity grid; `ops/bench parity` prints all of it.
+#include "tests/worker/engine_parity.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace penstock {
+namespace {
+
+constexpr double kBar = 1e-5;  // relative, fp32
+
+class EngineParityTest : public ::testing::TestWithParam<TinyLayout> {
+ protected:
+  static void SetUpTestSuite() {
+    directory_ = new ScratchDirectory;
+    write_tiny_corpus(directory_->path());
+    one_rank_ = new ParityRun(run({.sequences_per_step = 128}));
+  }
+  static void TearDownTestSuite() {
+    delete one_rank_;
+    delete directory_;
+  }
+  static ParityRun run(const TinyLayout& layout) {
+    Result<ParityRun> run = run_parity(parity_spec(directory_->path(), layout));
+    EXPECT_TRUE(run.ok()) << run.status().to_string();
+    return run.ok() ? *std::move(run) : ParityRun{};
+  }
+  static ScratchDirectory* directory_;
+  static ParityRun* one_rank_;
+};
+ScratchDirectory* EngineParityTest::directory_ = nullptr;
+ParityRun* EngineParityTest::one_rank_ = nullptr;
+
+TEST_P(EngineParityTest, LossesGradientsAndWeightsAreThoseOfOneRank) {
+  const Result<ParityDifference> difference = compare(run(GetParam()), *one_rank_);
+  ASSERT_TRUE(difference.ok()) << difference.status().to_string();
+  EXPECT_LE(difference->loss, kBar);
+  EXPECT_LE(difference->grad_norm, kBar);
+  EXPECT_LE(difference->gradients, kBar) << difference->worst_tensor;
+  EXPECT_LE(difference->weights, kBar) << difference->worst_tensor;
+}
+
+std::vector<TinyLayout> representatives() {
+  std::vector<TinyLayout> layouts;
+  for (const TinyLayout& layout : parity_grid()) {
+    const auto is = [&](int64_t pipeline, int64_t expert, int64_t data) {
+      return layout.pipeline == pipeline && layout.expert == expert && layout.data == data;
+    };
+    if (is(1, 8, 2) || is(2, 2, 2) || is(2, 4, 1) || is(4, 1, 1)) layouts.push_back(layout);
+  }
+  return layouts;
+}
+INSTANTIATE_TEST_SUITE_P(Grid, EngineParityTest, ::testing::ValuesIn(representatives()),
+                         [](const auto& layout) {
+                           std::string name = to_string(layout.param);
+                           for (char& c : name) c = std::isalnum(c) ? c : '_';
+                           return name;
+                         });
+
+// The model of the grid is what its header says, or it would prove less than it claims.
+TEST_F(EngineParityTest, RoutingIsSkewedStarvedAndPiledOnOneRank) {
+  JobSpec spec = parity_spec(directory_->path(), {.sequences_per_step = 128});
+  const Result<ParityRun> got = run_parity(spec);
+  ASSERT_TRUE(got.ok());
+  const auto gradient_is_zero = [&](int layer, int expert) {
+    const std::string name =
+        fmt::format("model.layers.{}.mlp.experts.{}.up_proj.weight|exp_avg", layer, expert);
+    const auto found = got->state.find(name);
+    EXPECT_NE(found, got->state.end()) << name;
+    if (found == got->state.end()) return false;
+    return std::all_of(found->second.begin(), found->second.end(),
+                       [](float value) { return value == 0.0F; });
+  };
+  EXPECT_TRUE(gradient_is_zero(3, 5));
+  EXPECT_FALSE(gradient_is_zero(3, 4));
+  for (int expert = 0; expert < 8; ++expert) {
+    EXPECT_EQ(gradient_is_zero(2, expert), expert >= 2) << expert;
+  }
+  EXPECT_EQ(got->steps[0].expert_load_max_ratio, 4.0);  // both experts have every token, of eight
+}
+
+TEST_F(EngineParityTest, AnotherRunIsFoundToDiffer) {
+  JobSpec spec = parity_spec(directory_->path(), {.sequences_per_step = 128});
+  spec.training.seed += 1;
+  const Result<ParityRun> other = run_parity(spec);
+  ASSERT_TRUE(other.ok());
+  const Result<ParityDifference> difference = compare(*other, *one_rank_);
+  ASSERT_TRUE(difference.ok());
+  EXPECT_GT(difference->gradients, 0.1);
+  EXPECT_GT(difference->worst(), 0.1);
+  ParityRun damaged = *one_rank_;
+  damaged.state.begin()->second[0] = NAN;
+  EXPECT_TRUE(std::isnan(compare(damaged, *one_rank_)->worst()));
+  damaged.state.erase(damaged.state.begin());
+  EXPECT_FALSE(compare(damaged, *one_rank_).ok());
+}
+
+}  // namespace
+}  // namespace penstock

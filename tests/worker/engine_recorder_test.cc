@@ -1,0 +1,139 @@
+// What an engine writes down about its steps.
+#include "worker/engine/recorder.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <mutex>
+
+#include "comm/run/trace_summary.h"
+#include "coordinator/plan/schedule.h"
+#include "tests/worker/engine_test_support.h"
+
+namespace penstock {
+namespace {
+
+TEST(RecorderTest, TheOldestRecordsGoAndStepsThatAreNotWholeAreKnown) {
+  Recorder recorder(0);
+  EXPECT_EQ(recorder.capacity(), Recorder::kRecordsMin);
+  const auto add_step = [&](int64_t step, size_t records) {
+    recorder.begin_step(step);
+    for (size_t i = 0; i + 1 < records; ++i) recorder.add({.kind = TraceKind::kSubOp});
+    recorder.add({.kind = TraceKind::kStep});
+  };
+  EXPECT_GT(recorder.steps().first, recorder.steps().last);
+  for (int64_t step = 1; step <= 4; ++step) add_step(step, Recorder::kRecordsMin / 4);
+  EXPECT_EQ(recorder.steps().first, 1);
+  add_step(5, 1);
+  EXPECT_EQ(recorder.records().size(), Recorder::kRecordsMin);
+  EXPECT_EQ(recorder.steps().first, 2);
+  EXPECT_EQ(recorder.steps().last, 5);
+  EXPECT_EQ(recorder.records().back().step, 5);
+}
+
+TEST(RecorderTest, EvaluationsAndADisabledRecorderWriteNothing) {
+  Recorder recorder(0);
+  recorder.begin_step(0);
+  recorder.add({.kind = TraceKind::kSubOp});
+  recorder.begin_step(1);
+  recorder.set_enabled(false);
+  recorder.add({.kind = TraceKind::kSubOp});
+  EXPECT_TRUE(recorder.records().empty());
+}
+
+class EngineRecordsTest : public ::testing::TestWithParam<Schedule> {
+ protected:
+  static constexpr int64_t kSteps = 3;
+  // The records of every rank of a run.
+  std::map<int32_t, std::vector<TraceRecord>> records(const TinyLayout& layout) {
+    ScratchDirectory directory;
+    write_tiny_corpus(directory.path());
+    StandaloneOptions options = tiny_run(tiny_spec(directory.path(), layout, kSteps));
+    options.evaluate = true;
+    programs_ = options.programs;
+    std::mutex mutex;
+    std::map<int32_t, std::vector<TraceRecord>> all;
+    options.on_end = [&](const Engine& engine) {
+      const std::lock_guard lock(mutex);
+      all[engine.layout().rank.value] = engine.recorder().records();
+    };
+    train_tiny(options);
+    return all;
+  }
+  std::vector<Program> programs_;
+};
+
+// Each exchange that a sub-operation starts is written down once, and everything in it happens in
+// the order that its name says.
+TEST_P(EngineRecordsTest, EveryInstructionExchangeAndTransferOfAStepIsThereOnceInOrder) {
+  for (const auto& [rank, all] : records({2, 2, 1, GetParam()})) {
+    const Program& program = programs_[static_cast<size_t>(rank / 2)];
+    int64_t passes = 0, transfers = 0, pairs = 0;
+    for (const Instruction& i : program.training) {
+      pairs += i.op == Op::kOverlapped;
+      passes += i.op == Op::kForward || i.op == Op::kBackward || i.op == Op::kBackwardInput ||
+                i.op == Op::kBackwardWeight;
+      transfers += i.peer >= 0;
+    }
+    std::map<std::string, int64_t> counts;
+    int64_t instructions = 0, started = 0, exchanged = 0, moved = 0, steps = 0;
+    for (const TraceRecord& record : all) {
+      ASSERT_GE(record.step, 1);
+      ASSERT_LE(record.step, kSteps);
+      EXPECT_LE(record.begin_ns,
+                record.kind == TraceKind::kExchange ? record.wait_end_ns : record.end_ns);
+      if (is_communication(record.kind)) {
+        EXPECT_LE(record.begin_ns, record.wait_end_ns);
+        EXPECT_LE(record.end_ns, record.wait_end_ns + 1);
+        EXPECT_GT(record.wait_end_ns, record.wait_begin_ns);
+      }
+      const auto op = static_cast<Op>(record.what);
+      instructions += record.kind == TraceKind::kInstruction && op != Op::kReduceGradients &&
+                      op != Op::kOptimizerStep;
+      started += record.kind == TraceKind::kSubOp && record.layer > 0 &&  // layer 0 is dense
+                 is_exchange(static_cast<SubOp>(record.what));
+      exchanged += record.kind == TraceKind::kExchange;
+      moved += record.kind == TraceKind::kSend || record.kind == TraceKind::kReceive;
+      steps += record.kind == TraceKind::kStep;
+    }
+    EXPECT_EQ(steps, kSteps);
+    EXPECT_EQ(instructions, kSteps * (passes + pairs)) << "rank " << rank;
+    EXPECT_EQ(exchanged, started) << "rank " << rank;
+    EXPECT_GT(exchanged, 0);
+    EXPECT_EQ(moved, kSteps * transfers) << "rank " << rank;
+  }
+}
+
+TEST_P(EngineRecordsTest, TheSummaryOfEveryRankAddsUpAndNamesItsCommunication) {
+  for (const auto& [rank, all] : records({2, 2, 1, GetParam()})) {
+    const std::vector<StepSummary> summaries = summarize(rank, all);
+    ASSERT_EQ(summaries.size(), static_cast<size_t>(kSteps));
+    for (const StepSummary& s : summaries) {
+      EXPECT_GE(s.other_seconds, -1e-9) << "rank " << rank << " step " << s.step;
+      EXPECT_GT(s.forward_seconds + s.pair_seconds, 0.0);
+      EXPECT_GT(s.reduce_seconds, 0.0);
+      EXPECT_GT(s.bubble_seconds, 0.0);
+      for (const CommunicationSummary& c : s.communications) {
+        EXPECT_NEAR(c.hidden_seconds + c.exposed_seconds, c.flight_seconds, 1e-9) << c.name;
+      }
+      EXPECT_GE(s.communications.size(), 8u);
+    }
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Schedules, EngineRecordsTest, ::testing::ValuesIn(kSchedules),
+                         [](const auto& schedule) {
+                           return "Schedule_" + std::string(to_string(schedule.param));
+                         });
+
+TEST_F(EngineRecordsTest, AStepNeverAddsMoreThanItsShareOfTheRing) {
+  for (const auto& [rank, all] : records({2, 2, 1, Schedule::kDualPipe})) {
+    std::map<int32_t, size_t> by_step;
+    for (const TraceRecord& record : all) ++by_step[record.step];
+    for (const auto& [step, count] : by_step) {
+      EXPECT_LE(count, records_per_step(programs_[static_cast<size_t>(rank / 2)], 3));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace penstock
