@@ -98,6 +98,17 @@ struct RouterShape {
 enum class RowFormat : uint8_t { kFp32, kBf16, kE4m3, kE4m3PowerOfTwo, kE5m6PowerOfTwo };
 inline constexpr int64_t kTileWidth = 128;
 
+// How a backend on the host adds up the products of one interval: P_b in "FP8 linear layers" below.
+enum class Fp8Accumulator : uint8_t {
+  kFp32,  // one chain of fused multiply-adds
+  // A model of Hopper's tensor core: 32 products are shifted to the exponent of their largest and
+  // keep 13 fraction bits, the rest falling away downwards (sign-fill); their sum is added in fp32
+  // to what was there before, which is then cut to 13 fraction bits ("FP22"). Sources: DeepSeek-V3
+  // report, section 3.5.2; arXiv 2505.09343, section 3; SageAttention2 (arXiv 2411.10958) for the
+  // cut. NVIDIA documents none of it, and it is not checked against a device.
+  kHopper,
+};
+
 // Linear layers on rows grouped by expert: group g has rows [offsets[g], offsets[g+1]) and a weight
 // [out, in], contiguous, at weight + g * group_stride. An ordinary layer is one group.
 struct LinearShape {
@@ -178,8 +189,8 @@ class Kernels {
   // codes along the summed dimension (the last interval may be shorter) are added up, and each such
   // interval b is promoted:
   //   sum[i, j] = fma(P_b[i, j], scale_a[i, b] * scale_b[b, j], sum[i, j]),  from 0, in rising b
-  //   P_b[i, j] = sum of code_a[i, p] * code_b[p, j] over p of b, one chain of fp32
-  //               fused multiply-adds from 0 in rising p
+  //   P_b[i, j] = sum of code_a[i, p] * code_b[p, j] over p of b, in rising p from 0, as the
+  //               backend's Fp8Accumulator adds; by default one chain of fp32 fused multiply-adds
   // Exact, as on the device: codes, scales, intervals, promotion. A model of it: P_b. A product of
   // two codes has 8 significant bits, so it is exact; the sum of 128 in exact arithmetic would need
   // 43 bits (multiples of 2^-18 below 2^25). The chain's error is at most

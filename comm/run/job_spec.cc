@@ -180,7 +180,7 @@ void read_precision(MappingReader& reader, SpecProblems& problems, Precision& pr
   const auto* found = std::find_if(std::begin(kPrecisions), std::end(kPrecisions),
                                    [&](Precision p) { return to_string(p) == node->text; });
   if (found == std::end(kPrecisions)) {
-    problems.wrong(*node, "training.precision must be fp32 or fp8");
+    problems.wrong(*node, "training.precision must be fp32, fp8 or fp8_hopper");
     return;
   }
   precision = *found;
@@ -222,7 +222,15 @@ std::string_view to_string(Schedule schedule) {
 }
 
 std::string_view to_string(Precision precision) {
-  return precision == Precision::kFp8 ? "fp8" : "fp32";
+  switch (precision) {
+    case Precision::kFp32:
+      return "fp32";
+    case Precision::kFp8:
+      return "fp8";
+    case Precision::kFp8Hopper:
+      return "fp8_hopper";
+  }
+  return "unknown";
 }
 
 Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin) {

@@ -21,9 +21,14 @@ inline constexpr Schedule kSchedules[] = {Schedule::kDualPipe, Schedule::kDualPi
 std::string_view to_string(Schedule schedule);  // "dualpipe", "dualpipev", "1f1b", "zb1p"
 
 // What linear layers are computed in (deepseek.md §5.6); everything else is fp32 either way.
-enum class Precision : uint8_t { kFp32, kFp8 };
-inline constexpr Precision kPrecisions[] = {Precision::kFp32, Precision::kFp8};
-std::string_view to_string(Precision precision);  // "fp32", "fp8"
+enum class Precision : uint8_t {
+  kFp32,
+  kFp8,
+  kFp8Hopper,  // kFp8 with a model of the tensor core's short accumulator, on CPUs
+};
+inline constexpr Precision kPrecisions[] = {Precision::kFp32, Precision::kFp8,
+                                            Precision::kFp8Hopper};
+std::string_view to_string(Precision precision);  // "fp32", "fp8", "fp8_hopper"
 
 struct DataSource {
   std::string path;     // Megatron prefix: <path>.bin and <path>.idx

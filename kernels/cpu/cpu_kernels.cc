@@ -20,8 +20,9 @@ constexpr int64_t kRouterFloatsMax = 8192;  // experts + groups
 
 class CpuKernels final : public Kernels {
  public:
-  CpuKernels()
-      : scratch_("cpu kernels", Arena::rounded_bytes(cpu::gemm_workspace_floats(), sizeof(float)) +
+  explicit CpuKernels(Fp8Accumulator accumulator)
+      : accumulator_(accumulator),
+        scratch_("cpu kernels", Arena::rounded_bytes(cpu::gemm_workspace_floats(), sizeof(float)) +
                                     Arena::rounded_bytes(2 * kRopeDimMax, sizeof(float)) +
                                     Arena::rounded_bytes(kRouterFloatsMax, sizeof(float))),
         gemm_(scratch_.floats(cpu::gemm_workspace_floats())),
@@ -85,8 +86,8 @@ class CpuKernels final : public Kernels {
                   Store store, Matrix y, float* workspace) override {
     contract::check_linear(shape, x, y);
     contract::check_fp8_operand(x_format);
-    cpu::fp8_linear(shape, cpu::LinearPass::kForward, x_format, x, weight, store, y, workspace,
-                    gemm_);
+    cpu::fp8_linear(shape, cpu::LinearPass::kForward, x_format, x, weight, store, y,
+                    {workspace, gemm_, accumulator_});
   }
 
   void fp8_linear_input_gradient(const LinearShape& shape, RowFormat dy_format, ConstMatrix dy,
@@ -95,14 +96,15 @@ class CpuKernels final : public Kernels {
     contract::check_linear(shape, dx, dy);
     contract::check_fp8_operand(dy_format);
     cpu::fp8_linear(shape, cpu::LinearPass::kInputGradient, dy_format, dy, weight, store, dx,
-                    workspace, gemm_);
+                    {workspace, gemm_, accumulator_});
   }
 
   void fp8_linear_weight_gradient(const LinearShape& shape, RowFormat dy_format, ConstMatrix dy,
                                   RowFormat x_format, ConstMatrix x, float* dweight,
                                   float* workspace) override {
     contract::check_linear(shape, x, dy);
-    cpu::fp8_linear_weight_gradient(shape, dy_format, dy, x_format, x, dweight, workspace, gemm_);
+    cpu::fp8_linear_weight_gradient(shape, dy_format, dy, x_format, x, dweight,
+                                    {workspace, gemm_, accumulator_});
   }
 
   void round_rows(RowFormat format, int64_t rows, int64_t width, ConstMatrix x, Matrix y) override {
@@ -236,6 +238,7 @@ class CpuKernels final : public Kernels {
   }
 
  private:
+  const Fp8Accumulator accumulator_;
   Arena scratch_;   // holds the three below
   float* gemm_;     // packed panels
   float* angles_;   // one token's cosines and sines
@@ -244,8 +247,8 @@ class CpuKernels final : public Kernels {
 
 }  // namespace
 
-std::unique_ptr<Kernels> make_cpu_kernels() {
-  return std::make_unique<CpuKernels>();
+std::unique_ptr<Kernels> make_cpu_kernels(Fp8Accumulator accumulator) {
+  return std::make_unique<CpuKernels>(accumulator);
 }
 
 }  // namespace penstock

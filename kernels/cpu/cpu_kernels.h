@@ -12,6 +12,6 @@ namespace penstock {
 
 // One instance computes on the calling thread alone: ranks are processes that share cores, and a
 // second thread pool would only make them wait for each other.
-std::unique_ptr<Kernels> make_cpu_kernels();
+std::unique_ptr<Kernels> make_cpu_kernels(Fp8Accumulator accumulator = Fp8Accumulator::kFp32);
 
 }  // namespace penstock

@@ -163,6 +163,42 @@ void promote(int64_t width, const float* product, float row_scale, const float* 
   });
 }
 
+// C = A B with Fp8Accumulator::kHopper, of one interval. A code has 4 significant bits, so every
+// product is exact, and none but zero is below 2^-18.
+void hopper_product(const GemmArguments& g) {
+  constexpr int64_t kProducts = 32;
+  for (int64_t i = 0; i < g.m; ++i) {
+    const float* const left = g.a + i * g.a_row_stride;
+    for_lanes(g.n, [&](auto d, int64_t j) HWY_ATTR {
+      const hn::RebindToSigned<decltype(d)> di;
+      const auto product = [&](int64_t p) HWY_ATTR {
+        return hn::Mul(hn::Set(d, left[p * g.a_depth_stride]),
+                       hn::LoadU(d, g.b + p * g.b_depth_stride + j));
+      };
+      const auto bits_of = [&](auto v) HWY_ATTR { return hn::BitCast(di, hn::Abs(v)); };
+      auto sum = hn::Zero(d);
+      for (int64_t first = 0; first < g.k; first += kProducts) {
+        const int64_t end = std::min(first + kProducts, g.k);
+        auto largest = hn::Set(di, (127 - 18) << 23);
+        for (int64_t p = first; p < end; ++p) largest = hn::Max(largest, bits_of(product(p)));
+        const auto exponent = hn::And(largest, hn::Set(di, 0x7f800000));
+        const auto nan = hn::Gt(largest, hn::Set(di, 0x7f800000));
+        // 2^(13 - e) and 2^(e - 13).
+        const auto steps = hn::BitCast(d, hn::Sub(hn::Set(di, (2 * 127 + 13) << 23), exponent));
+        const auto step = hn::BitCast(d, hn::Sub(exponent, hn::Set(di, 13 << 23)));
+        auto total = hn::Zero(di);
+        for (int64_t p = first; p < end; ++p) {
+          total = hn::Add(total, hn::ConvertTo(di, hn::Floor(hn::Mul(product(p), steps))));
+        }
+        const auto exact = hn::Add(sum, hn::Mul(hn::ConvertTo(d, total), step));
+        const auto cut = hn::BitCast(d, hn::And(hn::BitCast(di, exact), hn::Set(di, ~0x3ff)));
+        sum = hn::IfThenElse(hn::RebindMask(d, nan), hn::BitCast(d, largest), cut);
+      }
+      hn::StoreU(sum, d, g.c + i * g.c_stride + j);
+    });
+  }
+}
+
 // y (= or +=) bf16(x)
 void store_bf16(int64_t width, const float* x, bool accumulate, float* y) {
   for_lanes(width, [&](auto d, int64_t j) HWY_ATTR {
@@ -187,6 +223,7 @@ HWY_EXPORT(quantize_rows);
 HWY_EXPORT(quantize_blocks);
 HWY_EXPORT(quantize_columns);
 HWY_EXPORT(promote);
+HWY_EXPORT(hopper_product);
 HWY_EXPORT(store_bf16);
 
 namespace {
@@ -222,17 +259,19 @@ struct Weight {
 };
 // The rows under way, of depth d and width n.
 struct Rows {
-  float* codes;    // [kRowsMax, d]
-  float* scales;   // [kRowsMax, d / 128], rounded up
-  float* product;  // [kRowsMax, n], of one interval
-  float* sums;     // [kRowsMax, n]
+  float* codes;     // [kRowsMax, d]
+  float* scales;    // [kRowsMax, d / 128], rounded up
+  float* product;   // [kRowsMax, n], of one interval
+  float* sums;      // [kRowsMax, n]
+  float* straight;  // [128, n]: one interval of the weight, where a product cannot read it across
 };
 struct LinearScratch {
   LinearScratch(Workspace& from, int64_t out, int64_t in) {
     const int64_t wider = std::max(out, in);
     weight = {from.take(out * in), from.take(tiles_of(out) * tiles_of(in)), from.take(wider)};
     rows = {from.take(kRowsMax * wider), from.take(kRowsMax * tiles_of(wider)),
-            from.take(kRowsMax * wider), from.take(kRowsMax * wider)};
+            from.take(kRowsMax * wider), from.take(kRowsMax * wider),
+            from.take(kTileWidth * wider)};
   }
   Weight weight;
   Rows rows;
@@ -253,26 +292,48 @@ struct GradientScratch {
   float* sums;     // dW of one group
 };
 
+// to[p * width + j] = from[j * stride + p]
+void transpose(int64_t depth, int64_t width, const float* from, int64_t stride, float* to) {
+  for (int64_t j = 0; j < width; ++j) {
+    for (int64_t p = 0; p < depth; ++p) to[p * width + j] = from[j * stride + p];
+  }
+}
+
+// P_b of kernels.h. `straight`: room for a transposed B; may be null when B lies straight.
+void interval_product(GemmArguments g, const Fp8Context& context, float* straight) {
+  if (context.accumulator == Fp8Accumulator::kFp32) {
+    gemm(g, context.gemm_workspace);
+    return;
+  }
+  if (g.b_column_stride != 1) {
+    transpose(g.k, g.n, g.b, g.b_column_stride, straight);
+    g.b = straight;
+    g.b_depth_stride = g.n;
+    g.b_column_stride = 1;
+  }
+  HWY_DYNAMIC_DISPATCH(hopper_product)(g);
+}
+
 void multiply(const LinearShape& shape, LinearPass pass, int64_t count, const LinearScratch& s,
-              float* gemm_workspace) {
+              const Fp8Context& context) {
   const bool forward = pass == LinearPass::kForward;
   const int64_t depth = forward ? shape.in : shape.out;
   const int64_t width = forward ? shape.out : shape.in;
   const int64_t blocks_across = tiles_of(shape.in);
   for (int64_t first = 0; first < depth; first += kTileWidth) {
     const int64_t interval = first / kTileWidth;
-    gemm({.m = count,
-          .n = width,
-          .k = std::min(kTileWidth, depth - first),
-          .a = s.rows.codes + first,
-          .a_row_stride = depth,
-          .a_depth_stride = 1,
-          .b = s.weight.codes + first * (forward ? 1 : shape.in),
-          .b_depth_stride = forward ? 1 : shape.in,
-          .b_column_stride = forward ? shape.in : 1,
-          .c = s.rows.product,
-          .c_stride = width},
-         gemm_workspace);
+    interval_product({.m = count,
+                      .n = width,
+                      .k = std::min(kTileWidth, depth - first),
+                      .a = s.rows.codes + first,
+                      .a_row_stride = depth,
+                      .a_depth_stride = 1,
+                      .b = s.weight.codes + first * (forward ? 1 : shape.in),
+                      .b_depth_stride = forward ? 1 : shape.in,
+                      .b_column_stride = forward ? shape.in : 1,
+                      .c = s.rows.product,
+                      .c_stride = width},
+                     context, s.rows.straight);
     for (int64_t j = 0; j < width; ++j) {
       const int64_t block = j / kTileWidth;
       s.weight.column_scales[j] = s.weight.scales[forward ? block * blocks_across + interval
@@ -304,9 +365,8 @@ int64_t fp8_workspace_floats(int64_t out, int64_t in) {
 }
 
 void fp8_linear(const LinearShape& shape, LinearPass pass, RowFormat format, ConstMatrix x,
-                const float* weight, Store store, Matrix y, float* workspace,
-                float* gemm_workspace) {
-  Workspace space(workspace);
+                const float* weight, Store store, Matrix y, const Fp8Context& context) {
+  Workspace space(context.workspace);
   const LinearScratch scratch(space, shape.out, shape.in);
   const bool forward = pass == LinearPass::kForward;
   const int64_t depth = forward ? shape.in : shape.out;
@@ -322,7 +382,7 @@ void fp8_linear(const LinearShape& shape, LinearPass pass, RowFormat format, Con
       HWY_DYNAMIC_DISPATCH(quantize_rows)
       (count, depth, {x.data + row * x.stride, x.stride}, tile_format(format),
        {scratch.rows.codes, depth}, scratch.rows.scales);
-      multiply(shape, pass, count, scratch, gemm_workspace);
+      multiply(shape, pass, count, scratch, context);
       for (int64_t i = 0; i < count; ++i) {
         HWY_DYNAMIC_DISPATCH(store_bf16)
         (width, scratch.rows.sums + i * width, store == Store::kAccumulate,
@@ -333,9 +393,9 @@ void fp8_linear(const LinearShape& shape, LinearPass pass, RowFormat format, Con
 }
 
 void fp8_linear_weight_gradient(const LinearShape& shape, RowFormat dy_format, ConstMatrix dy,
-                                RowFormat x_format, ConstMatrix x, float* dweight, float* workspace,
-                                float* gemm_workspace) {
-  Workspace space(workspace);
+                                RowFormat x_format, ConstMatrix x, float* dweight,
+                                const Fp8Context& context) {
+  Workspace space(context.workspace);
   const GradientScratch s(space, shape.out, shape.in);
   for (int64_t g = 0; g < shape.group_count; ++g) {
     const int64_t begin = shape.offsets[g];
@@ -348,18 +408,18 @@ void fp8_linear_weight_gradient(const LinearShape& shape, RowFormat dy_format, C
       columns_of(count, shape.in, x_format, {x.data + row * x.stride, x.stride}, s.x, s.x_scales);
       for (int64_t i = 0; i < shape.out; i += kTileWidth) {
         const int64_t height = std::min(kTileWidth, shape.out - i);
-        gemm({.m = height,
-              .n = shape.in,
-              .k = count,
-              .a = s.dy + i,
-              .a_row_stride = 1,
-              .a_depth_stride = shape.out,
-              .b = s.x,
-              .b_depth_stride = shape.in,
-              .b_column_stride = 1,
-              .c = s.product,
-              .c_stride = shape.in},
-             gemm_workspace);
+        interval_product({.m = height,
+                          .n = shape.in,
+                          .k = count,
+                          .a = s.dy + i,
+                          .a_row_stride = 1,
+                          .a_depth_stride = shape.out,
+                          .b = s.x,
+                          .b_depth_stride = shape.in,
+                          .b_column_stride = 1,
+                          .c = s.product,
+                          .c_stride = shape.in},
+                         context, nullptr);
         for (int64_t r = 0; r < height; ++r) {
           HWY_DYNAMIC_DISPATCH(promote)
           (shape.in, s.product + r * shape.in, s.dy_scales[i + r], s.x_scales, row == begin,

@@ -14,13 +14,16 @@ int64_t fp8_workspace_floats(int64_t out, int64_t in);
 
 enum class LinearPass { kForward, kInputGradient };
 
-// `gemm_workspace`: kernels/cpu/gemm.h.
+struct Fp8Context {
+  float* workspace;       // fp8_workspace_floats()
+  float* gemm_workspace;  // kernels/cpu/gemm.h
+  Fp8Accumulator accumulator;
+};
 void fp8_linear(const LinearShape& shape, LinearPass pass, RowFormat format, ConstMatrix x,
-                const float* weight, Store store, Matrix y, float* workspace,
-                float* gemm_workspace);
+                const float* weight, Store store, Matrix y, const Fp8Context& context);
 void fp8_linear_weight_gradient(const LinearShape& shape, RowFormat dy_format, ConstMatrix dy,
-                                RowFormat x_format, ConstMatrix x, float* dweight, float* workspace,
-                                float* gemm_workspace);
+                                RowFormat x_format, ConstMatrix x, float* dweight,
+                                const Fp8Context& context);
 void round_rows(RowFormat format, int64_t rows, int64_t width, ConstMatrix x, Matrix y);
 
 }  // namespace penstock::cpu

@@ -84,15 +84,47 @@ inline void round_rows(RowFormat format, int64_t rows, int64_t width, ConstMatri
   }
 }
 
-// One element of a product over `depth`: a(p), b(p) give {code, scale} of the operands there.
+// Fp8Accumulator::kHopper, for up to 32 products.
+constexpr int64_t kHopperProducts = 32;
+inline float hopper_sum(float before, int64_t count, const float* products) {
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::isnan(products[i])) return products[i];
+    largest = std::max(largest, std::abs(products[i]));
+  }
+  const float step = largest > 0 ? std::ldexp(1.0F, std::ilogb(largest) - 13) : 1.0F;
+  int64_t steps = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    steps += static_cast<int64_t>(std::floor(products[i] / step));
+  }
+  const float total = before + static_cast<float>(steps) * step;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(total) & 0xfffffc00U);
+}
+
+// P_b of kernels.h, of up to 128 products: a(p) and b(p) give {code, scale} of the operands.
 template <typename A, typename B>
-float promoted_sum(int64_t depth, const A& a, const B& b) {
+float interval_sum(Fp8Accumulator accumulator, int64_t first, int64_t end, const A& a, const B& b) {
+  float sum = 0;
+  for (int64_t p = first; p < end; ++p) {
+    if (accumulator == Fp8Accumulator::kFp32) {
+      sum = std::fmaf(a(p).first, b(p).first, sum);
+    } else if ((p - first) % kHopperProducts == 0) {
+      float products[kHopperProducts];
+      const int64_t count = std::min(kHopperProducts, end - p);
+      for (int64_t i = 0; i < count; ++i) products[i] = a(p + i).first * b(p + i).first;
+      sum = hopper_sum(sum, count, products);
+    }
+  }
+  return sum;
+}
+
+// One element of a product over `depth`.
+template <typename A, typename B>
+float promoted_sum(Fp8Accumulator accumulator, int64_t depth, const A& a, const B& b) {
   float sum = 0;
   for (int64_t first = 0; first < depth; first += kTileWidth) {
-    float interval = 0;
-    for (int64_t p = first; p < std::min(first + kTileWidth, depth); ++p) {
-      interval = std::fmaf(a(p).first, b(p).first, interval);
-    }
+    const float interval =
+        interval_sum(accumulator, first, std::min(first + kTileWidth, depth), a, b);
     sum = std::fmaf(interval, a(first).second * b(first).second, sum);
   }
   return sum;
@@ -103,8 +135,8 @@ inline void store(Store how, float value, float& place) {
 }
 
 // y[i, j] from x and the weight, summed over `in`; or, `backward`, dx from dy, summed over `out`.
-inline void fp8_linear(const LinearShape& shape, bool backward, RowFormat format, ConstMatrix x,
-                       const float* weight, Store how, Matrix y) {
+inline void fp8_linear(Fp8Accumulator accumulator, const LinearShape& shape, bool backward,
+                       RowFormat format, ConstMatrix x, const float* weight, Store how, Matrix y) {
   const int64_t depth = backward ? shape.out : shape.in;
   const int64_t width = backward ? shape.in : shape.out;
   for (int64_t g = 0; g < shape.group_count; ++g) {
@@ -121,16 +153,16 @@ inline void fp8_linear(const LinearShape& shape, bool backward, RowFormat format
           return backward ? std::pair(w.code(p, j), w.scale(p, j))
                           : std::pair(w.code(j, p), w.scale(j, p));
         };
-        store(how, round_to_bf16(promoted_sum(depth, left, right)),
+        store(how, round_to_bf16(promoted_sum(accumulator, depth, left, right)),
               y.data[(first + i) * y.stride + j]);
       }
     }
   }
 }
 
-inline void fp8_linear_weight_gradient(const LinearShape& shape, RowFormat dy_format,
-                                       ConstMatrix dy, RowFormat x_format, ConstMatrix x,
-                                       float* dweight) {
+inline void fp8_linear_weight_gradient(Fp8Accumulator accumulator, const LinearShape& shape,
+                                       RowFormat dy_format, ConstMatrix dy, RowFormat x_format,
+                                       ConstMatrix x, float* dweight) {
   for (int64_t g = 0; g < shape.group_count; ++g) {
     const int64_t first = shape.offsets[g];
     const int64_t rows = shape.offsets[g + 1] - first;
@@ -147,7 +179,8 @@ inline void fp8_linear_weight_gradient(const LinearShape& shape, RowFormat dy_fo
       for (int64_t j = 0; j < shape.in; ++j) {
         const auto left = [&](int64_t p) { return std::pair(a.code(p, i), a.scale(p, i)); };
         const auto right = [&](int64_t p) { return std::pair(b.code(p, j), b.scale(p, j)); };
-        dweight[g * shape.group_stride + i * shape.in + j] += promoted_sum(rows, left, right);
+        dweight[g * shape.group_stride + i * shape.in + j] +=
+            promoted_sum(accumulator, rows, left, right);
       }
     }
   }

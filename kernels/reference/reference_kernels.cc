@@ -31,6 +31,8 @@ HeadsView<float> view(Heads h) {
 
 class ReferenceKernels final : public Kernels {
  public:
+  explicit ReferenceKernels(Fp8Accumulator accumulator) : accumulator_(accumulator) {}
+
   std::string_view name() const override { return "reference"; }
 
   void matmul(int64_t m, int64_t n, int64_t k, ConstMatrix a, Transpose transpose_a, ConstMatrix b,
@@ -67,21 +69,21 @@ class ReferenceKernels final : public Kernels {
                   Store store, Matrix y, float*) override {
     contract::check_linear(shape, x, y);
     contract::check_fp8_operand(x_format);
-    reference::fp8_linear(shape, false, x_format, x, weight, store, y);
+    reference::fp8_linear(accumulator_, shape, false, x_format, x, weight, store, y);
   }
 
   void fp8_linear_input_gradient(const LinearShape& shape, RowFormat dy_format, ConstMatrix dy,
                                  const float* weight, Store store, Matrix dx, float*) override {
     contract::check_linear(shape, dx, dy);
     contract::check_fp8_operand(dy_format);
-    reference::fp8_linear(shape, true, dy_format, dy, weight, store, dx);
+    reference::fp8_linear(accumulator_, shape, true, dy_format, dy, weight, store, dx);
   }
 
   void fp8_linear_weight_gradient(const LinearShape& shape, RowFormat dy_format, ConstMatrix dy,
                                   RowFormat x_format, ConstMatrix x, float* dweight,
                                   float*) override {
     contract::check_linear(shape, x, dy);
-    reference::fp8_linear_weight_gradient(shape, dy_format, dy, x_format, x, dweight);
+    reference::fp8_linear_weight_gradient(accumulator_, shape, dy_format, dy, x_format, x, dweight);
   }
 
   void round_rows(RowFormat format, int64_t rows, int64_t width, ConstMatrix x, Matrix y) override {
@@ -251,12 +253,15 @@ class ReferenceKernels final : public Kernels {
   static reference::AttentionViews<float> views(const AttentionInputs& in) {
     return {view(in.query), view(in.key_nope), view(in.key_rope), view(in.value)};
   }
+
+ private:
+  const Fp8Accumulator accumulator_;
 };
 
 }  // namespace
 
-std::unique_ptr<Kernels> make_reference_kernels() {
-  return std::make_unique<ReferenceKernels>();
+std::unique_ptr<Kernels> make_reference_kernels(Fp8Accumulator accumulator) {
+  return std::make_unique<ReferenceKernels>(accumulator);
 }
 
 }  // namespace penstock

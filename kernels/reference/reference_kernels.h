@@ -7,6 +7,6 @@
 
 namespace penstock {
 
-std::unique_ptr<Kernels> make_reference_kernels();
+std::unique_ptr<Kernels> make_reference_kernels(Fp8Accumulator accumulator = Fp8Accumulator::kFp32);
 
 }  // namespace penstock

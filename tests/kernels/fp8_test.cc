@@ -153,12 +153,19 @@ TEST(Fp8Test, NanAndInfinityMakeTheirTileNan) {
   }
 }
 
-TEST(Fp8Test, EveryPassGivesTheReferencesBitsOnRaggedShapesAndGroups) {
-  const auto reference = make_reference_kernels();
+class Fp8AccumulatorTest : public testing::TestWithParam<Fp8Accumulator> {};
+INSTANTIATE_TEST_SUITE_P(Both, Fp8AccumulatorTest,
+                         testing::Values(Fp8Accumulator::kFp32, Fp8Accumulator::kHopper),
+                         [](const auto& accumulator) {
+                           return accumulator.param == Fp8Accumulator::kFp32 ? "fp32" : "hopper";
+                         });
+
+TEST_P(Fp8AccumulatorTest, EveryPassGivesTheReferencesBitsOnRaggedShapesAndGroups) {
   const std::vector<std::vector<int64_t>> offsets = {{0, 1}, {0, 130}, {2, 2, 40, 300, 300, 301}};
   on_each_instruction_set([&](const std::string& name) {
     if (name.starts_with("SCALAR")) return;  // it has no fused multiply-add
-    const auto cpu = make_cpu_kernels();
+    const auto reference = make_reference_kernels(GetParam());
+    const auto cpu = make_cpu_kernels(GetParam());
     for (const auto& [out, in] : {std::pair{1, 1}, {7, 130}, {128, 128}, {200, 33}, {129, 260}}) {
       for (const auto& groups : offsets) {
         for (const Store store : {Store::kOverwrite, Store::kAccumulate}) {
@@ -229,6 +236,63 @@ TEST(Fp8Test, SumsStayWithinTheirErrorBoundOfExactArithmetic) {
     }
   }
   EXPECT_GT(worst_share, 1e-3);  // the bound is not vacuous
+}
+
+// What was there before keeps a sign, 8 exponent and 13 fraction bits and the rest is cut off.
+TEST(HopperTest, TheSumIsCutTo13FractionBits) {
+  const float zero = 0;
+  EXPECT_EQ(reference::hopper_sum(1 + 0x1p-13F, 1, &zero), 1 + 0x1p-13F);
+  EXPECT_EQ(reference::hopper_sum(1 + 0x1p-14F, 1, &zero), 1.0F);
+  EXPECT_EQ(reference::hopper_sum(1 + 0x1.fffp-13F, 1, &zero), 1 + 0x1p-13F);
+}
+
+TEST(HopperTest, ProductsLoseWhatIsFarBelowTheLargest) {
+  const float up[] = {1.0F, 0x1p-14F, 0x1p-14F, 0x1p-13F};
+  EXPECT_EQ(reference::hopper_sum(0, 4, up), 1 + 0x1p-13F);
+  const float down[] = {1.0F, -0x1p-14F};  // sign-fill: the shift of a negative number goes down
+  EXPECT_EQ(reference::hopper_sum(0, 2, down), 1 - 0x1p-13F);
+  const float alone[] = {0x1p-14F, 0x1p-14F};
+  EXPECT_EQ(reference::hopper_sum(0, 2, alone), 0x1p-13F);
+}
+
+// DeepSeek-V3's report: up to 2% off with K = 4096 and no promotion.
+TEST(HopperTest, PromotionKeepsTheErrorOfALongSumSmall) {
+  constexpr int64_t kDepth = 4096, kSums = 200;
+  double worst = 0, worst_promoted = 0;
+  for (uint64_t seed = 0; seed < kSums; ++seed) {
+    std::vector<float> products = random_values(kDepth, 2 * seed);
+    const std::vector<float> right = random_values(kDepth, 2 * seed + 1);
+    double exact = 0, promoted = 0;
+    float sum = 0, interval = 0;
+    for (int64_t p = 0; p < kDepth; ++p) {
+      products[p] = std::abs(E4m3::round(products[p]) * E4m3::round(right[p]));
+      exact += products[p];
+    }
+    for (int64_t p = 0; p < kDepth; p += reference::kHopperProducts) {
+      if (p % kTileWidth == 0) {
+        promoted += interval;
+        interval = 0;
+      }
+      sum = reference::hopper_sum(sum, reference::kHopperProducts, &products[p]);
+      interval = reference::hopper_sum(interval, reference::kHopperProducts, &products[p]);
+    }
+    worst = std::max(worst, std::abs(sum - exact) / exact);
+    worst_promoted = std::max(worst_promoted, std::abs(promoted + interval - exact) / exact);
+  }
+  EXPECT_GT(worst, 0.001);
+  EXPECT_LT(worst, 0.02);
+  EXPECT_LT(worst_promoted, worst / 10);
+}
+
+TEST(HopperTest, NanShowsInItsRowOnly) {
+  const auto cpu = make_cpu_kernels(Fp8Accumulator::kHopper);
+  const int64_t offsets[] = {0, 3};
+  std::vector<float> x(3 * 40, 1.0F), weight(20 * 40, 0.5F), y(3 * 20);
+  x[45] = std::nanf("");
+  std::vector<float> workspace(static_cast<size_t>(cpu->fp8_workspace_floats(20, 40)));
+  cpu->fp8_linear({20, 40, 1, offsets, 0}, RowFormat::kE4m3, {x.data(), 40}, weight.data(),
+                  Store::kOverwrite, {y.data(), 20}, workspace.data());
+  for (int64_t i = 0; i < 60; ++i) EXPECT_EQ(std::isnan(y[i]), i / 20 == 1) << i;
 }
 
 TEST(Fp8Test, ARowHasTheSameBitsAloneAsInABatch) {

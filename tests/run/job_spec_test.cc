@@ -55,12 +55,12 @@ TEST(JobSpecTest, CanonicalJsonParsesBackToTheSameSpec) {
   EXPECT_EQ(spec_digest(*again), spec_digest(*spec));
 }
 
-TEST(JobSpecTest, PrecisionIsFp32OrFp8) {
+TEST(JobSpecTest, PrecisionIsOneOfThree) {
   const auto fp8 = parse_job_spec(edited("seed: 42", "seed: 42, precision: fp8"), "s.yaml");
   ASSERT_TRUE(fp8.ok()) << fp8.status().message();
   EXPECT_EQ(fp8->training.precision, Precision::kFp8);
   const auto other = parse_job_spec(edited("seed: 42", "seed: 42, precision: bf8"), "s.yaml");
-  EXPECT_NE(other.status().message().find("training.precision must be fp32 or fp8"),
+  EXPECT_NE(other.status().message().find("training.precision must be fp32, fp8 or fp8_hopper"),
             std::string::npos);
 }
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/cpu_kernels.h"
+
 namespace penstock {
 namespace {
 
@@ -23,6 +25,11 @@ void for_parts(const RowGroups& rows, const LinearWeight& weight, const Body& bo
 }
 
 }  // namespace
+
+std::unique_ptr<Kernels> make_kernels(Precision precision) {
+  return make_cpu_kernels(precision == Precision::kFp8Hopper ? Fp8Accumulator::kHopper
+                                                             : Fp8Accumulator::kFp32);
+}
 
 LinearWeight::LinearWeight(const Parameter& first, const Parameter* second)
     : value(first.value),

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "comm/run/job_spec.h"
 #include "kernels/kernels.h"
@@ -21,6 +22,9 @@
 #include "worker/model/parameter.h"
 
 namespace penstock {
+
+// The host's kernels for a job of this precision.
+std::unique_ptr<Kernels> make_kernels(Precision precision);
 
 // The weight of one linear layer: a tensor, or two that lie behind each other and share an input.
 // Of grouped layers, the first group's.
@@ -55,7 +59,7 @@ class Linears {
  public:
   Linears(Kernels& kernels, Precision precision) : kernels_(kernels), precision_(precision) {}
 
-  bool fp8() const { return precision_ == Precision::kFp8; }
+  bool fp8() const { return precision_ != Precision::kFp32; }
   // Takes the scratch of the calls below, for the largest of `parameters`. Before the first call.
   void take_workspace(MemoryPlan& plan, std::span<const Parameter> parameters);
 

@@ -10,8 +10,8 @@
 #include "comm/base/clock.h"
 #include "comm/base/log.h"
 #include "comm/data/ucx_transport.h"
-#include "kernels/cpu/cpu_kernels.h"
 #include "worker/engine/engine.h"
+#include "worker/model/linear.h"
 #include "worker/rank/control_link.h"
 #include "worker/rank/trainer.h"
 
@@ -59,7 +59,7 @@ Status load(RankRun& run) {
   PENSTOCK_TRY_ASSIGN(run.transport, UcxTransport::create({.rank = run.options.rank,
                                                            .world_size = world_size,
                                                            .epoch = run.options.epoch}));
-  run.kernels = make_cpu_kernels();
+  run.kernels = make_kernels(run.spec.training.precision);
   PENSTOCK_TRY_ASSIGN(run.training, open_training_sampler(run.spec));
   if (!run.spec.data.validation.empty()) {
     PENSTOCK_TRY_ASSIGN(run.validation, open_validation_sampler(run.spec));

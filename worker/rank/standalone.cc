@@ -10,6 +10,7 @@
 #include "comm/base/check.h"
 #include "comm/base/clock.h"
 #include "comm/data/loopback_transport.h"
+#include "worker/model/linear.h"
 #include "worker/rank/standalone_rank.h"
 
 namespace penstock {
@@ -154,7 +155,7 @@ Result<StandaloneReport> run_standalone_threads(const StandaloneOptions& options
 Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRank& self,
                            StandaloneReport* report,
                            std::vector<TrainingState::TensorDigest>* digests) {
-  const std::unique_ptr<Kernels> kernels = make_cpu_kernels();
+  const std::unique_ptr<Kernels> kernels = make_kernels(options.spec.training.precision);
   PENSTOCK_TRY_ASSIGN(const Sampler training, open_training_sampler(options.spec));
   std::optional<Sampler> validation;
   if (!options.spec.data.validation.empty()) {

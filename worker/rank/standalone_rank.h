@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "comm/data/transport.h"
-#include "kernels/cpu/cpu_kernels.h"
 #include "worker/rank/standalone.h"
 #include "worker/rank/trainer.h"
 
