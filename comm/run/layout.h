@@ -43,6 +43,10 @@ std::vector<int64_t> stage_hosts(const ParallelismSpec& parallelism, int64_t sta
 // Stages on a pipeline rank, by the direction they serve.
 std::vector<int64_t> stages_of(const ParallelismSpec& parallelism, int64_t pipeline_index);
 
+// pipeline · microbatches is at most this: it bounds what the coordinator's planning takes, about
+// 20 MB of instructions, twice that under DualPipeV.
+inline constexpr int64_t kPlannedMicrobatchesMax = 1 << 17;
+
 int64_t direction_count(const ParallelismSpec& parallelism);
 int64_t microbatches_per_direction(const ParallelismSpec& parallelism);
 // Where micro-batch `microbatch` of `direction` stands among the replica's `microbatches` of a

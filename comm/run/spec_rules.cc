@@ -80,6 +80,11 @@ void check_pipeline(const JobSpec& spec, SpecProblems& problems) {
                   "schedule {}, not {}",
                   per_rank == 2 ? "2 x " : "", per_rank * p.pipeline, to_string(p.schedule),
                   p.microbatches));
+  problems.rule(
+      "parallelism.microbatches", p.pipeline * p.microbatches <= kPlannedMicrobatchesMax,
+      fmt::format("parallelism.pipeline x parallelism.microbatches is {}, more than {}; use larger "
+                  "micro-batches",
+                  p.pipeline * p.microbatches, kPlannedMicrobatchesMax));
 }
 
 void check_size(const JobSpec& spec, SpecProblems& problems) {

@@ -197,9 +197,11 @@ std::vector<Instruction> evaluation_of(const std::vector<Instruction>& training)
 Status check_layout(const ParallelismSpec& parallelism) {
   const int64_t P = parallelism.pipeline;
   const int64_t C = parallelism.microbatches;
-  if (P < 1 || P > INT32_MAX || C < 1 || C > INT32_MAX / 4) {
+  if (P < 1 || C < 1 || P > kPlannedMicrobatchesMax || C > kPlannedMicrobatchesMax / P) {
     return invalid_argument(
-        fmt::format("pipeline {} with {} micro-batches: both must be positive", P, C));
+        fmt::format("pipeline {} with {} micro-batches: both must be positive, their product at "
+                    "most {}",
+                    P, C, kPlannedMicrobatchesMax));
   }
   const bool dualpipe = parallelism.schedule == Schedule::kDualPipe && P > 1;
   if (dualpipe && (P % 2 != 0 || C % 2 != 0)) {

@@ -98,6 +98,8 @@ TEST(ScheduleTest, ImpossibleLayoutsAreRefusedWithTheRuleBroken) {
   EXPECT_NE(message(dualpipe(4, 9)).find("even number of micro-batches"), std::string::npos);
   EXPECT_NE(message(dualpipe(4, 6)).find("at least 8"), std::string::npos);
   EXPECT_NE(message(one_f_one_b(4, 3)).find("at least 4"), std::string::npos);
+  EXPECT_NE(message(one_f_one_b(1 << 10, 1 << 10)).find("at most 131072"), std::string::npos);
+  EXPECT_NE(message(one_f_one_b(INT64_MAX, INT64_MAX)).find("at most 131072"), std::string::npos);
   EXPECT_FALSE(make_program(one_f_one_b(0, 3), 0).ok());
   EXPECT_FALSE(make_program(one_f_one_b(2, 3), 2).ok());
   EXPECT_FALSE(make_program(one_f_one_b(2, 3), -1).ok());

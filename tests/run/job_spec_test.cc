@@ -226,6 +226,13 @@ TEST(JobSpecTest, TooFewMicroBatchesAreImpossibleWithDualPipeV) {
             "with schedule dualpipev, not 1");
 }
 
+TEST(JobSpecTest, AStepOfTooManyMicroBatchesIsRefused) {
+  EXPECT_EQ(error_of(edited("pipeline: 2, expert: 2, schedule: dualpipe, microbatches: 4",
+                            "pipeline: 3, expert: 2, schedule: 1f1b, microbatches: 65536")),
+            "s.yaml:27:69: parallelism.pipeline x parallelism.microbatches is 196608, more than "
+            "131072; use larger micro-batches");
+}
+
 TEST(JobSpecTest, EveryStageOfDualPipeVNeedsALayer) {
   EXPECT_EQ(error_of(edited("pipeline: 2, expert: 2, schedule: dualpipe, microbatches: 4",
                             "pipeline: 3, expert: 2, schedule: dualpipev, microbatches: 6")),
