@@ -3,7 +3,7 @@
 //
 // Weights may be F32, BF16, F16, or FP8 as DeepSeek-V3 was published: F8_E4M3 [out, in] beside
 // <name>_scale_inv, F32 [ceil(out/128), ceil(in/128)]; a value is its FP8 number times its block's
-// scale (deepseek.md §5.8).
+// scale (the layout of the released DeepSeek-V3).
 #pragma once
 
 #include <functional>

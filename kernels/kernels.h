@@ -90,8 +90,8 @@ struct RouterShape {
   float scaling_factor = 1;  // routed_scaling_factor
 };
 
-// What the values of a row are rounded to. The tiled formats (deepseek.md §5.6) give every 128
-// neighbours of a row, and what is left at its end, a scale of their own:
+// What the values of a row are rounded to. The tiled formats (DeepSeek-V3 report §3.3) give every
+// 128 neighbours of a row, and what is left at its end, a scale of their own:
 //   value = scale * code(x / scale),  scale = max(|x| of the tile, 1e-4) / (largest code)
 // and round that scale up to a power of two where the name says so, so that rounding again changes
 // nothing. Codes: kernels/minifloat.h. A NaN or an infinity makes its whole tile NaN.
@@ -184,7 +184,7 @@ class Kernels {
                                        int64_t group_stride) = 0;
 
   // ---- FP8 linear layers ----------------------------------------------------------------------
-  // What DeepSeek-V3 runs on tensor cores (deepseek.md §4.2, §5.6); on the host the same numbers
+  // What DeepSeek-V3 runs on tensor cores (DeepSeek-V3 report §3.3); on the host the same numbers
   // are computed in fp32. Operands are rounded to E4M3 with a scale per tile, the products of 128
   // codes along the summed dimension (the last interval may be shorter) are added up, and each such
   // interval b is promoted:
@@ -195,8 +195,9 @@ class Kernels {
   // two codes has 8 significant bits, so it is exact; the sum of 128 in exact arithmetic would need
   // 43 bits (multiples of 2^-18 below 2^25). The chain's error is at most
   // 127 * 2^-24 / (1 - 127 * 2^-24) * sum |products| (Higham 2002, section 3.1, one rounding less
-  // as the first product is exact). Hopper keeps 13 fraction bits (deepseek.md §4.2), a thousand
-  // times fewer. No bit of a row depends on the other rows of its batch, but in weight gradients.
+  // as the first product is exact). Hopper keeps 13 fraction bits (DeepSeek-V3 report §3.3.2), a
+  // thousand times fewer. No bit of a row depends on the other rows of its batch, but in weight
+  // gradients.
   //
   // A weight has one scale per block of 128 x 128, the last ones smaller. `workspace`: as many
   // floats as fp8_workspace_floats() says.
@@ -277,8 +278,8 @@ class Kernels {
   // scores = sigmoid(logits); choice = scores + bias (the bias only chooses, it never weighs).
   // A group's score is the sum of its two largest choices. The best topk_groups groups are kept;
   // no expert of the others is chosen, however low the kept ones' choices (as Hugging Face's
-  // deepseek_v3 since 5.0 and DeepSeek's own; older versions of the former masked with 0.0). The topk
-  // largest choices win. Ties go to the lowest index, for groups and for experts.
+  // deepseek_v3 since 5.0 and DeepSeek's own; older versions of the former masked with 0.0). The
+  // topk largest choices win. Ties go to the lowest index, for groups and for experts.
   //   weights = scores of the winners [/ (their sum + 1e-20)] * scaling_factor
   // logits: [tokens, experts]; bias: [experts]; scores: [tokens, experts] contiguous, kept for the
   // backward; expert_ids, weights: [tokens, topk], by falling choice; counts: [experts], tokens per

@@ -5,7 +5,8 @@
 //   combine(B) | attn(F) dispatch(F) mlp(B) dispatch(B) mlp(W) mlp(F) combine(F) attn(B) combine(B)
 //   attn(W) | the same again for the next layer
 //
-// Compute and exchanges each come in the order of DeepSeek-V3's own trace (deepseek.md §1.8).
+// Compute and exchanges each come in the order of DeepSeek-V3's own trace
+// (deepseek-ai/profile-data).
 // There a host issues both ahead of the device, and a stream starts an exchange when its input is
 // ready, wherever it was issued; here every exchange is issued right when its input is ready,
 // because a backend that computes as it issues (the CPU) would otherwise start it operations late

@@ -20,7 +20,7 @@ inline constexpr Schedule kSchedules[] = {Schedule::kDualPipe, Schedule::kDualPi
                                           Schedule::kOneForwardOneBackward, Schedule::kZeroBubble};
 std::string_view to_string(Schedule schedule);  // "dualpipe", "dualpipev", "1f1b", "zb1p"
 
-// What linear layers are computed in (deepseek.md §5.6); everything else is fp32 either way.
+// What linear layers are computed in (DeepSeek-V3 report §3.3); everything else is fp32 either way.
 enum class Precision : uint8_t {
   kFp32,
   kFp8,

@@ -1,5 +1,5 @@
-// A value that changes at given steps: piecewise constant, hence a pure function of the step, so that
-// a resumed run needs no state to find it.
+// A value that changes at given steps: piecewise constant, hence a pure function of the step, so
+// that a resumed run needs no state to find it.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // The sub-operations that the passes of one micro-batch through one stage are made of: the order of
 // work that engine, virtual time and trace share. An engine may interleave those of two passes, so
-// that each exchange of tokens between expert peers has compute beside it (deepseek.md §1.8).
+// that each exchange of tokens between expert peers has compute beside it
+// (deepseek-ai/profile-data).
 //
 // Forward, per layer:   attention, dispatch (starts), mlp (shared expert; finishes dispatch; routed
 //                       experts), combine (starts). The next attention, or the output, finishes it.

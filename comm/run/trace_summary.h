@@ -24,7 +24,8 @@ struct CommunicationSummary {
   double waited_seconds = 0.0;   // the compute thread stood still for it, waking up included
 };
 
-// The parts add up to total_seconds, in the terms of DeepSeek's table (deepseek.md §0).
+// The parts add up to total_seconds, in the terms of DeepSeek's table (Insights into DeepSeek-V3,
+// table 4).
 struct StepSummary {
   int32_t rank = 0;
   int32_t step = 0;

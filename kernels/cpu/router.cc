@@ -31,8 +31,8 @@ float top_two_sum(const float* values, int64_t count) {
   return first + second;
 }
 
-// Sets the choices of every group but the best to -infinity. A group is kept when fewer than topk_groups
-// others go before it; groups are few, so counting beats sorting.
+// Sets the choices of every group but the best to -infinity. A group is kept when fewer than
+// topk_groups others go before it; groups are few, so counting beats sorting.
 void drop_groups(const RouterShape& shape, float* choices, float* group_scores) {
   const int64_t group_size = shape.experts / shape.groups;
   for (int64_t g = 0; g < shape.groups; ++g) {

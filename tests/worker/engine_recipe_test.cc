@@ -91,8 +91,8 @@ TEST_F(EngineRecipeTest, EqualRunsGiveEqualBits) {
   }
 }
 
-// The copies of the embedding are loaded from one tensor, so a resumed run would also differ if they
-// had drifted apart.
+// The copies of the embedding are loaded from one tensor, so a resumed run would also differ if
+// they had drifted apart.
 TEST_F(EngineRecipeTest, ResumedRunsAreBitIdentical) {
   for (const TinyLayout& layout : layouts()) {
     const Path checkpoints = directory_.path() / to_string(layout);

@@ -38,7 +38,8 @@ TEST(LrScheduleTest, WithoutWarmUpStartsBelowTheFullRateAtOnce) {
   EXPECT_DOUBLE_EQ(learning_rate_at(optimizer, 100, 100), 0.2);
 }
 
-// The report's five parts (deepseek.md §5.5), a step standing for 10B tokens after the warm-up.
+// The report's five parts (DeepSeek-V3 report §4.2), a step standing for 10B tokens after the
+// warm-up.
 TEST(LrScheduleTest, RunsThroughTheFivePartsOfDeepSeekV3) {
   OptimizerSpec v3;
   v3.lr = 2.2e-4;

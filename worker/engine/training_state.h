@@ -2,10 +2,10 @@
 // what it loads back, in whatever layout the checkpoint was saved.
 //
 // Saved, each element by exactly one rank of the job: the weights and Adam moments of the ranges
-// this rank's optimizer owns (ZeRO-1 spreads them evenly), their average if one is kept, the router biases it is elected for, and
-// on rank 0 the step. The election is a pure function of the layout. Loaded: every weight and bias
-// of its stages, the moments it owns. Nothing else is state: data, learning rate and initial
-// weights are pure functions of seed and step.
+// this rank's optimizer owns (ZeRO-1 spreads them evenly), their average if one is kept, the router
+// biases it is elected for, and on rank 0 the step. The election is a pure function of the layout.
+// Loaded: every weight and bias of its stages, the moments it owns. Nothing else is state: data,
+// learning rate and initial weights are pure functions of seed and step.
 #pragma once
 
 #include <cstdint>

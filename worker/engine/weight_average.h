@@ -1,6 +1,6 @@
-// An exponential moving average of the weights, outside the device (deepseek.md §5.7): of the ranges
-// this rank's optimizer owns, in host memory, updated after each step by a thread of its own while
-// the next step computes.
+// An exponential moving average of the weights, outside the device (DeepSeek-V3 report §3.2.3): of
+// the ranges this rank's optimizer owns, in host memory, updated after each step by a thread of its
+// own while the next step computes.
 //
 //   average += (1 - decay) · (weight - average)
 //

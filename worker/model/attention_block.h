@@ -1,8 +1,8 @@
-// The attention half of a decoder layer: norm, multi-head latent attention, residual (deepseek.md
-// §5.2).
+// The attention half of a decoder layer: norm, multi-head latent attention, residual (DeepSeek-V3
+// report §2.1.1).
 //
-//   n = rms(x)                        [c_q | c_kv | k_r] = n [Wq_a ; Wkv_a]^T     one product for
-//   both q = rms(c_q) Wq_b^T               or, without query compression, c_q is q itself
+//   n = rms(x)                        [c_q | c_kv | k_r] = n [Wq_a ; Wkv_a]^T, one product
+//   q = rms(c_q) Wq_b^T               or, without query compression, c_q is q itself
 //   [k_n | v] = rms(c_kv) Wkv_b^T     per head; RoPE turns the last part of q and the shared k_r
 //   y = x + attention(q, [k_n ; k_r], v) Wo^T
 #pragma once

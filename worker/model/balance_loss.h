@@ -1,5 +1,5 @@
-// The small loss that keeps experts balanced within each sequence (deepseek.md §5.3). For a sequence
-// of T tokens with router scores s, E experts of which k are chosen:
+// The small loss that keeps experts balanced within each sequence (DeepSeek-V3 report §2.1.2). For
+// a sequence of T tokens with router scores s, E experts of which k are chosen:
 //
 //   L = alpha Σ_i f_i P_i      f_i = E / (k T) · tokens whose k largest scores hold s_i
 //                              P_i = 1/T Σ_t s_ti / Σ_j s_tj

@@ -1,5 +1,6 @@
 // The routed part of a mixture layer on one rank: the gate, which every rank has whole, and the
-// experts of one expert index, which work on the rows that dispatch delivered (deepseek.md §5.3).
+// experts of one expert index, which work on the rows that dispatch delivered (DeepSeek-V3 report
+// §2.1.2).
 //
 //   forward of row r:  y[r] = Σ over its local experts e of g · W_down,e (silu(W_gate,e x_r) ·
 //   W_up,e x_r)

@@ -1,6 +1,6 @@
 // The linear layers of decoder layers in the precision of the job, and the precision map around
-// them (deepseek.md §5.6). With fp32 these are plain matrix products and nothing is rounded. With
-// fp8 the three products of every linear layer have E4M3 operands, and each weight tensor has
+// them (DeepSeek-V3 report §3.3). With fp32 these are plain matrix products and nothing is rounded.
+// With fp8 the three products of every linear layer have E4M3 operands, and each weight tensor has
 // blocks of its own. Embedding, head, gate, norms, attention and the optimizer never come here:
 // they stay in fp32.
 //

@@ -42,8 +42,8 @@ struct Parameter {
   float* value = nullptr;
   float* gradient = nullptr;  // null in a set made without gradients
 
-  // Decoupled weight decay falls on matrices only: norm weights are vectors (deepseek.md §5.5; the
-  // usual convention, as in Megatron).
+  // Decoupled weight decay falls on matrices only: norm weights are vectors (DeepSeek-V3 report
+  // §4.2; the usual convention, as in Megatron).
   bool decays() const { return shape.size() > 1; }
 };
 

@@ -1,6 +1,6 @@
 // One pipeline stage of a DeepSeek-V3-shaped model on one rank: some decoder layers, with the
-// embedding in the first stage and final norm, head and loss, and multi-token prediction, in the last; of the routed experts
-// those of one expert index.
+// embedding in the first stage and final norm, head and loss, and multi-token prediction, in the
+// last; of the routed experts those of one expert index.
 // Explicit forward, backward-input and backward-weight; no autograd.
 //
 // Use: for each micro-batch take a free slot, fill input(slot) (unless first), run forward(slot,
@@ -51,8 +51,8 @@ struct StageOptions {
   // 0: this stage only runs forward_only().
   int32_t gradient_slot_count = 1;
   // Of a last stage with multi-token prediction, which needs the model's embedding: whether another
-  // stage of this rank has it; use_embedding_of() then says which. Otherwise the stage holds a copy,
-  // and whoever reduces gradients adds up all copies'.
+  // stage of this rank has it; use_embedding_of() then says which. Otherwise the stage holds a
+  // copy, and whoever reduces gradients adds up all copies'.
   bool embedding_elsewhere = false;
   // First of the data plane tags for token exchanges, a multiple of ExpertExchange::kTagBaseStep;
   // they go up to tag_base + expert_tag_count(). Equal on all ranks of the expert group, different
@@ -148,8 +148,8 @@ class Stage {
   std::span<Router> routers();
   std::span<int64_t> expert_loads();
   void clear_expert_loads();
-  // b_i += gamma · sign(mean load - load_i), per layer (deepseek.md §5.3). `loads`: sums over the
-  // global batch, laid out as expert_loads().
+  // b_i += gamma · sign(mean load - load_i), per layer (DeepSeek-V3 report §2.1.2). `loads`: sums
+  // over the global batch, laid out as expert_loads().
   void update_router_bias(std::span<const int64_t> loads, double gamma);
   // Largest over the layers of max load / mean load; 0 without MoE layers or tokens.
   static double load_imbalance(std::span<const int64_t> loads, int64_t expert_count);

@@ -178,8 +178,8 @@ class Stage::Impl {
   Status mlp(int32_t layer, int32_t slot_index);
   void combine(int32_t layer, int32_t slot_index);
   Status output(int32_t slot_index);
-  // Final norm `norm` of `x`, logits, and the sum of losses; in training the logits' gradient, which
-  // `scale` multiplies, replaces them.
+  // Final norm `norm` of `x`, logits, and the sum of losses; in training the logits' gradient,
+  // which `scale` multiplies, replaces them.
   double head(const StageSlot& slot, const float* x, const Parameter& norm,
               const HeadActivations& kept, const int32_t* targets, double scale);
   // dx from the logits' gradient; kAccumulate: and from that of the normed x in scratch_.hidden.

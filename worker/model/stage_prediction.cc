@@ -1,16 +1,17 @@
-// Multi-token prediction of depth 1 (deepseek.md §5.4): one more block behind the last stage's
-// layers, which predicts token i+2 at position i.
+// Multi-token prediction of depth 1 (DeepSeek-V3 report §2.2): one more block behind the last
+// stage's layers, which predicts token i+2 at position i.
 //
-//   x'_i = M [enorm(embedding(t_{i+1})) ; hnorm(h_i)]     h: the model's output, after its final norm
+//   x'_i = M [enorm(embedding(t_{i+1})) ; hnorm(h_i)]
 //   logits_i = head(shared_head.norm(block(x')_i))
 //
-// Embedding and head are those of the model. h enters after the final norm and the embedding comes
-// first in M, as the released weights are used (vllm/model_executor/models/deepseek_mtp.py).
+// Embedding and head are those of the model. h, its output, enters after the final norm, and the
+// embedding comes first in M, as the released weights are used
+// (vllm/model_executor/models/deepseek_mtp.py).
 //
 // The block is the last of `layers`, in training passes only: its sub-operations are those of every
-// layer, and what stands before and behind it joins them, so that schedules and interleaving see one
-// more layer and nothing else. Its input takes the place of the model's output in StageSlot::x, and
-// the gradient of that output the place of the input's in GradientSlot::x.
+// layer, and what stands before and behind it joins them, so that schedules and interleaving see
+// one more layer and nothing else. Its input takes the place of the model's output in StageSlot::x,
+// and the gradient of that output the place of the input's in GradientSlot::x.
 #include "worker/model/stage_impl.h"
 
 namespace penstock {

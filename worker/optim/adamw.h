@@ -15,7 +15,7 @@ class Kernels;
 struct AdamwStep;
 
 // Not thread-safe. Moments are allocated, and zero, from construction: fp32, or bf16 rounded to
-// nearest even after every update, as DeepSeek-V3 keeps them (deepseek.md §5.6).
+// nearest even after every update, as DeepSeek-V3 keeps them (DeepSeek-V3 report §3.3).
 class AdamW {
  public:
   // Borrows `kernels`.

@@ -7,7 +7,7 @@
 
 namespace penstock {
 
-// DeepSeek-V3's shape (deepseek.md §5.5), each part but the cosine of length 0 by default:
+// DeepSeek-V3's shape (DeepSeek-V3 report §4.2), each part but the cosine of length 0 by default:
 //
 //   linear 0 -> lr       over warmup_steps, reached at step == warmup_steps
 //   lr                   for hold_steps

@@ -44,7 +44,7 @@ void append_state(const ShardPiece& piece, const std::string& name, DType dtype,
 
 // The flat range [begin, end) of a row-major tensor as boxes that are each contiguous in it, in
 // order: at most 2N-1 for N dimensions (a partial first row, whole rows, a partial last row, at
-// each level; checkpoints.md §3.5). REQUIRES: 0 <= begin <= end <= elements of `shape`.
+// each level; docs/checkpoint-format.md). REQUIRES: 0 <= begin <= end <= elements of `shape`.
 std::vector<Box> boxes_of_range(std::span<const int64_t> shape, int64_t begin, int64_t end);
 
 }  // namespace penstock
