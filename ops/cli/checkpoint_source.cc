@@ -66,7 +66,8 @@ Result<CheckpointSource> checkpoint_at(Cli& cli, const Path& path, std::optional
         fmt::format("{} is of step {}, not {}", path.string(), source.manifest.step, *step));
   }
   // Whose directory it is, any readable manifest says.
-  for (const std::string& name : file_names(path)) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(path));
+  for (const std::string& name : names) {
     if (!parse_manifest_file_name(name).ok()) continue;
     if (const auto stored = read_manifest(path / name); stored.ok()) {
       return choose(cli.out, path, stored->manifest.job, step);

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "comm/base/file.h"
 #include "comm/control/http_client.h"
 #include "ops/cli/cli.h"
 #include "ops/cli/trace_document.h"

@@ -10,7 +10,7 @@ namespace penstock {
 // Runs `loop` until `done()`, looked at every millisecond. False: it was not true within
 // `deadline`.
 inline bool run_until(EventLoop& loop, const std::function<bool()>& done,
-                      Duration deadline = std::chrono::seconds(20)) {
+                      Duration deadline = std::chrono::seconds(240)) {
   if (done()) return true;
   bool in_time = false;
   const TimerId poll = loop.call_every(std::chrono::milliseconds(1), [&] {

@@ -30,9 +30,9 @@ class WatchedTransport final : public Transport {
   TransferHandle receive(Rank peer, Tag tag, MutableBytes into) override {
     return inner_.receive(peer, tag, into);
   }
-  Result<uint64_t> wait(TransferHandle handle) override {
+  Result<uint64_t> wait(TransferHandle handle, int64_t* completed_ns) override {
     const bool must_wait = !inner_.done(handle);
-    Result<uint64_t> moved = inner_.wait(handle);
+    Result<uint64_t> moved = inner_.wait(handle, completed_ns);
     if (must_wait) clock_.ran_dry();
     return moved;
   }

@@ -9,8 +9,8 @@ std::vector<WeightShape> weight_list(const ModelConfig& model) {
                                         .experts = {0, model.n_routed_experts},
                                         .embedding = true,
                                         .head = true,
-                                        .memory = false,
-                                        .prediction = model.num_nextn_predict_layers > 0});
+                                        .prediction = model.num_nextn_predict_layers > 0,
+                                        .memory = false});
   std::vector<WeightShape> weights;
   constexpr std::string_view kGate = ".mlp.gate.weight";
   for (const Parameter& parameter : parameters.all()) {
