@@ -243,7 +243,7 @@ TEST(HopperTest, TheSumIsCutTo13FractionBits) {
   const float zero = 0;
   EXPECT_EQ(reference::hopper_sum(1 + 0x1p-13F, 1, &zero), 1 + 0x1p-13F);
   EXPECT_EQ(reference::hopper_sum(1 + 0x1p-14F, 1, &zero), 1.0F);
-  EXPECT_EQ(reference::hopper_sum(1 + 0x1.fffp-13F, 1, &zero), 1 + 0x1p-13F);
+  EXPECT_EQ(reference::hopper_sum(1 + 0x1.8p-13F, 1, &zero), 1 + 0x1p-13F);
 }
 
 TEST(HopperTest, ProductsLoseWhatIsFarBelowTheLargest) {
