@@ -32,6 +32,14 @@ double seconds(int64_t nanoseconds) {
   return static_cast<double>(nanoseconds) * 1e-9;
 }
 
+// What gradients are multiplied by while they pass through FP8 layers: a power of two, so that
+// taking it out again changes no bit. It undoes the division by the tokens of a step, which would
+// push them below the smallest scale that a tile can have (1e-4 / 448).
+double magnification(const JobSpec& spec) {
+  if (spec.training.precision == Precision::kFp32) return 1.0;
+  return std::exp2(std::ceil(std::log2(static_cast<double>(spec.tokens_per_step()))));
+}
+
 int64_t waited(const std::unique_ptr<MeasuredTransport>& transport) {
   return transport ? transport->waited_ns() : 0;
 }
@@ -199,13 +207,14 @@ void Engine::record_span(Op op, int64_t begin_ns, int64_t end_ns) {
 Result<MicroBatch> Engine::micro_batch(uint8_t direction, int32_t microbatch, int32_t slot) {
   const int64_t length = spec_.data.seq_length;
   Feed& feed = feeds_[direction];
-  MicroBatch batch{.sequence_count = spec_.parallelism.micro_batch_size,
-                   .sequence_length = length,
-                   .tokens = {},
-                   .targets = {},
-                   .loss_scale = 1.0 / static_cast<double>(spec_.tokens_per_step()),
-                   .prediction_weight = value_at(spec_.optimizer.mtp_loss_levels,
-                                                 spec_.optimizer.mtp_loss_weight, step_)};
+  MicroBatch batch{
+      .sequence_count = spec_.parallelism.micro_batch_size,
+      .sequence_length = length,
+      .tokens = {},
+      .targets = {},
+      .loss_scale = magnification(spec_) / static_cast<double>(spec_.tokens_per_step()),
+      .prediction_weight =
+          value_at(spec_.optimizer.mtp_loss_levels, spec_.optimizer.mtp_loss_weight, step_)};
   if (feed.tokens.empty() && feed.targets.empty()) return batch;
   const size_t offset = static_cast<size_t>(slot * microbatch_tokens_);
   const auto count = static_cast<size_t>(microbatch_tokens_);
@@ -314,12 +323,14 @@ Status Engine::reduce_gradients() {
 // Gradients: each replica ends with the sum of its own shard. Loads: everyone with all of them.
 Status Engine::reduce_stage(const LocalStage& local, Stage& stage) {
   ParameterSet& parameters = stage.parameters();
+  const auto unmagnify = static_cast<float>(1.0 / magnification(spec_));
   for (const ParameterKind kind : kParameterKinds) {
-    if (parameters.gradients(kind).empty()) continue;
+    const std::span<float> gradients = parameters.gradients(kind);
+    if (gradients.empty()) continue;
+    if (unmagnify != 1.0F) kernels_.scale(std::ssize(gradients), unmagnify, gradients.data());
     PENSTOCK_TRY(collective(kReduceCollectives[static_cast<size_t>(kind)], local.stage, [&] {
       return reducer_->reduce_scatter_sum(local.replicas_of(kind),
-                                          tag_of(kReduceChannels, kind, local.stage),
-                                          parameters.gradients(kind));
+                                          tag_of(kReduceChannels, kind, local.stage), gradients);
     }));
   }
   const std::span<int64_t> counted = stage.expert_loads();
