@@ -127,7 +127,8 @@ std::string hf_folder_tokenizer(const Path& folder) {
 std::string starting_spec(const ModelConfig& model, const Path& folder,
                           const std::string& tokenizer) {
   std::string keys;
-  for (const auto& [key, value] : nlohmann::ordered_json::parse(to_json(model)).items()) {
+  const auto values = nlohmann::ordered_json::parse(to_json(model));
+  for (const auto& [key, value] : values.items()) {
     keys += fmt::format("  {}: {}\n", key, value.dump());
   }
   return fmt::format(

@@ -62,7 +62,8 @@ TEST_F(DevTest, StartingAgainChangesNothing) {
 
 TEST_F(DevTest, AWorkerThatDiedIsStartedAgainByDevUp) {
   const auto incarnation = [] {
-    for (const Json& worker : json_of({"workers"})["items"]) {
+    const Json workers = json_of({"workers"});
+    for (const Json& worker : workers["items"]) {
       if (worker["name"] == "worker-3") return worker["incarnation"].get<std::string>();
     }
     return std::string();

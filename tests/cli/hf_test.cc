@@ -136,8 +136,8 @@ TEST_F(HfTest, TheConfigNamesTheModelAndTheTokenizerItsBytes) {
 
 TEST_F(HfTest, ARunThatStartsFromAnExportIsThatModelInAnotherLayout) {
   const std::string folder = exported();
-  std::ofstream(path("other.yaml"))
-      << tiny_job_yaml(folder_.path(), {.name = "tiny", .pipeline = 1, .expert = 1, .steps = 5});
+  std::ofstream(path("other.yaml")) << tiny_job_yaml(
+      folder_.path(), {.name = "tiny", .pipeline = 1, .expert = 1, .microbatches = 8, .steps = 5});
   const ProgramRun import = penstock(
       {"import", folder, "--like", path("other.yaml"), "-o", path("job.json"), "-o", "json"});
   ASSERT_EQ(import.exit_code, 0) << import.err;
@@ -172,7 +172,7 @@ TEST_F(HfTest, AJobOnAClusterStartsFromAFolderAndIsExportedByItsName) {
   const Json evaluations = cluster.get("/api/v1/jobs/" + id + "/evaluations")["items"];
   ASSERT_FALSE(evaluations.empty());
   EXPECT_EQ(evaluations[0]["step"], 0);
-  EXPECT_EQ(evaluations[0]["loss"], held_out_loss_);
+  EXPECT_NEAR(evaluations[0]["loss"], held_out_loss_, 1e-8);  // which was printed with nine digits
   const ProgramRun run =
       penstock({"export", "tiny", "--server", cluster.server(), "-o", path("again"), "-o", "json"});
   ASSERT_EQ(run.exit_code, 0) << run.err;
@@ -202,7 +202,7 @@ TEST_F(HfTest, FoldersOfTransformersAreTakenAsTheyAre) {
     const ProgramRun run =
         penstock({"import", (Path(PENSTOCK_FIXTURES) / name).string(), "-o", "json"});
     ASSERT_EQ(run.exit_code, 0) << run.err;
-    EXPECT_GT(Json::parse(run.out)["parameters"], 20'000);
+    EXPECT_GT(Json::parse(run.out)["parameters"], 18'000);
     EXPECT_EQ(Json::parse(run.out)["spec"], nullptr);
   }
 }

@@ -128,9 +128,9 @@ TEST(RecipeSpecTest, YarnThatMakesNoSenseIsRefused) {
 
 TEST(RecipeSpecTest, WrongWordsOfTheOptimizerAreRefused) {
   EXPECT_EQ(error_of(with_optimizer("moments: fp8")),
-            "s.yaml:28:74: optimizer.moments must be fp32 or bf16");
+            "s.yaml:28:67: optimizer.moments must be fp32 or bf16");
   EXPECT_EQ(error_of(with_optimizer("no_decay: [norms]")),
-            "s.yaml:28:76: optimizer.no_decay must be a list out of embedding, head, router");
+            "s.yaml:28:69: optimizer.no_decay must be a list out of embedding, head, router");
   EXPECT_NE(error_of(with_optimizer("ema_decay: 1")).find("optimizer.ema_decay must be below 1"),
             std::string::npos);
   EXPECT_NE(error_of(with_optimizer("ema_evaluation: true"))

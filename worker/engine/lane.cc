@@ -166,9 +166,10 @@ Tag tag_of(Transfer what, uint8_t direction) {
 
 Lane::Posted Lane::post_send(Rank peer, Transfer what, int64_t m, std::span<float> buffer) {
   const Bytes bytes = std::as_bytes(boundary(buffer));
+  const int64_t begin = monotonic_ns();  // what is small or awaited is complete when send() returns
   const TransferHandle handle = transport_->send(peer, tag_of(what, options_.direction), bytes);
   return {handle,
-          {.begin_ns = monotonic_ns(),
+          {.begin_ns = begin,
            .bytes = static_cast<int64_t>(bytes.size()),
            .microbatch = static_cast<int32_t>(m),
            .peer = peer.value,
@@ -178,10 +179,11 @@ Lane::Posted Lane::post_send(Rank peer, Transfer what, int64_t m, std::span<floa
 }
 
 Lane::Posted Lane::post_receive(Rank peer, Transfer what, int64_t m, std::span<float> buffer) {
+  const int64_t begin = monotonic_ns();
   const TransferHandle handle = transport_->receive(peer, tag_of(what, options_.direction),
                                                     std::as_writable_bytes(boundary(buffer)));
   return {handle,
-          {.begin_ns = monotonic_ns(),
+          {.begin_ns = begin,
            .microbatch = static_cast<int32_t>(m),
            .peer = peer.value,
            .kind = TraceKind::kReceive,

@@ -20,6 +20,8 @@ class AdamW {
  public:
   // Borrows `kernels`.
   AdamW(const OptimizerSpec& spec, std::vector<OptimizerShard> shards, Kernels& kernels);
+  AdamW(AdamW&&) = default;  // a copy's pieces would point into the original
+  AdamW& operator=(AdamW&&) = delete;
 
   // Sum of the squared gradients of the owned ranges, in double, in order. Summed over every rank
   // it counts each parameter of the model once.

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <optional>
 
 #include "checkpoint/saved_slice.h"
@@ -240,8 +241,12 @@ ExitCode run_rank_process(const RankProcessOptions& options) {
     // No peer is involved yet, so none can be lost.
     return fail(status, ExitCode::kFailure);
   }
-  if (status.ok()) return ExitCode::kOk;
-  return fail(status, exit_code_of(status, (*link)->stop_requested()));
+  const ExitCode code =
+      status.ok() ? ExitCode::kOk : fail(status, exit_code_of(status, (*link)->stop_requested()));
+  // Connections to peers that may be dead are not taken apart: UCX aborts the process over requests
+  // that can no longer complete, and the coordinator would take that for the cause of the failure.
+  link->reset();  // sends what is queued
+  std::_Exit(static_cast<int>(code));
 }
 
 }  // namespace penstock

@@ -18,7 +18,8 @@ struct RankProcessOptions {
   Path trace_file;  // the trace of the last steps is kept there; empty: in memory
 };
 
-// Runs to the end and returns the exit code; when that is not kOk, one line on stderr says why.
+// Runs to the end; when that was no success, one line on stderr says why. Returns the exit code, or
+// ends the process with it.
 ExitCode run_rank_process(const RankProcessOptions& options);
 
 // The exit code for a failure: what its status says, unless the rank was asked to stop, whose peers
