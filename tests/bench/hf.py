@@ -1,7 +1,7 @@
 """Model folders to and from transformers: random small models, made there, trained here, exported, loaded there again.
 
 For each model: transformers makes it and saves it (and once more in block-scaled FP8); `penstock import` takes it; one
-step is trained; `penstock export` writes it; transformers loads that and computes the logits Penstock computes; it is
+step is trained (every third one starts from our own weights instead, and has multi-token prediction); `penstock export` writes it; transformers loads that and computes the logits Penstock computes; it is
 imported back and trained one step. The data repeats one sequence, so that every step sees the same tokens and
 losses of different runs can be compared.
 """
@@ -60,8 +60,14 @@ def layout_of(keys, index):
     return {"pipeline": 2 if wide else 1, "expert": expert, "schedule": "dualpipe" if wide else "1f1b", "microbatches": 4}
 
 
+def predicts(index):
+    """Whether this one has multi-token prediction, which transformers cannot make, and must ignore."""
+    return index % 3 == 2
+
+
 def job_spec(keys, index, folder):
-    return {"apiVersion": "penstock/v1", "kind": "TrainingRun", "metadata": {"name": "peer"}, "model": keys,
+    return {"apiVersion": "penstock/v1", "kind": "TrainingRun", "metadata": {"name": "peer"},
+            "model": keys | {"num_nextn_predict_layers": int(predicts(index))},
             "data": {"train": [str(folder / "data")], "tokenizer": "bytes", "seq_length": SEQUENCE},
             "parallelism": layout_of(keys, index), "optimizer": {"lr": 0.003, "clip_grad_norm": 0},
             "training": {"steps": 2}, "checkpoint": {"interval": 1}}
@@ -83,9 +89,11 @@ class Bench:
         return json.loads(self.call([self.python, HERE / "peer_transformers.py", *arguments]).splitlines()[-1])
 
     def train(self, folder, like, steps, name):
-        """Losses of `steps` steps that start from a model folder."""
-        spec = self.folder / f"{name}.json"
-        self.call([self.programs / "penstock", "import", folder, "--like", like, "-o", spec])
+        """Losses of `steps` steps that start from a model folder, or from random weights."""
+        spec = like
+        if folder is not None:
+            spec = self.folder / f"{name}.json"
+            self.call([self.programs / "penstock", "import", folder, "--like", like, "-o", spec])
         out = self.call([self.programs / "penstock-standalone", "--spec", spec, "--steps", steps, "--json",
                          "--checkpoint-dir", self.folder / f"{name}-checkpoints"])
         return [line["loss"] for line in map(json.loads, out.splitlines()) if "loss" in line]
@@ -100,22 +108,26 @@ def measure(bench, keys, index, rng):
     write_data(folder / "data", tokens, windows=64)
     for name, value in (("keys", keys), ("tokens", tokens), ("spec", job_spec(keys, index, folder)), ("texts", TEXTS)):
         (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
-    made = bench.peer("make", folder / "keys.json", folder / "theirs", folder / "tokens.json")
-    losses = bench.train(folder / "theirs", folder / "spec.json", 2, "first")
+    made = {"loss": None}
+    if not predicts(index):
+        made = bench.peer("make", folder / "keys.json", folder / "theirs", folder / "tokens.json")
+    losses = bench.train(folder / "theirs" if made["loss"] else None, folder / "spec.json", 2, "first")
     bench.call([bench.programs / "penstock", "export", "--checkpoint", folder / "first-checkpoints", "--step", 1, "--dtype",
                 "fp32", "--shard-size", "100KB", "-o", folder / "ours", "--logits", folder / "logits.safetensors"])
     checked = bench.peer("check", folder / "ours", folder / "logits.safetensors", folder / "tokens.json")
-    if checked["missing"] or checked["unexpected"]:
+    ahead = f"model.layers.{keys['num_hidden_layers']}." if predicts(index) else "none"
+    if checked["missing"] or any(not name.startswith(ahead) for name in checked["unexpected"]):
         raise RuntimeError(f"transformers misses {checked['missing']} and does not know {checked['unexpected']}")
     again = bench.train(folder / "ours", folder / "spec.json", 1, "again")
     words = bench.peer("tokenizer", folder / "ours", folder / "texts.json")
     if words["ids"] != [list(t.encode("utf-8")) for t in TEXTS] or words["texts"] != TEXTS or words["end"] != 256:
         raise RuntimeError(f"the exported tokenizer gives {words}")
+    (folder / "plain.json").write_text(json.dumps(job_spec(keys, index=index % 3 % 2, folder=folder)), encoding="utf-8")
     fp8 = bench.peer("make", folder / "keys.json", folder / "fp8", folder / "tokens.json", "--fp8")
-    fp8_loss = bench.train(folder / "fp8", folder / "spec.json", 1, "fp8")[0]
+    fp8_loss = bench.train(folder / "fp8", folder / "plain.json", 1, "fp8")[0]
     return {"model": f"{keys['num_hidden_layers']}x{keys['hidden_size']}, {keys['n_routed_experts']} experts, queries "
-                     f"{'compressed' if keys['q_lora_rank'] else 'plain'}", "ranks": ranks,
-            "import_loss_diff": abs(losses[0] - made["loss"]), "logit_diff": checked["logit_difference"],
+                     f"{'compressed' if keys['q_lora_rank'] else 'plain'}{', predicts ahead' if predicts(index) else ''}", "ranks": ranks,
+            "import_loss_diff": abs(losses[0] - made["loss"]) if made["loss"] else "", "logit_diff": checked["logit_difference"],
             "largest_logit": checked["largest_logit"], "loss_diff": abs(losses[1] - checked["loss"]),
             "reimport_loss_diff": abs(again[0] - losses[1]), "fp8_import_loss_diff": abs(fp8_loss - fp8["loss"])}
 
@@ -133,7 +145,7 @@ def run(options):
             rows.append(measure(Bench(options, pathlib.Path(folder)), random_keys(rng, index), index, rng))
 
     def bar(what, column, limit):
-        return {"what": what, "unit": "", "bar": limit, "at_least": False, "value": max(row[column] for row in rows)}
+        return {"what": what, "unit": "", "bar": limit, "at_least": False, "value": max(row[column] for row in rows if row[column] != "")}
     return {"rows": rows, "bars": [
         bar("logits of an export, transformers to ours, largest difference", "logit_diff", 1e-4),
         bar("loss of the first step after an import, to transformers", "import_loss_diff", 1e-5),

@@ -161,6 +161,43 @@ TEST_F(HfTest, ARunInTheSameLayoutStartsFromTheSameBits) {
   EXPECT_EQ(lines(run).front()["held_out_loss"], held_out_loss_);
 }
 
+TEST_F(HfTest, MultiTokenPredictionTravelsUnderItsLayer) {
+  std::string spec = tiny_job_yaml(folder_.path(), {.steps = 2, .checkpoint_interval = 2});
+  spec.replace(spec.find("  n_group: 2"), 0, "  num_nextn_predict_layers: 1\n");
+  spec.replace(spec.find("optimizer: {"), 12, "optimizer: {ema_decay: 0.5, ema_evaluation: true, ");
+  std::ofstream(path("job.yaml")) << spec;
+  const ProgramRun trained = train(path("job.yaml"), 2, "predicting");
+  ASSERT_EQ(trained.exit_code, 0) << trained.err;
+  const ProgramRun run =
+      penstock({"export", "--checkpoint", (trained_->path() / "predicting").string(), "--dtype",
+                "fp32", "-o", path("model")});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(Json::parse(text_of(path("model/config.json")))["num_nextn_predict_layers"], 1);
+  const HfFolder folder = HfFolder::open(path("model")).value();
+  for (const char* name :
+       {"eh_proj.weight", "enorm.weight", "hnorm.weight", "shared_head.norm.weight",
+        "shared_head.head.weight", "embed_tokens.weight", "mlp.experts.7.down_proj.weight",
+        "mlp.gate.e_score_correction_bias", "self_attn.kv_b_proj.weight"}) {
+    EXPECT_TRUE(folder.weights().contains(std::string("model.layers.4.") + name)) << name;
+  }
+  ASSERT_EQ(penstock({"import", path("model"), "--like", path("job.yaml"), "-o", path("job.json")})
+                .exit_code,
+            0);
+  // Evaluated with the average of the weights, which begins as the folder's.
+  const ProgramRun again = train(path("job.json"), 1);
+  ASSERT_EQ(again.exit_code, 0) << again.err;
+  spec.replace(spec.find("ema_evaluation: true"), 20, "ema_evaluation: false");
+  std::ofstream(path("job.yaml")) << spec;
+  ASSERT_EQ(
+      penstock({"import", path("model"), "--like", path("job.yaml"), "-o", path("plain.json")})
+          .exit_code,
+      0);
+  const ProgramRun plain = train(path("plain.json"), 1);
+  EXPECT_EQ(lines(again).front()["held_out_loss"], lines(plain).front()["held_out_loss"]);
+  EXPECT_EQ(penstock({"import", path("model")}).err.find("ignored tensor model.layers.4.eh_proj"),
+            std::string::npos);
+}
+
 TEST_F(HfTest, AJobOnAClusterStartsFromAFolderAndIsExportedByItsName) {
   const std::string folder = exported();
   const Path like = trained_->path() / "job.yaml";
