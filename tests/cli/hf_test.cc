@@ -3,12 +3,12 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/file.h>
-#include <sys/mount.h>
 
 #include <fstream>
 
 #include "checkpoint/hf_folder.h"
 #include "tests/support/cluster.h"
+#include "tests/support/small_disk.h"
 
 namespace penstock {
 namespace {
@@ -286,15 +286,11 @@ TEST_F(HfTest, WhatAKilledExportLeftIsReplacedAndARunningOneIsNot) {
 }
 
 TEST_F(HfTest, AFullDiskLeavesNothingBehind) {
-  std::filesystem::create_directory(path("disk"));
-  if (::mount("tmpfs", path("disk").c_str(), "tmpfs", 0, "size=64k") != 0) {
-    GTEST_SKIP() << "this process may not mount a small disk";
-  }
+  const SmallDisk disk(path("disk"), 64 << 10);
   const ProgramRun run = export_to(path("disk/model"));
   EXPECT_EQ(run.exit_code, 1) << run.err;
   EXPECT_NE(run.err.find("bytes are free, the weights take"), std::string::npos) << run.err;
   EXPECT_TRUE(std::filesystem::is_empty(path("disk")));
-  ::umount2(path("disk").c_str(), MNT_DETACH);
 }
 
 TEST_F(HfTest, ADamagedCheckpointIsNotExported) {
