@@ -25,6 +25,9 @@ function(penstock_test NAME)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
+  if(PENSTOCK_SANITIZE)  # everything takes several times as long
+    math(EXPR ARG_TIMEOUT "4 * ${ARG_TIMEOUT}")
+  endif()
   add_executable(${NAME} ${ARG_SOURCES})
   target_link_libraries(${NAME} PRIVATE penstock_options ${ARG_DEPS} GTest::gtest GTest::gtest_main)
   # The list of tests is read when ctest runs, so that a build never executes anything.

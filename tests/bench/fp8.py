@@ -21,6 +21,7 @@ BAR_PERCENT = 0.25
 def add_arguments(parser):
     parser.add_argument("--spec", default=str(ROOT / "docs/examples/quickstart.yaml"))
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--lr", type=float, help="peak learning rate (default: the spec's)")
     parser.add_argument("--seeds", type=int, default=3, help="pairs of runs")
     parser.add_argument("--precision", default="fp8", help="fp8, or fp8_hopper: with the short accumulator, slow")
     parser.add_argument("--tail", type=int, default=50, help="last steps whose training loss is averaged")
@@ -47,6 +48,8 @@ def train(options, spec, directory, seed, precision, steps):
     spec = copy.deepcopy(spec)
     spec["training"].update(seed=seed, precision=precision, steps=steps, evaluation_interval=0, evaluation_batches=32)
     spec["schedule"]["warmup_steps"] = min(spec["schedule"]["warmup_steps"], steps)
+    if options.lr:
+        spec["optimizer"]["lr"] = options.lr
     path = pathlib.Path(directory) / f"{precision}-{seed}.json"
     path.write_text(json.dumps(spec), encoding="utf-8")
     done = subprocess.run([str(pathlib.Path(options.build) / "bin/penstock-standalone"), "--spec", str(path),

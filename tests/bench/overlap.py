@@ -19,7 +19,7 @@ import timed
 
 DESCRIPTION = "share of dispatch and combine hidden behind compute, on a shaped network"
 PIPELINE = 2
-# Milliseconds per MoE layer, deepseek.md §1.8.
+# Milliseconds per MoE layer in DeepSeek-V3's published profile.
 COSTS_MS = {"attn(F)": 4.6, "mlp(F)": 4.6, "mlp(B)": 5.4, "attn(B)": 9.5, "mlp(W)": 5.1, "attn(W)": 2.4}
 RUNS = ("compute", "communication", "both")
 FP32_BYTES = 4
@@ -28,10 +28,16 @@ FP32_BYTES = 4
 def add_arguments(parser):
     parser.add_argument("--transfer-share", type=float, default=0.75,
                         help="transfer time of a layer's four exchanges over the compute of its pair")
+    parser.add_argument("--scale", type=float, default=4.0,
+                        help="times the profile's durations: many ranks share few cores, each hand-over costs some 0.3 ms")
     parser.add_argument("--delay-us", type=float, default=200.0, help="one way")
     parser.add_argument("--expert", type=int, default=4, help=f"ranks of an expert group; the pipeline has {PIPELINE}")
     parser.add_argument("--tokens", type=int, default=32, help="per micro-batch and rank")
     parser.add_argument("--hidden", type=int, default=256)
+
+
+def costs_ms(options):
+    return {name: options.scale * milliseconds for name, milliseconds in COSTS_MS.items()}
 
 
 def payload_bytes(options):
@@ -48,7 +54,7 @@ def step_means(options, schedule, what, layers, microbatches, steps, rate):
                  options.expert, "--steps", steps, "--rate", rate, "--delay-us", options.delay_us]
     if what == "compute":
         arguments.append("--no-tokens")
-    ranks = timed.run_timed(options.build, arguments, {} if what == "communication" else COSTS_MS)
+    ranks = timed.run_timed(options.build, arguments, {} if what == "communication" else costs_ms(options))
     return [statistics.median(statistics.mean(rank[step][key] for rank in ranks) for step in range(1, steps))
             for key in ("passes_seconds", "expert_wait_seconds")]
 
@@ -64,7 +70,7 @@ def steady_state(options, schedule, what, layers, rate):
 def rows_of(options, schedule, layers, rate):
     measured = {what: steady_state(options, schedule, what, layers, rate) for what in RUNS}
     (compute, _), (communication, bare), (both, exposed) = (measured[what] for what in RUNS)
-    wanted = layers * sum(COSTS_MS.values())
+    wanted = layers * sum(costs_ms(options).values())
     if abs(compute - wanted) > 0.05 * wanted or min(communication, bare, both) <= 0:
         raise RuntimeError(f"{schedule}: {wanted:.1f} ms of timed compute alone took {compute:.1f} ms; this machine is too "
                            "busy with other things to measure overlap")
@@ -77,7 +83,7 @@ def rows_of(options, schedule, layers, rate):
 
 def run(options):
     layers = 2 if options.quick else 4
-    rate = payload_bytes(options) / (options.transfer_share * 1e-3 * sum(COSTS_MS.values()))
+    rate = payload_bytes(options) / (options.transfer_share * 1e-3 * sum(costs_ms(options).values()))
     overlapped = rows_of(options, "dualpipe", layers, rate)
     serial = rows_of(options, "1f1b", layers, rate)
     compute, communication, both = overlapped
