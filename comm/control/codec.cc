@@ -8,7 +8,8 @@
 namespace penstock {
 namespace {
 
-// ControlMessage > StartRank > Program > list > Instruction is the deepest; more is an attack.
+// ControlMessage > StartRank > Program > list > ResizedTraining > list > Instruction is the
+// deepest; more is an attack.
 constexpr int kNestingMax = 8;
 
 template <typename Message, typename Reader>

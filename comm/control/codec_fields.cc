@@ -190,6 +190,12 @@ void put(wire::StartRank::Builder builder, const StartRank& message) {
   put_instructions(program.initTraining(message.program.training.size()), message.program.training);
   put_instructions(program.initEvaluation(message.program.evaluation.size()),
                    message.program.evaluation);
+  const std::vector<ResizedTraining>& resized = message.program.resized;
+  capnp::List<wire::ResizedTraining>::Builder list = program.initResized(resized.size());
+  for (size_t i = 0; i < resized.size(); ++i) {
+    list[i].setMicrobatches(resized[i].microbatches);
+    put_instructions(list[i].initTraining(resized[i].training.size()), resized[i].training);
+  }
   builder.setCheckpointDir(text(message.checkpoint_dir));
   builder.setRestoreManifest(text(message.restore_manifest));
   builder.setRestoreStep(message.restore_step);
@@ -203,6 +209,10 @@ void take(wire::StartRank::Reader reader, StartRank& message) {
   message.program.pipeline_index = program.getPipelineIndex();
   message.program.training = take_instructions(program.getTraining());
   message.program.evaluation = take_instructions(program.getEvaluation());
+  for (const wire::ResizedTraining::Reader resized : program.getResized()) {
+    message.program.resized.push_back(
+        {resized.getMicrobatches(), take_instructions(resized.getTraining())});
+  }
   message.checkpoint_dir = take_text(reader.getCheckpointDir());
   message.restore_manifest = take_text(reader.getRestoreManifest());
   message.restore_step = reader.getRestoreStep();

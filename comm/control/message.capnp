@@ -101,6 +101,13 @@ struct Program {
   pipelineIndex @0 :Int32;              # >= 0
   training      @1 :List(Instruction);  # at most 1 Mi
   evaluation    @2 :List(Instruction);  # at most 1 Mi
+  resized       @3 :List(ResizedTraining);  # at most 64
+}
+
+struct ResizedTraining {
+  # The training step of another number of micro-batches.
+  microbatches @0 :Int32;              # >= 1; ascending in the list
+  training     @1 :List(Instruction);  # at most 1 Mi
 }
 
 struct Instruction {

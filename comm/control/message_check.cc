@@ -94,6 +94,21 @@ Status check_instructions(std::string_view field, const std::vector<Instruction>
   return {};
 }
 
+Status check_program(const Program& program) {
+  constexpr size_t kSizesMax = 64;
+  PENSTOCK_TRY(check_that(program.pipeline_index >= 0, "pipeline_index", "is negative"));
+  PENSTOCK_TRY(check_instructions("training", program.training));
+  PENSTOCK_TRY(check_instructions("evaluation", program.evaluation));
+  PENSTOCK_TRY(check_that(program.resized.size() <= kSizesMax, "resized", "has too many entries"));
+  int32_t previous = 0;
+  for (const ResizedTraining& resized : program.resized) {
+    PENSTOCK_TRY(check_that(resized.microbatches > previous, "resized", "does not ascend from 1"));
+    PENSTOCK_TRY(check_instructions("resized", resized.training));
+    previous = resized.microbatches;
+  }
+  return {};
+}
+
 Status check_slice(const SavedSlice& slice) {
   PENSTOCK_TRY(check_name("slice name", slice.name));
   PENSTOCK_TRY(check_name("slice dtype", slice.dtype));
@@ -144,9 +159,7 @@ Status check(const StartRank& message) {
   PENSTOCK_TRY(check_that(message.device >= 0, "device", "is negative"));
   PENSTOCK_TRY(check_that(!message.spec_json.empty(), "spec_json", "is empty"));
   PENSTOCK_TRY(check_text("spec_json", message.spec_json, kTextBytesMax));
-  PENSTOCK_TRY(check_that(message.program.pipeline_index >= 0, "pipeline_index", "is negative"));
-  PENSTOCK_TRY(check_instructions("training", message.program.training));
-  PENSTOCK_TRY(check_instructions("evaluation", message.program.evaluation));
+  PENSTOCK_TRY(check_program(message.program));
   PENSTOCK_TRY(check_absolute_path("checkpoint_dir", message.checkpoint_dir));
   if (message.restore_manifest.empty()) {
     PENSTOCK_TRY(

@@ -170,6 +170,7 @@ void read_parallelism(MappingReader reader, SpecProblems& problems, ParallelismS
     }
   }
   reader.integer("microbatches", 1, kCountMax, parallelism.microbatches, Need::kRequired);
+  read_levels(reader, "microbatch_ramp", problems, kCountMax, parallelism.microbatch_levels);
   reader.integer("micro_batch_size", 1, kCountMax, parallelism.micro_batch_size);
   reader.finish();
 }

@@ -54,7 +54,13 @@ struct ParallelismSpec {
   Schedule schedule = Schedule::kDualPipe;
   int64_t microbatches = 1;
   int64_t micro_batch_size = 1;
+  // Micro-batches from given steps on: a batch-size ramp.
+  std::vector<StepLevel<int64_t>> microbatch_levels = {};
   int64_t world_size() const { return pipeline * expert * data; }
+  // The same with other micro-batches and no ramp: the layout of the steps that have so many.
+  ParallelismSpec with_microbatches(int64_t count) const {
+    return {pipeline, expert, data, schedule, count, micro_batch_size, {}};
+  }
   bool operator==(const ParallelismSpec&) const = default;
 };
 
@@ -126,11 +132,25 @@ struct JobSpec {
   RecoverySpec recovery;
   bool operator==(const JobSpec&) const = default;
 
+  // Of the first step, and of every batch of an evaluation.
   int64_t sequences_per_step() const {
     return parallelism.microbatches * parallelism.micro_batch_size * parallelism.expert *
            parallelism.data;
   }
   int64_t tokens_per_step() const { return sequences_per_step() * data.seq_length; }
+  // Of one micro-batch of every replica.
+  int64_t tokens_per_microbatch() const { return tokens_per_step() / parallelism.microbatches; }
+  int64_t microbatches_at(int64_t step) const {
+    return value_at(parallelism.microbatch_levels, parallelism.microbatches, step);
+  }
+  int64_t tokens_at(int64_t step) const { return tokens_per_microbatch() * microbatches_at(step); }
+  // Of steps 1 to `step`.
+  int64_t microbatches_through(int64_t step) const {
+    return total_before(parallelism.microbatch_levels, parallelism.microbatches, step + 1);
+  }
+  int64_t tokens_through(int64_t step) const {
+    return tokens_per_microbatch() * microbatches_through(step);
+  }
 };
 
 // Parses and checks a job spec. `origin` names the source in errors ("quickstart.yaml"). The first

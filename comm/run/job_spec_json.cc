@@ -59,12 +59,22 @@ Json sources_json(const std::vector<DataSource>& sources) {
   return list;
 }
 
+template <typename T>
+Json levels_json(const std::vector<StepLevel<T>>& levels) {
+  Json list = Json::array();
+  for (const StepLevel<T>& level : levels) {
+    list.push_back({{"from_step", level.from_step}, {"value", level.value}});
+  }
+  return list;
+}
+
 Json parallelism_json(const ParallelismSpec& p) {
   return {{"pipeline", p.pipeline},
           {"expert", p.expert},
           {"data", p.data},
           {"schedule", to_string(p.schedule)},
           {"microbatches", p.microbatches},
+          {"microbatch_ramp", levels_json(p.microbatch_levels)},
           {"micro_batch_size", p.micro_batch_size}};
 }
 
@@ -89,15 +99,6 @@ Json optimizer_json(const OptimizerSpec& o) {
           {"moments", o.moments == MomentType::kBf16 ? "bf16" : "fp32"},
           {"ema_decay", o.ema_decay},
           {"ema_evaluation", o.ema_evaluation}};
-}
-
-template <typename T>
-Json levels_json(const std::vector<StepLevel<T>>& levels) {
-  Json list = Json::array();
-  for (const StepLevel<T>& level : levels) {
-    list.push_back({{"from_step", level.from_step}, {"value", level.value}});
-  }
-  return list;
 }
 
 Json schedule_json(const OptimizerSpec& o) {

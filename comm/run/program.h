@@ -51,11 +51,19 @@ struct Instruction {
   bool operator==(const Instruction&) const = default;
 };
 
+// The training step of another number of micro-batches: a batch-size ramp has several.
+struct ResizedTraining {
+  int32_t microbatches = 0;  // per replica and step, as ParallelismSpec::microbatches
+  std::vector<Instruction> training;
+  bool operator==(const ResizedTraining&) const = default;
+};
+
 struct Program {
   int32_t pipeline_index = 0;
   std::vector<Instruction> training;  // one training step
   std::vector<Instruction>
       evaluation;  // the same micro-batches, forward only, reductions of the loss at the end
+  std::vector<ResizedTraining> resized = {};  // ascending; evaluations are never resized
   bool operator==(const Program&) const = default;
 };
 

@@ -63,9 +63,17 @@ void read_no_decay(MappingReader& reader, SpecProblems& problems, OptimizerSpec&
   }
 }
 
+void read_value(MappingReader& level, double max, double& value) {
+  level.real("value", 0.0, max, false, value, Need::kRequired);
+}
+void read_value(MappingReader& level, int64_t max, int64_t& value) {
+  level.integer("value", 1, max, value, Need::kRequired);
+}
+
 // A list of {from_step, value}, the steps ascending.
-void read_levels(MappingReader& reader, const std::string& key, SpecProblems& problems, double max,
-                 std::vector<StepLevel<double>>& levels) {
+template <typename T>
+void read_list(MappingReader& reader, const std::string& key, SpecProblems& problems, T max,
+               std::vector<StepLevel<T>>& levels) {
   const YamlNode* list = reader.value(key);
   if (list == nullptr) return;
   const std::string path = reader.path() + "." + key;
@@ -77,10 +85,10 @@ void read_levels(MappingReader& reader, const std::string& key, SpecProblems& pr
   }
   for (size_t i = 0; i < list->items.size(); ++i) {
     const YamlNode& item = list->items[i];
-    StepLevel<double> level;
+    StepLevel<T> level;
     MappingReader entry(problems, &item, item, fmt::format("{}[{}]", path, i), Need::kRequired);
     entry.integer("from_step", 1, kStepsMax, level.from_step, Need::kRequired);
-    entry.real("value", 0.0, max, false, level.value, Need::kRequired);
+    read_value(entry, max, level.value);
     entry.finish();
     if (!levels.empty() && level.from_step <= levels.back().from_step) {
       problems.wrong(item, fmt::format("{}[{}].from_step {} must be above the {} before it", path,
@@ -90,7 +98,17 @@ void read_levels(MappingReader& reader, const std::string& key, SpecProblems& pr
   }
 }
 
+void read_levels(MappingReader& reader, const std::string& key, SpecProblems& problems, double max,
+                 std::vector<StepLevel<double>>& levels) {
+  read_list(reader, key, problems, max, levels);
+}
+
 }  // namespace
+
+void read_levels(MappingReader& reader, const std::string& key, SpecProblems& problems, int64_t max,
+                 std::vector<StepLevel<int64_t>>& levels) {
+  read_list(reader, key, problems, max, levels);
+}
 
 void read_optimizer(MappingReader reader, SpecProblems& problems, OptimizerSpec& optimizer) {
   constexpr double kNormMax = 1e9;

@@ -1,4 +1,4 @@
-// The training recipe in a job spec: optimizer and what changes over the steps. Called by
+// The training recipe in a job spec: optimizer, and what changes over the steps. Called by
 // parse_job_spec() alone.
 #pragma once
 
@@ -10,6 +10,9 @@
 
 namespace penstock {
 
+// The levels of `key`, integers.
+void read_levels(MappingReader& reader, const std::string& key, SpecProblems& problems, int64_t max,
+                 std::vector<StepLevel<int64_t>>& levels);
 void read_optimizer(MappingReader reader, SpecProblems& problems, OptimizerSpec& optimizer);
 void read_schedule(MappingReader reader, SpecProblems& problems, OptimizerSpec& optimizer);
 

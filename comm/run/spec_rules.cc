@@ -2,6 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <numeric>
+#include <set>
+
 #include "comm/run/layout.h"
 #include "comm/run/recipe_spec.h"
 
@@ -54,6 +58,25 @@ void check_model_rules(const JobSpec& spec, SpecProblems& problems) {
 
 namespace {
 
+void check_microbatches(const ParallelismSpec& p, const std::string& path, int64_t count,
+                        SpecProblems& problems) {
+  const bool both_ways = p.schedule == Schedule::kDualPipe && p.pipeline > 1;
+  problems.rule(
+      path, !both_ways || count % 2 == 0,
+      fmt::format("{} must be even with schedule dualpipe, not {}: half enter at each end", path,
+                  count));
+  const int64_t per_rank = direction_count(p);
+  problems.rule(path, count >= per_rank * p.pipeline,
+                fmt::format("{} must be at least {}parallelism.pipeline = {} with schedule {}, not "
+                            "{}",
+                            path, per_rank == 2 ? "2 x " : "", per_rank * p.pipeline,
+                            to_string(p.schedule), count));
+  problems.rule(
+      path, p.pipeline * count <= kPlannedMicrobatchesMax,
+      fmt::format("parallelism.pipeline x {} is {}, more than {}; use larger micro-batches", path,
+                  p.pipeline * count, kPlannedMicrobatchesMax));
+}
+
 void check_pipeline(const JobSpec& spec, SpecProblems& problems) {
   const ParallelismSpec& p = spec.parallelism;
   const bool both_ways = p.schedule == Schedule::kDualPipe && p.pipeline > 1;
@@ -68,23 +91,20 @@ void check_pipeline(const JobSpec& spec, SpecProblems& problems) {
       fmt::format("parallelism.pipeline must be even with schedule dualpipe, not {}: rank p "
                   "holds stages p and P-1-p",
                   p.pipeline));
+  check_microbatches(p, "parallelism.microbatches", p.microbatches, problems);
+  std::set<int64_t> sizes = {p.microbatches};  // each has a program
+  for (size_t i = 0; i < p.microbatch_levels.size(); ++i) {
+    check_microbatches(p, fmt::format("parallelism.microbatch_ramp[{}].value", i),
+                       p.microbatch_levels[i].value, problems);
+    sizes.insert(p.microbatch_levels[i].value);
+  }
+  const int64_t planned = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
   problems.rule(
-      "parallelism.microbatches", !both_ways || p.microbatches % 2 == 0,
-      fmt::format("parallelism.microbatches must be even with schedule dualpipe, not {}: half "
-                  "enter at each end",
-                  p.microbatches));
-  const int64_t per_rank = direction_count(p);
-  problems.rule(
-      "parallelism.microbatches", p.microbatches >= per_rank * p.pipeline,
-      fmt::format("parallelism.microbatches must be at least {}parallelism.pipeline = {} with "
-                  "schedule {}, not {}",
-                  per_rank == 2 ? "2 x " : "", per_rank * p.pipeline, to_string(p.schedule),
-                  p.microbatches));
-  problems.rule(
-      "parallelism.microbatches", p.pipeline * p.microbatches <= kPlannedMicrobatchesMax,
-      fmt::format("parallelism.pipeline x parallelism.microbatches is {}, more than {}; use larger "
-                  "micro-batches",
-                  p.pipeline * p.microbatches, kPlannedMicrobatchesMax));
+      "parallelism.microbatch_ramp",
+      p.microbatch_levels.empty() || p.pipeline * planned <= kPlannedMicrobatchesMax,
+      fmt::format("parallelism.pipeline x all sizes of parallelism.microbatch_ramp is {}, "
+                  "more than {}; use fewer levels",
+                  p.pipeline * planned, kPlannedMicrobatchesMax));
 }
 
 void check_size(const JobSpec& spec, SpecProblems& problems) {
@@ -100,8 +120,10 @@ void check_size(const JobSpec& spec, SpecProblems& problems) {
   problems.rule(
       "parallelism", ranks_fit,
       fmt::format("parallelism: pipeline x expert x data is more than {} ranks", kRanksMaxInJob));
-  const bool tokens_fit = ranks_fit && p.microbatches * p.micro_batch_size <= kTokensPerStepMax &&
-                          static_cast<double>(p.microbatches * p.micro_batch_size) *
+  int64_t most = p.microbatches;  // of any step
+  for (const StepLevel<int64_t>& level : p.microbatch_levels) most = std::max(most, level.value);
+  const bool tokens_fit = ranks_fit && most * p.micro_batch_size <= kTokensPerStepMax &&
+                          static_cast<double>(most * p.micro_batch_size) *
                                   static_cast<double>(p.expert) * static_cast<double>(p.data) *
                                   static_cast<double>(spec.data.seq_length) <=
                               static_cast<double>(kTokensPerStepMax);

@@ -25,4 +25,18 @@ T value_at(const std::vector<StepLevel<T>>& levels, T initial, int64_t step) {
   return initial;
 }
 
+// Σ of the values of steps 1 to `step` - 1.
+template <typename T>
+T total_before(const std::vector<StepLevel<T>>& levels, T initial, int64_t step) {
+  T total = {};
+  int64_t from = 1;
+  for (const StepLevel<T>& level : levels) {
+    if (level.from_step >= step) break;
+    total += initial * (level.from_step - from);
+    from = level.from_step;
+    initial = level.value;
+  }
+  return total + initial * (step - from);
+}
+
 }  // namespace penstock

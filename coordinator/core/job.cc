@@ -23,9 +23,14 @@ std::optional<double> Job::tokens_per_second() const {
 std::optional<double> Job::eta_seconds() const {
   if (recent_steps.empty() || record.state != JobState::kRunning) return std::nullopt;
   double seconds = 0.0;
-  for (const StepRecord& step : recent_steps) seconds += step.step_seconds;
-  const auto steps_left = static_cast<double>(record.target_steps - recent_steps.back().step);
-  return steps_left * seconds / static_cast<double>(recent_steps.size());
+  int64_t microbatches = 0;  // what time goes with when a ramp changes the size of the steps
+  for (const StepRecord& step : recent_steps) {
+    seconds += step.step_seconds;
+    microbatches += spec.microbatches_at(step.step);
+  }
+  const int64_t left = spec.microbatches_through(record.target_steps) -
+                       spec.microbatches_through(recent_steps.back().step);
+  return static_cast<double>(left) * seconds / static_cast<double>(microbatches);
 }
 
 }  // namespace penstock

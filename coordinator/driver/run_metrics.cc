@@ -88,6 +88,10 @@ Gauge run_gauge(MetricRegistry& registry, const char* name, const char* help,
                 const std::string& run) {
   return registry.gauge(name, help, {{"run", run}});
 }
+Gauge batch_tokens(MetricRegistry& registry, const std::string& run) {
+  return run_gauge(registry, "penstock_run_global_batch_tokens",
+                   "Tokens of the newest step; before the first, of that one.", run);
+}
 Gauge loss(MetricRegistry& registry, const std::string& run, const char* kind) {
   return registry.gauge("penstock_run_loss", "Newest mean cross-entropy, nats per token.",
                         {{"run", run}, {"kind", kind}});
@@ -123,12 +127,11 @@ void RunMetrics::create(const Job& job) {
   const std::string run = run_label(record.id);
   created_.insert(record.id);
   registry_
-      .gauge(
-          "penstock_run_info", "1, labelled with what the run is.",
-          {{"run", run},
-           {"name", record.name},
-           {"schedule", std::string(to_string(job.spec.parallelism.schedule))},
-           {"spec_digest", to_hex(spec_digest(job.spec))}})
+      .gauge("penstock_run_info", "1, labelled with what the run is.",
+             {{"run", run},
+              {"name", record.name},
+              {"schedule", std::string(to_string(job.spec.parallelism.schedule))},
+              {"spec_digest", to_hex(spec_digest(job.spec))}})
       .set(1);
   steps(registry_, run);
   replayed_steps(registry_, run);
@@ -141,8 +144,8 @@ void RunMetrics::create(const Job& job) {
   save_duration(registry_, run);
   run_gauge(registry_, "penstock_run_target_steps", "Steps the run is to train.", run)
       .set(static_cast<double>(record.target_steps));
-  run_gauge(registry_, "penstock_run_global_batch_tokens", "Tokens of one step.", run)
-      .set(static_cast<double>(job.spec.tokens_per_step()));
+  batch_tokens(registry_, run)
+      .set(static_cast<double>(job.spec.tokens_at(record.last_step ? record.last_step->step : 1)));
   run_gauge(registry_, "penstock_run_step", "Newest finished step.", run)
       .set(static_cast<double>(record.last_step ? record.last_step->step : 0));
   run_gauge(registry_, "penstock_checkpoint_last_success_step", "Step of the newest checkpoint.",
@@ -238,6 +241,7 @@ void RunMetrics::observe_step(const StepRecord& step) {
   step_duration(registry_, run).observe(step.step_seconds);
   run_gauge(registry_, "penstock_run_step", "Newest finished step.", run)
       .set(static_cast<double>(step.step));
+  batch_tokens(registry_, run).set(static_cast<double>(step.tokens));
   loss(registry_, run, "train").set(step.loss);
   run_gauge(registry_, "penstock_run_grad_norm", "Global gradient norm before clipping.", run)
       .set(step.grad_norm);

@@ -109,7 +109,7 @@ json job_body(const Coordinator& core, const Job& job) {
           {"first_step", record.restore_step + 1},
           {"highest_step", record.highest_step},
           {"loss", record.last_step ? number(record.last_step->loss) : json()},
-          {"tokens", record.highest_step * job.spec.tokens_per_step()},
+          {"tokens", job.spec.tokens_through(record.highest_step)},
           {"tokens_per_second", number(job.tokens_per_second())},
           {"eta_seconds", number(job.eta_seconds())},
           {"world_size", job.world_size()},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 #include <string>
 
 #include "comm/base/check.h"
@@ -235,6 +236,26 @@ std::vector<Instruction> training_of(const ParallelismSpec& parallelism, int32_t
   return one_forward_one_backward(std::move(build), P, C, rank);
 }
 
+// Every number of micro-batches that a ramp brings besides the first, ascending.
+std::set<int64_t> other_sizes(const ParallelismSpec& parallelism) {
+  std::set<int64_t> sizes;
+  for (const StepLevel<int64_t>& level : parallelism.microbatch_levels) sizes.insert(level.value);
+  sizes.erase(parallelism.microbatches);
+  return sizes;
+}
+
+// check_programs() of the steps with `microbatches`.
+Status check_resized(const ParallelismSpec& parallelism, const std::vector<Program>& programs,
+                     size_t index) {
+  std::vector<Program> steps;
+  for (const Program& program : programs) {
+    const std::vector<Instruction>& training = program.resized[index].training;
+    steps.push_back({program.pipeline_index, training, evaluation_of(training)});
+  }
+  return check_programs(parallelism.with_microbatches(programs[0].resized[index].microbatches),
+                        steps);
+}
+
 }  // namespace
 
 Result<Program> make_program(const ParallelismSpec& parallelism, int64_t pipeline_index) {
@@ -247,6 +268,12 @@ Result<Program> make_program(const ParallelismSpec& parallelism, int64_t pipelin
   program.pipeline_index = static_cast<int32_t>(pipeline_index);
   program.training = training_of(parallelism, program.pipeline_index);
   program.evaluation = evaluation_of(program.training);
+  for (const int64_t microbatches : other_sizes(parallelism)) {
+    const ParallelismSpec resized = parallelism.with_microbatches(microbatches);
+    PENSTOCK_TRY(check_layout(resized));
+    program.resized.push_back(
+        {static_cast<int32_t>(microbatches), training_of(resized, program.pipeline_index)});
+  }
   return program;
 }
 
@@ -258,6 +285,9 @@ Result<std::vector<Program>> make_programs(const ParallelismSpec& parallelism) {
   }
   if (programs.empty()) return invalid_argument("pipeline must be positive");
   PENSTOCK_TRY(check_programs(parallelism, programs));
+  for (size_t i = 0; i < programs[0].resized.size(); ++i) {
+    PENSTOCK_TRY(check_resized(parallelism, programs, i));
+  }
   return programs;
 }
 

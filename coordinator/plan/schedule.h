@@ -44,9 +44,11 @@ namespace penstock {
 // The program of pipeline rank `pipeline_index`. kInvalidArgument when the layout breaks a rule of
 // its schedule: 1f1b and zb1p need C >= P, dualpipev C >= 2P, dualpipe both of P and C even and
 // C >= 2P; dualpipe on one rank is 1f1b.
+// With a batch-size ramp: those of every size, see Program::resized.
 Result<Program> make_program(const ParallelismSpec& parallelism, int64_t pipeline_index);
 
 // Programs of all pipeline ranks, in order, checked with check_programs().
+// The training steps of a batch-size ramp are checked like the first one.
 Result<std::vector<Program>> make_programs(const ParallelismSpec& parallelism);
 
 // Proves that `programs` (one per pipeline rank, in order) train and evaluate every micro-batch

@@ -23,6 +23,7 @@ namespace {
 struct ProgramFlags {
   std::string spec;
   int rank = -1;
+  int64_t step = 1;
   bool evaluation = false;
   double forward = 1.0;
   double backward = 2.0;
@@ -34,11 +35,14 @@ struct ProgramFlags {
 // A job's programs, and what became of them in virtual time.
 struct Plan {
   JobSpec spec;
-  std::vector<Program> programs;  // by pipeline index
+  ParallelismSpec step_layout;    // of the step that is shown: a batch-size ramp has several
+  std::vector<Program> programs;  // by pipeline index; `training` is that step's
   OperationCosts costs;
   Timeline training;
   Timeline evaluation;
-  const ParallelismSpec& layout() const { return spec.parallelism; }
+  const ParallelismSpec& layout(ProgramKind kind = ProgramKind::kTraining) const {
+    return kind == ProgramKind::kTraining ? step_layout : spec.parallelism;
+  }
   const Timeline& timeline(ProgramKind kind) const {
     return kind == ProgramKind::kTraining ? training : evaluation;
   }
@@ -69,11 +73,19 @@ Result<Plan> make_plan(const ProgramFlags& flags) {
   PENSTOCK_TRY_ASSIGN(plan.costs, costs_of(flags));
   PENSTOCK_TRY_ASSIGN(const std::string text, read_file(flags.spec, kYamlBytesMax));
   PENSTOCK_TRY_ASSIGN(plan.spec, parse_job_spec(text, flags.spec));
-  PENSTOCK_TRY_ASSIGN(plan.programs, make_programs(plan.layout()));
-  PENSTOCK_TRY_ASSIGN(plan.training, run_in_virtual_time(plan.layout(), plan.programs,
-                                                         ProgramKind::kTraining, plan.costs));
-  PENSTOCK_TRY_ASSIGN(plan.evaluation, run_in_virtual_time(plan.layout(), plan.programs,
-                                                           ProgramKind::kEvaluation, plan.costs));
+  PENSTOCK_TRY_ASSIGN(plan.programs, make_programs(plan.spec.parallelism));
+  const int64_t microbatches = plan.spec.microbatches_at(flags.step);
+  plan.step_layout = plan.spec.parallelism.with_microbatches(microbatches);
+  for (Program& program : plan.programs) {
+    for (const ResizedTraining& resized : program.resized) {
+      if (resized.microbatches == microbatches) program.training = resized.training;
+    }
+  }
+  const auto timeline = [&](ProgramKind kind) {
+    return run_in_virtual_time(plan.layout(kind), plan.programs, kind, plan.costs);
+  };
+  PENSTOCK_TRY_ASSIGN(plan.training, timeline(ProgramKind::kTraining));
+  PENSTOCK_TRY_ASSIGN(plan.evaluation, timeline(ProgramKind::kEvaluation));
   return plan;
 }
 
@@ -163,7 +175,7 @@ std::string_view formula_text(const ParallelismSpec& layout) {
 }
 
 std::string summary(const Plan& plan, ProgramKind kind) {
-  const ParallelismSpec& layout = plan.layout();
+  const ParallelismSpec& layout = plan.layout(kind);
   const Timeline& timeline = plan.timeline(kind);
   std::string text =
       fmt::format("{}, {} ranks, {} stages, {} micro-batches", to_string(layout.schedule),
@@ -212,7 +224,7 @@ Result<ExitCode> program(Cli& cli, const ProgramFlags& flags) {
     return ExitCode::kOk;
   }
   cli.out.text(summary(plan, kind));
-  cli.out.text(draw_programs(plan.layout(), plan.programs, kind, plan.timeline(kind),
+  cli.out.text(draw_programs(plan.layout(kind), plan.programs, kind, plan.timeline(kind),
                              {.columns = cli.out.columns(), .colour = cli.out.colour()}));
   return ExitCode::kOk;
 }
@@ -229,6 +241,10 @@ void add_program_verb(CLI::App& app, Cli& cli) {
   verb->add_option("spec", flags->spec, "Job spec, YAML or JSON (docs/job-spec.md)")->required();
   verb->add_option("--rank", flags->rank, "List this rank's instructions instead of the picture")
       ->check(CLI::NonNegativeNumber);
+  verb->add_option("--step", flags->step,
+                   "The step to show, where parallelism has a batch-size ramp")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   verb->add_flag("--evaluation", flags->evaluation, "The forward-only program of an evaluation");
   verb->add_option("--forward", flags->forward, "Seconds of a forward")->capture_default_str();
   verb->add_option("--backward", flags->backward, "Seconds of a full backward")

@@ -119,6 +119,7 @@ std::vector<std::string> step_row(const Json& step) {
           fixed("loss", 4),
           fixed("grad_norm", 3),
           std::isfinite(rate) ? fmt::format("{:.2e}", rate) : "-",
+          format_quantity(field_number(step, "tokens")),
           fixed("step_seconds", 4),
           format_quantity(field_number(step, "tokens_per_second")),
           fixed("expert_load_max_ratio", 2),
@@ -191,7 +192,7 @@ Result<ExitCode> metrics(Cli& cli, const RecordFlags& flags) {
       cli, flags,
       {job_path(field_text(job, "id"), "/steps"),
        "StepList",
-       {"STEP", "EPOCH", "LOSS", "GRAD_NORM", "LR", "SECONDS", "TOK/S", "LOAD", "NOTE"},
+       {"STEP", "EPOCH", "LOSS", "GRAD_NORM", "LR", "TOKENS", "SECONDS", "TOK/S", "LOAD", "NOTE"},
        step_row,
        kStepsShown});
 }

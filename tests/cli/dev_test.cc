@@ -86,7 +86,10 @@ TEST_F(DevTest, AWorkerThatDiedIsStartedAgainByDevUp) {
 }
 
 TEST_F(DevTest, AFollowedJobIsShownToItsEndAndCanBeSampled) {
-  const ProgramRun run = penstock({"submit", spec({.name = "followed", .steps = 12}), "--follow"});
+  const ProgramRun run = penstock(
+      {"submit",
+       spec({.name = "followed", .steps = 12, .microbatch_ramp = "[{from_step: 7, value: 6}]"}),
+       "--follow"});
   ASSERT_EQ(run.exit_code, 0) << run.err;
   EXPECT_NE(run.err.find("step 12/12  loss "), std::string::npos) << run.err;
   EXPECT_NE(run.err.find("SUCCEEDED"), std::string::npos) << run.err;
@@ -95,7 +98,14 @@ TEST_F(DevTest, AFollowedJobIsShownToItsEndAndCanBeSampled) {
 
   const Json job = json_of({"describe", "followed"});
   EXPECT_EQ(job["state"], "SUCCEEDED");
-  EXPECT_EQ(json_of({"metrics", "followed"})["items"].size(), 12u);
+  const Json steps = json_of({"metrics", "followed"})["items"];
+  ASSERT_EQ(steps.size(), 12u);
+  EXPECT_EQ(steps[5]["tokens"], 256);  // 4 micro-batches of 2 x 32
+  EXPECT_EQ(steps[6]["tokens"], 384);
+  EXPECT_EQ(job["tokens"], 6 * 256 + 6 * 384);
+  const std::string table = penstock({"metrics", "followed"}).out;
+  EXPECT_NE(table.find("TOKENS"), std::string::npos) << table;
+  EXPECT_NE(table.find(" 384 "), std::string::npos) << table;
   EXPECT_FALSE(json_of({"events", "followed"})["items"].empty());
   EXPECT_FALSE(json_of({"checkpoint", "ls", "followed"})["items"].empty());
   EXPECT_EQ(json_of({"logs", "followed"})["items"].size(), 4u);

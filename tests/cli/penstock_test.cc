@@ -176,6 +176,24 @@ TEST_F(PenstockTest, ProgramInJsonHasEveryInstructionAndItsTime) {
   EXPECT_EQ(one["pipeline_ranks"][0]["pipeline_index"], 0);
 }
 
+TEST_F(PenstockTest, ProgramShowsTheStepsOfARampWhoseEvaluationsKeepTheFirstSize) {
+  const std::string spec = write(
+      "ramp.yaml",
+      edited("microbatches: 4}", "microbatches: 4, microbatch_ramp: [{from_step: 3, value: 6}]}"));
+  for (const auto& [step, microbatches] : {std::pair{"2", 4}, {"3", 6}}) {
+    const Json json = document(penstock({"program", spec, "--step", step, "-o", "json"}));
+    EXPECT_EQ(json["microbatches"], microbatches);
+    const Json& rank = json["pipeline_ranks"][0];
+    int forwards = 0, evaluated = 0;
+    for (const Json& i : rank["training"])
+      forwards += i["op"] == "forward" || i["op"] == "overlapped";
+    for (const Json& i : rank["evaluation"]) evaluated += i["op"] == "forward";
+    EXPECT_EQ(forwards, microbatches);
+    EXPECT_EQ(evaluated, 4);
+  }
+  EXPECT_EQ(penstock({"program", spec, "--step", "0"}).exit_code, 2);
+}
+
 TEST_F(PenstockTest, ProgramMistakesHaveTheirExitCodes) {
   const std::string spec = write("job.yaml", kValidSpec);
   EXPECT_EQ(penstock({"program", path("none.yaml")}).exit_code, 3);

@@ -186,6 +186,21 @@ TEST(MessageCheckTest, InstructionDirectionsAreZeroOrOne) {
   expect_refused(message, "evaluation");
 }
 
+TEST(MessageCheckTest, ResizedProgramsAreFewAscendAndHoldKnownInstructions) {
+  StartRank message = sound_start();
+  message.program.resized = {{2, {}}, {4, {}}};
+  EXPECT_TRUE(check_message(message).ok());
+  message.program.resized = {{4, {}}, {4, {}}};
+  expect_refused(message, "resized");
+  message.program.resized = {{0, {}}};
+  expect_refused(message, "resized");
+  message.program.resized = {{2, {{.op = static_cast<Op>(11)}}}};
+  expect_refused(message, "resized");
+  message.program.resized.clear();
+  for (int32_t size = 1; size <= 65; ++size) message.program.resized.push_back({size, {}});
+  expect_refused(message, "resized");
+}
+
 TEST(MessageCheckTest, AddressesAreBounded) {
   expect_refused(RankReady{{1}, {1}, {0}, std::string(kAddressBytesMax + 1, 'a')}, "address");
 }

@@ -114,6 +114,9 @@ void fill(StartRank& message, Random& random) {
   message.program.pipeline_index = number<int32_t>(random, 0);
   message.program.training = instructions(random);
   message.program.evaluation = instructions(random);
+  for (int32_t size = 1; random.below(2) == 0; ++size) {
+    message.program.resized.push_back({size, instructions(random)});
+  }
   message.checkpoint_dir = "/" + name(random);
   if (random.below(2) == 0) {
     message.restore_manifest = "/" + name(random);

@@ -149,6 +149,15 @@ TEST_F(ApiTest, ARunningJobShowsItsProgress) {
   EXPECT_TRUE(body["last_failure"].is_null());
 }
 
+TEST_F(ApiTest, AJobWithABatchSizeRampCountsTheTokensItHasTrained) {
+  JobSpec spec = four_rank_spec("tiny");
+  spec.parallelism.microbatch_levels = {{3, 8}};  // of 256 tokens each
+  const JobId job = h.submit_ok(spec);
+  h.run(job);
+  h.train(job, 1, 5);
+  EXPECT_EQ(get("/api/v1/jobs/1")["tokens"], (4 + 4 + 8 + 8 + 8) * 256);
+}
+
 TEST_F(ApiTest, ARecoveringJobShowsItsFailure) {
   const JobId job = running_job();
   h.train(job, 1, 7);

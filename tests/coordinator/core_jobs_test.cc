@@ -222,6 +222,16 @@ TEST_F(CoreJobsTest, StepsAreRecordedOnceEachInOrder) {
   EXPECT_DOUBLE_EQ(h.job(job).eta_seconds().value(), 48.0);
 }
 
+TEST_F(CoreJobsTest, TheTimeLeftCountsTheMicrobatchesOfARamp) {
+  h.add_worker("w0", 4);
+  JobSpec spec = four_rank_spec();
+  spec.parallelism.microbatch_levels = {{51, 8}};  // from 4
+  const JobId job = h.submit_ok(spec);
+  h.run(job);
+  h.train(job, 1, 10);  // each 0.5 s
+  EXPECT_DOUBLE_EQ(h.job(job).eta_seconds().value(), 40 * 0.5 + 50 * 1.0);
+}
+
 TEST_F(CoreJobsTest, AStepReportFromAWorkerWithoutRankZeroIsDropped) {
   h.add_worker("w0", 2);
   h.add_worker("w1", 2);

@@ -163,7 +163,7 @@ TEST(DriverTest, AJobRunsReportsAndIsCancelledOverRealSockets) {
   report.epoch = {1};
   report.step = 1;
   report.loss = 5.25;
-  report.tokens = 1024;
+  report.tokens = 2048;
   report.step_seconds = 0.5;
   worker.say(report);
   const Json steps = driver.get("/api/v1/jobs/tiny/steps?wait_ms=20000");
@@ -178,6 +178,7 @@ TEST(DriverTest, AJobRunsReportsAndIsCancelledOverRealSockets) {
   const std::string metrics = driver.call("GET", "/metrics").body;
   EXPECT_NE(metrics.find("penstock_run_steps_total{run=\"1\"} 1"), std::string::npos) << metrics;
   EXPECT_NE(metrics.find("penstock_run_state{run=\"1\",state=\"CANCELLED\"} 1"), std::string::npos);
+  EXPECT_NE(metrics.find("penstock_run_global_batch_tokens{run=\"1\"} 2048"), std::string::npos);
   const Path file = scratch.path() / "metrics.txt";
   ASSERT_TRUE(write_and_sync(file, as_bytes(metrics)).ok());
   const ProgramRun lint =

@@ -9,6 +9,31 @@
 namespace penstock {
 namespace {
 
+TEST(ScheduleTest, ARampBringsTheProgramOfEveryOtherSizeOnce) {
+  for (ParallelismSpec ramp :
+       {dualpipe(4, 8), dualpipev(2, 8), one_f_one_b(3, 8), zero_bubble(3, 8)}) {
+    ramp.microbatch_levels = {{3, 16}, {5, 8}, {7, 12}, {9, 16}};
+    const std::vector<Program> programs = programs_of(ramp);
+    ASSERT_EQ(programs.size(), static_cast<size_t>(ramp.pipeline));
+    for (const Program& program : programs) {
+      const auto alone = [&](int64_t microbatches) {
+        return make_program(ramp.with_microbatches(microbatches), program.pipeline_index).value();
+      };
+      EXPECT_EQ(program.training, alone(8).training);
+      EXPECT_EQ(program.evaluation, alone(8).evaluation);
+      ASSERT_EQ(program.resized.size(), 2u);
+      EXPECT_EQ(program.resized[0], (ResizedTraining{12, alone(12).training}));
+      EXPECT_EQ(program.resized[1], (ResizedTraining{16, alone(16).training}));
+    }
+  }
+}
+
+TEST(ScheduleTest, ARampThatBreaksTheScheduleIsRefused) {
+  ParallelismSpec ramp = dualpipe(4, 8);
+  ramp.microbatch_levels = {{3, 9}};
+  EXPECT_EQ(make_programs(ramp).status().code(), Code::kInvalidArgument);
+}
+
 TEST(DualPipeScheduleTest, FourRanksEightMicrobatchesEqualThePublishedTable) {
   const std::vector<Program> programs = programs_of(dualpipe(4, 8));
   ASSERT_EQ(programs.size(), 4u);

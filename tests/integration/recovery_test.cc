@@ -101,9 +101,13 @@ TEST(RecoveryTest, ASpareWorkerTakesOverForALostOne) {
   EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
 }
 
-TEST(RecoveryTest, EightRanksRecoverBitIdentical) {
+TEST(RecoveryTest, EightRanksRecoverBitIdenticalOnTheWayUpABatchSizeRamp) {
   const Cluster cluster({.worker_count = 4, .devices_per_worker = 2});
-  const TinyJob job{.pipeline = 4, .expert = 2, .microbatches = 8, .steps = 60};
+  const TinyJob job{.pipeline = 4,
+                    .expert = 2,
+                    .microbatches = 8,
+                    .steps = 60,
+                    .microbatch_ramp = "[{from_step: 12, value: 10}, {from_step: 35, value: 12}]"};
   const Outcome expected = undisturbed(cluster, job);
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
   ASSERT_TRUE(cluster.wait_for_step(id, 20)) << cluster.describe(id);

@@ -88,7 +88,11 @@ JobSpec random_spec() {
       .schedule = *rc::gen::elementOf(std::vector(std::begin(kSchedules), std::end(kSchedules))),
       .microbatches = 0,
       .micro_batch_size = between(1, 8)};
-  s.parallelism.microbatches = 2 * s.parallelism.pipeline + 2 * between(0, 10);
+  const auto microbatches = [&] { return 2 * s.parallelism.pipeline + 2 * between(0, 10); };
+  s.parallelism.microbatches = microbatches();
+  for (int64_t i = between(0, 2), step = 0; i > 0; --i) {
+    s.parallelism.microbatch_levels.push_back({step += between(1, 100), microbatches()});
+  }
   s.optimizer = {.lr = fraction(),
                  .beta1 = fraction(),
                  .beta2 = fraction(),

@@ -1,4 +1,5 @@
 // The keys of the training recipe.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "comm/run/job_spec.h"
@@ -31,6 +32,70 @@ TEST(StepLevelsTest, AValueHoldsFromItsStepToTheNextLevel) {
   EXPECT_EQ(value_at<int64_t>(levels, 1, 8), 20);
   EXPECT_EQ(value_at<int64_t>(levels, 1, 1000), 20);
   EXPECT_EQ(value_at<int64_t>({}, 1, 1000), 1);
+}
+
+TEST(StepLevelsTest, TheTotalBeforeAStepAddsUpItsLevels) {
+  const std::vector<StepLevel<int64_t>> levels = {{1, 3}, {5, 10}, {8, 20}};
+  int64_t total = 0;
+  for (int64_t step = 1; step < 12; ++step) {
+    EXPECT_EQ(total_before<int64_t>(levels, 99, step), total) << step;
+    total += value_at<int64_t>(levels, 99, step);
+  }
+  EXPECT_EQ(total_before<int64_t>({}, 7, 4), 21);
+}
+
+TEST(RecipeSpecTest, ABatchSizeRampIsReadAndCountsItsTokens) {
+  const auto spec = parsed("microbatches: 4}",
+                           "microbatches: 4, microbatch_ramp: [{from_step: 3, value: 6}, "
+                           "{from_step: 5, value: 10}]}");
+  ASSERT_TRUE(spec.ok()) << error_of(spec);
+  const int64_t sequence = 2 * 128;  // of both expert ranks
+  EXPECT_EQ(spec->tokens_at(2), 4 * sequence);
+  EXPECT_EQ(spec->tokens_at(3), 6 * sequence);
+  EXPECT_EQ(spec->tokens_through(6), (4 + 4 + 6 + 6 + 10 + 10) * sequence);
+  const auto again = parse_job_spec(to_json(*spec), "canonical");
+  ASSERT_TRUE(again.ok()) << error_of(again);
+  EXPECT_EQ(*again, *spec);
+}
+
+TEST(RecipeSpecTest, EveryLevelOfARampObeysTheSchedule) {
+  const auto error = [](const std::string& levels) {
+    return error_of(
+        parsed("microbatches: 4}", "microbatches: 4, microbatch_ramp: [" + levels + "]}"));
+  };
+  EXPECT_EQ(error("{from_step: 3, value: 5}"),
+            "s.yaml:27:116: parallelism.microbatch_ramp[0].value must be even with schedule "
+            "dualpipe, not 5: half enter at each end");
+  EXPECT_NE(error("{from_step: 3, value: 6}, {from_step: 4, value: 2}")
+                .find("parallelism.microbatch_ramp[1].value must be at least 2 x "
+                      "parallelism.pipeline = 4 with schedule dualpipe, not 2"),
+            std::string::npos);
+  EXPECT_NE(error("{from_step: 3, value: 32768}, {from_step: 4, value: 32766}")
+                .find("parallelism.pipeline x all sizes of parallelism.microbatch_ramp is 131076, "
+                      "more than 131072; use fewer levels"),
+            std::string::npos);
+  EXPECT_EQ(error("{from_step: 3, value: 32768}, {from_step: 4, value: 4}, "
+                  "{from_step: 5, value: 32768}"),
+            "no error");
+  EXPECT_NE(error("{from_step: 3, value: 0}")
+                .find("parallelism.microbatch_ramp[0].value must be an integer from 1"),
+            std::string::npos);
+}
+
+TEST(RecipeSpecTest, ARampMustBeAsLargeAsItsScheduleNeeds) {
+  const auto error = [](const std::string& schedule, int64_t size) {
+    return error_of(parsed("schedule: dualpipe, microbatches: 4}",
+                           fmt::format("schedule: {}, microbatches: 4, microbatch_ramp: "
+                                       "[{{from_step: 3, value: {}}}]}}",
+                                       schedule, size)));
+  };
+  for (const char* schedule : {"1f1b", "zb1p"}) {
+    EXPECT_NE(error(schedule, 1)
+                  .find("microbatch_ramp[0].value must be at least "
+                        "parallelism.pipeline = 2 with schedule"),
+              std::string::npos);
+    EXPECT_EQ(error(schedule, 3), "no error");
+  }
 }
 
 TEST(RecipeSpecTest, TheWholeLearningRateScheduleOfV3CanBeWritten) {

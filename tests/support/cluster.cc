@@ -339,15 +339,16 @@ std::string tiny_job_yaml(const Path& folder, const TinyJob& job) {
       "  max_position_embeddings: {}\n"
       "data: {{train: [{{path: {}}}], validation: [{{path: {}}}], tokenizer: bytes, seq_length: "
       "{}}}\n"
-      "parallelism: {{pipeline: {}, expert: {}, data: {}, microbatches: {}, micro_batch_size: 1}}\n"
+      "parallelism: {{pipeline: {}, expert: {}, data: {}, microbatches: {}, micro_batch_size: 1, "
+      "microbatch_ramp: {}}}\n"
       "optimizer: {{lr: 3.0e-3}}\n"
       "schedule: {{warmup_steps: 2}}\n"
       "training: {{steps: {}, seed: 7, evaluation_batches: 1}}\n"
       "checkpoint: {{{}interval: {}}}\n"
       "recovery: {{max_restarts: {}}}\n",
       job.name, job.hidden_size, job.seq_length, train, heldout, job.seq_length, job.pipeline,
-      job.expert, job.data, job.microbatches, job.steps, dir, job.checkpoint_interval,
-      job.max_restarts);
+      job.expert, job.data, job.microbatches, job.microbatch_ramp, job.steps, dir,
+      job.checkpoint_interval, job.max_restarts);
 }
 
 }  // namespace penstock

@@ -121,6 +121,7 @@ struct TinyJob {
   int seq_length = 32;
   int max_restarts = 5;
   std::string checkpoint_dir = "";  // empty: the coordinator's choice
+  std::string microbatch_ramp = "[]";
 };
 // The job spec of a model small enough that a step takes milliseconds, on data sets made in
 // `folder`.

@@ -56,6 +56,24 @@ TEST(PermuteTest, SeedAndStreamChangeTheOrder) {
   EXPECT_NE(a, c);
 }
 
+TEST_F(SamplerTest, ARampReadsTheSameSequencesInTheSameOrderInStepsOfOtherSizes) {
+  const auto data = directory_.counting("d", 1000);
+  const Sampler even = sampler({{data, 1.0}}, 8, 1);
+  auto ramp = Sampler::create({.sources = {{data, 1.0}},
+                               .seq_length = 8,
+                               .sequences_per_step = 2,
+                               .sequence_levels = {{3, 5}, {4, 3}},
+                               .vocab_size = 60000,
+                               .seed = 1});
+  ASSERT_TRUE(ramp.ok());
+  int64_t n = 0;
+  for (const auto& [step, count] : {std::pair{1, 2}, {2, 2}, {3, 5}, {4, 3}, {5, 3}}) {
+    for (int64_t i = 0; i < count; ++i) {
+      EXPECT_EQ(ramp->window(step, i), even.window(++n, 0)) << "step " << step;
+    }
+  }
+}
+
 TEST_F(SamplerTest, IsAPureFunctionOfSeedStepAndIndex) {
   const auto data = directory_.counting("d", 1000);
   const Sampler one = sampler({{data, 1.0}}, 10, 4);

@@ -15,6 +15,8 @@ TEST(EngineAllocationTest, StepsAfterTheFirstAllocateNothing) {
         TinyLayout{2, 2, 1, Schedule::kDualPipe}, TinyLayout{2, 2, 1, Schedule::kDualPipeV},
         TinyLayout{2, 1, 2, Schedule::kZeroBubble}, TinyLayout{4, 2, 1, Schedule::kDualPipe}}) {
     JobSpec spec = tiny_spec(directory.path(), layout, 8);
+    const int64_t replicas = layout.expert * layout.data;
+    spec.parallelism.microbatch_levels = {{4, 48 / replicas}, {6, 16 / replicas}};
     if (layout.pipeline == 2) spec.training.precision = Precision::kFp8;
     spec.model.num_nextn_predict_layers = 1;
     spec.model.aux_loss_alpha = 0.01;

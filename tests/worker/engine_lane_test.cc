@@ -62,7 +62,7 @@ class LaneTest : public ::testing::Test {
 };
 
 TEST_F(LaneTest, InputsArriveBeforeAnybodyAsksAndLandInTheirSlots) {
-  lane_->begin(true);
+  lane_->begin(true, 4);
   // Both slots' receives are posted, so both sends complete although the lane has done nothing yet.
   EXPECT_TRUE(ends_[0]->done(send(0, Channel::kActivations, 1.0F)));
   EXPECT_TRUE(ends_[0]->done(send(0, Channel::kActivations, 2.0F)));
@@ -76,7 +76,7 @@ TEST_F(LaneTest, InputsArriveBeforeAnybodyAsksAndLandInTheirSlots) {
 }
 
 TEST_F(LaneTest, ASlotServesTheNextMicrobatchOnceGradientIsSentAndWeightPartHasRun) {
-  lane_->begin(true);
+  lane_->begin(true, 4);
   const TransferHandle third =
       (send(0, Channel::kActivations, 1.0F), send(0, Channel::kActivations, 2.0F),
        send(0, Channel::kActivations, 3.0F));
@@ -102,8 +102,26 @@ TEST_F(LaneTest, ASlotServesTheNextMicrobatchOnceGradientIsSentAndWeightPartHasR
   EXPECT_EQ(stage_->input(*reused)[0], 3.0F);
 }
 
+TEST_F(LaneTest, AStepOfFewerMicrobatchesTakesNoInputOfTheNextStep) {
+  lane_->begin(false, 1);
+  EXPECT_TRUE(ends_[0]->done(send(0, Channel::kActivations, 1.0F)));
+  const TransferHandle next = send(0, Channel::kActivations, 2.0F);
+  EXPECT_FALSE(ends_[0]->done(next));
+  ASSERT_TRUE(lane_->begin_forward(0).ok());
+  lane_->end_forward(0);
+  lane_->send_forward(0);
+  receive(2, Channel::kActivations);
+  ASSERT_TRUE(lane_->drain().ok());
+  EXPECT_FALSE(ends_[0]->done(next));
+  lane_->begin(false, 4);
+  EXPECT_TRUE(ends_[0]->done(next));
+  const Result<int32_t> slot = lane_->begin_forward(0);
+  ASSERT_TRUE(slot.ok());
+  EXPECT_EQ(stage_->input(*slot)[0], 2.0F);
+}
+
 TEST_F(LaneTest, AForwardWaitsUntilTheSlotsOldSendsAreComplete) {
-  lane_->begin(false);  // in an evaluation slots are free at once
+  lane_->begin(false, 4);  // in an evaluation slots are free at once
   for (float value = 1.0F; value <= 3.0F; value += 1.0F) send(0, Channel::kActivations, value);
   for (const int64_t m : {0, 1}) {
     ASSERT_TRUE(lane_->begin_forward(m).ok());
@@ -147,8 +165,8 @@ class FollowingLaneTest : public LaneTest {
 };
 
 TEST_F(FollowingLaneTest, AMicrobatchIsInTheSameSlotAndBuffersOfBothStages) {
-  lane_->begin(true);
-  second_->begin(true);
+  lane_->begin(true, 4);
+  second_->begin(true, 4);
   for (const int64_t m : {0, 1}) {
     forward(*lane_, m);
     forward(*second_, m);
@@ -161,8 +179,8 @@ TEST_F(FollowingLaneTest, AMicrobatchIsInTheSameSlotAndBuffersOfBothStages) {
 }
 
 TEST_F(FollowingLaneTest, TheFirstLaneKeepsASlotUntilBothAreDoneWithIt) {
-  lane_->begin(true);
-  second_->begin(true);
+  lane_->begin(true, 4);
+  second_->begin(true, 4);
   forward(*lane_, 0);
   forward(*second_, 0);
   lane_->send_gradient(0);
@@ -173,8 +191,8 @@ TEST_F(FollowingLaneTest, TheFirstLaneKeepsASlotUntilBothAreDoneWithIt) {
 }
 
 TEST_F(FollowingLaneTest, InAnEvaluationASlotIsFreeAfterTheSecondForward) {
-  lane_->begin(false);
-  second_->begin(false);
+  lane_->begin(false, 4);
+  second_->begin(false, 4);
   forward(*lane_, 0);
   EXPECT_FALSE(ends_[0]->done(last_sent_));
   forward(*second_, 0);
@@ -183,7 +201,7 @@ TEST_F(FollowingLaneTest, InAnEvaluationASlotIsFreeAfterTheSecondForward) {
 
 TEST_F(LaneTest, TransfersAreWrittenDownWithTheTimesOfTheirWaits) {
   recorder_.begin_step(5);
-  lane_->begin(true);
+  lane_->begin(true, 4);
   send(0, Channel::kActivations, 1.0F);
   ASSERT_TRUE(lane_->begin_forward(0).ok());
   const std::vector<TraceRecord> records = recorder_.records();
@@ -200,7 +218,7 @@ TEST_F(LaneTest, TransfersAreWrittenDownWithTheTimesOfTheirWaits) {
 }
 
 TEST_F(LaneTest, ATensorOfAnotherSizeIsDataLoss) {
-  lane_->begin(true);
+  lane_->begin(true, 4);
   send(0, Channel::kActivations, 1.0F, kBoundary / 2);
   const Result<int32_t> slot = lane_->begin_forward(0);
   EXPECT_EQ(slot.status().code(), Code::kDataLoss);
@@ -208,7 +226,7 @@ TEST_F(LaneTest, ATensorOfAnotherSizeIsDataLoss) {
 }
 
 TEST_F(LaneTest, ADeadNeighbourEndsTheWaitAsUnavailable) {
-  lane_->begin(true);
+  lane_->begin(true, 4);
   ends_[0]->kill();
   EXPECT_EQ(lane_->begin_forward(0).status().code(), Code::kUnavailable);
 }

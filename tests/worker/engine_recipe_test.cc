@@ -18,6 +18,8 @@ class EngineRecipeTest : public ::testing::Test {
     JobSpec spec = tiny_spec(directory_.path(), layout, kSteps);
     spec.model.num_nextn_predict_layers = 1;
     spec.model.aux_loss_alpha = 0.01;
+    const int64_t replicas = layout.expert * layout.data;
+    spec.parallelism.microbatch_levels = {{3, 16 / replicas}, {6, 48 / replicas}};  // from 32
     spec.optimizer.hold_steps = 2;
     spec.optimizer.lr_levels = {{6, 0.05}};
     spec.optimizer.mtp_loss_levels = {{4, 0.1}};
@@ -38,6 +40,8 @@ class EngineRecipeTest : public ::testing::Test {
             {2, 1, 2, Schedule::kZeroBubble},
             {2, 1, 1, Schedule::kDualPipe},
             {4, 2, 1, Schedule::kDualPipe},
+            {2, 1, 1, Schedule::kDualPipeV},
+            {2, 2, 1, Schedule::kDualPipeV},
             {1, 2, 2, Schedule::kOneForwardOneBackward}};
   }
 
@@ -61,6 +65,7 @@ TEST_F(EngineRecipeTest, EveryLayoutTrainsAsOneRankDoes) {
       near(a.balance_loss, b.balance_loss, "balance loss");
       near(a.grad_norm, b.grad_norm, "gradient norm");
       EXPECT_EQ(a.learning_rate, b.learning_rate);
+      EXPECT_EQ(a.tokens, 16 * (b.step < 3 ? 32 : b.step < 6 ? 16 : 48));
     }
     ASSERT_EQ(report.evaluations.size(), one.evaluations.size());
     for (size_t i = 0; i < one.evaluations.size(); ++i) {
@@ -72,6 +77,7 @@ TEST_F(EngineRecipeTest, EveryLayoutTrainsAsOneRankDoes) {
 TEST_F(EngineRecipeTest, ItsLossesAreReportedApartAndLearnt) {
   JobSpec spec = options_of({}).spec;
   spec.training.steps = 40;
+  spec.parallelism.microbatch_levels.clear();
   spec.optimizer.lr_levels.clear();
   spec.optimizer.mtp_loss_levels.clear();
   const StandaloneReport report = train_tiny(tiny_run(spec));
@@ -88,6 +94,53 @@ TEST_F(EngineRecipeTest, EqualRunsGiveEqualBits) {
     const StandaloneReport first = train_tiny(options_of(layout));
     const StandaloneReport second = train_tiny(options_of(layout));
     EXPECT_EQ(first.weights_digest, second.weights_digest) << to_string(layout);
+  }
+}
+
+TEST_F(EngineRecipeTest, AProgramWithoutAStepOfTheRampIsRefused) {
+  StandaloneOptions options = options_of({2, 1, 1, Schedule::kDualPipe});
+  options.programs[0].resized.pop_back();
+  options.programs[1].resized.pop_back();
+  const Result<StandaloneReport> report = run_standalone_threads(options);
+  EXPECT_EQ(report.status().code(), Code::kInvalidArgument);
+  EXPECT_NE(report.status().message().find("no step of 48 micro-batches"), std::string::npos)
+      << report.status().to_string();
+}
+
+TEST_F(EngineRecipeTest, AProgramWithAStepThatTheSpecDoesNotAskForIsRefused) {
+  StandaloneOptions options = options_of({2, 1, 1, Schedule::kDualPipe});
+  options.spec.parallelism.microbatch_levels.pop_back();
+  const Result<StandaloneReport> report = run_standalone_threads(options);
+  EXPECT_EQ(report.status().code(), Code::kInvalidArgument);
+  EXPECT_NE(report.status().message().find("a step of 48 micro-batches, which the spec never"),
+            std::string::npos)
+      << report.status().to_string();
+}
+
+// Data, loss normalisation, balancing and clipping go by the size of the step, not of the first.
+TEST_F(EngineRecipeTest, AStepOfARampEqualsAStepOfAJobThatAlwaysHasItsSize) {
+  for (const TinyLayout& layout : layouts()) {
+    for (const Precision precision : {Precision::kFp32, Precision::kFp8}) {
+      const int64_t replicas = layout.expert * layout.data;
+      const auto train = [&](int64_t first, std::vector<StepLevel<int64_t>> ramp) {
+        JobSpec spec = options_of(layout).spec;
+        spec.training.precision = precision;
+        spec.parallelism.microbatches = first / replicas;
+        spec.parallelism.microbatch_levels = std::move(ramp);
+        return train_tiny(tiny_run(spec));
+      };
+      const StandaloneReport ramp = train(32, {{1, 48 / replicas}});
+      const StandaloneReport always = train(48, {});
+      EXPECT_EQ(ramp.weights_digest, always.weights_digest) << to_string(layout);
+      ASSERT_EQ(ramp.steps.size(), always.steps.size());
+      for (size_t i = 0; i < ramp.steps.size(); ++i) {
+        EXPECT_EQ(ramp.steps[i].loss, always.steps[i].loss);
+        EXPECT_EQ(ramp.steps[i].balance_loss, always.steps[i].balance_loss);
+        EXPECT_EQ(ramp.steps[i].grad_norm, always.steps[i].grad_norm);
+        EXPECT_EQ(ramp.steps[i].tokens, always.steps[i].tokens);
+        EXPECT_EQ(ramp.steps[i].expert_load_max_ratio, always.steps[i].expert_load_max_ratio);
+      }
+    }
   }
 }
 

@@ -44,6 +44,24 @@ TEST(SlotNeedsTest, MoreMicrobatchesNeedNoMoreSlots) {
   }
 }
 
+TEST(SlotNeedsTest, ARampNeedsTheMostOfItsSteps) {
+  // GPipe's order, which needs a slot for every micro-batch.
+  const auto step_of = [](int32_t microbatches) {
+    std::vector<Instruction> step;
+    for (const Op op : {Op::kForward, Op::kBackwardInput, Op::kBackwardWeight}) {
+      for (int32_t m = 0; m < microbatches; ++m) step.push_back({.op = op, .microbatch = m});
+    }
+    return step;
+  };
+  const Program grows{
+      .training = step_of(2), .evaluation = {}, .resized = {{3, step_of(3)}, {5, step_of(5)}}};
+  const Program shrinks{.training = step_of(5), .evaluation = {}, .resized = {{2, step_of(2)}}};
+  for (const Program& ramp : {grows, shrinks}) {
+    EXPECT_EQ(slot_needs(ramp)[0].activations, 5);
+    EXPECT_EQ(slot_needs(ramp)[0].gradients, 5);
+  }
+}
+
 TEST(SlotNeedsTest, WeightPartsThatWaitNeedAGradientSlotEach) {
   Program program;
   const auto add = [&](Op op, int32_t m) {

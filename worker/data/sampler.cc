@@ -122,8 +122,11 @@ Result<Sampler> Sampler::create(SamplerOptions options) {
 
 Sampler::Window Sampler::window(int64_t step, int64_t index) const {
   PENSTOCK_CHECK(step >= 1, step);
-  PENSTOCK_CHECK(index >= 0 && index < options_.sequences_per_step, index);
-  const int64_t n = (step - 1) * options_.sequences_per_step + index;
+  PENSTOCK_CHECK(
+      index >= 0 && index < value_at(options_.sequence_levels, options_.sequences_per_step, step),
+      index);
+  const int64_t n =
+      total_before(options_.sequence_levels, options_.sequences_per_step, step) + index;
   const int64_t place_count = static_cast<int64_t>(pattern_.size());
   const Place place = pattern_[n % place_count];
   const int64_t ordinal = n / place_count * places_of_source_[place.source] + place.earlier;
@@ -148,9 +151,14 @@ Status Sampler::sequence(int64_t step, int64_t index, std::span<int32_t> into) c
 
 Result<Sampler> open_training_sampler(const JobSpec& spec) {
   PENSTOCK_TRY_ASSIGN(auto sources, open_sources(spec.data.train));
+  std::vector<StepLevel<int64_t>> levels = spec.parallelism.microbatch_levels;
+  for (StepLevel<int64_t>& level : levels) {
+    level.value *= spec.sequences_per_step() / spec.parallelism.microbatches;
+  }
   return Sampler::create({.sources = std::move(sources),
                           .seq_length = spec.data.seq_length,
                           .sequences_per_step = spec.sequences_per_step(),
+                          .sequence_levels = std::move(levels),
                           .vocab_size = spec.model.vocab_size,
                           .seed = spec.training.seed});
 }

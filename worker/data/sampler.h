@@ -1,7 +1,7 @@
 // Which tokens a sequence of a step holds. A pure function of (seed, step, sequence index): the
 // data cursor needs no state, so a resumed run reads exactly what the undisturbed one would have.
 //
-//   n        = (step - 1) · sequences_per_step + index       the n-th sequence of the run
+//   n        = sequences of the steps before + index         the n-th sequence of the run
 //   source   = pattern[n mod P]                              P = 65,536 places shared out by
 //   weight, each source's
 //                                                            share spread evenly; ordinal = how
@@ -41,6 +41,7 @@ struct SamplerOptions {
   std::vector<SamplerSource> sources;  // at least one
   int64_t seq_length = 0;
   int64_t sequences_per_step = 0;
+  std::vector<StepLevel<int64_t>> sequence_levels = {};  // the same from given steps on
   int64_t vocab_size = 0;  // of the model; a token at or above it is kDataLoss when it is read
   uint64_t seed = 0;
 };
@@ -59,7 +60,7 @@ class Sampler {
     int64_t first_token = 0;  // in the source's packed stream
     bool operator==(const Window&) const = default;
   };
-  // REQUIRES: step >= 1, 0 <= index < sequences_per_step.
+  // REQUIRES: step >= 1, 0 <= index < sequences of that step.
   Window window(int64_t step, int64_t index) const;
 
   // The window's seq_length + 1 tokens: inputs are [0, seq_length), targets [1, seq_length + 1).

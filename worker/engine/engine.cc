@@ -12,10 +12,9 @@ namespace penstock {
 namespace {
 
 // Whether the instruction names only what this rank has: a program comes over the wire.
-bool fits(const RankLayout& layout, const Instruction& i) {
+bool fits(const RankLayout& layout, const Instruction& i, int64_t microbatch_count) {
   const auto in_range = [&](uint8_t direction, int32_t microbatch) {
-    return direction < layout.stages.size() && microbatch >= 0 &&
-           microbatch < layout.microbatches_per_direction;
+    return direction < layout.stages.size() && microbatch >= 0 && microbatch < microbatch_count;
   };
   if (i.direction >= layout.stages.size()) return false;
   const bool known = in_range(i.direction, i.microbatch);
@@ -45,15 +44,50 @@ bool fits(const RankLayout& layout, const Instruction& i) {
   return false;
 }
 
-Status check_program(const RankLayout& layout, const Program& program) {
+// Every step that the spec's batch-size ramp asks for is there, and no other.
+Status check_sizes(const ParallelismSpec& parallelism, const Program& program) {
+  const auto has = [&](int64_t microbatches) {
+    return microbatches == parallelism.microbatches ||
+           std::any_of(program.resized.begin(), program.resized.end(),
+                       [&](const auto& resized) { return resized.microbatches == microbatches; });
+  };
+  const std::vector<StepLevel<int64_t>>& levels = parallelism.microbatch_levels;
+  for (const StepLevel<int64_t>& level : levels) {
+    if (has(level.value)) continue;
+    return invalid_argument(fmt::format(
+        "the program has no step of {} micro-batches, which the spec asks for from step {} on",
+        level.value, level.from_step));
+  }
+  for (const ResizedTraining& resized : program.resized) {
+    if (std::any_of(levels.begin(), levels.end(),
+                    [&](const auto& level) { return level.value == resized.microbatches; })) {
+      continue;
+    }
+    return invalid_argument(
+        fmt::format("the program has a step of {} micro-batches, which the spec never asks for",
+                    resized.microbatches));
+  }
+  return {};
+}
+
+Status check_program(const JobSpec& spec, const RankLayout& layout, const Program& program) {
   if (program.pipeline_index != layout.position.pipeline_index) {
     return invalid_argument(
         fmt::format("rank {} is at pipeline index {} but got the program of index {}", layout.rank,
                     layout.position.pipeline_index, program.pipeline_index));
   }
-  for (const std::vector<Instruction>* list : {&program.training, &program.evaluation}) {
+  PENSTOCK_TRY(check_sizes(spec.parallelism, program));
+  std::vector<std::pair<const std::vector<Instruction>*, int64_t>> lists;  // with their sizes
+  lists.push_back({&program.training, spec.parallelism.microbatches});
+  lists.push_back({&program.evaluation, spec.parallelism.microbatches});
+  for (const ResizedTraining& resized : program.resized) {
+    lists.push_back({&resized.training, resized.microbatches});
+  }
+  for (const auto& [list, microbatches] : lists) {
+    const int64_t count =
+        microbatches_per_direction(spec.parallelism.with_microbatches(microbatches));
     for (const Instruction& i : *list) {
-      if (!fits(layout, i)) {
+      if (!fits(layout, i, count)) {
         return invalid_argument(
             fmt::format("instruction {} does not fit the layout", to_string(i)));
       }
@@ -87,7 +121,7 @@ Result<std::unique_ptr<Engine>> Engine::create(const JobSpec& spec, Rank rank, P
   if (rank.value < 0 || rank.value >= spec.parallelism.world_size()) {
     return invalid_argument(fmt::format("rank {} of {}", rank, spec.parallelism.world_size()));
   }
-  PENSTOCK_TRY(check_program(make_rank_layout(spec, rank), program));
+  PENSTOCK_TRY(check_program(spec, make_rank_layout(spec, rank), program));
   Parts parts{spec, rank, std::move(program), kernels, transport, training, validation};
   std::unique_ptr<Engine> engine(new Engine(std::move(parts)));
   PENSTOCK_TRY(engine->make_stages(make_stage ? make_stage : model_stage));
@@ -98,6 +132,7 @@ Result<std::unique_ptr<Engine>> Engine::create(const JobSpec& spec, Rank rank, P
 Engine::Engine(Parts parts)
     : spec_(parts.spec),
       program_(std::move(parts.program)),
+      plans_(plans_of(spec_, program_)),
       layout_(make_rank_layout(spec_, parts.rank)),
       kernels_(parts.kernels),
       transport_(parts.transport),
@@ -113,11 +148,26 @@ Engine::Engine(Parts parts)
     reduce_transport_ = std::make_unique<MeasuredTransport>(*transport_);
   }
   reducer_ = std::make_unique<Reducer>(reduce_transport_.get());
-  weight_queue_.reserve(static_cast<size_t>(spec_.parallelism.microbatches));
+  for (const StepPlan& plan : plans_) {
+    weight_queue_.reserve(static_cast<size_t>(plan.parallelism.microbatches));
+  }
   sums_.resize(5 + static_cast<size_t>(stage_count(spec_.parallelism)));
 }
 
 Engine::~Engine() = default;
+
+std::vector<Engine::StepPlan> Engine::plans_of(const JobSpec& spec, const Program& program) {
+  std::vector<StepPlan> plans;
+  const auto add = [&](int64_t microbatches, const std::vector<Instruction>& training) {
+    plans.push_back({spec.parallelism.with_microbatches(microbatches),
+                     spec.tokens_per_microbatch() * microbatches, &training});
+  };
+  add(spec.parallelism.microbatches, program.training);
+  for (const ResizedTraining& resized : program.resized) {
+    add(resized.microbatches, resized.training);
+  }
+  return plans;
+}
 
 Status Engine::make_stages(const StageFactory& make_stage) {
   const std::array<SlotNeeds, 2> needs = slot_needs(program_);
@@ -177,11 +227,15 @@ std::optional<Rank> Engine::neighbour(int32_t pipeline_index) const {
 }
 
 void Engine::make_lane(const LocalStage& local, int32_t slot_count) {
+  int64_t microbatches_max = 0;
+  for (const StepPlan& plan : plans_) {
+    microbatches_max = std::max(microbatches_max, microbatches_per_direction(plan.parallelism));
+  }
   const LaneOptions options{.direction = local.direction,
                             .previous = neighbour(local.neighbours.previous),
                             .next = neighbour(local.neighbours.next),
                             .slot_count = slot_count,
-                            .microbatch_count = layout_.microbatches_per_direction,
+                            .microbatch_count = microbatches_max,
                             .boundary_floats = microbatch_tokens_ * spec_.model.hidden_size};
   Stage& stage = *stages_.back();
   lanes_.push_back(std::make_unique<Lane>(options, stage, pipeline_transport_.get(), recorder_));

@@ -132,6 +132,13 @@ class Engine {
     std::vector<int32_t> targets;  // exit: the same
   };
 
+  // The steps of one size; a batch-size ramp has several.
+  struct StepPlan {
+    ParallelismSpec parallelism;  // with their micro-batches, and no ramp
+    int64_t tokens = 0;           // of all ranks
+    const std::vector<Instruction>* training = nullptr;
+  };
+
   struct Parts {
     const JobSpec& spec;
     Rank rank;
@@ -147,7 +154,9 @@ class Engine {
   void make_optimizer();
   std::optional<Rank> neighbour(int32_t pipeline_index) const;
 
-  Status execute(const std::vector<Instruction>& program, bool training, int64_t step);
+  static std::vector<StepPlan> plans_of(const JobSpec& spec, const Program& program);
+  const StepPlan& plan_of(int64_t step) const;
+  Status execute(const StepPlan& plan, bool training, int64_t step);
   Status execute_one(const Instruction& instruction);
   Status forward(const Instruction& instruction);
   Status backward(const Instruction& instruction);
@@ -174,6 +183,7 @@ class Engine {
 
   const JobSpec spec_;
   const Program program_;
+  const std::vector<StepPlan> plans_;  // the first: of step 1, and of every evaluation
   const RankLayout layout_;
   Kernels& kernels_;
   Transport* const transport_;
@@ -199,6 +209,7 @@ class Engine {
   // Of the step under way.
   bool training_ = true;
   int64_t step_ = 0;  // of training; the batch's number in an evaluation
+  const StepPlan* plan_ = nullptr;
   StepTimes times_;
   Totals totals_;
   std::vector<PendingWeight> weight_queue_;  // oldest first, from weight_queue_head_

@@ -1,4 +1,5 @@
 // The steps of an engine: instructions, reductions, optimizer.
+#include <algorithm>
 #include <cmath>
 
 #include "comm/base/check.h"
@@ -35,9 +36,9 @@ double seconds(int64_t nanoseconds) {
 // What gradients are multiplied by while they pass through FP8 layers: a power of two, so that
 // taking it out again changes no bit. It undoes the division by the tokens of a step, which would
 // push them below the smallest scale that a tile can have (1e-4 / 448).
-double magnification(const JobSpec& spec) {
-  if (spec.training.precision == Precision::kFp32) return 1.0;
-  return std::exp2(std::ceil(std::log2(static_cast<double>(spec.tokens_per_step()))));
+double magnification(Precision precision, int64_t step_tokens) {
+  if (precision == Precision::kFp32) return 1.0;
+  return std::exp2(std::ceil(std::log2(static_cast<double>(step_tokens))));
 }
 
 int64_t waited(const std::unique_ptr<MeasuredTransport>& transport) {
@@ -53,7 +54,7 @@ Result<StepResult> Engine::train_step(int64_t step) {
     stage->parameters().zero_gradients();
     stage->clear_expert_loads();
   }
-  PENSTOCK_TRY(execute(program_.training, true, step));
+  PENSTOCK_TRY(execute(plan_of(step), true, step));
   state_->set_step(step);
   StepResult result{.step = step,
                     .loss = sums_[kLossSum] / sums_[kTokenSum],
@@ -92,7 +93,7 @@ Result<EvaluationResult> Engine::evaluate_weights() {
   double loss = 0.0;
   double tokens = 0.0;
   for (int64_t batch = 1; batch <= spec_.training.evaluation_batches; ++batch) {
-    PENSTOCK_TRY(execute(program_.evaluation, false, batch));
+    PENSTOCK_TRY(execute(plans_.front(), false, batch));
     loss += sums_[kLossSum];
     tokens += sums_[kTokenSum];
   }
@@ -101,8 +102,18 @@ Result<EvaluationResult> Engine::evaluate_weights() {
   return EvaluationResult{loss / tokens, static_cast<int64_t>(tokens)};
 }
 
-Status Engine::execute(const std::vector<Instruction>& program, bool training, int64_t step) {
+const Engine::StepPlan& Engine::plan_of(int64_t step) const {
+  const int64_t microbatches = spec_.microbatches_at(step);
+  const auto plan = std::find_if(plans_.begin(), plans_.end(), [&](const StepPlan& candidate) {
+    return candidate.parallelism.microbatches == microbatches;
+  });
+  PENSTOCK_CHECK(plan != plans_.end(), microbatches);  // check_sizes() saw to it
+  return *plan;
+}
+
+Status Engine::execute(const StepPlan& plan, bool training, int64_t step) {
   training_ = training;
+  plan_ = &plan;
   step_ = step;
   recorder_.begin_step(training ? step : 0);
   times_ = {};
@@ -110,8 +121,10 @@ Status Engine::execute(const std::vector<Instruction>& program, bool training, i
   weight_queue_.clear();
   weight_queue_head_ = 0;
   const int64_t pipeline_waited = waited(pipeline_transport_);
-  for (const std::unique_ptr<Lane>& lane : lanes_) lane->begin(training);
-  for (const Instruction& instruction : program) {
+  for (const std::unique_ptr<Lane>& lane : lanes_) {
+    lane->begin(training, microbatches_per_direction(plan.parallelism));
+  }
+  for (const Instruction& instruction : training ? *plan.training : program_.evaluation) {
     if (instruction.op == Op::kReduceGradients) {  // everything of the pipeline is over
       for (const std::unique_ptr<Lane>& lane : lanes_) PENSTOCK_TRY(lane->drain());
     }
@@ -207,14 +220,14 @@ void Engine::record_span(Op op, int64_t begin_ns, int64_t end_ns) {
 Result<MicroBatch> Engine::micro_batch(uint8_t direction, int32_t microbatch, int32_t slot) {
   const int64_t length = spec_.data.seq_length;
   Feed& feed = feeds_[direction];
-  MicroBatch batch{
-      .sequence_count = spec_.parallelism.micro_batch_size,
-      .sequence_length = length,
-      .tokens = {},
-      .targets = {},
-      .loss_scale = magnification(spec_) / static_cast<double>(spec_.tokens_per_step()),
-      .prediction_weight =
-          value_at(spec_.optimizer.mtp_loss_levels, spec_.optimizer.mtp_loss_weight, step_)};
+  MicroBatch batch{.sequence_count = spec_.parallelism.micro_batch_size,
+                   .sequence_length = length,
+                   .tokens = {},
+                   .targets = {},
+                   .loss_scale = magnification(spec_.training.precision, plan_->tokens) /
+                                 static_cast<double>(plan_->tokens),
+                   .prediction_weight = value_at(spec_.optimizer.mtp_loss_levels,
+                                                 spec_.optimizer.mtp_loss_weight, step_)};
   if (feed.tokens.empty() && feed.targets.empty()) return batch;
   const size_t offset = static_cast<size_t>(slot * microbatch_tokens_);
   const auto count = static_cast<size_t>(microbatch_tokens_);
@@ -223,9 +236,9 @@ Result<MicroBatch> Engine::micro_batch(uint8_t direction, int32_t microbatch, in
   const std::span<int32_t> targets =
       feed.targets.empty() ? std::span<int32_t>() : std::span(feed.targets).subspan(offset, count);
   const Sampler& data = training_ ? training_data_ : *validation_data_;
-  const int64_t index_in_step = microbatch_index(spec_.parallelism, direction, microbatch);
+  const int64_t index_in_step = microbatch_index(plan_->parallelism, direction, microbatch);
   for (int64_t i = 0; i < batch.sequence_count; ++i) {
-    const int64_t index = sequence_index(spec_.parallelism, layout_.replica, index_in_step, i);
+    const int64_t index = sequence_index(plan_->parallelism, layout_.replica, index_in_step, i);
     PENSTOCK_TRY(data.sequence(step_, index, sequence_));
     const auto row = static_cast<size_t>(i * length);
     if (!tokens.empty()) std::copy_n(sequence_.begin(), length, tokens.begin() + row);
@@ -323,7 +336,8 @@ Status Engine::reduce_gradients() {
 // Gradients: each replica ends with the sum of its own shard. Loads: everyone with all of them.
 Status Engine::reduce_stage(const LocalStage& local, Stage& stage) {
   ParameterSet& parameters = stage.parameters();
-  const auto unmagnify = static_cast<float>(1.0 / magnification(spec_));
+  const auto unmagnify =
+      static_cast<float>(1.0 / magnification(spec_.training.precision, plan_->tokens));
   for (const ParameterKind kind : kParameterKinds) {
     const std::span<float> gradients = parameters.gradients(kind);
     if (gradients.empty()) continue;

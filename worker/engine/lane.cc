@@ -27,8 +27,10 @@ void Lane::follow(Lane& leader) {
   leader.follower_ = this;
 }
 
-void Lane::begin(bool training) {
+void Lane::begin(bool training, int64_t microbatch_count) {
+  PENSTOCK_CHECK(microbatch_count <= options_.microbatch_count, microbatch_count);
   training_ = training;
+  microbatch_count_ = microbatch_count;
   next_posted_ = 0;
   next_slot_ = 0;
   std::fill(slot_of_.begin(), slot_of_.end(), -1);
@@ -70,7 +72,7 @@ void Lane::hold(int32_t slot, int64_t m) {
 
 void Lane::post_receives() {
   if (!options_.previous) return;
-  for (; next_posted_ < options_.microbatch_count; ++next_posted_) {
+  for (; next_posted_ < microbatch_count_; ++next_posted_) {
     const std::optional<int32_t> slot = take_slot(next_posted_);
     if (!slot) return;
     slots_[static_cast<size_t>(*slot)].input =

@@ -36,8 +36,8 @@ struct LaneOptions {
   std::optional<Rank> previous;  // absent: the direction enters here, or the lane follows another
   std::optional<Rank> next;      // absent: it exits here, or another lane follows
   int32_t slot_count = 1;
-  int64_t microbatch_count = 0;
-  int64_t boundary_floats = 0;  // of one micro-batch's tensor between stages
+  int64_t microbatch_count = 0;  // most of any step
+  int64_t boundary_floats = 0;   // of one micro-batch's tensor between stages
 };
 
 class Lane {
@@ -52,7 +52,7 @@ class Lane {
 
   // Starts a step, or an evaluation: forgets the last one and posts the first receives.
   // REQUIRES: the last one ended with drain().
-  void begin(bool training);
+  void begin(bool training, int64_t microbatch_count);
 
   // The slot micro-batch `m` runs forward in, its input there and its old sends complete.
   Result<int32_t> begin_forward(int64_t m);
@@ -106,6 +106,7 @@ class Lane {
   Lane* leader_ = nullptr;    // the lane this one follows
   Lane* follower_ = nullptr;  // the lane that follows this one
   bool training_ = true;
+  int64_t microbatch_count_ = 0;  // of this step
   int64_t next_posted_ = 0;       // micro-batches with a slot: [0, next_posted_)
   size_t next_slot_ = 0;          // to try first
   std::vector<int32_t> slot_of_;  // by micro-batch

@@ -40,7 +40,6 @@ RankLayout make_rank_layout(const JobSpec& spec, Rank rank) {
             [&](size_t a, size_t b) { return layout.stages[a].stage < layout.stages[b].stage; });
   layout.expert_group = expert_group(parallelism, rank);
   for (int32_t r = 0; r < parallelism.world_size(); ++r) layout.world.push_back(Rank{r});
-  layout.microbatches_per_direction = microbatches_per_direction(parallelism);
   return layout;
 }
 

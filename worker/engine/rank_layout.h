@@ -41,7 +41,6 @@ struct RankLayout {
   std::vector<size_t> by_stage;
   std::vector<Rank> expert_group;  // by expert index
   std::vector<Rank> world;         // all ranks
-  int64_t microbatches_per_direction = 0;
 
   // The rank of this replica at another place of the pipeline.
   Rank pipeline_peer(const ParallelismSpec& parallelism, int32_t pipeline_index) const;

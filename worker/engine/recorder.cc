@@ -92,11 +92,16 @@ TraceSteps Recorder::steps() const {
 }
 
 size_t records_per_step(const Program& program, int64_t layers_max) {
-  size_t count = 1;
-  for (const Instruction& instruction : program.training) {
-    count += records_of(instruction.op, layers_max);
+  const auto records = [&](const std::vector<Instruction>& training) {
+    size_t count = 1;
+    for (const Instruction& instruction : training) count += records_of(instruction.op, layers_max);
+    return count;
+  };
+  size_t most = records(program.training);
+  for (const ResizedTraining& resized : program.resized) {
+    most = std::max(most, records(resized.training));
   }
-  return count;
+  return most;
 }
 
 }  // namespace penstock

@@ -61,7 +61,8 @@ class Recorder {
   bool enabled_ = true;
 };
 
-// No training step of `program` adds more, on stages of at most `layers_max` layers.
+// No training step of `program`, of whatever size, adds more, on stages of at most `layers_max`
+// layers.
 size_t records_per_step(const Program& program, int64_t layers_max);
 
 }  // namespace penstock

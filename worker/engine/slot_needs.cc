@@ -6,16 +6,17 @@
 #include "comm/base/check.h"
 
 namespace penstock {
+namespace {
 
-std::array<SlotNeeds, 2> slot_needs(const Program& program) {
-  std::array<SlotNeeds, 2> needs;
+// Raises `needs` to what one step takes.
+void walk(const std::vector<Instruction>& training, std::array<SlotNeeds, 2>& needs) {
   std::array<int32_t, 2> live{};
   std::array<int32_t, 2> waiting{};  // weight parts queued
   std::deque<uint8_t> weight_queue;  // their directions, oldest first
   const auto begin_backward = [&](uint8_t d) {
     needs[d].gradients = std::max(needs[d].gradients, waiting[d] + 1);
   };
-  for (const Instruction& i : program.training) {
+  for (const Instruction& i : training) {
     switch (i.op) {
       case Op::kForward:
       case Op::kOverlapped:
@@ -47,6 +48,14 @@ std::array<SlotNeeds, 2> slot_needs(const Program& program) {
         break;
     }
   }
+}
+
+}  // namespace
+
+std::array<SlotNeeds, 2> slot_needs(const Program& program) {
+  std::array<SlotNeeds, 2> needs;
+  walk(program.training, needs);
+  for (const ResizedTraining& resized : program.resized) walk(resized.training, needs);
   return needs;
 }
 

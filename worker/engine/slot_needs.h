@@ -14,7 +14,7 @@ struct SlotNeeds {
   int32_t gradients = 0;  // most whose backward began and whose weight part has not ended
 };
 
-// By direction. A pure walk of the training program.
+// By direction. A pure walk of the training program, of every size of it.
 std::array<SlotNeeds, 2> slot_needs(const Program& program);
 
 }  // namespace penstock
