@@ -187,6 +187,22 @@ void read_precision(MappingReader& reader, SpecProblems& problems, Precision& pr
   precision = *found;
 }
 
+void read_recompute(MappingReader& reader, SpecProblems& problems, Recompute& recompute) {
+  const YamlNode* list = reader.value("recompute");
+  if (list == nullptr) return;
+  constexpr const char* kRule = "training.recompute must be a list out of norms, mla_up";
+  if (list->kind != YamlNode::Kind::kSequence) return problems.wrong(*list, kRule);
+  for (const YamlNode& item : list->items) {
+    if (item.text == "norms") {
+      recompute.norms = true;
+    } else if (item.text == "mla_up") {
+      recompute.mla_up = true;
+    } else {
+      problems.wrong(item, kRule);
+    }
+  }
+}
+
 void read_rest(MappingReader& document, SpecProblems& problems, JobSpec& spec) {
   MappingReader training = document.section("training", Need::kRequired);
   training.integer("steps", 1, kStepsMax, spec.training.steps, Need::kRequired);
@@ -194,6 +210,7 @@ void read_rest(MappingReader& document, SpecProblems& problems, JobSpec& spec) {
   read_precision(training, problems, spec.training.precision);
   training.integer("evaluation_interval", 0, kStepsMax, spec.training.evaluation_interval);
   training.integer("evaluation_batches", 1, 1'000'000, spec.training.evaluation_batches);
+  read_recompute(training, problems, spec.training.recompute);
   training.finish();
   MappingReader checkpoint = document.section("checkpoint");
   checkpoint.text("dir", spec.checkpoint.dir);

@@ -97,12 +97,21 @@ struct OptimizerSpec {  // AdamW (Loshchilov & Hutter, 2019)
   bool operator==(const OptimizerSpec&) const = default;
 };
 
+// What the backward computes again instead of keeping it from the forward. SwiGLU outputs always
+// are.
+struct Recompute {
+  bool norms = false;   // outputs of the norms inside layers
+  bool mla_up = false;  // queries, keys and values: the outputs of q_b_proj and kv_b_proj
+  bool operator==(const Recompute&) const = default;
+};
+
 struct TrainingSpec {
   int64_t steps = 0;
   uint64_t seed = 0;
   Precision precision = Precision::kFp32;
   int64_t evaluation_interval = 0;  // steps between held-out evaluations; 0: only before and after
   int64_t evaluation_batches = 4;   // step-sized batches per evaluation
+  Recompute recompute = {};
   bool operator==(const TrainingSpec&) const = default;
 };
 

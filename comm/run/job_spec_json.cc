@@ -86,6 +86,13 @@ Json no_decay_json(const NoDecay& n) {
   return list;
 }
 
+Json recompute_json(const Recompute& r) {
+  Json list = Json::array();
+  if (r.norms) list.push_back("norms");
+  if (r.mla_up) list.push_back("mla_up");
+  return list;
+}
+
 Json optimizer_json(const OptimizerSpec& o) {
   return {{"name", "adamw"},
           {"lr", o.lr},
@@ -144,6 +151,7 @@ std::string to_json(const JobSpec& spec) {
                       {{"steps", spec.training.steps},
                        {"seed", spec.training.seed},
                        {"precision", to_string(spec.training.precision)},
+                       {"recompute", recompute_json(spec.training.recompute)},
                        {"evaluation_interval", spec.training.evaluation_interval},
                        {"evaluation_batches", spec.training.evaluation_batches}}},
                      {"checkpoint", checkpoint_json(spec.checkpoint)},

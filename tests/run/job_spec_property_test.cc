@@ -118,7 +118,8 @@ JobSpec random_spec() {
       .seed = *rc::gen::arbitrary<uint64_t>(),
       .precision = *rc::gen::elementOf(std::vector(std::begin(kPrecisions), std::end(kPrecisions))),
       .evaluation_interval = between(0, 100),
-      .evaluation_batches = between(1, 10)};
+      .evaluation_batches = between(1, 10),
+      .recompute = {*rc::gen::arbitrary<bool>(), *rc::gen::arbitrary<bool>()}};
   s.checkpoint = {*rc::gen::arbitrary<bool>() ? random_path() : "", between(0, 1000),
                   between(1, 10), *rc::gen::arbitrary<bool>() ? random_path() : ""};
   s.recovery.max_restarts = between(0, 100);

@@ -191,6 +191,17 @@ TEST(RecipeSpecTest, YarnThatMakesNoSenseIsRefused) {
             std::string::npos);
 }
 
+TEST(RecipeSpecTest, WhatIsRecomputedIsAListOfTwoWords) {
+  const auto spec = parsed("seed: 42", "seed: 42, recompute: [norms, mla_up]");
+  ASSERT_TRUE(spec.ok()) << error_of(spec);
+  EXPECT_TRUE(spec->training.recompute.norms && spec->training.recompute.mla_up);
+  const auto again = parse_job_spec(to_json(*spec), "canonical");
+  ASSERT_TRUE(again.ok()) << error_of(again);
+  EXPECT_EQ(*again, *spec);
+  EXPECT_EQ(error_of(parsed("seed: 42", "seed: 42, recompute: [everything]")),
+            "s.yaml:30:46: training.recompute must be a list out of norms, mla_up");
+}
+
 TEST(RecipeSpecTest, WrongWordsOfTheOptimizerAreRefused) {
   EXPECT_EQ(error_of(with_optimizer("moments: fp8")),
             "s.yaml:28:67: optimizer.moments must be fp32 or bf16");

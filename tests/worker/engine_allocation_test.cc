@@ -17,6 +17,7 @@ TEST(EngineAllocationTest, StepsAfterTheFirstAllocateNothing) {
     JobSpec spec = tiny_spec(directory.path(), layout, 8);
     const int64_t replicas = layout.expert * layout.data;
     spec.parallelism.microbatch_levels = {{4, 48 / replicas}, {6, 16 / replicas}};
+    spec.training.recompute = {.norms = true, .mla_up = true};
     if (layout.pipeline == 2) spec.training.precision = Precision::kFp8;
     spec.model.num_nextn_predict_layers = 1;
     spec.model.aux_loss_alpha = 0.01;

@@ -28,6 +28,7 @@ class EngineRecipeTest : public ::testing::Test {
     spec.optimizer.moments = MomentType::kBf16;
     spec.optimizer.ema_decay = 0.8;
     spec.optimizer.ema_evaluation = true;
+    spec.training.recompute = {.norms = true, .mla_up = true};
     spec.training.evaluation_interval = 2;
     spec.checkpoint.interval = 2;
     StandaloneOptions options = tiny_run(spec);
@@ -140,6 +141,25 @@ TEST_F(EngineRecipeTest, AStepOfARampEqualsAStepOfAJobThatAlwaysHasItsSize) {
         EXPECT_EQ(ramp.steps[i].tokens, always.steps[i].tokens);
         EXPECT_EQ(ramp.steps[i].expert_load_max_ratio, always.steps[i].expert_load_max_ratio);
       }
+    }
+  }
+}
+
+TEST_F(EngineRecipeTest, WhatIsRecomputedChangesNoBit) {
+  for (const TinyLayout& layout : layouts()) {
+    for (const Precision precision : {Precision::kFp32, Precision::kFp8}) {
+      const auto train = [&](const Recompute& recompute) {
+        StandaloneOptions options = options_of(layout);
+        options.spec.training.precision = precision;
+        options.spec.training.recompute = recompute;
+        return train_tiny(options);
+      };
+      const StandaloneReport kept = train({});
+      const StandaloneReport again = train({.norms = true, .mla_up = true});
+      EXPECT_EQ(again.weights_digest, kept.weights_digest) << to_string(layout);
+      ASSERT_EQ(again.steps.size(), kept.steps.size());
+      EXPECT_EQ(again.steps.back().loss, kept.steps.back().loss);
+      EXPECT_EQ(again.steps.back().grad_norm, kept.steps.back().grad_norm);
     }
   }
 }

@@ -75,8 +75,8 @@ TEST_F(KeptFormatTest, TheInputOfTheOutputProjectionIsKeptInE5m6) {
   std::vector<float> cosine(16 * 16), sine(16 * 16);
   make_rope_tables(kShape.length, model_.qk_rope_head_dim, 10000.0, cosine.data(), sine.data());
   const AttentionBlock block(*kernels_, linears_, model_, parameters_, 0, cosine.data(),
-                             sine.data());
-  const AttentionActivations kept = AttentionBlock::take_activations(plan_, model_, kShape);
+                             sine.data(), {});
+  const AttentionActivations kept = AttentionBlock::take_activations(plan_, model_, kShape, {});
   block.forward(kShape, x_, kept, AttentionBlock::take_scratch(plan_, *kernels_, model_, kShape),
                 y_);
   const int64_t width = model_.num_attention_heads * model_.v_head_dim;

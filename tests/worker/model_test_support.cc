@@ -68,6 +68,7 @@ Pipeline::Pipeline(const Options& options, Kernels& kernels)
     stage.gradient_slot_count = 2;
     stage.tag_base = tag_base;
     stage.precision = options.precision;
+    stage.recompute = options.recompute;
     tag_base += expert_tag_count(stage);
     std::vector<Rank> group;
     for (int32_t r = 0; r < options.expert_count; ++r) group.push_back(Rank{r});

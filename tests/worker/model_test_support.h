@@ -43,6 +43,7 @@ class Pipeline {
     int64_t length_max = 16;
     Transport* transport = nullptr;  // needed when expert_count > 1
     Precision precision = Precision::kFp32;
+    Recompute recompute = {};
     double prediction_weight = 0.3;  // of multi-token prediction, where the model has it
   };
   Pipeline(const Options& options, Kernels& kernels);

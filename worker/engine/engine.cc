@@ -184,7 +184,8 @@ Status Engine::make_stages(const StageFactory& make_stage) {
                          .gradient_slot_count = need.gradients,
                          .embedding_elsewhere = embedding_elsewhere(spec_, layout_, local.stage),
                          .tag_base = local.direction * kExchangeTagsPerStage,
-                         .precision = spec_.training.precision};
+                         .precision = spec_.training.precision,
+                         .recompute = spec_.training.recompute};
     const bool joins = local.neighbours.previous == layout_.position.pipeline_index;
     if (joins) {
       options.slot_count = stages_.back()->options().slot_count;

@@ -21,6 +21,9 @@ int64_t query_width(const ModelConfig& model) {
 int64_t compressed_width(const ModelConfig& model) {
   return query_width(model) + model.kv_lora_rank + model.qk_rope_head_dim;
 }
+int64_t query_full_width(const ModelConfig& model) {
+  return model.num_attention_heads * model.qk_head_dim();
+}
 int64_t key_value_width(const ModelConfig& model) {
   return model.num_attention_heads * (model.qk_nope_head_dim + model.v_head_dim);
 }
@@ -29,8 +32,13 @@ int64_t key_value_width(const ModelConfig& model) {
 
 AttentionBlock::AttentionBlock(Kernels& kernels, const Linears& linears, const ModelConfig& model,
                                const ParameterSet& parameters, int64_t layer, const float* cosine,
-                               const float* sine)
-    : kernels_(kernels), linears_(linears), model_(model), cosine_(cosine), sine_(sine) {
+                               const float* sine, const AttentionRecomputed& shared)
+    : kernels_(kernels),
+      linears_(linears),
+      model_(model),
+      cosine_(cosine),
+      sine_(sine),
+      shared_(shared) {
   const std::string stem = fmt::format("model.layers.{}.", layer);
   const std::string attention = stem + "self_attn.";
   const bool compressed = model.q_lora_rank.has_value();
@@ -45,27 +53,49 @@ AttentionBlock::AttentionBlock(Kernels& kernels, const Linears& linears, const M
   out_ = LinearWeight(*required(parameters, attention + "o_proj.weight"));
   query_width_ = query_width(model);
   compressed_width_ = compressed_width(model);
-  query_full_width_ = model.num_attention_heads * model.qk_head_dim();
+  query_full_width_ = query_full_width(model);
   key_value_width_ = key_value_width(model);
   output_width_ = model.num_attention_heads * model.v_head_dim;
   scale_ = static_cast<float>(attention_scale(model));
 }
 
-AttentionActivations AttentionBlock::take_activations(MemoryPlan& plan, const ModelConfig& model,
-                                                      const TokenShape& shape) {
+AttentionRecomputed AttentionBlock::take_recomputed(MemoryPlan& plan, const ModelConfig& model,
+                                                    const TokenShape& shape,
+                                                    const Recompute& recompute) {
   const int64_t tokens = shape.tokens();
+  const int64_t query_rank = model.q_lora_rank.value_or(0);
+  AttentionRecomputed shared;
+  if (recompute.norms) {
+    shared.normed = plan.floats(tokens * model.hidden_size);
+    shared.query_normed = plan.floats(tokens * query_rank);
+    shared.latent_normed = plan.floats(tokens * model.kv_lora_rank);
+  }
+  if (recompute.mla_up) {
+    shared.query = plan.floats(query_rank > 0 ? tokens * query_full_width(model) : 0);
+    shared.key_value = plan.floats(tokens * key_value_width(model));
+  }
+  return shared;
+}
+
+AttentionActivations AttentionBlock::take_activations(MemoryPlan& plan, const ModelConfig& model,
+                                                      const TokenShape& shape,
+                                                      const AttentionRecomputed& shared) {
+  const int64_t tokens = shape.tokens();
+  const auto keep = [&](float* again, int64_t width) {
+    return again != nullptr ? again : plan.floats(tokens * width);
+  };
   AttentionActivations kept;
-  kept.normed = plan.floats(tokens * model.hidden_size);
+  kept.normed = keep(shared.normed, model.hidden_size);
   kept.inverse_rms = plan.floats(tokens);
   kept.compressed = plan.floats(tokens * compressed_width(model));
   if (model.q_lora_rank) {
-    kept.query_normed = plan.floats(tokens * *model.q_lora_rank);
+    kept.query_normed = keep(shared.query_normed, *model.q_lora_rank);
     kept.query_inverse_rms = plan.floats(tokens);
-    kept.query = plan.floats(tokens * model.num_attention_heads * model.qk_head_dim());
+    kept.query = keep(shared.query, query_full_width(model));
   }
-  kept.latent_normed = plan.floats(tokens * model.kv_lora_rank);
+  kept.latent_normed = keep(shared.latent_normed, model.kv_lora_rank);
   kept.latent_inverse_rms = plan.floats(tokens);
-  kept.key_value = plan.floats(tokens * key_value_width(model));
+  kept.key_value = keep(shared.key_value, key_value_width(model));
   kept.output = plan.floats(tokens * model.num_attention_heads * model.v_head_dim);
   kept.log_sum_exp = plan.floats(tokens * model.num_attention_heads);
   return kept;
@@ -117,16 +147,53 @@ AttentionInputs AttentionBlock::inputs(const AttentionActivations& kept) const {
   return in;
 }
 
-// Turns the rope part of every query head and of the one shared key.
-void AttentionBlock::rotate(const TokenShape& shape, bool inverse, Heads query,
-                            float* compressed) const {
+void AttentionBlock::rotate_heads(const TokenShape& shape, int64_t heads, bool inverse,
+                                  Heads x) const {
+  kernels_.rope(shape.tokens(), shape.length, heads, model_.qk_rope_head_dim, cosine_, sine_,
+                inverse, x);
+}
+
+void AttentionBlock::rotate_query(const TokenShape& shape, bool inverse, Heads query) const {
   query.data += model_.qk_nope_head_dim;
-  kernels_.rope(shape.tokens(), shape.length, model_.num_attention_heads, model_.qk_rope_head_dim,
-                cosine_, sine_, inverse, query);
-  const Heads key = {compressed + query_width_ + model_.kv_lora_rank, compressed_width_,
-                     model_.qk_rope_head_dim};
-  kernels_.rope(shape.tokens(), shape.length, 1, model_.qk_rope_head_dim, cosine_, sine_, inverse,
-                key);
+  rotate_heads(shape, model_.num_attention_heads, inverse, query);
+}
+
+// The one key that all heads share.
+void AttentionBlock::rotate_key(const TokenShape& shape, bool inverse, float* compressed) const {
+  rotate_heads(shape, 1, inverse,
+               {compressed + query_width_ + model_.kv_lora_rank, compressed_width_,
+                model_.qk_rope_head_dim});
+}
+
+void AttentionBlock::normalise(int64_t tokens, const float* x,
+                               const AttentionActivations& kept) const {
+  const int64_t hidden = model_.hidden_size;
+  kernels_.rms_norm(tokens, hidden, {x, hidden}, norm_->value,
+                    static_cast<float>(model_.rms_norm_eps), {kept.normed, hidden},
+                    kept.inverse_rms);
+}
+
+void AttentionBlock::normalise_compressed(int64_t tokens, const AttentionActivations& kept) const {
+  if (query_norm_) {
+    kernels_.rms_norm(tokens, query_width_, {kept.compressed, compressed_width_},
+                      query_norm_->value, kLatentNormEpsilon, {kept.query_normed, query_width_},
+                      kept.query_inverse_rms);
+  }
+  const int64_t rank = model_.kv_lora_rank;
+  kernels_.rms_norm(tokens, rank, {kept.compressed + query_width_, compressed_width_},
+                    latent_norm_->value, kLatentNormEpsilon, {kept.latent_normed, rank},
+                    kept.latent_inverse_rms);
+}
+
+void AttentionBlock::project_up(const TokenShape& shape, const AttentionActivations& kept) const {
+  const int64_t tokens = shape.tokens();
+  if (query_norm_) {
+    linears_.forward(tokens, query_up_, {kept.query_normed, query_width_}, Store::kOverwrite,
+                     {kept.query, query_full_width_});
+    rotate_query(shape, false, {kept.query, query_full_width_, model_.qk_head_dim()});
+  }
+  linears_.forward(tokens, latent_up_, {kept.latent_normed, model_.kv_lora_rank}, Store::kOverwrite,
+                   {kept.key_value, key_value_width_});
 }
 
 void AttentionBlock::forward(const TokenShape& shape, const float* x,
@@ -134,27 +201,15 @@ void AttentionBlock::forward(const TokenShape& shape, const float* x,
                              float* y) const {
   const int64_t tokens = shape.tokens();
   const int64_t hidden = model_.hidden_size;
-  kernels_.rms_norm(tokens, hidden, {x, hidden}, norm_->value,
-                    static_cast<float>(model_.rms_norm_eps), {kept.normed, hidden},
-                    kept.inverse_rms);
+  normalise(tokens, x, kept);
   linears_.forward(tokens, down_, {kept.normed, hidden}, Store::kOverwrite,
                    {kept.compressed, compressed_width_});
-  Heads query = {kept.compressed, compressed_width_, model_.qk_head_dim()};
-  if (query_norm_) {
-    kernels_.rms_norm(tokens, query_width_, {kept.compressed, compressed_width_},
-                      query_norm_->value, kLatentNormEpsilon, {kept.query_normed, query_width_},
-                      kept.query_inverse_rms);
-    linears_.forward(tokens, query_up_, {kept.query_normed, query_width_}, Store::kOverwrite,
-                     {kept.query, query_full_width_});
-    query = {kept.query, query_full_width_, model_.qk_head_dim()};
+  normalise_compressed(tokens, kept);
+  project_up(shape, kept);
+  if (!query_norm_) {
+    rotate_query(shape, false, {kept.compressed, compressed_width_, model_.qk_head_dim()});
   }
-  const int64_t rank = model_.kv_lora_rank;
-  kernels_.rms_norm(tokens, rank, {kept.compressed + query_width_, compressed_width_},
-                    latent_norm_->value, kLatentNormEpsilon, {kept.latent_normed, rank},
-                    kept.latent_inverse_rms);
-  linears_.forward(tokens, latent_up_, {kept.latent_normed, rank}, Store::kOverwrite,
-                   {kept.key_value, key_value_width_});
-  rotate(shape, false, query, kept.compressed);
+  rotate_key(shape, false, kept.compressed);
   kernels_.attention(attention_shape(shape), scale_, inputs(kept),
                      {kept.output, output_width_, model_.v_head_dim}, kept.log_sum_exp,
                      scratch.workspace);
@@ -173,6 +228,10 @@ void AttentionBlock::backward_input(const TokenShape& shape, const float* x,
   const int64_t hidden = model_.hidden_size;
   const int64_t rank = model_.kv_lora_rank;
   const int64_t head_width = model_.qk_nope_head_dim + model_.v_head_dim;
+  if (shared_.key_value != nullptr) {
+    if (shared_.normed != nullptr) normalise_compressed(tokens, kept);
+    project_up(shape, kept);
+  }
   linears_.input_gradient(tokens, out_, {dy, hidden}, {scratch.output, output_width_});
   float* const d_latent = deltas.compressed + query_width_;
   const Heads d_query = query_norm_
@@ -187,7 +246,8 @@ void AttentionBlock::backward_input(const TokenShape& shape, const float* x,
                               {kept.output, output_width_, model_.v_head_dim}, kept.log_sum_exp,
                               {scratch.output, output_width_, model_.v_head_dim}, gradients,
                               scratch.workspace);
-  rotate(shape, true, d_query, deltas.compressed);
+  rotate_query(shape, true, d_query);
+  rotate_key(shape, true, deltas.compressed);
   linears_.input_gradient(tokens, latent_up_, {deltas.key_value, key_value_width_},
                           {scratch.normed, rank});
   kernels_.rms_norm_backward(tokens, rank, {kept.compressed + query_width_, compressed_width_},
@@ -210,11 +270,16 @@ void AttentionBlock::backward_input(const TokenShape& shape, const float* x,
                              norm_->gradient);
 }
 
-void AttentionBlock::backward_weight(const TokenShape& shape, const AttentionActivations& kept,
-                                     const float* dy, const AttentionDeltas& deltas) const {
+void AttentionBlock::backward_weight(const TokenShape& shape, const float* x,
+                                     const AttentionActivations& kept, const float* dy,
+                                     const AttentionDeltas& deltas) const {
   const int64_t tokens = shape.tokens();
   const int64_t hidden = model_.hidden_size;
   const int64_t rank = model_.kv_lora_rank;
+  if (shared_.normed != nullptr) {
+    normalise(tokens, x, kept);
+    normalise_compressed(tokens, kept);
+  }
   linears_.weight_gradient(tokens, out_, {dy, hidden}, {kept.output, output_width_},
                            RowFormat::kE5m6PowerOfTwo);
   linears_.weight_gradient(tokens, latent_up_, {deltas.key_value, key_value_width_},

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "comm/run/job_spec.h"
 #include "comm/run/model_config.h"
 #include "kernels/kernels.h"
 #include "worker/model/linear.h"
@@ -33,6 +34,16 @@ struct AttentionActivations {
   float* log_sum_exp = nullptr;  // [sequences, heads, length]
 };
 
+// Those that the backward computes again, in buffers that all layers and micro-batches share: each
+// call that needs them fills them first. Null: kept.
+struct AttentionRecomputed {
+  float* normed = nullptr;  // with Recompute::norms, as the next two
+  float* query_normed = nullptr;
+  float* latent_normed = nullptr;
+  float* query = nullptr;  // with Recompute::mla_up, as the next
+  float* key_value = nullptr;
+};
+
 // What the backward keeps for the weight gradients: gradients of the tensors of the same names.
 struct AttentionDeltas {
   float* compressed = nullptr;
@@ -54,10 +65,13 @@ class AttentionBlock {
   // rest.
   AttentionBlock(Kernels& kernels, const Linears& linears, const ModelConfig& model,
                  const ParameterSet& parameters, int64_t layer, const float* cosine,
-                 const float* sine);
+                 const float* sine, const AttentionRecomputed& shared);
 
+  static AttentionRecomputed take_recomputed(MemoryPlan& plan, const ModelConfig& model,
+                                             const TokenShape& shape, const Recompute& recompute);
   static AttentionActivations take_activations(MemoryPlan& plan, const ModelConfig& model,
-                                               const TokenShape& shape);
+                                               const TokenShape& shape,
+                                               const AttentionRecomputed& shared);
   static AttentionDeltas take_deltas(MemoryPlan& plan, const ModelConfig& model,
                                      const TokenShape& shape);
   static AttentionScratch take_scratch(MemoryPlan& plan, const Kernels& kernels,
@@ -71,19 +85,27 @@ class AttentionBlock {
                       const float* dy, const AttentionDeltas& deltas,
                       const AttentionScratch& scratch, float* dx) const;
   // Gradients of the matrices, added to what is there.
-  void backward_weight(const TokenShape& shape, const AttentionActivations& kept, const float* dy,
-                       const AttentionDeltas& deltas) const;
+  void backward_weight(const TokenShape& shape, const float* x, const AttentionActivations& kept,
+                       const float* dy, const AttentionDeltas& deltas) const;
 
  private:
   AttentionShape attention_shape(const TokenShape& shape) const;
   AttentionInputs inputs(const AttentionActivations& kept) const;
-  void rotate(const TokenShape& shape, bool inverse, Heads query, float* compressed) const;
+  // Parts of the forward, which the backward runs again: x to normed; compressed to query_normed
+  // and latent_normed; these to query, rotated, and key_value.
+  void normalise(int64_t tokens, const float* x, const AttentionActivations& kept) const;
+  void normalise_compressed(int64_t tokens, const AttentionActivations& kept) const;
+  void project_up(const TokenShape& shape, const AttentionActivations& kept) const;
+  void rotate_heads(const TokenShape& shape, int64_t heads, bool inverse, Heads x) const;
+  void rotate_query(const TokenShape& shape, bool inverse, Heads query) const;
+  void rotate_key(const TokenShape& shape, bool inverse, float* compressed) const;
 
   Kernels& kernels_;
   const Linears& linears_;
   const ModelConfig& model_;
   const float* cosine_;
   const float* sine_;
+  const AttentionRecomputed shared_;
   const Parameter* norm_;
   LinearWeight down_;  // [C, hidden]: q_a_proj or q_proj, with kv_a_proj_with_mqa behind it
   const Parameter* query_norm_;  // null without query compression

@@ -59,6 +59,7 @@ struct StageOptions {
   // for its two stages.
   uint64_t tag_base = 0;
   Precision precision = Precision::kFp32;
+  Recompute recompute = {};
 };
 
 // What the exchange a stage works with must be made from. It is the stage's alone. `group`: the

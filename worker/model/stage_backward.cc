@@ -123,12 +123,22 @@ void Stage::Impl::dispatch_backward(int32_t layer, int32_t slot_index) {
                                     span_of(weight_gradients_, dispatched.assignment_count));
 }
 
+const float* Stage::Impl::normed_again(const StageLayer& layer, const StageSlot& slot,
+                                       const LayerActivations& kept) const {
+  if (backward_normed_ == nullptr) return kept.normed;
+  const int64_t hidden = options.model.hidden_size;
+  kernels.rms_norm(slot.shape.tokens(), hidden, {kept.middle, hidden}, layer.middle_norm->value,
+                   static_cast<float>(options.model.rms_norm_eps), {backward_normed_, hidden},
+                   kept.inverse_rms);
+  return backward_normed_;
+}
+
 void Stage::Impl::mlp_weight(int32_t layer_index, StageSlot& slot, GradientSlot& gradient) {
   const auto index = static_cast<size_t>(layer_index);
   const StageLayer& layer = layers[index];
   const LayerActivations& kept = slot.layers[index];
   const LayerDeltas& deltas = gradient.layers[index];
-  layer.feed_forward->backward_weight(slot.shape.tokens(), kept.normed,
+  layer.feed_forward->backward_weight(slot.shape.tokens(), normed_again(layer, slot, kept),
                                       gradient_of(slot, gradient, layer_index + 1),
                                       deltas.feed_forward);
   if (layer.experts) layer.experts->backward_weight(kept.experts, deltas.experts);
@@ -170,9 +180,11 @@ void Stage::Impl::attention_weight(int32_t layer_index, StageSlot& slot, Gradien
   const StageLayer& layer = layers[index];
   const LayerActivations& kept = slot.layers[index];
   const LayerDeltas& deltas = gradient.layers[index];
-  layer.attention->backward_weight(slot.shape, kept.attention, deltas.middle, deltas.attention);
+  layer.attention->backward_weight(slot.shape, slot.x[index], kept.attention, deltas.middle,
+                                   deltas.attention);
   if (layer.experts) {
-    layer.experts->route_weight(slot.shape.tokens(), kept.normed, deltas.experts);
+    layer.experts->route_weight(slot.shape.tokens(), normed_again(layer, slot, kept),
+                                deltas.experts);
   }
   if (is_prediction(layer_index)) prediction_weight(slot, gradient);
 }

@@ -159,6 +159,7 @@ class Stage::Impl {
  private:
   void make_layers();
   void make_routers();
+  void make_recompute_buffers();
   void make_slots();
   void make_shared_buffers();
   StageSlot take_slot(MemoryPlan& plan) const;
@@ -208,6 +209,9 @@ class Stage::Impl {
   const float* dispatched_form(const StageSlot& slot, const float* x, float* payload) const;
   int32_t exchange_slot(int32_t layer, int32_t slot_index) const;
   Tag exchange_tag(int32_t layer, int32_t slot_index) const;
+  // LayerActivations::normed in a backward: as it was kept, or computed again.
+  const float* normed_again(const StageLayer& layer, const StageSlot& slot,
+                            const LayerActivations& kept) const;
   int64_t hidden_floats(const StageSlot& slot) const {
     return slot.shape.tokens() * options.model.hidden_size;
   }
@@ -216,6 +220,10 @@ class Stage::Impl {
   std::vector<float> cosine_;
   std::vector<float> sine_;
   StageScratch scratch_;
+  // Shared by all layers and slots; null where these are kept (Recompute).
+  AttentionRecomputed attention_recomputed_;
+  float* forward_normed_ = nullptr;   // [T, hidden] of the forward pass under way
+  float* backward_normed_ = nullptr;  // [T, hidden] inside one sub-operation
   // Of the forward pass under way.
   float* partial_rows_ = nullptr;  // [R, hidden] this rank's share of its peers' outputs
   float* payload_ = nullptr;       // [T, hidden] tokens as dispatched; fp8 only

@@ -47,6 +47,7 @@ Stage::Impl::Impl(const StageOptions& stage_options, Kernels& backend,
   cosine_.resize(static_cast<size_t>(options.sequence_length_max * pairs));
   sine_.resize(cosine_.size());
   make_rope_tables(options.model, options.sequence_length_max, cosine_.data(), sine_.data());
+  make_recompute_buffers();
   make_layers();
   for (const PassKind kind :
        {PassKind::kForward, PassKind::kBackward, PassKind::kBackwardInput, PassKind::kWeight}) {
@@ -75,7 +76,7 @@ void Stage::Impl::make_layers() {
     const std::string stem = fmt::format("model.layers.{}.", layer.number);
     layer.middle_norm = parameters->find(stem + "post_attention_layernorm.weight");
     layer.attention.emplace(kernels, linears, model, *parameters, layer.number, cosine_.data(),
-                            sine_.data());
+                            sine_.data(), attention_recomputed_);
     layer.feed_forward.emplace(kernels, linears, *parameters,
                                stem + (moe ? "mlp.shared_experts." : "mlp."),
                                feed_forward_width(layer), model.hidden_size);
@@ -110,9 +111,11 @@ LayerActivations Stage::Impl::take_layer(MemoryPlan& plan, const StageLayer& lay
   const TokenShape shape = largest(options);
   const int64_t tokens = shape.tokens();
   LayerActivations kept;
-  kept.attention = AttentionBlock::take_activations(plan, options.model, shape);
+  kept.attention =
+      AttentionBlock::take_activations(plan, options.model, shape, attention_recomputed_);
   kept.middle = plan.floats(tokens * options.model.hidden_size);
-  kept.normed = plan.floats(tokens * options.model.hidden_size);
+  kept.normed = forward_normed_ != nullptr ? forward_normed_
+                                           : plan.floats(tokens * options.model.hidden_size);
   kept.inverse_rms = plan.floats(tokens);
   kept.gate_up = plan.floats(tokens * 2 * feed_forward_width(layer));
   if (layer.experts) {
@@ -184,6 +187,23 @@ GradientSlot Stage::Impl::take_gradient_slot(MemoryPlan& plan) const {
 Arena& Stage::Impl::make_arena(const char* name, int64_t bytes) {
   buffer_bytes += static_cast<uint64_t>(bytes);
   return *arenas_.emplace_back(std::make_unique<Arena>(name, bytes));
+}
+
+// Stages that never run backward keep nothing anyway.
+void Stage::Impl::make_recompute_buffers() {
+  const TokenShape shape = largest(options);
+  const Recompute recompute = trains() ? options.recompute : Recompute{};
+  const auto take = [&](MemoryPlan& plan) {
+    attention_recomputed_ = AttentionBlock::take_recomputed(plan, options.model, shape, recompute);
+    if (!recompute.norms) return;
+    forward_normed_ = plan.floats(shape.tokens() * options.model.hidden_size);
+    backward_normed_ = plan.floats(shape.tokens() * options.model.hidden_size);
+  };
+  MemoryPlan size;
+  take(size);
+  if (size.bytes() == 0) return;
+  MemoryPlan plan(make_arena("recomputed activations", size.bytes()));
+  take(plan);
 }
 
 void Stage::Impl::make_slots() {
