@@ -1,4 +1,4 @@
-// Element types that models travel in, to fp32 and back.
+// Element types that models travel in, to fp32. Back to bf16: comm/base/minifloat.h.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,5 @@ bool converts_to_float(DType dtype);
 // Exact for every value. REQUIRES: converts_to_float(dtype), and `from` holds one element for each
 // of `into`.
 void to_floats(DType dtype, Bytes from, std::span<float> into);
-
-// Round to nearest, ties to even; NaN stays NaN.
-uint16_t bf16_of(float value);
 
 }  // namespace penstock

@@ -12,6 +12,7 @@
 #include "checkpoint/loader.h"
 #include "checkpoint/names.h"
 #include "comm/base/check.h"
+#include "comm/base/minifloat.h"
 
 namespace penstock {
 namespace {
@@ -79,7 +80,7 @@ void convert(DType from, Bytes bytes, DType to, std::vector<std::byte>& into) {
   to_floats(from, bytes, values);
   into.resize(values.size() * dtype_bytes(to));
   for (size_t i = 0; i < values.size(); ++i) {
-    const uint16_t rounded = bf16_of(values[i]);
+    const uint16_t rounded = encode_bf16(values[i]);
     if (to == DType::kBf16) {
       std::memcpy(into.data() + i * sizeof rounded, &rounded, sizeof rounded);
     } else {

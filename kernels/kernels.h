@@ -94,7 +94,7 @@ struct RouterShape {
 // 128 neighbours of a row, and what is left at its end, a scale of their own:
 //   value = scale * code(x / scale),  scale = max(|x| of the tile, 1e-4) / (largest code)
 // and round that scale up to a power of two where the name says so, so that rounding again changes
-// nothing. Codes: kernels/minifloat.h. A NaN or an infinity makes its whole tile NaN.
+// nothing. Codes: comm/base/minifloat.h. A NaN or an infinity makes its whole tile NaN.
 enum class RowFormat : uint8_t { kFp32, kBf16, kE4m3, kE4m3PowerOfTwo, kE5m6PowerOfTwo };
 inline constexpr int64_t kTileWidth = 128;
 

@@ -4,14 +4,15 @@
 
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/targets.h"
-#include "kernels/minifloat.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/fp8.cc"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "comm/base/minifloat.h"
 #include "kernels/cpu/simd_inl.h"
+#include "kernels/tile_scale.h"
 
 #ifndef PENSTOCK_KERNELS_CPU_FP8_SHARED
 #define PENSTOCK_KERNELS_CPU_FP8_SHARED

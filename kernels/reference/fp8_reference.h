@@ -6,8 +6,9 @@
 #include <cmath>
 #include <vector>
 
+#include "comm/base/minifloat.h"
 #include "kernels/kernels.h"
-#include "kernels/minifloat.h"
+#include "kernels/tile_scale.h"
 
 namespace penstock::reference {
 

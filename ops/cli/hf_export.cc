@@ -9,8 +9,8 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "checkpoint/float_formats.h"
 #include "checkpoint/hf_folder.h"
+#include "comm/base/minifloat.h"
 #include "comm/base/random.h"
 #include "worker/data/hf_tokenizer.h"
 #include "worker/data/tokenizer.h"
@@ -126,8 +126,7 @@ Result<Comparison> compare_logits(const CheckpointSource& source, const HfFolder
     const auto found = folder.weights().find(weight.name);
     if (found == folder.weights().end() || found->second.entry->dtype != DType::kBf16) continue;
     for (float& value : weight.values) {
-      const uint16_t rounded = bf16_of(value);
-      to_floats(DType::kBf16, std::as_bytes(std::span(&rounded, 1)), {&value, 1});
+      value = round_to_bf16(value);
     }
   }
   PENSTOCK_TRY_ASSIGN(const std::vector<float> expected, logits_of(generator, tokens));

@@ -3,8 +3,9 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/minifloat.h"
+#include "comm/base/minifloat.h"
 #include "kernels/reference/fp8_reference.h"
+#include "kernels/tile_scale.h"
 #include "tests/kernels/support.h"
 
 namespace penstock {

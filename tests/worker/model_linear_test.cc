@@ -4,8 +4,8 @@
 
 #include <numeric>
 
+#include "comm/base/minifloat.h"
 #include "kernels/cpu/cpu_kernels.h"
-#include "kernels/minifloat.h"
 #include "tests/worker/model_test_support.h"
 
 namespace penstock {

@@ -6,10 +6,10 @@
 #include <map>
 #include <set>
 
+#include "comm/base/minifloat.h"
 #include "comm/base/random.h"
 #include "comm/data/reduce.h"
 #include "kernels/cpu/cpu_kernels.h"
-#include "kernels/minifloat.h"
 #include "tests/worker/model_test_support.h"
 
 namespace penstock {

@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "checkpoint/names.h"
+#include "comm/base/minifloat.h"
 #include "kernels/kernels.h"
-#include "kernels/minifloat.h"
 
 namespace penstock {
 namespace {

@@ -1,5 +1,6 @@
-// Number formats narrower than fp32, as the scalar definition that every backend is tested against:
-// E4M3 (FP8 operands), E5M6 (the cached input of o_proj) and bf16.
+// Number formats narrower than fp32: E4M3 (FP8 operands and published weights), E5M6 (the cached
+// input of o_proj) and bf16. The scalar definition that every backend is tested against and that
+// model files are read and written with.
 //
 // E4M3 is the "fn" variant of Micikevicius et al. 2022, "FP8 Formats for Deep Learning": bias 7,
 // largest value 448, no infinities, one NaN per sign (0x7f, 0xff), subnormals in steps of 2^-9.
@@ -70,17 +71,6 @@ struct Minifloat {
 
 using E4m3 = Minifloat<4, 3>;
 using E5m6 = Minifloat<5, 6>;
-
-// The scale of a tile whose largest magnitude is `magnitude` (RowFormat in kernels.h). NaN stays
-// NaN.
-constexpr float kTileMagnitudeMin = 1e-4F;
-constexpr float tile_scale(float magnitude, float largest_code, bool power_of_two) {
-  const float scale =
-      (magnitude <= kTileMagnitudeMin ? kTileMagnitudeMin : magnitude) / largest_code;
-  const uint32_t bits = std::bit_cast<uint32_t>(scale);
-  if (!power_of_two || bits > 0x7f800000U) return scale;
-  return std::bit_cast<float>((bits + 0x7fffffU) & 0x7f800000U);  // any mantissa carries
-}
 
 // bf16 is fp32's upper half; infinity is kept and overflow rounds to it.
 constexpr uint16_t encode_bf16(float value) {

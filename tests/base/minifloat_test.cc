@@ -1,4 +1,4 @@
-#include "kernels/minifloat.h"
+#include "comm/base/minifloat.h"
 
 #include <gtest/gtest.h>
 
@@ -69,7 +69,9 @@ TEST(MinifloatTest, NanStaysNanWithItsSign) {
   EXPECT_TRUE(std::isnan(E4m3::decode(0x7f)));
   EXPECT_TRUE(std::isnan(E4m3::decode(0xff)));
   EXPECT_TRUE(std::isnan(round_to_bf16(std::nanf(""))));
-  EXPECT_TRUE(std::isnan(round_to_bf16(std::bit_cast<float>(0x7f800001U))));
+  for (const uint32_t bits : {0x7f800001U, 0x7fffffffU, 0xff800001U}) {
+    EXPECT_TRUE(std::isnan(round_to_bf16(std::bit_cast<float>(bits))));
+  }
 }
 
 TEST(MinifloatTest, ValuesBelowTheSmallestStepRoundToZeroOrIt) {
@@ -80,14 +82,18 @@ TEST(MinifloatTest, ValuesBelowTheSmallestStepRoundToZeroOrIt) {
 }
 
 TEST(MinifloatTest, Bf16RoundsEveryHalfwayCaseToEvenAndOverflowsToInfinity) {
-  for (uint32_t code = 0; code < 0x7f7fU; ++code) {
-    const auto at = static_cast<uint16_t>(code);
-    const float halfway = std::bit_cast<float>((code << 16) | 0x8000U);
-    ASSERT_EQ(encode_bf16(decode_bf16(at)), at);
-    ASSERT_EQ(encode_bf16(halfway), code & 1 ? code + 1 : code) << code;
-    ASSERT_EQ(encode_bf16(std::nextafterf(halfway, kInfinity)), code + 1) << code;
-    ASSERT_EQ(encode_bf16(std::nextafterf(halfway, 0.0F)), code) << code;
+  for (const uint32_t sign : {0U, 0x8000U}) {
+    for (uint32_t code = sign; code < sign + 0x7f7fU; ++code) {
+      const auto at = static_cast<uint16_t>(code);
+      const float halfway = std::bit_cast<float>((code << 16) | 0x8000U);
+      ASSERT_EQ(encode_bf16(decode_bf16(at)), at);
+      ASSERT_EQ(encode_bf16(halfway), code & 1 ? code + 1 : code) << code;
+      ASSERT_EQ(encode_bf16(std::nextafterf(halfway, sign ? -kInfinity : kInfinity)), code + 1)
+          << code;
+      ASSERT_EQ(encode_bf16(std::nextafterf(halfway, 0.0F)), code) << code;
+    }
   }
+  EXPECT_EQ(encode_bf16(kInfinity), 0x7f80);
   EXPECT_EQ(round_to_bf16(std::numeric_limits<float>::max()), kInfinity);
   EXPECT_EQ(round_to_bf16(-1.0F - 0x1p-9F), -1.0F);
 }
