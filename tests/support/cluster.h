@@ -55,7 +55,7 @@ ProgramRun run_program(const std::vector<std::string>& argv,
 struct ClusterOptions {
   int worker_count = 4;
   int devices_per_worker = 1;
-  int heartbeat_interval_ms = 200;
+  int heartbeat_interval_ms = 500;
 };
 
 // Aborts the test process when a daemon cannot be started: nothing after that would mean anything.
