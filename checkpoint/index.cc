@@ -5,6 +5,7 @@
 #include <rocksdb/write_batch.h>
 
 #include <algorithm>
+#include <mutex>
 #include <set>
 
 #include "checkpoint/store.h"
@@ -121,6 +122,7 @@ struct CheckpointIndex::Database {
   Path path;
   std::unique_ptr<rocksdb::DB> db;
   std::string opening_report;
+  std::recursive_mutex mutex;  // for all calls: start_over() changes `db` under them
 
   rocksdb::Status open(bool create) {
     rocksdb::DB* opened = nullptr;
@@ -185,6 +187,7 @@ const std::string& CheckpointIndex::opening_report() const {
 }
 
 Status CheckpointIndex::record_commit(const CheckpointInfo& info) {
+  const std::lock_guard lock(database_->mutex);
   PENSTOCK_TRY_ASSIGN(const uint64_t highest, highest_commit(info.job));
   rocksdb::WriteBatch batch = protected_batch();
   std::string high;
@@ -196,6 +199,7 @@ Status CheckpointIndex::record_commit(const CheckpointInfo& info) {
 }
 
 Status CheckpointIndex::forget(JobId job, const std::vector<uint64_t>& commit_seqs) {
+  const std::lock_guard lock(database_->mutex);
   rocksdb::WriteBatch batch = protected_batch();
   for (const uint64_t commit_seq : commit_seqs) {
     PENSTOCK_TRY(from_rocksdb(batch.Delete(row_key(job, commit_seq)), "forget"));
@@ -204,6 +208,7 @@ Status CheckpointIndex::forget(JobId job, const std::vector<uint64_t>& commit_se
 }
 
 Status CheckpointIndex::forget_job(JobId job) {
+  const std::lock_guard lock(database_->mutex);
   PENSTOCK_TRY_ASSIGN(const std::vector<CheckpointInfo> rows, list(job));
   rocksdb::WriteBatch batch = protected_batch();
   for (const CheckpointInfo& row : rows) {
@@ -214,6 +219,7 @@ Status CheckpointIndex::forget_job(JobId job) {
 }
 
 Result<std::vector<CheckpointInfo>> CheckpointIndex::list(JobId job) const {
+  const std::lock_guard lock(database_->mutex);
   const std::string prefix = row_prefix(job);
   rocksdb::ReadOptions options;
   options.verify_checksums = true;
@@ -234,6 +240,7 @@ Result<std::vector<CheckpointInfo>> CheckpointIndex::list(JobId job) const {
 }
 
 Result<uint64_t> CheckpointIndex::highest_commit(JobId job) const {
+  const std::lock_guard lock(database_->mutex);
   std::string value;
   const rocksdb::Status status = database_->db->Get(rocksdb::ReadOptions(), high_key(job), &value);
   if (status.IsNotFound()) return uint64_t{0};
@@ -247,6 +254,7 @@ Result<uint64_t> CheckpointIndex::highest_commit(JobId job) const {
 Result<IndexReport> CheckpointIndex::reconcile(JobId job, const Path& directory) {
   const StoreListing listing = list_checkpoints(directory, job);
   PENSTOCK_TRY(listing.directory);
+  const std::lock_guard lock(database_->mutex);
   const auto& wanted = listing.checkpoints;
   const Result<std::vector<CheckpointInfo>> rows = list(job);
   const Result<uint64_t> mark = highest_commit(job);

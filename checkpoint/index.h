@@ -42,8 +42,8 @@ struct IndexReport {
   size_t row_count = 0;  // rows of the job now
 };
 
-// One thread at a time; every call blocks on the disk, so keep it off event loops that must answer
-// quickly.
+// Any thread. Every call blocks on the disk, so keep it off event loops that must answer quickly;
+// one that hangs in a job's directory holds up no other job's.
 class CheckpointIndex {
  public:
   // Opens or creates. A damaged database is moved aside to "<path>.damaged-<hex>" and a new one
@@ -70,7 +70,8 @@ class CheckpointIndex {
   // Compares the job's rows with the manifests in its checkpoint directory and rewrites them when
   // they differ. Does nothing else to the directory. A missing directory counts as empty. Rows that
   // cannot be read mean a damaged database: it is moved aside like one that does not open, and the
-  // other jobs want to be reconciled again.
+  // other jobs want to be reconciled again. REQUIRES: nothing changes the job's checkpoints
+  // meanwhile.
   Result<IndexReport> reconcile(JobId job, const Path& directory);
 
  private:

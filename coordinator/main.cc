@@ -2,6 +2,7 @@
 // checkpoints.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
 
 #include "comm/base/ip_address.h"
 #include "comm/base/log.h"
@@ -10,6 +11,9 @@
 
 namespace penstock {
 namespace {
+
+// For checkpoints being committed when asked to stop.
+constexpr Duration kFinishLimit = std::chrono::seconds(10);
 
 std::string address_error(const std::string& address) {
   return is_ip_address(address) ? "" : "not an IP address such as 127.0.0.1, 0.0.0.0 or ::1";
@@ -50,7 +54,9 @@ int run(int argc, char** argv) {
   start_logging("coordinator");
   const Result<std::unique_ptr<Driver>> driver = Driver::start(std::move(options));
   if (!driver.ok()) return fail(driver.status());
-  return static_cast<int>((*driver)->run());
+  const ExitCode code = (*driver)->run();
+  if (!(*driver)->finish(kFinishLimit)) std::_Exit(static_cast<int>(code));
+  return static_cast<int>(code);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@
 #include "comm/base/log.h"
 #include "comm/control/channel.h"
 #include "comm/control/event_loop.h"
-#include "coordinator/driver/checkpoint_thread.h"
+#include "coordinator/driver/checkpoint_threads.h"
 #include "coordinator/driver/run_metrics.h"
 
 namespace penstock {
@@ -62,6 +62,7 @@ struct Driver::Impl {
   void feed(const Event& event);
   void act(Effects effects);
   void send(const OutgoingMessage& out);
+  void deliver(const OutgoingMessage& out);
   void append_log(const LogChunk& chunk);
   void tick();
 
@@ -74,7 +75,7 @@ struct Driver::Impl {
   LogFiles logs;
   MetricRegistry registry;
   std::optional<RunMetrics> metrics;
-  std::unique_ptr<CheckpointThread> checkpoints;
+  std::unique_ptr<CheckpointThreads> checkpoints;
   std::unique_ptr<RouterChannel> workers;
   std::unique_ptr<HttpServer> http;
   std::optional<Api> api;
@@ -90,7 +91,7 @@ Status Driver::Impl::start() {
   PENSTOCK_TRY_ASSIGN(Effects effects, core.start(clock.now(), stored));
   metrics.emplace(registry, core);
   PENSTOCK_TRY_ASSIGN(checkpoints,
-                      CheckpointThread::start(loop, options.state_dir / "checkpoint-index"));
+                      CheckpointThreads::start(loop, options.state_dir / "checkpoint-index"));
   PENSTOCK_TRY(listen());
   act(std::move(effects));
   PENSTOCK_TRY(broken);
@@ -201,12 +202,19 @@ void Driver::Impl::act(Effects effects) {
 }
 
 void Driver::Impl::send(const OutgoingMessage& out) {
-  if (const auto* start = std::get_if<StartRank>(&out.message); start && start->rank.value == 0) {
-    // Ranks save into it from several hosts at once; one of us makes it. A failure shows as their
-    // failed save.
-    const Status made = create_directories_durably(start->checkpoint_dir);
-    if (!made.ok()) log_warning("job {}: {}", start->job, made.message());
-  }
+  const auto* start = std::get_if<StartRank>(&out.message);
+  if (start == nullptr || start->rank.value != 0) return deliver(out);
+  // Ranks save into the directory from several hosts at once; one of us makes it, and none of them
+  // trains before there is a rank 0. Dropped while an earlier order waits for its directory: the
+  // core repeats it. A failure shows as their failed save.
+  checkpoints->prepare(start->job, start->checkpoint_dir, [this, out](const Status& made) {
+    const JobId job = std::get<StartRank>(out.message).job;
+    if (!made.ok()) log_warning("job {}: {}", job, made.message());
+    deliver(out);
+  });
+}
+
+void Driver::Impl::deliver(const OutgoingMessage& out) {
   // What cannot be sent is repeated by the core until workers report it done.
   const Status sent = workers->send(out.peer, out.message);
   if (!sent.ok()) log_debug("{} not sent: {}", message_name(out.message), sent.message());
@@ -243,6 +251,15 @@ ExitCode Driver::run() {
            impl_->options.state_dir.string());
   impl_->loop.run();
   return impl_->broken.ok() ? ExitCode::kOk : ExitCode::kFailure;
+}
+
+bool Driver::finish(Duration limit) {
+  const std::vector<JobId> hanging = impl_->checkpoints->finish(limit);
+  for (const JobId job : hanging) {
+    log_warning("job {}: {} does not answer; what was under way there is left behind", job,
+                impl_->core.find_job(job)->record.checkpoint_dir);
+  }
+  return hanging.empty();
 }
 
 void Driver::stop() {

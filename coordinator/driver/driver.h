@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "comm/base/clock.h"
 #include "comm/base/exit_codes.h"
 #include "comm/base/file.h"
 
@@ -35,6 +36,10 @@ class Driver {
 
   // Until SIGTERM or SIGINT (kOk), or until the store refuses a write (kFailure).
   ExitCode run();
+  // After run(): waits for what is under way in checkpoint directories, at most `limit`. False when
+  // one of them still hangs: then the destructor would wait for it, and whoever wants to end leaves
+  // without it (_Exit), which costs nothing that was acknowledged.
+  bool finish(Duration limit);
   // Any thread.
   void stop();
   std::string http_address() const;      // "127.0.0.1:7070"

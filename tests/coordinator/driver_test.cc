@@ -12,6 +12,7 @@
 #include "coordinator/core/records.h"
 #include "tests/run/spec_text.h"
 #include "tests/support/cluster.h"
+#include "tests/support/hung_file_system.h"
 
 namespace penstock {
 namespace {
@@ -263,6 +264,30 @@ TEST(DriverTest, AJobWithoutCheckpointsListsNone) {
   const Json list = driver.get("/api/v1/jobs/tiny/checkpoints");
   EXPECT_EQ(list["kind"], "CheckpointList");
   EXPECT_TRUE(list["items"].empty());
+}
+
+// The directory of one job is on a network file system whose server is gone.
+TEST(DriverTest, ACheckpointDirectoryThatHangsHoldsUpItsOwnJobOnly) {
+  const ScratchFolder scratch;
+  const auto hung = HungFileSystem::mount_at(scratch.path() / "nfs");
+  if (!hung) GTEST_SKIP() << "needs FUSE";
+  RunningDriver driver(scratch.path() / "state");
+  ScriptedWorker worker(driver.control_endpoint(), 8);
+  ASSERT_TRUE(has_worker(driver));
+  std::string stuck = edited("{name: tiny}", "{name: stuck}");
+  const std::string directory = fmt::format("dir: {}/nfs/run", scratch.path().string());
+  stuck.replace(stuck.find("{interval: 20}"), 14, "{interval: 20, " + directory + "}");
+  ASSERT_EQ(driver.call("POST", "/api/v1/jobs", stuck).status, 201);
+  hung->await_caller();
+
+  ASSERT_EQ(driver.call("POST", "/api/v1/jobs", std::string(kValidSpec)).status, 201);
+  EXPECT_TRUE(reaches(driver, "tiny", "RUNNING"));
+  EXPECT_EQ(driver.get("/api/v1/jobs/tiny/checkpoints")["kind"], "CheckpointList");
+  EXPECT_EQ(driver.get("/api/v1/jobs/stuck")["state"], "STARTING");
+  EXPECT_EQ(driver.get("/api/v1/workers")["items"][0]["state"], "up");
+
+  hung->release();
+  EXPECT_TRUE(reaches(driver, "stuck", "RUNNING")) << "its saves will fail, and say so";
 }
 
 TEST(DriverTest, SegmentsThatAreNotOnDiskMakeTheCheckpointFailAndTheRunGoesOn) {

@@ -1,8 +1,11 @@
-#include "coordinator/driver/checkpoint_thread.h"
+#include "coordinator/driver/checkpoint_threads.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <thread>
 
 #include "checkpoint/names.h"
 #include "checkpoint/saved_slice.h"
@@ -128,53 +131,110 @@ Result<std::vector<ListedCheckpoint>> list_now(const Path& directory, JobId job)
 
 }  // namespace
 
-Result<std::unique_ptr<CheckpointThread>> CheckpointThread::start(EventLoop& loop,
-                                                                  const Path& index_path) {
-  PENSTOCK_TRY_ASSIGN(std::unique_ptr<CheckpointIndex> index, CheckpointIndex::open(index_path));
-  if (!index->opening_report().empty()) log_warning("{}", index->opening_report());
-  return std::make_unique<CheckpointThread>(loop, std::move(index));
-}
-
-CheckpointThread::CheckpointThread(EventLoop& loop, std::unique_ptr<CheckpointIndex> index)
-    : loop_(loop), index_(std::move(index)), thread_([this] { run(); }) {}
-
-CheckpointThread::~CheckpointThread() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
+// One job's thread and what waits for it.
+class CheckpointThreads::Lane {
+ public:
+  Lane() : thread_([this] { run(); }) {}
+  ~Lane() {
+    stop();
+    thread_.join();
   }
-  wake_.notify_one();
-  thread_.join();
-}
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
 
-void CheckpointThread::enqueue(std::function<void()> task) {
-  {
+  void push(std::function<void()> task) {
     const std::lock_guard lock(mutex_);
     tasks_.push_back(std::move(task));
+    changed_.notify_all();
   }
-  wake_.notify_one();
+  // After the task in progress.
+  void stop() {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    changed_.notify_all();
+  }
+  bool stopped_by(std::chrono::steady_clock::time_point deadline) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_until(lock, deadline, [this] { return stopped_; });
+  }
+
+  int unfinished = 0;  // tasks; the loop's own
+
+ private:
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
+      if (stopping_) break;
+      const std::function<void()> task = std::move(tasks_.front());
+      tasks_.pop_front();
+      lock.unlock();
+      task();
+      lock.lock();
+    }
+    stopped_ = true;
+    changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> tasks_;  // guarded by mutex_
+  bool stopping_ = false;                    // guarded by mutex_
+  bool stopped_ = false;                     // guarded by mutex_
+  std::thread thread_;                       // last: it uses all of the above
+};
+
+Result<std::unique_ptr<CheckpointThreads>> CheckpointThreads::start(EventLoop& loop,
+                                                                    const Path& index_path) {
+  PENSTOCK_TRY_ASSIGN(std::unique_ptr<CheckpointIndex> index, CheckpointIndex::open(index_path));
+  if (!index->opening_report().empty()) log_warning("{}", index->opening_report());
+  return std::make_unique<CheckpointThreads>(loop, std::move(index));
 }
 
-void CheckpointThread::run() {
-  while (true) {
-    std::unique_lock lock(mutex_);
-    wake_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
-    if (stopping_) return;
-    const std::function<void()> task = std::move(tasks_.front());
-    tasks_.pop_front();
-    lock.unlock();
+CheckpointThreads::CheckpointThreads(EventLoop& loop, std::unique_ptr<CheckpointIndex> index)
+    : loop_(loop), index_(std::move(index)) {}
+
+CheckpointThreads::~CheckpointThreads() = default;
+
+void CheckpointThreads::enqueue(JobId job, std::function<void()> task) {
+  std::unique_ptr<Lane>& lane = lanes_[job];
+  if (!lane) lane = std::make_unique<Lane>();
+  ++lane->unfinished;
+  lane->push([this, job, task = std::move(task)] {
     task();
+    loop_.post([this, job] { finished(job); });
+  });
+}
+
+// An idle thread goes; the next task of its job gets a new one.
+void CheckpointThreads::finished(JobId job) {
+  const auto lane = lanes_.find(job);
+  if (--lane->second->unfinished == 0) lanes_.erase(lane);
+}
+
+std::vector<JobId> CheckpointThreads::finish(Duration limit) {
+  for (const auto& [job, lane] : lanes_) lane->stop();
+  const auto deadline = std::chrono::steady_clock::now() + limit;
+  std::vector<JobId> hanging;
+  for (const auto& [job, lane] : lanes_) {
+    if (!lane->stopped_by(deadline)) hanging.push_back(job);
   }
+  return hanging;
 }
 
 // The index may have been lost or damaged, or miss a commit that a crash cut short.
-void CheckpointThread::reconcile_once(JobId job, const Path& directory) {
-  if (!reconciled_.insert(job).second) return;
+void CheckpointThreads::reconcile_once(JobId job, const Path& directory) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (reconciled_.contains(job)) return;
+  }
   const Result<IndexReport> report = index_->reconcile(job, directory);
   if (!report.ok()) {
-    log_warning("checkpoint index, job {}: {}", job, report.status().message());
-    reconciled_.erase(job);
-    return;
+    return log_warning("checkpoint index, job {}: {}", job, report.status().message());
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    reconciled_.insert(job);
   }
   if (report->rebuilt) {
     log_warning("checkpoint index, job {}: made anew from the manifests: {}", job, report->reason);
@@ -185,9 +245,10 @@ void CheckpointThread::reconcile_once(JobId job, const Path& directory) {
   }
 }
 
-void CheckpointThread::commit(CommitCheckpoint request,
-                              std::function<void(CheckpointDone, Duration)> done) {
-  enqueue([this, request = std::move(request), done = std::move(done)] {
+void CheckpointThreads::commit(CommitCheckpoint request,
+                               std::function<void(CheckpointDone, Duration)> done) {
+  const JobId job = request.job;
+  enqueue(job, [this, request = std::move(request), done = std::move(done)] {
     const int64_t begun_ns = monotonic_ns();
     reconcile_once(request.job, request.directory);
     CheckpointDone result;
@@ -210,20 +271,31 @@ void CheckpointThread::commit(CommitCheckpoint request,
   });
 }
 
-void CheckpointThread::find(FindCheckpoint request, std::function<void(CheckpointFound)> done) {
-  enqueue([this, request = std::move(request), done = std::move(done)] {
+void CheckpointThreads::find(FindCheckpoint request, std::function<void(CheckpointFound)> done) {
+  const JobId job = request.job;
+  enqueue(job, [this, request = std::move(request), done = std::move(done)] {
     reconcile_once(request.job, request.directory);
     loop_.post([done, found = find_now(request)] { done(found); });
   });
 }
 
-void CheckpointThread::list(JobId job, Path directory,
-                            std::function<void(Result<std::vector<ListedCheckpoint>>)> done) {
+void CheckpointThreads::prepare(JobId job, Path directory, std::function<void(Status)> done) {
+  if (!preparing_.insert(job).second) return;
+  enqueue(job, [this, job, directory = std::move(directory), done = std::move(done)] {
+    loop_.post([this, job, done, made = create_directories_durably(directory)] {
+      preparing_.erase(job);
+      done(made);
+    });
+  });
+}
+
+void CheckpointThreads::list(JobId job, Path directory,
+                             std::function<void(Result<std::vector<ListedCheckpoint>>)> done) {
   if (lists_waiting_ >= kListsMax) {
     return done(resource_exhausted("too many listings of checkpoints are under way; try again"));
   }
   ++lists_waiting_;
-  enqueue([this, job, directory = std::move(directory), done = std::move(done)] {
+  enqueue(job, [this, job, directory = std::move(directory), done = std::move(done)] {
     loop_.post([this, done, listed = list_now(directory, job)] {
       --lists_waiting_;
       done(listed);

@@ -1,0 +1,139 @@
+#include "coordinator/driver/checkpoint_threads.h"
+
+#include "checkpoint/store.h"
+#include "tests/checkpoint/support.h"
+#include "tests/support/hung_file_system.h"
+
+namespace penstock {
+namespace {
+
+using namespace checkpoint_test;
+
+constexpr JobId kJob{7};
+
+class CheckpointThreadsTest : public ::testing::Test {
+ protected:
+  CheckpointThreadsTest() {
+    auto store = CheckpointStore::open(path(), kJob, nullptr);
+    EXPECT_TRUE(store.ok()) << store.status().to_string();
+    for (const int64_t step : {10, 20}) {
+      rows_.push_back(commit_model(*store, kJob, Epoch{1}, step, static_cast<uint64_t>(step)));
+    }
+  }
+  Path path() const { return directory_.path() / "job"; }
+  Path index_path() const { return directory_.path() / "index"; }
+  CheckpointFound find(bool read_everything) {
+    EventLoop loop;
+    auto threads = CheckpointThreads::start(loop, index_path());
+    EXPECT_TRUE(threads.ok()) << threads.status().to_string();
+    CheckpointFound answer;
+    (*threads)->find({kJob, path().string(), read_everything}, [&](const CheckpointFound& found) {
+      answer = found;
+      loop.stop();
+    });
+    loop.run();
+    return answer;
+  }
+
+  TempDirectory directory_;
+  std::vector<CheckpointInfo> rows_;
+};
+
+TEST_F(CheckpointThreadsTest, TheNewestWholeCheckpointIsFoundAndTheIndexMadeToAgree) {
+  const CheckpointFound found = find(false);
+  EXPECT_TRUE(found.status.ok());
+  EXPECT_EQ(found.step, 20);
+  EXPECT_EQ(found.manifest, (path() / rows_[1].manifest_file).string());
+  auto index = CheckpointIndex::open(index_path());
+  ASSERT_TRUE(index.ok());
+  EXPECT_EQ(*(*index)->list(kJob), rows_);
+}
+
+TEST_F(CheckpointThreadsTest, DamagedDataIsFoundOnlyByReadingEverything) {
+  const auto stored = read_manifest(path() / rows_[1].manifest_file);
+  ASSERT_TRUE(stored.ok());
+  flip_byte(path() / stored->manifest.segments[0].file, kSegmentHeaderBytes + 3);
+  EXPECT_EQ(find(false).step, 20);
+  const CheckpointFound found = find(true);
+  EXPECT_EQ(found.step, 10);
+  ASSERT_EQ(found.refused.size(), 1u);
+  EXPECT_NE(found.refused[0].find(rows_[1].manifest_file), std::string::npos);
+}
+
+TEST_F(CheckpointThreadsTest, ADirectoryThatCannotBeReadIsAnErrorAndNotNothing) {
+  std::filesystem::remove_all(path());
+  replace_file(path(), "no directory");
+  EXPECT_FALSE(find(false).status.ok());
+  EXPECT_FALSE(find(true).status.ok());
+}
+
+TEST_F(CheckpointThreadsTest, ListingsBeyondTheBoundAreRefusedAtOnce) {
+  EventLoop loop;
+  auto threads = CheckpointThreads::start(loop, index_path());
+  ASSERT_TRUE(threads.ok());
+  int listed = 0;
+  int refused = 0;
+  for (int i = 0; i < CheckpointThreads::kListsMax + 5; ++i) {
+    (*threads)->list(kJob, path(), [&](const Result<std::vector<ListedCheckpoint>>& answer) {
+      answer.ok() ? ++listed : ++refused;
+      EXPECT_EQ(answer.status().code(), answer.ok() ? Code::kOk : Code::kResourceExhausted);
+      if (listed == CheckpointThreads::kListsMax) loop.stop();
+    });
+  }
+  EXPECT_EQ(refused, 5);
+  loop.run();
+  EXPECT_EQ(listed, CheckpointThreads::kListsMax);
+}
+
+TEST_F(CheckpointThreadsTest, ADirectoryThatHangsHoldsUpNoOtherJob) {
+  const auto hung = HungFileSystem::mount_at(directory_.path() / "nfs");
+  if (!hung) GTEST_SKIP() << "needs FUSE";
+  constexpr JobId kStuck{8};
+  EventLoop loop;
+  auto threads = CheckpointThreads::start(loop, index_path());
+  ASSERT_TRUE(threads.ok());
+  int prepared = 0;
+  for (int i = 0; i < 3; ++i) {  // orders are repeated while their directory is awaited
+    (*threads)->prepare(kStuck, directory_.path() / "nfs/run", [&](const Status& made) {
+      EXPECT_FALSE(made.ok());
+      ++prepared;
+      loop.stop();
+    });
+  }
+  hung->await_caller();
+  CheckpointFound found;
+  (*threads)->find({kJob, path().string(), true}, [&](const CheckpointFound& answer) {
+    found = answer;
+    loop.stop();
+  });
+  loop.run();
+  EXPECT_EQ(found.step, 20);
+  EXPECT_EQ(prepared, 0);
+  hung->release();
+  loop.run();
+  EXPECT_EQ(prepared, 1);
+}
+
+TEST_F(CheckpointThreadsTest, FinishingNamesTheJobsWhoseDirectoryHangs) {
+  const auto hung = HungFileSystem::mount_at(directory_.path() / "nfs");
+  if (!hung) GTEST_SKIP() << "needs FUSE";
+  constexpr JobId kStuck{8};
+  EventLoop loop;
+  auto threads = CheckpointThreads::start(loop, index_path());
+  ASSERT_TRUE(threads.ok());
+  (*threads)->prepare(kStuck, directory_.path() / "nfs/run", [](const Status&) {});
+  hung->await_caller();
+  EXPECT_EQ((*threads)->finish(std::chrono::milliseconds(1)), std::vector<JobId>{kStuck});
+  hung->release();
+  EXPECT_TRUE((*threads)->finish(std::chrono::minutes(1)).empty());
+}
+
+TEST_F(CheckpointThreadsTest, AJobThatNeverSavedHasNothing) {
+  std::filesystem::remove_all(path());
+  const CheckpointFound found = find(false);
+  EXPECT_TRUE(found.status.ok());
+  EXPECT_TRUE(found.manifest.empty());
+}
+
+}  // namespace
+}  // namespace penstock
