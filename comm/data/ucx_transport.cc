@@ -123,6 +123,7 @@ class UcxEnd final : public UcxTransport {
   void force_close(Peer& peer);
   void progress_loop();
   void stop_progress_thread();
+  bool owes_nothing(Lock& lock);
 
   static void on_sent(void* request, ucs_status_t status, void* operation);
   static void on_received(void* request, ucs_status_t status, const ucp_tag_recv_info_t* info,
@@ -644,6 +645,19 @@ Status UcxEnd::close() {
   return first_failure;
 }
 
+// UCX aborts the process when a worker goes that still owes a callback: a peer that dies or hangs
+// while a connection to it is being closed leaves such a request, which ends only once UCX itself
+// has noticed.
+bool UcxEnd::owes_nothing(Lock& lock) {
+  const int64_t deadline_ns = monotonic_ns() + kCloseTimeout.count();
+  const auto in_ucx = [](const Operation& operation) { return operation.in_ucx; };
+  while (std::any_of(operations_.begin(), operations_.end(), in_ucx)) {
+    if (monotonic_ns() >= deadline_ns) return false;
+    if (ucp_worker_progress(worker_->get()) == 0) back_off(kNoFd, lock);
+  }
+  return true;
+}
+
 UcxEnd::~UcxEnd() {
   if (!worker_) return;
   {
@@ -651,6 +665,8 @@ UcxEnd::~UcxEnd() {
     fail_everything();
   }
   stop_progress_thread();
+  Lock lock(mutex_);
+  if (!owes_nothing(lock)) worker_->abandon();
 }
 
 }  // namespace

@@ -56,7 +56,8 @@ class UcxTransport : public Transport {
   // rank or epoch.
   virtual Status connect(const std::vector<std::string>& addresses) = 0;
   // Lets sends under way leave, then closes every connection. Later operations fail with kAborted.
-  // The destructor does the same, without the wait.
+  // The destructor does the same, without the wait for sends; what a silent peer keeps from ending
+  // within two seconds is left to the end of the process.
   virtual Status close() = 0;
 };
 

@@ -93,6 +93,11 @@ Status UcxWorker::open(const std::string& tls, const std::string& net_devices) {
   return {};
 }
 
+void UcxWorker::abandon() {
+  worker_ = nullptr;
+  context_ = nullptr;
+}
+
 UcxWorker::~UcxWorker() {
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
   if (context_ != nullptr) ucp_cleanup(context_);

@@ -17,9 +17,12 @@ class UcxWorker {
   static Result<std::unique_ptr<UcxWorker>> create(const std::string& tls,
                                                    const std::string& net_devices);
   UcxWorker() = default;
-  ~UcxWorker();
+  ~UcxWorker();  // REQUIRES: no request of the worker is under way, or UCX aborts the process
   UcxWorker(const UcxWorker&) = delete;
   UcxWorker& operator=(const UcxWorker&) = delete;
+
+  // Leaves everything to the end of the process. REQUIRES: nobody uses it any more.
+  void abandon();
 
   ucp_worker_h get() const { return worker_; }
   // Readable when an armed worker has something to do. Owned by UCX.

@@ -1,18 +1,21 @@
 #include "comm/data/ucx_transport.h"
 
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <numeric>
 
 #include "comm/base/file.h"
 #include "comm/data/reduce.h"
-#include "tests/support/allocation_counter.h"
 #include "tests/data/expert_problem.h"
 #include "tests/data/transport_conformance.h"
+#include "tests/support/allocation_counter.h"
 
 namespace penstock {
 namespace {
@@ -237,6 +240,34 @@ TEST(UcxTransportTest, ConnectingToARankThatHasDiedIsUnavailable) {
   });
   ::close(pipe_ends[0]);
   ::close(pipe_ends[1]);
+}
+
+// What it never reads keeps the connection from closing, and UCX from being taken apart.
+TEST(UcxTransportTest, ARankWhosePeerHangsCanStillClose) {
+  run_alone([] {
+    int ends[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends), 0);
+    const pid_t peer = fork();
+    const Rank self{peer == 0 ? 1 : 0};
+    if (peer == 0) prctl(PR_SET_PDEATHSIG, SIGKILL);
+    auto transport = make_alone(self, {1}, "tcp");
+    const std::string mine = transport->address();
+    ASSERT_EQ(::write(ends[self.value], mine.data(), mine.size()), std::ssize(mine));
+    std::string theirs(64 << 10, '\0');
+    theirs.resize(static_cast<size_t>(::read(ends[self.value], theirs.data(), theirs.size())));
+    ASSERT_TRUE(
+        transport->connect(peer == 0 ? std::vector{theirs, mine} : std::vector{mine, theirs}).ok());
+    if (peer == 0) raise(SIGSTOP);
+    int status = 0;
+    ASSERT_EQ(waitpid(peer, &status, WUNTRACED), peer);
+    ASSERT_TRUE(WIFSTOPPED(status));
+    const std::vector<std::byte> message(100'000);
+    for (int i = 0; i < 400; ++i) transport->send(Rank{1}, {1}, message);  // more than sockets hold
+    EXPECT_EQ(transport->close().code(), Code::kDeadlineExceeded);
+    transport.reset();
+    kill(peer, SIGKILL);
+    waitpid(peer, &status, 0);
+  });
 }
 
 }  // namespace
