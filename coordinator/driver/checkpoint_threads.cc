@@ -153,9 +153,9 @@ class CheckpointThreads::Lane {
     stopping_ = true;
     changed_.notify_all();
   }
-  bool stopped_by(std::chrono::steady_clock::time_point deadline) {
+  bool stopped_within(Duration limit) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_until(lock, deadline, [this] { return stopped_; });
+    return changed_.wait_for(lock, limit, [this] { return stopped_; });
   }
 
   int unfinished = 0;  // tasks; the loop's own
@@ -214,10 +214,11 @@ void CheckpointThreads::finished(JobId job) {
 
 std::vector<JobId> CheckpointThreads::finish(Duration limit) {
   for (const auto& [job, lane] : lanes_) lane->stop();
-  const auto deadline = std::chrono::steady_clock::now() + limit;
+  const int64_t deadline_ns = monotonic_ns() + limit.count();
   std::vector<JobId> hanging;
   for (const auto& [job, lane] : lanes_) {
-    if (!lane->stopped_by(deadline)) hanging.push_back(job);
+    const Duration left(std::max<int64_t>(0, deadline_ns - monotonic_ns()));
+    if (!lane->stopped_within(left)) hanging.push_back(job);
   }
   return hanging;
 }

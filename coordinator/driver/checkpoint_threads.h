@@ -1,7 +1,7 @@
-// The coordinator's work on checkpoint directories, off the loop: disks are slow, and a network file
-// system may hang for hours. Each job with work has a thread of its own while it lasts, so that a
-// directory that hangs holds up nothing but its job. Results come back on the loop; those of one job
-// in the order of its requests.
+// The coordinator's work on checkpoint directories, off the loop: disks are slow, and a network
+// file system may hang for hours. Each job with work has a thread of its own while it lasts, so
+// that a directory that hangs holds up nothing but its job. Results come back on the loop; those of
+// one job in the order of its requests.
 #pragma once
 
 #include <functional>
@@ -31,8 +31,8 @@ class CheckpointThreads {
   // `done` runs on the loop.
   void commit(CommitCheckpoint request, std::function<void(CheckpointDone, Duration)> done);
   void find(FindCheckpoint request, std::function<void(CheckpointFound)> done);
-  // Makes the directory and its parents. Does nothing while an earlier prepare() of the job is under
-  // way.
+  // Makes the directory and its parents. Does nothing while an earlier prepare() of the job is
+  // under way.
   void prepare(JobId job, Path directory, std::function<void(Status)> done);
   // kResourceExhausted, at once, while kListsMax others are waiting: clients that come and go must
   // not hold up commits.

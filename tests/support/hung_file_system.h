@@ -40,7 +40,8 @@ class HungFileSystem {
   void release() { device_ = FileDescriptor(); }
 
  private:
-  // Before it the kernel would not pass on what callers ask for, and nobody could tell that they do.
+  // Before it the kernel would not pass on what callers ask for, and nobody could tell that they
+  // do.
   static void greet(int device) {
     struct {
       fuse_in_header header;
