@@ -60,12 +60,19 @@ struct RouterChannel::Impl {
     reject({.peer = peer, .address = "", .byte_count = raw.byte_count, .reason = message.status()});
   }
 
-  void on_event(ZmqEvent event, const std::string& address) {
-    if (event != ZmqEvent::kHandshakeFailed) return;
-    reject({.peer = "",
-            .address = address,
-            .byte_count = 0,
-            .reason = invalid_argument("a connection that does not speak ZeroMQ's protocol")});
+  void on_event(ZmqEvent event, const std::string& address, uint64_t byte_count) {
+    Status reason;
+    if (event == ZmqEvent::kHandshakeFailed) {
+      reason = invalid_argument("a connection that does not speak ZeroMQ's protocol");
+    } else if (event == ZmqEvent::kShutDown) {
+      reason = resource_exhausted(fmt::format(
+          "{} bytes of {} waited to be handled, more than {}: a message that does not end, or more "
+          "than can be kept up with; its connection was closed",
+          byte_count, address, kBacklogBytesMax));
+    }
+    if (!reason.ok()) {
+      reject({.peer = "", .address = address, .byte_count = byte_count, .reason = reason});
+    }
   }
 
   void reject(const Rejection& rejection) {
@@ -103,9 +110,10 @@ Result<std::unique_ptr<RouterChannel>> RouterChannel::bind(EventLoop& loop,
   PENSTOCK_TRY_ASSIGN(impl->endpoint, impl->socket->bind(endpoint));
   impl->handlers = std::move(handlers);
   Impl* const raw = impl.get();  // outlives the socket's callbacks: the destructor closes first
-  impl->socket->start(
-      {[raw](const ZmqMessage& message) { raw->on_message(message); },
-       [raw](ZmqEvent event, const std::string& address) { raw->on_event(event, address); }});
+  impl->socket->start({[raw](const ZmqMessage& message) { raw->on_message(message); },
+                       [raw](ZmqEvent event, const std::string& address, uint64_t byte_count) {
+                         raw->on_event(event, address, byte_count);
+                       }});
   return std::make_unique<RouterChannel>(std::move(impl));
 }
 
@@ -183,8 +191,9 @@ Result<std::unique_ptr<DealerChannel>> DealerChannel::connect(EventLoop& loop,
   impl->endpoint = endpoint;
   impl->queue_while_disconnected = options.queue_while_disconnected;
   Impl* const raw = impl.get();  // outlives the socket's callbacks: the destructor closes first
-  impl->socket->start({[raw](const ZmqMessage& message) { raw->on_message(message); },
-                       [raw](ZmqEvent event, const std::string&) { raw->on_event(event); }});
+  impl->socket->start(
+      {[raw](const ZmqMessage& message) { raw->on_message(message); },
+       [raw](ZmqEvent event, const std::string&, uint64_t) { raw->on_event(event); }});
   return std::make_unique<DealerChannel>(std::move(impl));
 }
 

@@ -24,8 +24,8 @@ inline constexpr int kQueuedFramesMax = 10000;
 // peer chose it.
 using PeerId = std::string;
 
-// What a RouterChannel refused: a frame that is no message, or a connection that does not speak the
-// protocol.
+// What a RouterChannel refused: what is no message of one frame, or a connection that does not
+// speak the protocol, or of which more than kBacklogBytesMax (connection_backlogs.h) waited.
 struct Rejection {
   PeerId peer;          // empty when the peer never got as far as having one
   std::string address;  // of a refused connection, when known

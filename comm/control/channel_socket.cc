@@ -14,6 +14,9 @@ namespace {
 // Messages handled per turn of the loop, so that one busy peer does not starve timers and other
 // sockets.
 constexpr int kBatchMax = 64;
+// Frames dropped in one go, of a message that has too many.
+constexpr int kSkippedFramesMax = 4096;
+constexpr Duration kBacklogCheckInterval = std::chrono::milliseconds(100);
 constexpr int kReconnectMinMs = 10;
 constexpr int kReconnectMaxMs = 1000;
 // A connection that says nothing at all for this long is closed: ZeroMQ answers these by itself,
@@ -22,9 +25,10 @@ constexpr int kPingIntervalMs = 2000;
 constexpr int kPingTimeoutMs = 10000;
 constexpr int kHandshakeMs = 5000;
 
-constexpr int kMonitoredEvents =
-    ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
-    ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+constexpr int kMonitoredEvents = ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED |
+                                 ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+                                 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                                 ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
 
 Status zmq_status(int error_number, const std::string& what) {
   const std::string message = fmt::format("{}: {}", what, zmq_strerror(error_number));
@@ -72,6 +76,8 @@ struct Message {
   Bytes bytes() {
     return {static_cast<const std::byte*>(zmq_msg_data(&message)), zmq_msg_size(&message)};
   }
+  // Of the connection it came over; -1 when ZeroMQ does not say.
+  int source() { return zmq_msg_get(&message, ZMQ_SRCFD); }
   zmq_msg_t message;
 };
 
@@ -134,6 +140,7 @@ ZmqSocket::~ZmqSocket() {
 void ZmqSocket::close() {
   loop_.unwatch(socket_watch_);
   loop_.unwatch(monitor_watch_);
+  loop_.cancel(backlog_timer_);
   handlers_ = {};
   if (socket_ != nullptr) {
     zmq_socket_monitor(socket_, nullptr, 0);
@@ -190,6 +197,9 @@ void ZmqSocket::start(Handlers handlers) {
   handlers_ = std::move(handlers);
   socket_watch_ = loop_.watch_readable(file_descriptor_of(socket_), [this] { drain(); });
   monitor_watch_ = loop_.watch_readable(file_descriptor_of(monitor_), [this] { drain_monitor(); });
+  if (kind_ == ZmqKind::kRouter) {
+    backlog_timer_ = loop_.call_every(kBacklogCheckInterval, [this] { shut_down_excessive(); });
+  }
   // What arrived before the watches does not signal again.
   schedule_drain();
 }
@@ -233,48 +243,84 @@ void ZmqSocket::drain_monitor() {
 }
 
 bool ZmqSocket::receive_one() {
+  if (skipping_) return skip_frames();
   Message identity;
   if (kind_ == ZmqKind::kRouter && !identity.receive(socket_)) return false;
   Message payload;
-  ZmqMessage message;
   bool more = kind_ == ZmqKind::kDealer || identity.more();
+  parts_ = 0;
+  byte_count_ = 0;
   if (more) {
     if (!payload.receive(socket_)) return false;
     more = payload.more();
-    message.payload_parts = 1;
-    message.byte_count = payload.bytes().size();
+    parts_ = 1;
+    byte_count_ = payload.bytes().size();
+    backlogs_.handed_on(payload.source(), byte_count_);
   }
-  while (more) {
+  if (more) {
+    skipping_ = true;
+    skipped_identity_ = as_text(identity.bytes());
+    return skip_frames();
+  }
+  deliver(identity.bytes(), payload.bytes());
+  return true;
+}
+
+// A message may have millions of frames: they are dropped a few thousand a turn.
+bool ZmqSocket::skip_frames() {
+  for (int i = 0; i < kSkippedFramesMax; ++i) {
     Message surplus;
-    if (!surplus.receive(socket_)) break;
-    more = surplus.more();
-    message.payload_parts += 1;
-    message.byte_count += surplus.bytes().size();
+    if (!surplus.receive(socket_)) return false;
+    parts_ += 1;
+    byte_count_ += surplus.bytes().size();
+    backlogs_.handed_on(surplus.source(), surplus.bytes().size());
+    if (surplus.more()) continue;
+    skipping_ = false;
+    deliver(as_bytes(skipped_identity_), {});
+    return true;
   }
-  message.identity = identity.bytes();
-  message.payload = payload.bytes();
+  return true;
+}
+
+void ZmqSocket::deliver(Bytes identity, Bytes payload) {
   // A copy: the handler may close this socket, and close() clears handlers_.
   const auto on_message = handlers_.on_message;
-  on_message(message);
-  return true;
+  on_message({identity, payload, parts_, byte_count_});
+}
+
+void ZmqSocket::shut_down_excessive() {
+  const auto self = shared_from_this();  // a handler may drop the channel
+  for (const ConnectionBacklogs::Excess& excess : backlogs_.shut_down_excessive()) {
+    const auto on_event = handlers_.on_event;
+    if (on_event) on_event(ZmqEvent::kShutDown, excess.address, excess.byte_count);
+  }
 }
 
 bool ZmqSocket::receive_event() {
   Message header;
   if (!header.receive(monitor_)) return false;
   uint16_t kind = 0;
-  PENSTOCK_CHECK(header.bytes().size() == 6, header.bytes().size());
+  int32_t value = 0;  // a descriptor, or why it failed
+  PENSTOCK_CHECK(header.bytes().size() == sizeof kind + sizeof value, header.bytes().size());
   std::memcpy(&kind, header.bytes().data(), sizeof kind);
+  std::memcpy(&value, header.bytes().data() + sizeof kind, sizeof value);
   Message address;
   if (!header.more() || !address.receive(monitor_)) return false;
+  if (kind == ZMQ_EVENT_ACCEPTED) {
+    backlogs_.opened(value);
+    return true;
+  }
   ZmqEvent event = ZmqEvent::kHandshakeFailed;
   if (kind == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) event = ZmqEvent::kConnected;
-  if (kind == ZMQ_EVENT_DISCONNECTED) event = ZmqEvent::kDisconnected;
+  if (kind == ZMQ_EVENT_DISCONNECTED) {
+    event = ZmqEvent::kDisconnected;
+    backlogs_.closed(value);
+  }
   // A connection's pipe is attached by a command that reading ZMQ_EVENTS processes: the handler may
   // send at once.
   if (readable(socket_)) schedule_drain();
   const auto on_event = handlers_.on_event;
-  on_event(event, std::string(as_text(address.bytes())));
+  on_event(event, std::string(as_text(address.bytes())), 0);
   return true;
 }
 

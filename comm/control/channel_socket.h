@@ -9,13 +9,15 @@
 
 #include "comm/base/bytes.h"
 #include "comm/base/status.h"
+#include "comm/control/connection_backlogs.h"
 #include "comm/control/event_loop.h"
 
 namespace penstock {
 
 enum class ZmqKind { kRouter, kDealer };
 
-enum class ZmqEvent { kConnected, kDisconnected, kHandshakeFailed };
+// kShutDown: by us, because too much of it waited (connection_backlogs.h): byte_count.
+enum class ZmqEvent { kConnected, kDisconnected, kHandshakeFailed, kShutDown };
 
 struct ZmqSocketOptions {
   ZmqKind kind = ZmqKind::kDealer;
@@ -37,7 +39,7 @@ class ZmqSocket : public std::enable_shared_from_this<ZmqSocket> {
  public:
   struct Handlers {
     std::function<void(const ZmqMessage&)> on_message;
-    std::function<void(ZmqEvent, const std::string& address)> on_event;
+    std::function<void(ZmqEvent, const std::string& address, uint64_t byte_count)> on_event;
   };
 
   static Result<std::shared_ptr<ZmqSocket>> open(EventLoop& loop, const ZmqSocketOptions& options);
@@ -63,6 +65,9 @@ class ZmqSocket : public std::enable_shared_from_this<ZmqSocket> {
   void drain();
   void drain_monitor();
   bool receive_one();
+  bool skip_frames();
+  void deliver(Bytes identity, Bytes payload);
+  void shut_down_excessive();
   bool receive_event();
   void schedule_drain();
   bool readable(void* socket) const;
@@ -75,7 +80,14 @@ class ZmqSocket : public std::enable_shared_from_this<ZmqSocket> {
   void* monitor_ = nullptr;  // owned
   WatchId socket_watch_;
   WatchId monitor_watch_;
+  TimerId backlog_timer_;
   bool drain_scheduled_ = false;
+  ConnectionBacklogs backlogs_;  // router over TCP only
+  // Of the message being received, beyond its first frame.
+  bool skipping_ = false;  // it has several frames, which makes it none of ours
+  std::string skipped_identity_;
+  size_t parts_ = 0;
+  uint64_t byte_count_ = 0;
 };
 
 }  // namespace penstock

@@ -7,6 +7,7 @@
 
 #include "comm/base/file.h"
 #include "comm/control/codec.h"
+#include "comm/control/connection_backlogs.h"
 #include "tests/control/loop_support.h"
 
 namespace penstock {
@@ -297,6 +298,82 @@ TEST(ChannelTest, AMessageOfSeveralFramesIsRefused) {
   ASSERT_TRUE(run_until(loop, [&] { return router.rejections.size() == 1; }));
   EXPECT_NE(router.rejections[0].reason.message().find("3 frames"), std::string::npos);
   EXPECT_TRUE(router.received.empty());
+}
+
+TEST(ChannelTest, AMessageOfAHundredThousandFramesIsOneRefusalAndHarmsNobodyElse) {
+  EventLoop loop;
+  Router router(loop, kAnyPort);
+  Dealer dealer(loop, router.channel->endpoint());
+  RawDealer raw(router.channel->endpoint());
+  for (int i = 1; i < 100'000; ++i) raw.send("four", ZMQ_SNDMORE);
+  raw.send("last");
+  raw.send(text_of(report_of(7)));
+  ASSERT_TRUE(dealer.channel->send(report_of(1)).ok());
+  ASSERT_TRUE(run_until(loop, [&] { return router.received.size() == 2; }));
+  ASSERT_EQ(router.rejections.size(), 1U);
+  EXPECT_EQ(router.rejections[0].byte_count, 400'000U);
+  EXPECT_NE(router.rejections[0].reason.message().find("100000 frames"), std::string::npos);
+  EXPECT_EQ(router.channel->frames_rejected(), 1U);
+}
+
+// The beginning of ZeroMQ's protocol (ZMTP 3.0, rfc.zeromq.org/spec/23) as a dealer speaks it.
+std::string zmtp_hello() {
+  std::string greeting("\xff\0\0\0\0\0\0\0\0\x7f\x03\0NULL", 16);
+  greeting.resize(64, '\0');
+  const std::string ready(
+      "\x05READY\x0bSocket-Type\0\0\0\x06"
+      "DEALER",
+      28);
+  return greeting + '\x04' + static_cast<char>(ready.size()) + ready;
+}
+
+// ZeroMQ keeps the frames of a message until its last one comes.
+TEST(ChannelTest, AMessageThatNeverEndsClosesItsConnectionAndHarmsNobodyElse) {
+  EventLoop loop;
+  Router router(loop, kAnyPort);
+  Dealer dealer(loop, router.channel->endpoint());
+  const FileDescriptor raw = connect_plain_tcp(router.channel->endpoint());
+  std::string waiting = zmtp_hello();
+  uint64_t sent_bytes = 0;
+  bool cut_off = false;
+  const std::string frame =
+      std::string("\x03\0\0\0\0\0\x10\0\0", 9) + std::string(1 << 20, 'x');  // more to come
+  const TimerId feed = loop.call_every(std::chrono::milliseconds(2), [&] {
+    if (waiting.empty()) waiting = frame;
+    const ssize_t count =
+        send(raw.get(), waiting.data(), waiting.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    cut_off = count < 0 && errno != EAGAIN;
+    if (count > 0) waiting.erase(0, static_cast<size_t>(count));
+    if (count > 0) sent_bytes += static_cast<uint64_t>(count);
+  });
+  EXPECT_TRUE(run_until(loop, [&] { return cut_off; }));
+  loop.cancel(feed);
+  EXPECT_GT(sent_bytes, kBacklogBytesMax);
+  ASSERT_EQ(router.rejections.size(), 1U);
+  EXPECT_EQ(router.rejections[0].reason.code(), Code::kResourceExhausted);
+  EXPECT_TRUE(router.rejections[0].address.starts_with("127.0.0.1:"))
+      << router.rejections[0].address;
+  EXPECT_GT(router.rejections[0].byte_count, kBacklogBytesMax);
+  ASSERT_TRUE(dealer.channel->send(report_of(1)).ok());
+  EXPECT_TRUE(run_until(loop, [&] { return router.received.size() == 1; }));
+  EXPECT_EQ(dealer.disconnections, 0);
+}
+
+// However much comes, what is handed on is no backlog.
+TEST(ChannelTest, AConnectionThatIsKeptUpWithMaySendWithoutEnd) {
+  EventLoop loop;
+  Router router(loop, kAnyPort);
+  Dealer dealer(loop, router.channel->endpoint());
+  const LogChunk chunk = {{1}, {1}, {0}, 0, std::string(kTextBytesMax, 'x')};
+  uint64_t sent_bytes = 0;
+  EXPECT_TRUE(run_until(loop, [&] {
+    router.received.clear();
+    if (dealer.channel->send(chunk).ok()) sent_bytes += chunk.text.size();
+    return sent_bytes > 3 * kBacklogBytesMax;
+  }));
+  run_for(loop, std::chrono::milliseconds(250));
+  EXPECT_TRUE(router.rejections.empty());
+  EXPECT_EQ(dealer.disconnections, 0);
 }
 
 TEST(ChannelTest, AnEmptyFrameIsRefused) {
