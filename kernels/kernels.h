@@ -318,8 +318,6 @@ class Kernels {
   // y[index[i], :] += w[i] * x[i, :], in the order of i; weights null: w = 1. y has y_rows rows.
   virtual void scatter_add_rows(int64_t rows, int64_t width, int64_t y_rows, ConstMatrix x,
                                 const int32_t* index, const float* weights, Matrix y) = 0;
-  // out[i] = a[i, :] . b[i, :]
-  virtual void row_dots(int64_t rows, int64_t width, ConstMatrix a, ConstMatrix b, float* out) = 0;
   // y = x, [rows, width], between strides.
   virtual void copy_rows(int64_t rows, int64_t width, ConstMatrix x, Matrix y) = 0;
   // y += x, [rows, width], between strides.

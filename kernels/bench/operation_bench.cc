@@ -108,9 +108,6 @@ void gather_rows(Buffers& x, Kernels& k) {
 void scatter_add_rows(Buffers& x, Kernels& k) {
   k.scatter_add_rows(kTokens, kWidth, kTokens, {x.a, kWidth}, x.index, x.rows, {x.b, kWidth});
 }
-void row_dots(Buffers& x, Kernels& k) {
-  k.row_dots(kTokens, kWidth, {x.a, kWidth}, {x.b, kWidth}, x.rows);
-}
 void add(Buffers& x, Kernels& k) {
   k.add(kCount, x.a, x.b, x.c);
 }
@@ -144,7 +141,6 @@ constexpr Operation kOperations[] = {
     {"attention_backward", 0, kScores * 2 * (3 * 48 + 2 * 32), attention_backward},
     {"gather_rows", 2 * kRowFloats, 0, gather_rows},
     {"scatter_add_rows", 3 * kRowFloats, 0, scatter_add_rows},
-    {"row_dots", 2 * kRowFloats, 0, row_dots},
     {"add", 3 * kCount, 0, add},
     {"sum_of_squares", kCount, 0, sum_of_squares},
     {"adamw", 7 * kCount, 0, adamw},

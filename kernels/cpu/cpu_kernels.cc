@@ -205,11 +205,6 @@ class CpuKernels final : public Kernels {
     cpu::scatter_add_rows(rows, width, x, index, weights, y);
   }
 
-  void row_dots(int64_t rows, int64_t width, ConstMatrix a, ConstMatrix b, float* out) override {
-    contract::check_rows(rows, width);
-    cpu::row_dots(rows, width, a, b, out);
-  }
-
   void copy_rows(int64_t rows, int64_t width, ConstMatrix x, Matrix y) override {
     contract::check_rows(rows, width);
     for (int64_t i = 0; i < rows; ++i) {

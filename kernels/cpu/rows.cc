@@ -42,16 +42,6 @@ void scatter_add_rows(int64_t rows, int64_t width, ConstMatrix x, const int32_t*
   }
 }
 
-void row_dots(int64_t rows, int64_t width, ConstMatrix a, ConstMatrix b, float* out) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const float* const left = a.data + i * a.stride;
-    const float* const right = b.data + i * b.stride;
-    out[i] = sum_lanes(width, [&](auto d, int64_t j, auto sum) HWY_ATTR {
-      return hn::MulAdd(hn::LoadU(d, left + j), hn::LoadU(d, right + j), sum);
-    });
-  }
-}
-
 void add(int64_t count, const float* a, const float* b, float* y) {
   for_lanes(count, [&](auto d, int64_t j) HWY_ATTR {
     hn::StoreU(hn::Add(hn::LoadU(d, a + j), hn::LoadU(d, b + j)), d, y + j);
@@ -127,7 +117,6 @@ namespace penstock::cpu {
 
 HWY_EXPORT(gather_rows);
 HWY_EXPORT(scatter_add_rows);
-HWY_EXPORT(row_dots);
 HWY_EXPORT(accumulate_rows);
 HWY_EXPORT(add);
 HWY_EXPORT(scale);
@@ -141,9 +130,6 @@ void gather_rows(int64_t rows, int64_t width, ConstMatrix x, const int32_t* inde
 void scatter_add_rows(int64_t rows, int64_t width, ConstMatrix x, const int32_t* index,
                       const float* weights, Matrix y) {
   HWY_DYNAMIC_DISPATCH(scatter_add_rows)(rows, width, x, index, weights, y);
-}
-void row_dots(int64_t rows, int64_t width, ConstMatrix a, ConstMatrix b, float* out) {
-  HWY_DYNAMIC_DISPATCH(row_dots)(rows, width, a, b, out);
 }
 void accumulate_rows(int64_t rows, int64_t width, ConstMatrix x, Matrix y) {
   HWY_DYNAMIC_DISPATCH(accumulate_rows)(rows, width, x, y);

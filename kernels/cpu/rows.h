@@ -10,7 +10,6 @@ void gather_rows(int64_t rows, int64_t width, ConstMatrix x, const int32_t* inde
                  const float* weights, Matrix y);
 void scatter_add_rows(int64_t rows, int64_t width, ConstMatrix x, const int32_t* index,
                       const float* weights, Matrix y);
-void row_dots(int64_t rows, int64_t width, ConstMatrix a, ConstMatrix b, float* out);
 void accumulate_rows(int64_t rows, int64_t width, ConstMatrix x, Matrix y);
 void add(int64_t count, const float* a, const float* b, float* y);
 void scale(int64_t count, float factor, float* x);

@@ -194,15 +194,6 @@ class ReferenceKernels final : public Kernels {
     }
   }
 
-  void row_dots(int64_t rows, int64_t width, ConstMatrix a, ConstMatrix b, float* out) override {
-    contract::check_rows(rows, width);
-    for (int64_t i = 0; i < rows; ++i) {
-      double sum = 0;
-      for (int64_t j = 0; j < width; ++j) sum += static_cast<double>(view(a)(i, j)) * view(b)(i, j);
-      out[i] = static_cast<float>(sum);
-    }
-  }
-
   void copy_rows(int64_t rows, int64_t width, ConstMatrix x, Matrix y) override {
     contract::check_rows(rows, width);
     for (int64_t i = 0; i < rows; ++i) {

@@ -24,9 +24,6 @@ std::vector<float> run_all(Kernels& kernels, int64_t rows, int64_t width) {
     keep(z.data());
   }
   StridedRows y(rows, width, width + 1, 5);
-  std::vector<float> dots(static_cast<size_t>(rows));
-  kernels.row_dots(rows, width, x.matrix(), y.matrix(), dots.data());
-  keep(dots);
   kernels.accumulate_rows(rows, width, x.matrix(), y.matrix());
   EXPECT_TRUE(y.gaps_untouched());
   keep(y.data());
@@ -63,7 +60,6 @@ TEST(RowsTest, NoRowsIsNoWork) {
     const auto kernels = fast ? make_cpu_kernels() : make_reference_kernels();
     kernels->gather_rows(0, 4, 0, {}, nullptr, nullptr, {});
     kernels->scatter_add_rows(0, 4, 0, {}, nullptr, nullptr, {});
-    kernels->row_dots(0, 4, {}, {}, nullptr);
     EXPECT_EQ(kernels->sum_of_squares(0, nullptr), 0.0);
   }
 }
