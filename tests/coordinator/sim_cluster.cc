@@ -3,32 +3,17 @@
 #include <algorithm>
 
 #include "comm/base/exit_codes.h"
-#include "tests/run/spec_text.h"
 
 namespace penstock {
 namespace {
 
 constexpr Duration kTick = std::chrono::milliseconds(200);
 constexpr Duration kBeat = std::chrono::seconds(1);
-constexpr int64_t kSteps = 12;
-constexpr int64_t kCheckpointInterval = 4;
-
-JobSpec sim_spec(const std::string& name) {
-  JobSpec spec = parse_job_spec(kValidSpec, "sim").value();
-  spec.name = name;
-  spec.training.steps = kSteps;
-  spec.checkpoint.interval = kCheckpointInterval;
-  spec.recovery.max_restarts = 1000;
-  return spec;
-}
-
-std::string manifest_path(JobId job, int64_t step) {
-  return "/sim/" + std::to_string(job.value) + "/" + std::to_string(step);
-}
-
 }  // namespace
 
-SimCluster::SimCluster(const SimOptions& options) : options_(options), random_(options.seed, 0) {
+SimCluster::SimCluster(const SimOptions& options)
+    : SimulatedCoordinator(options.seed), options_(options) {
+  commit_failures_ = 0.05;
   for (int i = 0; i < options.worker_count; ++i) {
     SimWorker worker;
     worker.name = "w" + std::to_string(i);
@@ -41,11 +26,7 @@ SimCluster::SimCluster(const SimOptions& options) : options_(options), random_(o
 std::string SimCluster::run() {
   const Instant faults_end = now_ + options_.fault_time;
   const Instant end = faults_end + options_.quiet_time;
-  const auto all_ended = [&] {
-    return core_ && std::ssize(acknowledged_) >= options_.job_count &&
-           std::all_of(acknowledged_.begin(), acknowledged_.end(),
-                       [&](JobId job) { return is_final(core_->find_job(job)->record.state); });
-  };
+  const auto all_ended = [&] { return all_jobs(options_.job_count, is_final); };
   while (now_ < end && violation_.empty()) {
     if (now_ >= faults_end && all_ended()) break;
     now_ = now_ + kTick;
@@ -53,24 +34,8 @@ std::string SimCluster::run() {
     submit_and_cancel();
     tick_world();
   }
-  if (!violation_.empty()) return violation_;
-  if (!all_ended()) {
-    std::string states;
-    if (core_) {
-      for (const auto& [id, job] : core_->jobs()) {
-        states += fmt::format(" job {} {} epoch {}: {};", id, job_state_name(job.record.state),
-                              job.record.epoch, job.record.reason.message);
-      }
-    }
-    violate("after a long quiet time not every job has ended:" + states);
-  }
+  if (!all_ended()) violate("after a long quiet time not every job has ended:" + states());
   return violation_;
-}
-
-int64_t SimCluster::recoveries() const {
-  int64_t count = 0;
-  for (const auto& [id, job] : core_->jobs()) count += job.record.restarts;
-  return count;
 }
 
 // ---- network
@@ -101,11 +66,9 @@ void SimCluster::deliver_due() {
 }
 
 void SimCluster::tick_world() {
-  if (!core_ && now_ >= core_back_at_) start_core();
+  start_core_when_due();
   deliver_due();
-  while (core_ && !disk_results_.empty() && disk_results_.begin()->first <= now_) {
-    feed(disk_results_.extract(disk_results_.begin()).mapped());
-  }
+  feed_disk_results();
   for (SimWorker& worker : workers_) {
     if (!worker.alive && now_ >= worker.back_at) start_worker(worker);
     if (worker.alive) tick_worker(worker);
@@ -133,7 +96,18 @@ void SimCluster::faults() {
       end_rank(worker, victim, -1, 9);
     }
   }
-  if (core_ && options_.coordinator_crashes && chance(0.006)) crash_core();
+  if (core_ && options_.coordinator_crashes && chance(0.006)) {
+    crash_core(std::chrono::seconds(6));
+    break_connections();
+  }
+}
+
+// What was under way arrives first, or never.
+void SimCluster::break_connections() {
+  for (auto& [at, flight] : std::exchange(network_, {})) {
+    if (!flight.to_core && chance(0.5)) network_.emplace(now_, std::move(flight));
+  }
+  deliver_due();
 }
 
 void SimCluster::submit_and_cancel() {
@@ -142,12 +116,12 @@ void SimCluster::submit_and_cancel() {
     const RequestId request = {++requests_};
     feed(SubmitJob{request, sim_spec("job" + std::to_string(request.value))});
   }
-  if (std::ssize(acknowledged_) < options_.job_count &&
+  if (std::ssize(accepted_) < options_.job_count &&
       requests_ >= static_cast<uint64_t>(options_.job_count) && chance(0.1)) {
     feed(SubmitJob{{++requests_}, sim_spec("again" + std::to_string(requests_))});
   }
-  if (acknowledged_.empty() || !chance(0.003)) return;
-  const JobId job = *acknowledged_.begin();
+  if (accepted_.empty() || !chance(0.003)) return;
+  const JobId job = *accepted_.begin();
   if (chance(0.5)) {
     feed(CancelJob{{++requests_}, job, 1000});
   } else {
@@ -209,7 +183,7 @@ void SimCluster::tick_worker(SimWorker& worker) {
   for (const auto& [key, rank] : worker.ranks) {
     const auto& [job, epoch, number] = key;
     if (rank.status.state == RankState::kFinished) {
-      say(worker, RankFinished{job, epoch, number, kSteps});
+      say(worker, RankFinished{job, epoch, number, kSimSteps});
     }
   }
 }
@@ -238,7 +212,7 @@ void SimCluster::on_order(SimWorker& worker, const ControlMessage& message) {
     });
     for (auto& [key, rank] : worker.ranks) {
       const bool meant = std::get<0>(key) == outcome->job && std::get<1>(key) == outcome->epoch;
-      if (meant && outcome->step == kSteps) rank.final_answered = true;
+      if (meant && outcome->step == kSimSteps) rank.final_answered = true;
     }
   }
 }
@@ -297,17 +271,15 @@ void SimCluster::end_rank(SimWorker& worker, const RankKey& key, int32_t code, i
 void SimCluster::train(JobId job, Epoch epoch) {
   std::vector<std::pair<SimWorker*, RankKey>> members;
   bool all_begun = true;
-  size_t world = 0;
   for (SimWorker& worker : workers_) {
     for (auto& [key, rank] : worker.ranks) {
       if (std::get<0>(key) != job || std::get<1>(key) != epoch) continue;
       members.emplace_back(&worker, key);
       all_begun &= rank.begun;
-      world = 4;
     }
   }
   const auto member = [](const auto& at) -> SimRank& { return at.first->ranks.at(at.second); };
-  if (members.size() < world) {
+  if (members.size() < kSimWorldSize) {
     for (const auto& at : members) {
       const SimRank& rank = member(at);
       if (rank.begun && rank.status.state == RankState::kTraining && chance(0.3)) {
@@ -318,7 +290,7 @@ void SimCluster::train(JobId job, Epoch epoch) {
   }
   if (!all_begun) return;
   const int64_t step = member(members[0]).status.step + 1;
-  if (step > kSteps) {
+  if (step > kSimSteps) {
     for (const auto& at : members) {
       SimRank& rank = member(at);
       if (rank.final_answered) rank.status.state = RankState::kFinished;
@@ -326,29 +298,15 @@ void SimCluster::train(JobId job, Epoch epoch) {
     return;
   }
   if (!chance(0.5)) return;
-  const bool saves = step % kCheckpointInterval == 0 || step == kSteps;
+  const bool saves = step % kSimCheckpointInterval == 0 || step == kSimSteps;
   for (const auto& at : members) {
     member(at).status.step = step;
     const Rank number = std::get<2>(at.second);
-    if (number.value == 0) {
-      StepReport report;
-      report.job = job;
-      report.epoch = epoch;
-      report.step = step;
-      report.loss = 1.0 / static_cast<double>(step);
-      report.tokens = 8;
-      report.step_seconds = 0.2;
-      say(*at.first, report);
-    }
+    if (number.value == 0) say(*at.first, sim_report(job, epoch, step));
     if (!saves) continue;
-    SegmentSaved saved;
-    saved.job = job;
-    saved.epoch = epoch;
-    saved.rank = number;
-    saved.step = step;
-    saved.file = "s";
-    ControlMessage message = saved;
-    if (step != kSteps && chance(0.02)) message = SaveFailed{job, epoch, number, step, "disk full"};
+    ControlMessage message = sim_segment(job, epoch, number, step);
+    if (step != kSimSteps && chance(0.02))
+      message = SaveFailed{job, epoch, number, step, "disk full"};
     at.first->segments[{at.second, step}] = message;
     say(*at.first, message);
   }
@@ -356,105 +314,8 @@ void SimCluster::train(JobId job, Epoch epoch) {
 
 // ---- coordinator
 
-void SimCluster::start_core() {
-  StoredState stored;
-  for (const auto& [key, value] : store_) {
-    for (const std::string_view prefix :
-         {kJobPrefix, kSpecPrefix, kWorkerPrefix, kEvaluationPrefix}) {
-      if (key.starts_with(prefix)) stored.records.push_back({key, value});
-    }
-    if (key.starts_with(kEventPrefix)) stored.last_event_sequence = decode_event(value)->sequence;
-  }
-  CoreConfig config;
-  config.checkpoint_root = "/sim";
-  core_.emplace(config);
-  Result<Effects> effects = core_->start(now_, stored);
-  if (!effects.ok()) return violate("restart from records: " + effects.status().to_string());
-  for (const JobId job : acknowledged_) {
-    if (!core_->find_job(job)) violate(fmt::format("acknowledged job {} is lost", job));
-  }
-  apply(*std::move(effects));
-}
-
-// What was synced survives; of what came after, any prefix may.
-void SimCluster::crash_core() {
-  trace("core: crash");
-  core_.reset();
-  core_back_at_ = now_ + milliseconds_below(6000);
-  const size_t kept = random_.below(unsynced_.size() + 1);
-  for (size_t i = 0; i < kept; ++i) store_[unsynced_[i].key] = unsynced_[i].value;
-  unsynced_.clear();
-  // Its connections break: what was under way arrives first, or never.
-  for (auto& [at, flight] : std::exchange(network_, {})) {
-    if (!flight.to_core && chance(0.5)) network_.emplace(now_, std::move(flight));
-  }
-  deliver_due();
-  // A commit under way may have reached the disk, but nobody hears of it.
-  for (const auto& [at, event] : disk_results_) {
-    const auto* done = std::get_if<CheckpointDone>(&event);
-    if (done && done->status.ok() && chance(0.5)) disk_[done->job][done->step] = done->epoch;
-  }
-  disk_results_.clear();
-}
-
-void SimCluster::feed(const Event& event) {
-  ++core_steps_;
-  if (const auto* done = std::get_if<CheckpointDone>(&event); done && done->status.ok()) {
-    disk_[done->job][done->step] = done->epoch;
-  }
-  Event given = event;
-  if (auto* found = std::get_if<CheckpointFound>(&given)) {
-    const auto& steps = disk_[found->job];
-    if (!steps.empty()) {
-      found->step = steps.rbegin()->first;
-      found->manifest = manifest_path(found->job, found->step);
-    }
-  }
-  apply(core_->step(now_, given));
-}
-
-void SimCluster::apply(Effects effects) {
-  for (Record& record : records_of(effects)) unsynced_.push_back(std::move(record));
-  if (effects.must_sync()) {
-    for (Record& record : unsynced_) store_[record.key] = std::move(record.value);
-    unsynced_.clear();
-  }
-  check(effects);
-  for (OutgoingMessage& out : effects.messages) post({false, out.peer, std::move(out.message)});
-  for (const CommitCheckpoint& commit : effects.commits) {
-    CheckpointDone done;
-    done.job = commit.job;
-    done.epoch = commit.epoch;
-    done.step = commit.step;
-    if (chance(0.05) && commit.step != kSteps) done.status = resource_exhausted("disk full");
-    done.checkpoint.manifest = manifest_path(commit.job, commit.step);
-    emit_from_disk(milliseconds_below(1000), done);
-  }
-  for (const FindCheckpoint& find : effects.finds) {
-    CheckpointFound found;
-    found.job = find.job;
-    emit_from_disk(milliseconds_below(300), found);
-  }
-  for (const Answer& answer : effects.answers) {
-    if (answer.status.ok()) acknowledged_.insert(answer.job);
-  }
-}
-
-// One thread does the disk's work, in order.
-void SimCluster::emit_from_disk(Duration takes, Event event) {
-  disk_free_at_ = std::max(now_, disk_free_at_) + takes;
-  disk_results_.emplace(disk_free_at_, std::move(event));
-}
-
-void SimCluster::violate(const std::string& what) {
-  if (!violation_.empty()) return;
-  violation_ = fmt::format("at {:.1f} s: {}", to_seconds(now_ - begin_), what);
-  for (const std::string& line : trace_) violation_ += "\n  " + line;
-}
-
-void SimCluster::trace(const std::string& line) {
-  trace_.push_back(fmt::format("{:.1f} s {}", to_seconds(now_ - begin_), line));
-  if (trace_.size() > 60) trace_.pop_front();
+void SimCluster::send(OutgoingMessage out) {
+  post({false, out.peer, std::move(out.message)});
 }
 
 void SimCluster::check(const Effects& effects) {
@@ -462,8 +323,6 @@ void SimCluster::check(const Effects& effects) {
     if (const auto* order = std::get_if<StartRank>(&out.message)) check_start_order(*order);
   }
   for (const JobEvent& event : effects.events) {
-    trace(fmt::format("core: job {} epoch {} {}: {}", event.job, event.epoch, event.reason.code,
-                      event.reason.message));
     if (event.sequence != last_event_ + 1) violate("an event number is skipped or used twice");
     last_event_ = event.sequence;
   }
@@ -483,7 +342,7 @@ void SimCluster::check(const Effects& effects) {
     for (const RankPlacement& at : record.placement) {
       if (!devices.insert({at.worker, at.device}).second) violate("one device for two ranks");
     }
-    if (record.state == JobState::kSucceeded && !disk_[id].contains(kSteps)) {
+    if (record.state == JobState::kSucceeded && !checkpoints_[id].contains(kSimSteps)) {
       violate(fmt::format("job {} succeeded without its final checkpoint on disk", id));
     }
     if (const auto ended = ended_.find(id);

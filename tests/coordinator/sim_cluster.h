@@ -4,16 +4,12 @@
 // time.
 #pragma once
 
-#include <deque>
 #include <map>
-#include <optional>
-#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "comm/base/random.h"
-#include "coordinator/core/coordinator.h"
+#include "tests/support/simulation.h"
 
 namespace penstock {
 
@@ -30,15 +26,11 @@ struct SimOptions {
   Duration quiet_time = std::chrono::seconds(400);  // then none do, and every job must end
 };
 
-class SimCluster {
+class SimCluster final : public SimulatedCoordinator {
  public:
   explicit SimCluster(const SimOptions& options);
   // The first violated invariant, or empty.
   std::string run();
-
-  const Coordinator& core() const { return *core_; }
-  int64_t core_steps() const { return core_steps_; }
-  int64_t recoveries() const;
 
  private:
   using RankKey = std::tuple<JobId, Epoch, Rank>;
@@ -70,14 +62,12 @@ class SimCluster {
     ControlMessage message;
   };
 
-  bool chance(double probability) { return random_.uniform() < probability; }
-  Duration milliseconds_below(uint64_t bound) {
-    return std::chrono::milliseconds(random_.below(bound));
-  }
+  Duration milliseconds_below(int64_t bound) { return below(std::chrono::milliseconds(bound)); }
   void post(InFlight flight);
   void deliver_due();
   void tick_world();
   void faults();
+  void break_connections();
   void submit_and_cancel();
 
   void start_worker(SimWorker& worker);
@@ -91,38 +81,18 @@ class SimCluster {
   void end_rank(SimWorker& worker, const RankKey& key, int32_t code, int32_t signal);
   void train(JobId job, Epoch epoch);
 
-  void start_core();
-  void crash_core();
-  void feed(const Event& event);
-  void apply(Effects effects);
-  void emit_from_disk(Duration takes, Event event);
-  void check(const Effects& effects);
+  void send(OutgoingMessage out) override;
+  void check(const Effects& effects) override;
   void check_start_order(const StartRank& order);
-  void violate(const std::string& what);
-  void trace(const std::string& line);
 
   const SimOptions options_;
-  Random random_;
-  Instant now_{1'000'000'000'000'000};
-  const Instant begin_ = now_;
-  std::optional<Coordinator> core_;
-  Instant core_back_at_;
-  std::map<std::string, std::string> store_;
-  std::vector<Record> unsynced_;  // written since the last synced batch
   std::vector<SimWorker> workers_;
   std::multimap<Instant, InFlight> network_;
-  std::multimap<Instant, Event> disk_results_;
-  Instant disk_free_at_;
-  std::map<JobId, std::map<int64_t, Epoch>> disk_;  // committed checkpoints
-  std::set<JobId> acknowledged_;
   std::map<JobId, JobState> ended_;
   std::map<JobId, uint64_t> cursors_;
   std::map<JobId, Epoch> started_;  // newest epoch with a StartRank
   uint64_t last_event_ = 0;
   uint64_t requests_ = 0;
-  int64_t core_steps_ = 0;
-  std::deque<std::string> trace_;  // what happened last, for the report of a violation
-  std::string violation_;
 };
 
 }  // namespace penstock

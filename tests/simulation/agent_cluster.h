@@ -12,8 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "comm/base/random.h"
-#include "coordinator/core/coordinator.h"
+#include "tests/support/simulation.h"
 #include "worker/agent/agent.h"
 
 namespace penstock {
@@ -32,12 +31,11 @@ struct AgentClusterOptions {
   Duration quiet_time = std::chrono::seconds(200);  // then none do, and every job must succeed
 };
 
-class AgentCluster {
+class AgentCluster final : public SimulatedCoordinator {
  public:
   explicit AgentCluster(const AgentClusterOptions& options);
   // The first violated promise with what led to it, or empty.
   std::string run();
-  int64_t restarts() const;  // of all jobs
 
  private:
   // A rank process of one worker.
@@ -70,8 +68,8 @@ class AgentCluster {
     ControlMessage message;
   };
 
-  bool chance(double probability) { return random_.uniform() < probability; }
-  int64_t below(Duration bound) { return static_cast<int64_t>(random_.below(bound.count())); }
+  int64_t now_ns() const { return now_.nanoseconds; }
+  int64_t within(Duration longest) { return (now_ + below(longest)).nanoseconds; }
   int64_t arrival(const std::deque<Flight>& line);
 
   void start_daemon(Worker& worker);
@@ -89,32 +87,17 @@ class AgentCluster {
   void faults();
   void submit_jobs();
 
-  void start_core();
-  void crash_core();
-  void feed(Event event);
-  void apply(Effects effects);
-  void emit_from_disk(Duration longest, Event event);
+  void break_connections();
+  void send(OutgoingMessage out) override;
+  void check(const Effects& effects) override;
   bool all_succeeded() const;
-  void violate(const std::string& what);
-  void trace(const std::string& line);
 
   const AgentClusterOptions options_;
-  Random random_;
-  int64_t now_ns_ = 1'000'000'000'000;
-  const int64_t begin_ns_ = now_ns_;
-  std::optional<Coordinator> core_;
-  int64_t core_back_at_ns_ = 0;
-  std::map<std::string, std::string> store_;
   std::vector<Worker> workers_;
-  std::deque<Flight> to_core_;                             // by arrival within a connection
-  std::map<std::string, std::deque<Flight>> to_workers_;   // by peer
-  std::multimap<int64_t, Event> disk_;                     // results on their way
-  std::map<JobId, std::map<int64_t, Epoch>> checkpoints_;  // committed
-  std::set<JobId> accepted_;
+  std::deque<Flight> to_core_;                            // by arrival within a connection
+  std::map<std::string, std::deque<Flight>> to_workers_;  // by peer
   uint64_t requests_ = 0;
   int32_t last_pid_ = 100;
-  std::deque<std::string> trace_;
-  std::string violation_;
 };
 
 }  // namespace penstock

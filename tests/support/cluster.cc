@@ -6,12 +6,12 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <charconv>
 #include <cstdlib>
 #include <thread>
 
 #include "comm/base/clock.h"
 #include "comm/base/random.h"
+#include "ops/cli/local_process.h"
 #include "worker/data/indexed_dataset.h"
 
 namespace penstock {
@@ -21,32 +21,6 @@ namespace {
 constexpr std::chrono::milliseconds kLookEvery{5};
 constexpr seconds kStartLimit{20};
 constexpr size_t kOutputBytesMax = 16 << 20;
-
-// argv of a process, or nothing when it is gone.
-std::vector<std::string> command_line(pid_t pid) {
-  const auto text = read_file(fmt::format("/proc/{}/cmdline", pid), 1 << 20);
-  std::vector<std::string> words;
-  if (!text.ok()) return words;
-  for (size_t begin = 0; begin < text->size();) {
-    const size_t end = std::min(text->find('\0', begin), text->size());
-    words.push_back(text->substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return words;
-}
-
-pid_t parent_of(pid_t pid) {
-  const auto stat = read_file(fmt::format("/proc/{}/stat", pid), 4096);
-  if (!stat.ok()) return 0;
-  const size_t after_name = stat->rfind(')');
-  int parent = 0;
-  char state = 0;
-  if (after_name == std::string::npos ||
-      std::sscanf(stat->c_str() + after_name + 1, " %c %d", &state, &parent) != 2) {
-    return 0;
-  }
-  return state == 'Z' ? 0 : parent;
-}
 
 std::string flag_value(const std::vector<std::string>& words, const std::string& flag) {
   for (size_t i = 0; i + 1 < words.size(); ++i) {
@@ -260,11 +234,8 @@ std::string Cluster::describe(const std::string& id) const {
 }
 
 pid_t Cluster::rank_pid(const std::string& id, int rank) const {
-  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-    const std::string name = entry.path().filename();
-    pid_t pid = 0;
-    if (std::from_chars(name.data(), name.data() + name.size(), pid).ec != std::errc()) continue;
-    const auto words = command_line(pid);
+  for (const pid_t pid : all_processes()) {
+    const auto words = command_line_of(pid);
     if (words.empty() || Path(words[0]).filename() != "penstock-rank") continue;
     if (flag_value(words, "--job") != id || flag_value(words, "--rank") != std::to_string(rank)) {
       continue;
