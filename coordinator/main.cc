@@ -13,7 +13,7 @@ namespace penstock {
 namespace {
 
 // For checkpoints being committed when asked to stop.
-constexpr Duration kFinishLimit = std::chrono::seconds(10);
+constexpr Duration kFinishLimit = std::chrono::seconds(5);
 
 std::string address_error(const std::string& address) {
   return is_ip_address(address) ? "" : "not an IP address such as 127.0.0.1, 0.0.0.0 or ::1";

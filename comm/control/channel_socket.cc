@@ -255,7 +255,7 @@ bool ZmqSocket::receive_one() {
     more = payload.more();
     parts_ = 1;
     byte_count_ = payload.bytes().size();
-    backlogs_.handed_on(payload.source(), byte_count_);
+    if (kind_ == ZmqKind::kRouter) backlogs_.handed_on(payload.source(), byte_count_);
   }
   if (more) {
     skipping_ = true;
@@ -273,7 +273,9 @@ bool ZmqSocket::skip_frames() {
     if (!surplus.receive(socket_)) return false;
     parts_ += 1;
     byte_count_ += surplus.bytes().size();
-    backlogs_.handed_on(surplus.source(), surplus.bytes().size());
+    if (kind_ == ZmqKind::kRouter) {
+      backlogs_.handed_on(surplus.source(), surplus.bytes().size());
+    }
     if (surplus.more()) continue;
     skipping_ = false;
     deliver(as_bytes(skipped_identity_), {});

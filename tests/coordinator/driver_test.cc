@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <future>
 #include <thread>
 
@@ -266,7 +267,13 @@ TEST(DriverTest, AJobWithoutCheckpointsListsNone) {
   EXPECT_TRUE(list["items"].empty());
 }
 
-// The directory of one job is on a network file system whose server is gone.
+// Of a job whose checkpoint directory is on a network file system whose server is gone.
+std::string stuck_spec(const Path& scratch) {
+  std::string spec = edited("{name: tiny}", "{name: stuck}");
+  const std::string directory = fmt::format("dir: {}/nfs/run", scratch.string());
+  return spec.replace(spec.find("{interval: 20}"), 14, "{interval: 20, " + directory + "}");
+}
+
 TEST(DriverTest, ACheckpointDirectoryThatHangsHoldsUpItsOwnJobOnly) {
   const ScratchFolder scratch;
   const auto hung = HungFileSystem::mount_at(scratch.path() / "nfs");
@@ -274,10 +281,7 @@ TEST(DriverTest, ACheckpointDirectoryThatHangsHoldsUpItsOwnJobOnly) {
   RunningDriver driver(scratch.path() / "state");
   ScriptedWorker worker(driver.control_endpoint(), 8);
   ASSERT_TRUE(has_worker(driver));
-  std::string stuck = edited("{name: tiny}", "{name: stuck}");
-  const std::string directory = fmt::format("dir: {}/nfs/run", scratch.path().string());
-  stuck.replace(stuck.find("{interval: 20}"), 14, "{interval: 20, " + directory + "}");
-  ASSERT_EQ(driver.call("POST", "/api/v1/jobs", stuck).status, 201);
+  ASSERT_EQ(driver.call("POST", "/api/v1/jobs", stuck_spec(scratch.path())).status, 201);
   hung->await_caller();
 
   ASSERT_EQ(driver.call("POST", "/api/v1/jobs", std::string(kValidSpec)).status, 201);
@@ -288,6 +292,36 @@ TEST(DriverTest, ACheckpointDirectoryThatHangsHoldsUpItsOwnJobOnly) {
 
   hung->release();
   EXPECT_TRUE(reaches(driver, "stuck", "RUNNING")) << "its saves will fail, and say so";
+}
+
+TEST(DriverTest, ACheckpointDirectoryThatHangsDoesNotKeepTheCoordinatorFromStopping) {
+  const ScratchFolder scratch;
+  const auto hung = HungFileSystem::mount_at(scratch.path() / "nfs");
+  if (!hung) GTEST_SKIP() << "needs FUSE";
+  const Path state = scratch.path() / "state";
+  SpawnOptions options;
+  options.argv = {binary("penstock-coordinator").string(),
+                  "--state-dir",
+                  state.string(),
+                  "--http-port",
+                  "0",
+                  "--control-port",
+                  "0"};
+  options.capture_output = false;
+  auto coordinator = ChildProcess::spawn(options);
+  ASSERT_TRUE(coordinator.ok()) << coordinator.status().to_string();
+  const Path file = state / "endpoints.json";
+  ASSERT_TRUE(wait_until([&] { return std::filesystem::exists(file); }, kPatience));
+  const Json endpoints = Json::parse(*read_file(file, 1 << 16));
+  ScriptedWorker worker(endpoints["control"], 4);
+  HttpCall submit;
+  submit.method = "POST";
+  submit.url = endpoints["http"].get<std::string>() + "/api/v1/jobs";
+  submit.body = stuck_spec(scratch.path());
+  ASSERT_EQ(http_call(submit)->status, 201);
+  hung->await_caller();
+  ASSERT_TRUE(coordinator->send_signal(SIGTERM).ok());
+  EXPECT_EQ(coordinator->wait().exit_code, 0);
 }
 
 TEST(DriverTest, SegmentsThatAreNotOnDiskMakeTheCheckpointFailAndTheRunGoesOn) {

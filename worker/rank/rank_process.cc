@@ -243,8 +243,8 @@ ExitCode run_rank_process(const RankProcessOptions& options) {
   }
   const ExitCode code =
       status.ok() ? ExitCode::kOk : fail(status, exit_code_of(status, (*link)->stop_requested()));
-  // Connections to peers that may be dead are not taken apart: UCX aborts the process over requests
-  // that can no longer complete, and the coordinator would take that for the cause of the failure.
+  // Connections to peers that may be dead are not taken apart: UCX can take seconds to see that
+  // what is under way to them never ends, and the next epoch waits for this process.
   link->reset();  // sends what is queued
   std::_Exit(static_cast<int>(code));
 }
