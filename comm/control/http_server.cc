@@ -93,12 +93,23 @@ Status parse_target(std::string_view target, HttpRequest* request) {
   return {};
 }
 
+// "127.0.0.1:7070", "[::1]", "localhost:7070": no name that somebody else's DNS gave this host.
+bool is_local_name(std::string_view host) {
+  const size_t colon = host.rfind(':');
+  const bool has_port = colon != std::string_view::npos && host.find(']', colon) == host.npos;
+  std::string name(host.substr(0, has_port ? colon : host.size()));
+  if (name.starts_with('[') && name.ends_with(']')) name = name.substr(1, name.size() - 2);
+  return name == "localhost" || is_ip_address(name);
+}
+
 // A page of another site may not drive the API through the visitor's browser: where an Origin is
-// sent, it must be this server's own.
-bool origin_allowed(beast::string_view origin, beast::string_view host) {
+// sent, it must be this server's own. A server on loopback has no name but its own, else the site
+// could have its name resolve to this host (DNS rebinding).
+bool origin_allowed(std::string_view origin, std::string_view host, bool on_loopback) {
   if (origin.empty()) return true;
   const size_t scheme = origin.find("://");
-  return scheme != beast::string_view::npos && origin.substr(scheme + 3) == host;
+  const bool own = scheme != origin.npos && origin.substr(scheme + 3) == host;
+  return own && (!on_loopback || is_local_name(host));
 }
 
 }  // namespace
@@ -192,6 +203,8 @@ class HttpServer::Impl::Answer {
 };
 
 void HttpServer::Impl::Session::read_request() {
+  is_head_ = false;  // of the request before
+  version_ = 11;
   parser_.emplace();
   parser_->header_limit(static_cast<uint32_t>(server_->options_.header_bytes_max));
   parser_->body_limit(server_->options_.body_bytes_max);
@@ -252,14 +265,17 @@ void HttpServer::Impl::Session::dispatch() {
   version_ = message.version();
   keep_alive_ = message.keep_alive();
   is_head_ = message.method() == http::verb::head;
+  const auto text = [](beast::string_view field) {
+    return std::string_view(field.data(), field.size());
+  };
   HttpRequest request;
   request.method = is_head_ ? "GET" : std::string(message.method_string());
-  const beast::string_view target = message.target();
-  if (const Status parsed = parse_target({target.data(), target.size()}, &request); !parsed.ok()) {
+  if (const Status parsed = parse_target(text(message.target()), &request); !parsed.ok()) {
     return send(error_response(parsed), false);
   }
   if (request.method != "GET" &&
-      !origin_allowed(message[http::field::origin], message[http::field::host])) {
+      !origin_allowed(text(message[http::field::origin]), text(message[http::field::host]),
+                      asio::ip::make_address(server_->options_.bind).is_loopback())) {
     return send(
         error_response(permission_denied("requests from pages of another origin are refused")),
         false);
@@ -313,6 +329,7 @@ void HttpServer::Impl::Session::send(HttpResponse response, bool keep_alive) {
     if (error) return self->close();
     if (keep_alive) return self->read_request();
     self->stream_.socket().shutdown(tcp::socket::shutdown_send, error);
+    self->stream_.expires_after(kDrainTimeout);  // for all of it: a trickle must not hold a place
     self->drain();
   };
   stream_.expires_after(server_->options_.write_timeout);
@@ -330,7 +347,6 @@ void HttpServer::Impl::Session::send(HttpResponse response, bool keep_alive) {
 }
 
 void HttpServer::Impl::Session::drain() {
-  stream_.expires_after(kDrainTimeout);
   stream_.async_read_some(asio::buffer(drained_),
                           [self = shared_from_this()](beast::error_code error, size_t count) {
                             self->drained_bytes_ += count;

@@ -295,7 +295,8 @@ void Api::follow_log(const HttpRequest& request, JobId job, HttpResponder respon
 void Api::look_or_wait(const HttpRequest& request, Look look, HttpResponder respond) {
   const Result<int64_t> wait_ms = number_parameter(request, "wait_ms", 0, 0, kWaitMsMax);
   if (!wait_ms.ok()) return respond(error_response(wait_ms.status()));
-  if (auto response = look(*wait_ms == 0)) return respond(*std::move(response));
+  const bool at_once = *wait_ms == 0 || waiting_.size() >= kWaitingMax;
+  if (auto response = look(at_once)) return respond(*std::move(response));
   waiting_.push_back(
       {std::move(look), std::move(respond), actions_.now() + std::chrono::milliseconds(*wait_ms)});
 }

@@ -15,6 +15,8 @@
 namespace penstock {
 
 inline constexpr int64_t kWaitMsMax = 60'000;
+// Long polls kept at once, of clients that went away included; further ones are answered at once.
+inline constexpr size_t kWaitingMax = 1024;
 
 // A checkpoint as the API lists it.
 struct ListedCheckpoint {

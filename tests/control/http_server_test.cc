@@ -1,5 +1,7 @@
 #include "comm/control/http_server.h"
 
+#include <poll.h>
+
 #include "comm/base/clock.h"
 #include "comm/base/ip_address.h"
 #include "comm/base/random.h"
@@ -154,6 +156,45 @@ TEST_F(HttpServerTest, ASlowClientIsDropped) {
   EXPECT_EQ(exchange("GET / HTT"), "");
 }
 
+TEST_F(HttpServerTest, ARefusedClientThatTricklesOnIsDropped) {
+  start_echo();
+  const FileDescriptor fd = connect_raw();
+  send_raw(fd, "nonsense\r\n\r\n");
+  ASSERT_TRUE(receive_all(fd).starts_with("HTTP/1.1 400"));
+  const int64_t begun_ns = monotonic_ns();
+  while (send(fd.get(), "x", 1, MSG_NOSIGNAL) == 1) {  // fails once the server has closed
+    ASSERT_LT(monotonic_ns() - begun_ns, 60'000'000'000) << "it may hold its place for ever";
+    pollfd closed = {fd.get(), 0, 0};
+    poll(&closed, 1, 50);
+  }
+}
+
+TEST_F(HttpServerTest, PipelinedRequestsAreAnsweredInTurn) {
+  start_echo();
+  const std::string replies = exchange(
+      "GET /one HTTP/1.1\r\nHost: x\r\n\r\nPOST /two HTTP/1.1\r\nHost: x\r\nContent-Length: 3"
+      "\r\n\r\nabcGET /three HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+  const size_t one = replies.find("GET /one\n");
+  const size_t two = replies.find("POST /two\nabc");
+  const size_t three = replies.find("GET /three\n");
+  EXPECT_TRUE(one < two && two < three && three != std::string::npos) << replies;
+}
+
+TEST_F(HttpServerTest, WhatFollowsAHeadIsRefusedWithItsReason) {
+  start_echo();
+  const std::string replies = exchange("HEAD /x HTTP/1.1\r\nHost: x\r\n\r\nnonsense\r\n\r\n");
+  EXPECT_NE(replies.find("HTTP/1.1 400"), std::string::npos);
+  EXPECT_NE(replies.find("not a valid HTTP/1.1 request"), std::string::npos) << replies;
+}
+
+TEST_F(HttpServerTest, AClientThatHasClosedItsOwnDirectionIsAnswered) {
+  start_echo();
+  const FileDescriptor fd = connect_raw();
+  send_raw(fd, "GET /x HTTP/1.1\r\nHost: x\r\n\r\n");
+  shutdown(fd.get(), SHUT_WR);
+  EXPECT_NE(receive_all(fd).find("GET /x"), std::string::npos);
+}
+
 TEST_F(HttpServerTest, AnIdleConnectionIsDropped) {
   start_echo(with(&HttpServerOptions::read_timeout, std::chrono::milliseconds(100)));
   EXPECT_EQ(exchange(""), "");
@@ -287,13 +328,17 @@ TEST_F(HttpServerTest, ConnectionsBeyondTheCapAreTurnedAway) {
 
 TEST_F(HttpServerTest, APageOfAnotherOriginMayNotPost) {
   start_echo();
-  const auto post = [&](const std::string& origin) {
-    return exchange("POST / HTTP/1.1\r\nHost: here:1\r\nOrigin: " + origin +
+  const auto post = [&](const std::string& origin, const std::string& host = "localhost:1") {
+    return exchange("POST / HTTP/1.1\r\nHost: " + host + "\r\nOrigin: " + origin +
                     "\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
   };
   EXPECT_TRUE(post("http://elsewhere").starts_with("HTTP/1.1 403"));
   EXPECT_TRUE(post("null").starts_with("HTTP/1.1 403"));
-  EXPECT_TRUE(post("http://here:1").starts_with("HTTP/1.1 200"));
+  EXPECT_TRUE(post("http://localhost:1").starts_with("HTTP/1.1 200"));
+  EXPECT_TRUE(post("http://[::1]:7", "[::1]:7").starts_with("HTTP/1.1 200"));
+  EXPECT_TRUE(post("http://127.0.0.1", "127.0.0.1").starts_with("HTTP/1.1 200"));
+  // A name that its owner had resolve to this host.
+  EXPECT_TRUE(post("http://evil.example:1", "evil.example:1").starts_with("HTTP/1.1 403"));
 }
 
 TEST_F(HttpServerTest, APortInUseSaysWhichOne) {

@@ -341,6 +341,16 @@ TEST_F(ApiTest, WaitingLongerThanTheBoundIsRefused) {
   EXPECT_EQ(call("GET", "/api/v1/jobs/tiny/steps", {{"after", "x"}}).status, 400);
 }
 
+// Clients that ask and go away must not make every record dearer to write.
+TEST_F(ApiTest, LongPollsBeyondTheBoundAreAnsweredAtOnce) {
+  running_job();
+  for (size_t i = 0; i < kWaitingMax; ++i) {
+    ASSERT_EQ(call("GET", "/api/v1/jobs/tiny/steps", {{"wait_ms", "30000"}}).status, 0);
+  }
+  EXPECT_EQ(call("GET", "/api/v1/jobs/tiny/steps", {{"wait_ms", "30000"}}).status, 200);
+  EXPECT_EQ(api.waiting(), kWaitingMax);
+}
+
 TEST_F(ApiTest, AJobIsCancelledAndResumed) {
   const JobId job = running_job();
   const HttpResponse cancelled = call("POST", "/api/v1/jobs/tiny/cancel", {{"grace_ms", "100"}});
