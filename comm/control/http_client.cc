@@ -4,7 +4,10 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
+#include <charconv>
 #include <optional>
+
+#include "comm/base/ip_address.h"
 
 namespace penstock {
 namespace {
@@ -18,7 +21,7 @@ constexpr uint64_t kReplyBytesMax = 64 << 20;
 
 struct Url {
   std::string host;
-  std::string port;
+  uint16_t port = 80;
   std::string target;
 };
 
@@ -36,15 +39,15 @@ Result<Url> parse_url(std::string_view text) {
   const size_t colon = authority.rfind(':');
   const bool has_port =
       colon != std::string_view::npos && authority.find(']', colon) == std::string_view::npos;
-  url.port = has_port ? std::string(authority.substr(colon + 1)) : "80";
+  const std::string_view port = has_port ? authority.substr(colon + 1) : "80";
   if (has_port) authority = authority.substr(0, colon);
   if (authority.starts_with('[') && authority.ends_with(']')) {
     authority = authority.substr(1, authority.size() - 2);
   }
   url.host = std::string(authority);
-  const bool port_is_number =
-      !url.port.empty() && url.port.find_first_not_of("0123456789") == std::string::npos;
-  if (url.host.empty() || !port_is_number) {
+  const char* const port_end = port.data() + port.size();
+  const auto [rest, error] = std::from_chars(port.data(), port_end, url.port);
+  if (url.host.empty() || error != std::errc() || rest != port_end || url.port == 0) {
     return invalid_argument("\"" + whole + "\" has no host and port like 127.0.0.1:7070");
   }
   const bool printable =
@@ -66,19 +69,20 @@ class Exchange {
     request_.method_string(call_.method);
     request_.target(url_.target);
     request_.version(11);
-    request_.set(http::field::host, url_.host + ":" + url_.port);
+    request_.set(http::field::host, host_and_port(url_.host, url_.port));
     request_.set(http::field::user_agent, "penstock");
     request_.set(http::field::connection, "close");
     if (!call_.body.empty()) request_.set(http::field::content_type, call_.content_type);
     request_.body() = call_.body;
     request_.prepare_payload();
-    resolver_.async_resolve(url_.host, url_.port, [this](beast::error_code error, auto endpoints) {
-      if (error) return finish(error);
-      stream_.expires_after(call_.deadline);
-      stream_.async_connect(endpoints, [this](beast::error_code connect_error, const auto&) {
-        connect_error ? finish(connect_error) : write();
-      });
-    });
+    resolver_.async_resolve(
+        url_.host, std::to_string(url_.port), [this](beast::error_code error, auto endpoints) {
+          if (error) return finish(error);
+          stream_.expires_after(call_.deadline);
+          stream_.async_connect(endpoints, [this](beast::error_code connect_error, const auto&) {
+            connect_error ? finish(connect_error) : write();
+          });
+        });
     loop_.run_for(call_.deadline);
     if (!finished_) return deadline();
     if (error_) return failure();
@@ -101,7 +105,7 @@ class Exchange {
     finished_ = true;
     error_ = error;
   }
-  std::string where() const { return "http://" + url_.host + ":" + url_.port; }
+  std::string where() const { return "http://" + host_and_port(url_.host, url_.port); }
   Status deadline() const {
     return deadline_exceeded("no whole answer from " + where() + " within " +
                              std::to_string(call_.deadline.count()) + " ms");

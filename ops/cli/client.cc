@@ -69,9 +69,10 @@ Result<Json> Client::call(const std::string& method, const std::string& path,
   }
   if (reply->status >= 400) return error_of(*reply, method + " " + path);
   Json document = Json::parse(reply->body, nullptr, false);
-  if (!document.is_object()) {
-    return internal_error(fmt::format(
-        "{} does not answer like a coordinator: {} gave no JSON object", server_, path));
+  if (!document.is_object() || field_string(document, "apiVersion") != "penstock/v1") {
+    return internal_error(
+        fmt::format("{} does not answer like a coordinator: {} gave no document of penstock/v1",
+                    server_, path));
   }
   return document;
 }
@@ -87,7 +88,9 @@ Result<Json> Client::post(const std::string& path, const std::string& body,
 
 Result<Json> Client::job(const std::string& name_or_id) const {
   auto found = get(job_path(name_or_id));
-  if (found.ok() || found.status().code() != Code::kNotFound) return found;
+  // "" and "x/steps" are names of other documents, and of no job.
+  const bool is_job = found.ok() && field_string(*found, "kind") == "Job";
+  if (is_job || (!found.ok() && found.status().code() != Code::kNotFound)) return found;
   std::vector<std::string> names;
   if (const auto jobs = get("/api/v1/jobs"); jobs.ok()) {
     for (const Json& job : jobs->value("items", Json::array())) {

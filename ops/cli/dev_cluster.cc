@@ -37,7 +37,11 @@ Path state_file(const Path& state_dir) {
 
 // Held while a cluster is started or stopped: two commands at once would start everything twice.
 Result<FileDescriptor> lock(const Path& state_dir) {
-  PENSTOCK_TRY(create_directories_durably(state_dir));
+  if (const Status made = create_directories_durably(state_dir); !made.ok()) {
+    return Status(made.code(), made.message() +
+                                   "; the cluster keeps its state there: name another folder with "
+                                   "--state-dir or PENSTOCK_DEV_STATE_DIR");
+  }
   PENSTOCK_TRY_ASSIGN(FileDescriptor file, open_file(state_dir / "dev.lock", O_RDWR | O_CREAT));
   if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
     return failed_precondition(

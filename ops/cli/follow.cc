@@ -141,6 +141,9 @@ void detach_on_interrupt(const std::string& job_name) {
   detach_message_bytes = std::min(message.size(), sizeof(detach_message));
   std::copy_n(message.data(), detach_message_bytes, detach_message);
   struct sigaction action = {};
+  ::sigaction(SIGINT, nullptr, &action);
+  if (action.sa_handler == SIG_IGN) return;  // started in the background: Ctrl-C means another
+  action = {};
   action.sa_handler = on_interrupt;
   ::sigaction(SIGINT, &action, nullptr);
 }

@@ -117,6 +117,15 @@ std::vector<std::string> with_help_as_flag(int argc, char** argv) {
   return words;
 }
 
+Result<ExitCode> run_action(Cli& cli) {
+  try {  // what a member of an answer is asked for, and is not, is an exception of the JSON library
+    return cli.action();
+  } catch (const Json::exception& error) {
+    return internal_error(fmt::format("{} does not answer like a coordinator of this version: {}",
+                                      cli.client().server(), error.what()));
+  }
+}
+
 int run(int argc, char** argv) {
   Cli cli;
   cli.out.set_format(asks_for_json(argc, argv) ? OutputFormat::kJson : OutputFormat::kTable);
@@ -161,7 +170,8 @@ int run(int argc, char** argv) {
   }
   cli.out.set_format(format == "json" ? OutputFormat::kJson : OutputFormat::kTable);
   cli.out.set_headers(!no_headers);
-  const auto result = cli.action();
+  Result<ExitCode> result = run_action(cli);
+  if (result.ok() && !cli.out.written().ok()) result = cli.out.written();
   if (!result.ok()) {
     cli.out.error(result.status());
     return static_cast<int>(exit_code_of(result.status()));

@@ -4,6 +4,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
@@ -36,9 +37,9 @@ int terminal_width(int fd) {
   return ::ioctl(fd, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
-void write_all(std::FILE* stream, std::string_view text) {
-  std::fwrite(text.data(), 1, text.size(), stream);
-  std::fflush(stream);
+bool write_all(std::FILE* stream, std::string_view text) {
+  return std::fwrite(text.data(), 1, text.size(), stream) == text.size() &&
+         std::fflush(stream) == 0;
 }
 
 }  // namespace
@@ -49,20 +50,26 @@ Output::Output()
       colour_(wants_colour()),
       width_(stdout_is_terminal_ ? terminal_width(STDOUT_FILENO) : 0) {}
 
+void Output::write_stdout(std::string_view text) {
+  if (!write_all(stdout, text) && written_.ok()) {
+    written_ = errno_status(errno, "write to standard output");
+  }
+}
+
 void Output::document(const Json& document) {
   if (!json()) return;
   printed_document_ = true;
-  write_all(stdout, document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  write_stdout(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
 void Output::table(const std::vector<std::string>& headers,
                    const std::vector<std::vector<std::string>>& rows) {
   // Colour adds bytes that take no room, so coloured tables are not cut.
-  if (!json()) write_all(stdout, format_table(headers, rows, with_headers_, colour_ ? 0 : width_));
+  if (!json()) write_stdout(format_table(headers, rows, with_headers_, colour_ ? 0 : width_));
 }
 
 void Output::text(std::string_view text) {
-  if (!json()) write_all(stdout, text);
+  if (!json()) write_stdout(text);
 }
 
 void Output::note(std::string_view message) {

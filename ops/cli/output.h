@@ -44,6 +44,8 @@ class Output {
   // "penstock: message" on stderr and, in JSON format, an Error document on stdout unless one was
   // printed.
   void error(const Status& status);
+  // Not ok: something did not get to stdout (a full disk); what was printed is not whole.
+  const Status& written() const { return written_; }
 
   bool colour() const { return colour_; }  // on stdout
   int columns() const { return width_; }   // of the terminal that stdout is; 0: none, no limit
@@ -54,6 +56,8 @@ class Output {
   std::string coloured_state(const std::string& state) const;
 
  private:
+  void write_stdout(std::string_view text);
+
   OutputFormat format_ = OutputFormat::kTable;
   bool with_headers_ = true;
   bool stdout_is_terminal_ = false;
@@ -62,6 +66,7 @@ class Output {
   bool redrawing_ = false;
   bool printed_document_ = false;
   int width_ = 0;  // of the terminal; 0: unlimited
+  Status written_;
 };
 
 // A member as text for a table: "-" for null, absent or an object.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "comm/base/file.h"
+#include "comm/run/utf8.h"
 #include "comm/run/yaml_document.h"
 #include "ops/cli/hf_import.h"
 #include "worker/data/sampler.h"
@@ -34,6 +35,10 @@ Result<JobSpec> load_spec_file(const std::string& path, const std::string& name)
   std::error_code error;
   const Path folder = std::filesystem::absolute(path, error).parent_path();
   if (error) return errno_status(error.value(), "find the folder of " + path);
+  if (utf8_valid_prefix(folder.string()) != folder.string().size()) {
+    return invalid_argument(
+        fmt::format("{}: the name of its folder is not UTF-8, and specs are; move it", path));
+  }
   make_paths_absolute(folder, spec);
   // --name and the folder's own characters go through the same checks as the file.
   return parse_job_spec(to_json(spec), path + " (with --name and absolute paths)");

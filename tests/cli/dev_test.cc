@@ -130,6 +130,9 @@ TEST_F(DevTest, EveryRankTellsInItsLogWhatItDid) {
     at = log.out.find(line, at);
     ASSERT_NE(at, std::string::npos) << line << " is missing in\n" << log.out;
   }
+  const ProgramRun followed = penstock({"logs", "told", "--rank", "3", "--follow"});
+  EXPECT_EQ(followed.exit_code, 0) << "the job has ended: there is nothing to wait for";
+  EXPECT_EQ(followed.out, log.out);
 }
 
 TEST_F(DevTest, StepsThatAreYetToComeAreTracedAndStillThereWhenTheJobHasEnded) {

@@ -1,9 +1,15 @@
 // The real program without a coordinator: usage, specs, data, an address where nobody listens.
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <csignal>
 #include <fstream>
+#include <future>
 #include <nlohmann/json.hpp>
+#include <thread>
 
+#include "comm/control/event_loop.h"
+#include "comm/control/http_server.h"
 #include "comm/run/job_spec.h"
 #include "tests/run/spec_text.h"
 #include "tests/support/cluster.h"
@@ -76,6 +82,139 @@ TEST_F(PenstockTest, EveryVerbThatNeedsACoordinatorExitsFiveAndPrintsOneDocument
     EXPECT_EQ(document(run)["error"]["code"], "unavailable") << arguments[0];
     EXPECT_NE(run.err.find("penstock dev up"), std::string::npos) << run.err;
   }
+}
+
+// Another service on the port, whose answers are JSON or not.
+class WrongServerTest : public PenstockTest {
+ protected:
+  WrongServerTest() {
+    HttpServerOptions options;
+    auto started = HttpServer::start(loop_.io_context(), options,
+                                     [this](const HttpRequest&, HttpResponder respond) {
+                                       ++asked_;
+                                       respond({200, "application/json", answer_});
+                                     });
+    EXPECT_TRUE(started.ok()) << started.status().to_string();
+    server_ = *std::move(started);
+    thread_ = std::thread([this] { loop_.run(); });
+  }
+  ~WrongServerTest() override {
+    loop_.stop();
+    thread_.join();
+  }
+  void answer_with(const std::string& answer) {
+    std::promise<void> done;
+    loop_.post([&] {
+      answer_ = answer;
+      done.set_value();
+    });
+    done.get_future().wait();
+  }
+  uint16_t port() const { return server_->port(); }
+  int asked() const { return asked_; }
+  ProgramRun ask(std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(),
+                     {"-o", "json", "--server", fmt::format("127.0.0.1:{}", port())});
+    return penstock(arguments);
+  }
+
+ private:
+  std::string answer_;
+  std::atomic<int> asked_{0};
+  EventLoop loop_;
+  std::unique_ptr<HttpServer> server_;
+  std::thread thread_;
+};
+
+TEST_F(WrongServerTest, IsNamedAndNotTakenForACoordinator) {
+  for (const char* answer : {"", "<html>hello</html>", "[]", "7", "{}", "{\"items\": []}",
+                             "{\"apiVersion\": \"v1\", \"items\": [1]}"}) {
+    answer_with(answer);
+    for (const std::vector<std::string>& verb : {std::vector<std::string>{"ps"},
+                                                 {"describe", "x"},
+                                                 {"logs", "x"},
+                                                 {"events"},
+                                                 {"workers"},
+                                                 {"wait", "x"},
+                                                 {"cancel", "x"}}) {
+      const ProgramRun run = ask(verb);
+      EXPECT_EQ(run.exit_code, 1) << verb[0] << ", " << answer << run.err;
+      EXPECT_EQ(document(run)["error"]["code"], "internal") << answer;
+      EXPECT_NE(run.err.find("does not answer like a coordinator"), std::string::npos) << run.err;
+    }
+  }
+}
+
+TEST_F(WrongServerTest, MembersOfOtherKindsAreAnErrorAndNotACrash) {
+  for (const char* members :
+       {"\"items\": [1, \"x\", null]", "\"items\": [{\"reason\": 3}]", "\"items\": 7",
+        "\"items\": [[]], \"terminal\": 1", "\"state\": 5, \"evaluations\": [2]"}) {
+    answer_with(fmt::format("{{\"apiVersion\": \"penstock/v1\", \"kind\": \"Job\", {}}}", members));
+    for (const std::vector<std::string>& verb : {std::vector<std::string>{"ps", "-a"},
+                                                 {"describe", "x"},
+                                                 {"logs", "x"},
+                                                 {"events"},
+                                                 {"metrics", "x"},
+                                                 {"workers"},
+                                                 {"wait", "x", "--timeout", "10ms"},
+                                                 {"checkpoint", "ls", "x"}}) {
+      const ProgramRun run = ask(verb);
+      EXPECT_TRUE(run.exit_code >= 0 && run.exit_code <= 15) << run.exit_code << members << run.err;
+      document(run);
+    }
+  }
+}
+
+TEST_F(WrongServerTest, ANameThatLeadsToAnotherDocumentIsNoJob) {
+  answer_with("{\"apiVersion\": \"penstock/v1\", \"kind\": \"JobList\", \"items\": []}");
+  for (const char* name : {"", "x/steps"}) EXPECT_EQ(ask({"describe", name}).exit_code, 3) << name;
+}
+
+TEST_F(WrongServerTest, CtrlCLeavesTheJobAndIsNotForWhoRunsInTheBackground) {
+  answer_with(
+      R"({"apiVersion": "penstock/v1", "kind": "Job", "id": 3, "name": "x", "state": "RUNNING"})");
+  const std::string wait =
+      fmt::format("exec '{}' wait x --server 127.0.0.1:{}", binary("penstock").string(), port());
+  SpawnOptions options;
+  options.argv = {"/bin/sh", "-c", wait};
+  auto child = ChildProcess::spawn(options);
+  ASSERT_TRUE(child.ok());
+  ASSERT_TRUE(wait_until([&] { return asked() >= 3; }, kPatience));
+  ASSERT_TRUE(child->send_signal(SIGINT).ok());
+  EXPECT_EQ(child->wait().exit_code, 130);
+  char text[512] = {};
+  ASSERT_GT(::read(child->take_stderr().get(), text, sizeof text - 1), 0);
+  EXPECT_NE(std::string(text).find("job x goes on"), std::string::npos) << text;
+
+  options.argv.back() = "trap '' INT; " + wait;  // as a shell starts what ends in "&"
+  child = ChildProcess::spawn(options);
+  ASSERT_TRUE(child.ok());
+  const int before = asked();
+  ASSERT_TRUE(wait_until([&] { return asked() >= before + 3; }, kPatience));
+  ASSERT_TRUE(child->send_signal(SIGINT).ok());
+  const int then = asked();
+  EXPECT_TRUE(wait_until([&] { return asked() >= then + 3; }, kPatience));
+  ASSERT_TRUE(child->send_signal(SIGTERM).ok());
+  EXPECT_EQ(child->wait().signal, SIGTERM);
+}
+
+TEST_F(PenstockTest, AStateFolderThatCannotBeMadeIsNamedWithAWayOut) {
+  const std::string file = write("file", "");
+  const ProgramRun run = penstock({"dev", "up", "--state-dir", file + "/dev", "-o", "json"});
+  EXPECT_NE(run.exit_code, 0);
+  EXPECT_EQ(document(run)["kind"], "Error");
+  EXPECT_NE(run.err.find(file), std::string::npos) << run.err;
+  EXPECT_NE(run.err.find("--state-dir"), std::string::npos) << run.err;
+}
+
+TEST_F(PenstockTest, OutputThatCannotBeWrittenIsAnError) {
+  const std::string program = "'" + binary("penstock").string() + "'";
+  const ProgramRun full = run_program({"/bin/sh", "-c", program + " exit-codes > /dev/full"});
+  EXPECT_EQ(full.exit_code, 1);
+  EXPECT_NE(full.err.find("write to standard output"), std::string::npos) << full.err;
+  const ProgramRun pipe = run_program({"/bin/sh", "-c", program + " exit-codes | head -1"});
+  EXPECT_EQ(pipe.out, "CODE  MEANING\n");
+  EXPECT_EQ(pipe.err, "") << "a reader that has enough is no error";
 }
 
 TEST_F(PenstockTest, WrongUseExitsTwoAndNamesTheNearestVerb) {

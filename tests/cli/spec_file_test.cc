@@ -69,6 +69,16 @@ TEST_F(SpecFileTest, DataShorterThanASequenceIsFoundBeforeAnythingStarts) {
   EXPECT_EQ(check_spec_data(*spec).code(), Code::kInvalidArgument);
 }
 
+TEST_F(SpecFileTest, AFolderThatIsNotUtf8IsNamedAndNotChanged) {
+  const Path folder = Path(write(std::string(kValidSpec))).parent_path() / "\xff";
+  std::filesystem::create_directories(folder);
+  const Path path = folder / "job.yaml";
+  ASSERT_TRUE(write_and_sync(path, as_bytes(kValidSpec)).ok());
+  const auto spec = load_spec_file(path.string(), "");
+  ASSERT_EQ(spec.status().code(), Code::kInvalidArgument);
+  EXPECT_NE(spec.status().message().find("not UTF-8"), std::string::npos);
+}
+
 TEST_F(SpecFileTest, ARefusalIsGivenThePlaceOfTheSectionItNames) {
   const std::string path = write(std::string(kValidSpec));
   EXPECT_EQ(section_place(path, "parallelism needs 4 ranks"), path + ":27:1: ");

@@ -51,9 +51,14 @@ TEST(HttpClientTest, ARefusedConnectionIsUnavailableAndNamesTheAddress) {
   EXPECT_NE(reply.status().message().find("http://127.0.0.1:1"), std::string::npos);
 }
 
+TEST(HttpClientTest, AVersionSixAddressKeepsItsBrackets) {
+  EXPECT_NE(get("http://[::1]:1/x").status().message().find("http://[::1]:1"), std::string::npos);
+}
+
 TEST(HttpClientTest, AddressesThatAreNoneAreRefused) {
-  for (const char* url : {"", "127.0.0.1:7070", "https://x", "http://", "http://:80/", "http://x:/",
-                          "http://x:port/", "http://x:1/a b", "http://x:1/a\r\nb"}) {
+  for (const char* url :
+       {"", "127.0.0.1:7070", "https://x", "http://", "http://:80/", "http://x:/", "http://x:port/",
+        "http://x:0/", "http://x:65536/", "http://x:1/a b", "http://x:1/a\r\nb"}) {
     EXPECT_EQ(code_of(url), Code::kInvalidArgument) << url;
   }
 }
