@@ -33,6 +33,7 @@ Result<Effects> Coordinator::start(Instant now, const StoredState& stored) {
       {"coordinator_started",
        fmt::format("coordinator started with {} jobs that have not ended and {} known workers",
                    open_jobs_.size(), workers_.size())});
+  for (const JobId id : std::set<JobId>(open_jobs_)) settle(jobs_.at(id));
   schedule_needed_ = true;
   return finish_step();
 }
@@ -90,7 +91,7 @@ void Coordinator::resume_watch(Job& job) {
   job.ranks.assign(static_cast<size_t>(job.world_size()), {});
   job.epoch_began = now_;
   job.ordered_at = now_;
-  if (!wants_ranks(job.record.state)) job.awaiting = hosts(job);
+  if (!wants_ranks(job.record.state)) await_stops(job);
 }
 
 Effects Coordinator::step(Instant now, const Event& event) {

@@ -134,6 +134,7 @@ class Coordinator {
   void fail(Job& job, Failure failure);
   void stop_epoch(Job& job, JobState state, JobState outcome, int64_t grace_ms, std::string actor,
                   Reason reason, std::optional<Rank> rank = std::nullopt);
+  void await_stops(Job& job);
   void send_stop(const Job& job, WorkerId worker);
   void worker_stopped(Job& job, WorkerId worker);
   void settle(Job& job);

@@ -349,13 +349,22 @@ void Coordinator::stop_epoch(Job& job, JobState state, JobState outcome, int64_t
   if (nothing_runs) return;
   job.stop_grace_ms = grace_ms;
   job.ordered_at = now_;
-  job.awaiting.clear();
-  for (const WorkerId worker : hosts(job)) {
-    if (workers_.at(worker).state == WorkerState::kLost) continue;
-    job.awaiting.insert(worker);
-    send_stop(job, worker);
-  }
+  await_stops(job);
+  for (const WorkerId worker : job.awaiting) send_stop(job, worker);
   settle(job);
+}
+
+// A lost worker cannot confirm; its ranks are stopped before it gets anything new when it is back.
+void Coordinator::await_stops(Job& job) {
+  job.awaiting.clear();
+  for (const WorkerId id : hosts(job)) {
+    Worker& worker = workers_.at(id);
+    if (worker.state == WorkerState::kLost) {
+      worker.stale[job.record.id] = job.record.epoch;
+    } else {
+      job.awaiting.insert(id);
+    }
+  }
 }
 
 void Coordinator::send_stop(const Job& job, WorkerId worker) {

@@ -378,6 +378,32 @@ TEST_F(CoreRecoveryTest, ALostWorkerThatComesBackGetsNothingNewBeforeItConfirmed
   EXPECT_EQ(h.state(next), JobState::kStarting);
 }
 
+// Seed 2000126 of the simulation found its devices given away.
+TEST_F(CoreRecoveryTest, ALostWorkerGetsItsStopsAlsoFromARestartedCoordinator) {
+  h.workers.at("w1").alive = false;
+  h.pass(seconds(4));
+  h.restart_coordinator();
+  h.register_worker("w0");
+  h.cancel(job);
+  h.register_worker("w1");  // still runs its ranks
+  h.say("w0", RanksStopped{job, Epoch{1}});
+  EXPECT_EQ(h.state(job), JobState::kCancelled);
+  const JobId next = h.submit_ok(flat_spec("next", 4));
+  EXPECT_EQ(h.record(next).reason.code, "waiting_for_devices");
+  h.say("w1", RanksStopped{job, Epoch{1}});
+  EXPECT_EQ(h.state(next), JobState::kStarting);
+}
+
+TEST_F(CoreRecoveryTest, AWorkerLostForGoodDoesNotKeepARestartedCoordinatorWaiting) {
+  h.workers.at("w1").alive = false;
+  h.pass(seconds(4));
+  h.cancel(job);
+  h.restart_coordinator();
+  h.register_worker("w0");
+  h.say("w0", RanksStopped{job, Epoch{1}});
+  EXPECT_EQ(h.state(job), JobState::kCancelled);
+}
+
 TEST_F(CoreRecoveryTest, AJobWaitsForItsOldRanksAlsoWhenOtherWorkersHaveRoom) {
   h.workers.at("w1").alive = false;
   h.pass(seconds(4));

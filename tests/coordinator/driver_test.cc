@@ -318,7 +318,8 @@ TEST(DriverTest, ACheckpointDirectoryThatHangsDoesNotKeepTheCoordinatorFromStopp
   submit.method = "POST";
   submit.url = endpoints["http"].get<std::string>() + "/api/v1/jobs";
   submit.body = stuck_spec(scratch.path());
-  ASSERT_EQ(http_call(submit)->status, 201);
+  // Refused until the worker is there.
+  ASSERT_TRUE(wait_until([&] { return http_call(submit)->status == 201; }, kPatience));
   hung->await_caller();
   ASSERT_TRUE(coordinator->send_signal(SIGTERM).ok());
   EXPECT_EQ(coordinator->wait().exit_code, 0);
