@@ -57,6 +57,8 @@ Result<ControlMessage> to_message(wire::ControlMessage::Reader reader) {
       return taken<RankProgress>(reader.getRankProgress());
     case wire::ControlMessage::RANKS_STOPPED:
       return taken<RanksStopped>(reader.getRanksStopped());
+    case wire::ControlMessage::EXPERT_LOAD_REPORT:
+      return taken<ExpertLoadReport>(reader.getExpertLoadReport());
   }
   return invalid_argument(fmt::format("unknown message kind {}", static_cast<int>(reader.which())));
 }
@@ -116,6 +118,9 @@ auto init(wire::ControlMessage::Builder b, const RankProgress&) {
 
 auto init(wire::ControlMessage::Builder b, const RanksStopped&) {
   return b.initRanksStopped();
+}
+auto init(wire::ControlMessage::Builder b, const ExpertLoadReport&) {
+  return b.initExpertLoadReport();
 }
 
 }  // namespace

@@ -100,6 +100,32 @@ std::vector<Instruction> take_instructions(capnp::List<wire::Instruction>::Reade
   return instructions;
 }
 
+// A layer given twice becomes layer -1, which check_message() refuses.
+template <typename Layers>
+auto& new_layer(Layers& layers, int32_t layer) {
+  return layers[layers.contains(layer) ? -1 : layer];
+}
+
+void put_seats(capnp::List<wire::LayerSeats>::Builder list, const ExpertSeats& seats) {
+  unsigned index = 0;
+  for (const auto& [layer, experts] : seats.layers) {
+    wire::LayerSeats::Builder builder = list[index++];
+    builder.setLayer(static_cast<int32_t>(layer));
+    capnp::List<uint16_t>::Builder by_seat = builder.initExperts(experts.size());
+    for (size_t i = 0; i < experts.size(); ++i) by_seat.set(i, static_cast<uint16_t>(experts[i]));
+  }
+}
+ExpertSeats take_seats(capnp::List<wire::LayerSeats>::Reader list) {
+  ExpertSeats seats;
+  for (const wire::LayerSeats::Reader reader : list) {
+    std::vector<int32_t>& experts = new_layer(seats.layers, reader.getLayer());
+    const capnp::List<uint16_t>::Reader by_seat = reader.getExperts();
+    experts.reserve(by_seat.size());
+    for (const uint16_t expert : by_seat) experts.push_back(expert);
+  }
+  return seats;
+}
+
 void put_extents(capnp::List<int64_t>::Builder list, const std::vector<int64_t>& extents) {
   for (size_t i = 0; i < extents.size(); ++i) list.set(i, extents[i]);
 }
@@ -200,6 +226,7 @@ void put(wire::StartRank::Builder builder, const StartRank& message) {
   builder.setRestoreManifest(text(message.restore_manifest));
   builder.setRestoreStep(message.restore_step);
   builder.setFirstUnreportedStep(message.first_unreported_step);
+  put_seats(builder.initSeats(message.seats.layers.size()), message.seats);
 }
 void take(wire::StartRank::Reader reader, StartRank& message) {
   take_rank_key(reader, message);
@@ -217,6 +244,7 @@ void take(wire::StartRank::Reader reader, StartRank& message) {
   message.restore_manifest = take_text(reader.getRestoreManifest());
   message.restore_step = reader.getRestoreStep();
   message.first_unreported_step = reader.getFirstUnreportedStep();
+  message.seats = take_seats(reader.getSeats());
 }
 
 void put(wire::RankReady::Builder builder, const RankReady& message) {
@@ -354,6 +382,29 @@ void take(wire::CheckpointOutcome::Reader reader, CheckpointOutcome& message) {
   message.step = reader.getStep();
   message.committed = reader.getCommitted();
   message.reason = take_text(reader.getReason());
+}
+
+void put(wire::ExpertLoadReport::Builder builder, const ExpertLoadReport& message) {
+  put_rank_key(builder, message);
+  builder.setStep(message.step);
+  capnp::List<wire::LayerLoads>::Builder list = builder.initLayers(message.layers.size());
+  unsigned index = 0;
+  for (const auto& [layer, loads] : message.layers) {
+    wire::LayerLoads::Builder of_layer = list[index++];
+    of_layer.setLayer(static_cast<int32_t>(layer));
+    capnp::List<double>::Builder by_expert = of_layer.initLoads(loads.size());
+    for (size_t i = 0; i < loads.size(); ++i) by_expert.set(i, loads[i]);
+  }
+}
+void take(wire::ExpertLoadReport::Reader reader, ExpertLoadReport& message) {
+  take_rank_key(reader, message);
+  message.step = reader.getStep();
+  for (const wire::LayerLoads::Reader of_layer : reader.getLayers()) {
+    std::vector<double>& loads = new_layer(message.layers, of_layer.getLayer());
+    const capnp::List<double>::Reader by_expert = of_layer.getLoads();
+    loads.reserve(by_expert.size());
+    for (const double load : by_expert) loads.push_back(load);
+  }
 }
 
 void put(wire::RankFinished::Builder builder, const RankFinished& message) {

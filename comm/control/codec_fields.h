@@ -26,6 +26,7 @@ void put(wire::LogChunk::Builder builder, const LogChunk& message);
 void put(wire::RankHello::Builder builder, const RankHello& message);
 void put(wire::RankProgress::Builder builder, const RankProgress& message);
 void put(wire::RanksStopped::Builder builder, const RanksStopped& message);
+void put(wire::ExpertLoadReport::Builder builder, const ExpertLoadReport& message);
 
 void take(wire::Register::Reader reader, Register& message);
 void take(wire::Registered::Reader reader, Registered& message);
@@ -45,5 +46,6 @@ void take(wire::LogChunk::Reader reader, LogChunk& message);
 void take(wire::RankHello::Reader reader, RankHello& message);
 void take(wire::RankProgress::Reader reader, RankProgress& message);
 void take(wire::RanksStopped::Reader reader, RanksStopped& message);
+void take(wire::ExpertLoadReport::Reader reader, ExpertLoadReport& message);
 
 }  // namespace penstock::codec_fields

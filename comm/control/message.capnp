@@ -33,6 +33,7 @@ struct ControlMessage {
     rankHello         @15 :RankHello;
     rankProgress      @16 :RankProgress;
     ranksStopped      @17 :RanksStopped;
+    expertLoadReport  @18 :ExpertLoadReport;
   }
 }
 
@@ -94,6 +95,14 @@ struct StartRank {
   restoreManifest     @7 :Text;     # absolute; empty: initial weights
   restoreStep         @8 :Int64;    # >= 0; 0 without a manifest
   firstUnreportedStep @9 :Int64;    # >= 0; lower steps were recorded by an earlier attempt
+  seats               @10 :List(LayerSeats);  # each layer once; at most 1 Mi seats in all
+}
+
+struct LayerSeats {
+  # Where the routed experts of one layer are in every expert group. A layer that is not listed has
+  # expert e on seat e.
+  layer   @0 :Int32;         # as in model.layers.N, >= 0
+  experts @1 :List(UInt16);  # by seat: each of 0 .. size - 1 once
 }
 
 struct Program {
@@ -292,4 +301,19 @@ struct RanksStopped {
   # job up to and including the epoch runs here now, and none will be started.
   job   @0 :UInt64;
   epoch @1 :UInt32;
+}
+
+struct ExpertLoadReport {
+  # First rank of a stage -> daemon -> coordinator, before its SegmentSaved of that step. Repeats as
+  # StepReport; the newest wins.
+  job    @0 :UInt64;
+  epoch  @1 :UInt32;
+  rank   @2 :Int32;
+  step   @3 :Int64;             # >= 1
+  layers @4 :List(LayerLoads);  # each layer once; at most 1 Mi loads in all
+}
+
+struct LayerLoads {
+  layer @0 :Int32;          # as in model.layers.N, >= 0
+  loads @1 :List(Float64);  # by expert: tokens of a step, averaged over recent steps; finite, >= 0
 }

@@ -8,7 +8,7 @@
 // A message of an epoch below the receiver's is dropped by the receiver; ranks never talk to the
 // coordinator, the daemon relays. After every (re-)registration a daemon sends again what the
 // coordinator may not have stored: handlers of RankReady, StepReport, EvaluationReport,
-// SegmentSaved, SaveFailed, RankFinished and RankExited are idempotent.
+// ExpertLoadReport, SegmentSaved, SaveFailed, RankFinished and RankExited are idempotent.
 #pragma once
 
 #include <cstdint>
@@ -20,11 +20,12 @@
 
 #include "comm/base/hash.h"
 #include "comm/base/ids.h"
+#include "comm/run/expert_seats.h"
 #include "comm/run/program.h"
 
 namespace penstock {
 
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersion = 2;
 
 // Bounds of what a frame may carry; a frame beyond one is refused whole.
 inline constexpr size_t kFrameBytesMax = 16 << 20;
@@ -96,6 +97,7 @@ struct StartRank {
   int64_t restore_step = 0;      // step the manifest holds; 0 with no manifest
   int64_t first_unreported_step =
       0;  // steps below were recorded by an earlier attempt (replay is reported all the same)
+  ExpertSeats seats;  // of the layers that the rank holds
   bool operator==(const StartRank&) const = default;
 };
 
@@ -172,6 +174,17 @@ struct EvaluationReport {
   double loss = 0.0;  // mean held-out cross-entropy, nats per token
   int64_t tokens = 0;
   bool operator==(const EvaluationReport&) const = default;
+};
+
+// First rank of a stage -> daemon -> coordinator, before its SegmentSaved of the same step. For a
+// group of more than one expert rank.
+struct ExpertLoadReport {
+  JobId job;
+  Epoch epoch;
+  Rank rank;
+  int64_t step = 0;
+  ExpertLoads layers;  // tokens of a step that chose each expert, averaged over recent steps
+  bool operator==(const ExpertLoadReport&) const = default;
 };
 
 // One box of one tensor in a segment file, as DESIGN §8: ranks never appear in names.
@@ -272,7 +285,8 @@ struct RankProgress {
 using ControlMessage =
     std::variant<Register, Registered, Heartbeat, StartRank, RankReady, BeginTraining, StopRanks,
                  RankExited, StepReport, EvaluationReport, SegmentSaved, SaveFailed,
-                 CheckpointOutcome, RankFinished, LogChunk, RankHello, RankProgress, RanksStopped>;
+                 CheckpointOutcome, RankFinished, LogChunk, RankHello, RankProgress, RanksStopped,
+                 ExpertLoadReport>;
 
 // The message's name, for logs and metrics: "step_report".
 std::string_view message_name(const ControlMessage& message);

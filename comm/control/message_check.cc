@@ -109,6 +109,30 @@ Status check_program(const Program& program) {
   return {};
 }
 
+// What a layer has one of per expert, and all of a message together.
+template <typename Values>
+Status check_layers(std::string_view field, const std::map<int64_t, Values>& layers) {
+  constexpr size_t kExpertsMax = 1 << 16;
+  size_t count = 0;
+  for (const auto& [layer, values] : layers) {
+    PENSTOCK_TRY(check_that(layer >= 0, field, "has a layer below 0, or one twice"));
+    PENSTOCK_TRY(check_that(layer <= std::numeric_limits<int32_t>::max(), field,
+                            "has a layer past 31 bits"));
+    PENSTOCK_TRY(check_that(values.size() <= kExpertsMax, field, "has too many experts"));
+    count += values.size();
+  }
+  return check_that(count <= static_cast<size_t>(kSeatsMax), field, "has too many entries");
+}
+
+Status check_seats(const ExpertSeats& seats) {
+  PENSTOCK_TRY(check_layers("seats", seats.layers));
+  for (const auto& [layer, experts] : seats.layers) {
+    PENSTOCK_TRY(check_that(is_permutation_of_experts(experts), "seats",
+                            "do not hold each expert of a layer once"));
+  }
+  return {};
+}
+
 Status check_slice(const SavedSlice& slice) {
   PENSTOCK_TRY(check_name("slice name", slice.name));
   PENSTOCK_TRY(check_name("slice dtype", slice.dtype));
@@ -168,7 +192,9 @@ Status check(const StartRank& message) {
     PENSTOCK_TRY(check_absolute_path("restore_manifest", message.restore_manifest));
   }
   PENSTOCK_TRY(check_that(message.restore_step >= 0, "restore_step", "is negative"));
-  return check_that(message.first_unreported_step >= 0, "first_unreported_step", "is negative");
+  PENSTOCK_TRY(
+      check_that(message.first_unreported_step >= 0, "first_unreported_step", "is negative"));
+  return check_seats(message.seats);
 }
 
 Status check(const RankReady& message) {
@@ -242,6 +268,16 @@ Status check(const CheckpointOutcome& message) {
   PENSTOCK_TRY(check_attempt(message));
   PENSTOCK_TRY(check_that(message.step >= 0, "step", "is negative"));
   return check_text("reason", message.reason, kNameBytesMax);
+}
+
+Status check(const ExpertLoadReport& message) {
+  PENSTOCK_TRY(check_rank_key(message));
+  PENSTOCK_TRY(check_that(message.step >= 1, "step", "is below 1"));
+  PENSTOCK_TRY(check_layers("layers", message.layers));
+  for (const auto& [layer, loads] : message.layers) {
+    for (const double load : loads) PENSTOCK_TRY(check_amount("load", load));
+  }
+  return {};
 }
 
 Status check(const RankFinished& message) {

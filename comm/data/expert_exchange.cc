@@ -62,7 +62,8 @@ class ExpertExchange::Impl {
   Status reserve();
 
   void start_dispatch(int32_t slot, Tag tag_base, std::span<const float> x,
-                      std::span<const int32_t> expert, std::span<const float> weight);
+                      std::span<const int32_t> expert, std::span<const float> weight,
+                      std::span<const int32_t> seat_of);
   Result<DispatchedRows> finish_dispatch(int32_t slot);
   void start_combine(int32_t slot, std::span<const float> y);
   Status finish_combine(int32_t slot, std::span<float> out);
@@ -262,7 +263,8 @@ void ExpertExchange::Impl::scatter_add(const Slot& slot, int32_t member, const f
 
 void ExpertExchange::Impl::start_dispatch(int32_t slot_index, Tag tag_base,
                                           std::span<const float> x, std::span<const int32_t> expert,
-                                          std::span<const float> weight) {
+                                          std::span<const float> weight,
+                                          std::span<const int32_t> seat_of) {
   Slot& slot = slot_at(slot_index);
   const uint64_t tokens = x.size() / hidden();
   PENSTOCK_CHECK(x.size() == tokens * hidden(), x.size());
@@ -278,7 +280,7 @@ void ExpertExchange::Impl::start_dispatch(int32_t slot_index, Tag tag_base,
     if (is_self(member)) continue;
     receive(slot, member, incoming(slot, member), record_words() * shape_.tokens_max);
   }
-  slot.route.set_tokens(shape_, expert, weight);
+  slot.route.set_tokens(shape_, expert, weight, seat_of);
   for (int32_t member = 0; member < shape_.group_size; ++member) {
     if (is_self(member)) continue;
     const auto count = static_cast<uint64_t>(slot.route.sent_count(member));
@@ -470,9 +472,9 @@ Result<std::unique_ptr<ExpertExchange>> ExpertExchange::create(Transport* transp
 }
 
 void ExpertExchange::start_dispatch(int32_t slot, Tag tag_base, std::span<const float> x,
-                                    std::span<const int32_t> expert,
-                                    std::span<const float> weight) {
-  impl_->start_dispatch(slot, tag_base, x, expert, weight);
+                                    std::span<const int32_t> expert, std::span<const float> weight,
+                                    std::span<const int32_t> seat_of) {
+  impl_->start_dispatch(slot, tag_base, x, expert, weight, seat_of);
 }
 Result<DispatchedRows> ExpertExchange::finish_dispatch(int32_t slot) {
   return impl_->finish_dispatch(slot);

@@ -36,7 +36,7 @@
 namespace penstock {
 
 struct ExpertExchangeConfig {
-  std::vector<Rank> group;  // global expert e lives on group[e / experts_per_rank]
+  std::vector<Rank> group;  // seat s of the experts is on group[s / experts_per_rank]
   int32_t group_index = 0;  // this rank's place in `group`
   int32_t experts_per_rank = 0;
   int32_t top_k = 0;
@@ -85,9 +85,11 @@ class ExpertExchange {
   // [T, top_k]. Only x stays borrowed until the finish. `tag_base` is a multiple of kTagBaseStep,
   // equal on all ranks of the group, different for every (direction, micro-batch, layer) that can
   // be under way at once; it serves the other three exchanges of the slot, too. Steps may repeat
-  // it.
+  // it. `seat_of` is the seat of each expert, a permutation, equal on all ranks of the group;
+  // empty: expert e has seat e.
   void start_dispatch(int32_t slot, Tag tag_base, std::span<const float> x,
-                      std::span<const int32_t> expert, std::span<const float> weight);
+                      std::span<const int32_t> expert, std::span<const float> weight,
+                      std::span<const int32_t> seat_of = {});
   Result<DispatchedRows> finish_dispatch(int32_t slot);
 
   // `y` is [R, H].

@@ -29,10 +29,18 @@ void ExpertRoute::lay_out(const ExpertShape& shape, ReservedMemory::Carver& carv
 // ---- sending
 
 void ExpertRoute::set_tokens(const ExpertShape& shape, std::span<const int32_t> expert,
-                             std::span<const float> weight) {
+                             std::span<const float> weight, std::span<const int32_t> seat_of) {
   const int32_t expert_count = shape.group_size * shape.experts_per_rank;
   token_count_ = static_cast<int32_t>(expert.size() / static_cast<size_t>(shape.top_k));
-  std::copy(expert.begin(), expert.end(), topk_expert_);
+  if (seat_of.empty()) {
+    std::copy(expert.begin(), expert.end(), topk_expert_);
+  } else {
+    PENSTOCK_CHECK(std::ssize(seat_of) == expert_count, seat_of.size(), expert_count);
+    for (size_t i = 0; i < expert.size(); ++i) {
+      PENSTOCK_CHECK(expert[i] >= -1 && expert[i] < expert_count, expert[i]);
+      topk_expert_[i] = expert[i] < 0 ? -1 : seat_of[static_cast<size_t>(expert[i])];
+    }
+  }
   std::copy(weight.begin(), weight.end(), topk_weight_);
   std::fill_n(sent_count_, shape.group_size, 0);
   std::fill_n(sent_assignments_, shape.group_size, 0);

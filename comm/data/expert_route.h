@@ -44,8 +44,9 @@ class ExpertRoute {
   void lay_out(const ExpertShape& shape, ReservedMemory::Carver& carver);
 
   // ---- sending. Sorts this rank's tokens by owner of their experts: each token once per member.
+  // `seat_of`: as in ExpertExchange::start_dispatch(); everything after it knows seats only.
   void set_tokens(const ExpertShape& shape, std::span<const int32_t> expert,
-                  std::span<const float> weight);
+                  std::span<const float> weight, std::span<const int32_t> seat_of);
   int32_t token_count() const { return token_count_; }
   // Tokens that went to `member`, ascending.
   std::span<const int32_t> sent_tokens(const ExpertShape& shape, int32_t member) const {

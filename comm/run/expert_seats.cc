@@ -49,7 +49,8 @@ Status check_expert_seats(const ExpertSeats& seats, const ModelConfig& model) {
   return {};
 }
 
-std::vector<int32_t> seats_of_layer(const ExpertSeats& seats, int64_t layer, int64_t expert_count) {
+std::vector<int32_t> experts_by_seat(const ExpertSeats& seats, int64_t layer,
+                                     int64_t expert_count) {
   if (const auto found = seats.layers.find(layer); found != seats.layers.end()) {
     PENSTOCK_CHECK(std::ssize(found->second) == expert_count, layer);
     return found->second;
@@ -59,13 +60,14 @@ std::vector<int32_t> seats_of_layer(const ExpertSeats& seats, int64_t layer, int
   return experts;
 }
 
-std::vector<int32_t> experts_of_rank(const ExpertSeats& seats, int64_t layer, int64_t expert_count,
-                                     int64_t ranks, int64_t expert_index) {
-  PENSTOCK_CHECK(ranks > 0 && expert_count % ranks == 0, expert_count, ranks);
-  PENSTOCK_CHECK(expert_index >= 0 && expert_index < ranks, expert_index, ranks);
-  const int64_t each = expert_count / ranks;
-  const std::vector<int32_t> all = seats_of_layer(seats, layer, expert_count);
-  return {all.begin() + expert_index * each, all.begin() + (expert_index + 1) * each};
+std::vector<int32_t> seats_by_expert(const ExpertSeats& seats, int64_t layer,
+                                     int64_t expert_count) {
+  const std::vector<int32_t> experts = experts_by_seat(seats, layer, expert_count);
+  std::vector<int32_t> result(experts.size());
+  for (size_t seat = 0; seat < experts.size(); ++seat) {
+    result[static_cast<size_t>(experts[seat])] = static_cast<int32_t>(seat);
+  }
+  return result;
 }
 
 }  // namespace penstock

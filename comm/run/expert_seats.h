@@ -1,6 +1,7 @@
-// Which routed expert is where in an expert group. The E experts of a layer have E seats; on D
-// ranks seat s is local expert s % (E/D) of rank s / (E/D). Every group of a job seats a layer
-// alike, so that an expert's replicas are the ranks of one expert index (layout.h).
+// Which routed expert is where in an expert group. The E experts of a layer have E seats, E/D on
+// each of D ranks: seat s is local expert s % (E/D) of rank s / (E/D), as local_experts() in
+// layout.h has it. Every group of a job seats a layer alike, so that an expert's replicas are ranks
+// of one expert index.
 //
 // Tensors are named by expert, never by seat: a checkpoint knows nothing of this.
 #pragma once
@@ -39,11 +40,8 @@ bool is_permutation_of_experts(std::span<const int32_t> seats);
 // of its experts.
 Status check_expert_seats(const ExpertSeats& seats, const ModelConfig& model);
 
-// The expert of each seat of a layer, [expert_count].
-std::vector<int32_t> seats_of_layer(const ExpertSeats& seats, int64_t layer, int64_t expert_count);
-// The experts of the layer on the rank of one expert index, in the order of their local numbers.
-// REQUIRES: `ranks` divides expert_count.
-std::vector<int32_t> experts_of_rank(const ExpertSeats& seats, int64_t layer, int64_t expert_count,
-                                     int64_t ranks, int64_t expert_index);
+// By seat, the expert of a layer; and by expert, its seat. [expert_count]
+std::vector<int32_t> experts_by_seat(const ExpertSeats& seats, int64_t layer, int64_t expert_count);
+std::vector<int32_t> seats_by_expert(const ExpertSeats& seats, int64_t layer, int64_t expert_count);
 
 }  // namespace penstock

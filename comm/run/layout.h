@@ -84,7 +84,7 @@ struct Range {
 // Decoder layers of a stage: as even as can be, the earlier stages taking one more when it does not
 // divide. Stage 0 also has the embedding, the last stage the final norm and the head.
 Range stage_layers(int64_t layer_count, int64_t stage_count, int64_t stage);
-// Routed experts of one expert index. REQUIRES: expert divides n_routed_experts.
+// Seats (expert_seats.h) of one expert index. REQUIRES: expert divides n_routed_experts.
 Range local_experts(int64_t n_routed_experts, int64_t expert, int64_t expert_index);
 
 }  // namespace penstock

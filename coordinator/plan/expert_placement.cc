@@ -181,6 +181,11 @@ double largest_rank_load(std::span<const double> loads, std::span<const int32_t>
   return largest;
 }
 
+double imbalance(std::span<const double> loads, std::span<const int32_t> seats, size_t ranks) {
+  const double mean = std::accumulate(loads.begin(), loads.end(), 0.0) / static_cast<double>(ranks);
+  return mean > 0.0 ? largest_rank_load(loads, seats, ranks) / mean : 1.0;
+}
+
 // Whole numbers of tokens differ by more; sums in another order do not.
 constexpr double kSumTolerance = 1e-9;
 
@@ -241,14 +246,15 @@ Result<LayerBalance> balance_layer(std::span<const double> loads, std::span<cons
     packed[seat / each].push_back(packing.expert[seat]);
     rank_of[static_cast<size_t>(present[seat])] = seat / each;
   }
-  const double largest = largest_rank_load(loads, present, ranks);
   LayerBalance balance;
   balance.seats.assign(present.begin(), present.end());
   balance.mean = std::accumulate(loads.begin(), loads.end(), 0.0) / static_cast<double>(ranks);
-  if (balance.mean > 0.0) balance.before = largest / balance.mean;
-  balance.after = balance.before;
-  const double packed_largest = largest_rank_load(loads, packing.expert, ranks);
-  if (packed_largest >= largest * (1.0 - kSumTolerance)) return balance;
+  balance.before = imbalance(loads, present, ranks);
+  balance.after = imbalance(loads, packing.expert, ranks);
+  if (balance.after >= balance.before * (1.0 - kSumTolerance)) {
+    balance.after = balance.before;
+    return balance;
+  }
 
   const size_t nodes = grid.groups % grid.nodes == 0 ? static_cast<size_t>(grid.nodes) : 1;
   const std::vector<size_t> target = fewest_moves(packed, rank_of, nodes);
@@ -260,7 +266,6 @@ Result<LayerBalance> balance_layer(std::span<const double> loads, std::span<cons
       return rank_of[static_cast<size_t>(expert)] != target[bin];
     });
   }
-  balance.after = packed_largest / balance.mean;
   return balance;
 }
 
@@ -304,12 +309,21 @@ Result<ExpertBalance> balance_experts(const ExpertLoads& loads, const ExpertSeat
                                       const ExpertGrid& grid) {
   ExpertBalance balance;
   for (const auto& [layer, of_layer] : loads) {
-    const std::vector<int32_t> seats = seats_of_layer(present, layer, std::ssize(of_layer));
+    const std::vector<int32_t> seats = experts_by_seat(present, layer, std::ssize(of_layer));
     Result<LayerBalance> balanced = balance_layer(of_layer, seats, grid);
     if (!balanced.ok()) return balanced.status().with_context(fmt::format("layer {}", layer));
     balance.layers.emplace(layer, *std::move(balanced));
   }
   return balance;
+}
+
+double largest_imbalance(const ExpertLoads& loads, const ExpertSeats& seats, int64_t ranks) {
+  double worst = 1.0;
+  for (const auto& [layer, of_layer] : loads) {
+    const std::vector<int32_t> experts = experts_by_seat(seats, layer, std::ssize(of_layer));
+    worst = std::max(worst, imbalance(of_layer, experts, static_cast<size_t>(ranks)));
+  }
+  return worst;
 }
 
 bool worth_moving(const ExpertBalance& balance, double threshold) {

@@ -87,6 +87,30 @@ TEST(CodecTest, RankProgressSurvivesTheWire) {
   expect_round_trip<RankProgress>();
 }
 
+TEST(CodecTest, ExpertLoadReportSurvivesTheWire) {
+  expect_round_trip<ExpertLoadReport>();
+}
+
+// A map on this side would hide it.
+TEST(CodecTest, ALayerThatIsGivenTwiceIsRefused) {
+  for (const bool twice : {false, true}) {
+    capnp::MallocMessageBuilder builder;
+    auto report = builder.initRoot<wire::ControlMessage>().initExpertLoadReport();
+    report.setJob(1);
+    report.setEpoch(1);
+    report.setStep(1);
+    auto layers = report.initLayers(2);
+    layers[0].setLayer(7);
+    layers[1].setLayer(twice ? 7 : 8);
+    const kj::Array<capnp::word> words = capnp::messageToFlatArray(builder);
+    const Result<ControlMessage> received =
+        decode(std::as_bytes(std::span(words.begin(), words.size())));
+    EXPECT_EQ(received.ok(), !twice);
+    if (!twice) continue;
+    EXPECT_NE(received.status().message().find("one twice"), std::string::npos);
+  }
+}
+
 TEST(CodecTest, EveryInstructionKindKeepsItsNumber) {
   Random random(1, 0);
   StartRank message =

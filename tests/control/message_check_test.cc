@@ -250,6 +250,43 @@ TEST(MessageCheckTest, ProgressFiguresAreFinite) {
   expect_refused(message, "reduce_seconds");
 }
 
+TEST(MessageCheckTest, SeatsHoldEachExpertOfALayerOnce) {
+  StartRank message = sound_start();
+  message.seats.layers = {{3, {2, 0, 1}}, {4, {}}};
+  EXPECT_TRUE(check_message(message).ok());
+  for (const std::vector<int32_t>& bad :
+       {std::vector<int32_t>{0, 0, 1}, {0, 1, 3}, {0, 1, -1}, {1, 2, 3}}) {
+    message.seats.layers = {{3, bad}};
+    expect_refused(message, "seats");
+  }
+  message.seats.layers = {{-2, {0, 1}}};
+  expect_refused(message, "seats");
+}
+
+TEST(MessageCheckTest, SeatsAndLoadsAreBounded) {
+  StartRank start = sound_start();
+  start.seats.layers[0].assign((1 << 16) + 1, 0);
+  expect_refused(start, "seats");
+  ExpertLoadReport report = {.job = {1}, .epoch = {1}, .rank = {0}, .step = 1, .layers = {}};
+  for (int64_t layer = 0; layer < 17; ++layer) report.layers[layer].assign(1 << 16, 1.0);
+  EXPECT_FALSE(check_message(report).ok());
+  report.layers.erase(0);
+  EXPECT_TRUE(check_message(report).ok());
+}
+
+TEST(MessageCheckTest, LoadsAreAmountsOfAStep) {
+  ExpertLoadReport report = {
+      .job = {1}, .epoch = {1}, .rank = {0}, .step = 1, .layers = {{2, {0.0, 5.5}}}};
+  EXPECT_TRUE(check_message(report).ok());
+  for (const double bad : {kNan, std::numeric_limits<double>::infinity(), -1.0}) {
+    report.layers[2][1] = bad;
+    expect_refused(report, "load");
+  }
+  report.layers.clear();
+  report.step = 0;
+  expect_refused(report, "step");
+}
+
 TEST(MessageCheckTest, EvaluationTokensAreNotNegative) {
   expect_refused(EvaluationReport{{1}, {1}, 1, 2.0, -5}, "tokens");
 }
@@ -315,6 +352,7 @@ TEST(MessageCheckTest, NamesOfMessagesAreUnique) {
   EXPECT_EQ(message_name(RanksStopped()), "ranks_stopped");
   EXPECT_EQ(message_name(Register()), "register");
   EXPECT_EQ(message_name(RankProgress()), "rank_progress");
+  EXPECT_EQ(message_name(ExpertLoadReport()), "expert_load_report");
 }
 
 }  // namespace

@@ -80,6 +80,26 @@ SavedSlice saved_slice(Random& random) {
   return slice;
 }
 
+// One number per expert of some layers.
+template <typename Values>
+void fill_layers(std::map<int64_t, Values>& layers, Random& random) {
+  const uint64_t layer_count = random.below(4);
+  const size_t experts = 1 + random.below(40);
+  for (uint64_t i = 0; i < layer_count; ++i) layers[number<int32_t>(random, 0)].resize(experts);
+}
+
+ExpertSeats expert_seats(Random& random) {
+  ExpertSeats seats;
+  fill_layers(seats.layers, random);
+  for (auto& [layer, experts] : seats.layers) {
+    for (size_t i = 0; i < experts.size(); ++i) {
+      experts[i] = static_cast<int32_t>(i);
+      std::swap(experts[i], experts[random.below(i + 1)]);
+    }
+  }
+  return seats;
+}
+
 void fill(Register& message, Random& random) {
   message.protocol_version = number<uint32_t>(random, 0);
   message.name = name(random);
@@ -123,6 +143,7 @@ void fill(StartRank& message, Random& random) {
     message.restore_step = number<int64_t>(random, 0);
   }
   message.first_unreported_step = number<int64_t>(random, 0);
+  message.seats = expert_seats(random);
 }
 
 void fill(RankReady& message, Random& random) {
@@ -229,6 +250,15 @@ void fill(RankProgress& message, Random& random) {
 
 void fill(RanksStopped& message, Random& random) {
   fill_key(message, random);
+}
+
+void fill(ExpertLoadReport& message, Random& random) {
+  fill_key(message, random);
+  message.step = number<int64_t>(random, 1);
+  fill_layers(message.layers, random);
+  for (auto& [layer, loads] : message.layers) {
+    for (double& load : loads) load = amount(random);
+  }
 }
 
 template <size_t Kind = 0>

@@ -278,6 +278,8 @@ TEST(BalanceExpertsTest, SumsUpLayersAndKeepsThoseThatDoNotChange) {
   EXPECT_DOUBLE_EQ(balance->after(), 1.0);
   EXPECT_DOUBLE_EQ(balance->gain(), 1.0 - 13.0 / 22.0);  // 20 + 2 to wait for, then 11 + 2
   const ExpertSeats seats = balance->seats(present);
+  EXPECT_DOUBLE_EQ(largest_imbalance(loads, present, 2), balance->before());
+  EXPECT_DOUBLE_EQ(largest_imbalance(loads, seats, 2), balance->after());
   EXPECT_EQ(seats.layers.at(5), present.layers.at(5));
   EXPECT_EQ(seats.layers.at(3), balance->layers.at(3).seats);
 }

@@ -7,9 +7,9 @@
 #include <set>
 
 #include "comm/base/random.h"
-#include "tests/support/allocation_counter.h"
 #include "tests/data/expert_problem.h"
 #include "tests/data/rank_harness.h"
+#include "tests/support/allocation_counter.h"
 
 namespace penstock {
 namespace {
@@ -73,6 +73,11 @@ TEST(ExpertExchangeTest, TokensMayChooseFewerExpertsThanTopKOrNone) {
                        {.group_size = 4, .top_k = 3, .skew = Skew::kSomeNone});
 }
 
+TEST(ExpertExchangeTest, ExpertsMayHaveOtherSeatsThanTheirNumbers) {
+  expect_layer_matches(TransportKind::kLoopback,
+                       {.group_size = 4, .top_k = 3, .skew = Skew::kSomeNone, .renumbered = true});
+}
+
 TEST(ExpertExchangeTest, RandomShapesAndRoutingsMatchOneProcess) {
   EXPECT_TRUE(rc::check("exchange equals plain computation", [] {
     ExpertProblem problem;
@@ -84,6 +89,7 @@ TEST(ExpertExchangeTest, RandomShapesAndRoutingsMatchOneProcess) {
     problem.skew =
         *rc::gen::element(Skew::kUniform, Skew::kOneRank, Skew::kOneExpert, Skew::kSomeNone);
     problem.seed = *rc::gen::arbitrary<uint64_t>();
+    problem.renumbered = *rc::gen::arbitrary<bool>();
     expect_layer_matches(TransportKind::kLoopback, problem);
     RC_ASSERT(!testing::Test::HasFailure());
   }));

@@ -135,7 +135,16 @@ ExchangedLayer::ExchangedLayer(const ExpertProblem& problem, int32_t rank, Exper
 }
 
 void ExchangedLayer::start_dispatch() {
-  exchange_.start_dispatch(slot_, tag_base_, input_.x, input_.expert, input_.weight);
+  if (!problem_.renumbered) {
+    return exchange_.start_dispatch(slot_, tag_base_, input_.x, input_.expert, input_.weight);
+  }
+  // The expert on seat s is called s + 1, the last one 0.
+  const int32_t count = problem_.expert_count();
+  std::vector<int32_t> seat_of(static_cast<size_t>(count));
+  for (int32_t seat = 0; seat < count; ++seat) seat_of[(seat + 1) % count] = seat;
+  std::vector<int32_t> named = input_.expert;
+  for (int32_t& expert : named) expert = expert < 0 ? -1 : (expert + 1) % count;
+  exchange_.start_dispatch(slot_, tag_base_, input_.x, named, input_.weight, seat_of);
 }
 
 Status ExchangedLayer::experts_forward() {

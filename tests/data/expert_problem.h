@@ -20,6 +20,8 @@ struct ExpertProblem {
   int32_t tokens_max = 16;
   Skew skew = Skew::kUniform;
   uint64_t seed = 1;
+  // The exchange is told other numbers of experts, and which seats they have. No result changes.
+  bool renumbered = false;
 
   int32_t expert_count() const { return group_size * experts_per_rank; }
   ExpertExchangeConfig config(int32_t rank, int32_t slot_count = 1) const;

@@ -23,15 +23,15 @@ TEST(ExpertSeatsTest, LayersWithExpertsIncludeTheBlockOfMultiTokenPrediction) {
 }
 
 TEST(ExpertSeatsTest, ExpertsSitInOrderWhereNothingIsSaid) {
-  EXPECT_EQ(experts_of_rank({}, 2, 4, 2, 1), (std::vector<int32_t>{2, 3}));
-  EXPECT_EQ(seats_of_layer({}, 2, 4), (std::vector<int32_t>{0, 1, 2, 3}));
+  const std::vector<int32_t> in_order = {0, 1, 2, 3};
+  EXPECT_EQ(experts_by_seat({{{3, {3, 2, 1, 0}}}}, 2, 4), in_order);
+  EXPECT_EQ(seats_by_expert({}, 2, 4), in_order);
 }
 
-TEST(ExpertSeatsTest, ARankHasTheExpertsOfItsSeatsInTheirOrder) {
-  const ExpertSeats seats = {{{2, {3, 0, 2, 1}}}};
-  EXPECT_EQ(experts_of_rank(seats, 2, 4, 2, 0), (std::vector<int32_t>{3, 0}));
-  EXPECT_EQ(experts_of_rank(seats, 2, 4, 2, 1), (std::vector<int32_t>{2, 1}));
-  EXPECT_EQ(experts_of_rank(seats, 3, 4, 2, 0), (std::vector<int32_t>{0, 1}));
+TEST(ExpertSeatsTest, SeatsByExpertTurnExpertsBySeatAround) {
+  const ExpertSeats seats = {{{2, {3, 0, 1, 2}}}};
+  EXPECT_EQ(experts_by_seat(seats, 2, 4), (std::vector<int32_t>{3, 0, 1, 2}));
+  EXPECT_EQ(seats_by_expert(seats, 2, 4), (std::vector<int32_t>{1, 2, 3, 0}));
 }
 
 TEST(ExpertSeatsTest, RefusesLayersAndSeatsThatTheModelDoesNotHave) {

@@ -64,6 +64,20 @@ TEST(ReportQueueTest, StepReportsAreForgottenOnceTheyAreStored) {
   EXPECT_EQ(send_all(queue), (std::vector<int64_t>{2}));
 }
 
+TEST(ReportQueueTest, ExpertLoadsCountByTheirSizeAndAreForgottenOnceTheyAreStored) {
+  ReportQueue queue({.bytes_max = 10'000});
+  ExpertLoadReport loads;
+  loads.layers[1].assign(1000, 1.0);
+  queue.push(loads);
+  EXPECT_GE(queue.byte_count(), 1000 * sizeof(double));
+  queue.push(loads);
+  EXPECT_EQ(queue.size(), 1U);
+  EXPECT_EQ(queue.dropped(), 1U);
+  send_all(queue, 0);
+  queue.forget_stored(31 * kSecond);
+  EXPECT_EQ(queue.size(), 0U);
+}
+
 TEST(ReportQueueTest, UnsentReportsAreNeverOldEnough) {
   ReportQueue queue({});
   queue.push(step(1));

@@ -398,12 +398,14 @@ TEST_F(AgentTest, ReportsOfRanksArePassedOnInOrder) {
   rank_says(key(1, 0), step_report(1));
   rank_says(key(1, 0), step_report(2));
   rank_says(key(1, 0), EvaluationReport{kJob, {1}, 2, 3.0, 100});
+  rank_says(key(1, 0), ExpertLoadReport{kJob, {1}, {0}, 2, {{1, {3.0, 4.0}}}});
   rank_says(key(1, 0), segment_saved(2));
   rank_says(key(1, 0), SaveFailed{kJob, {1}, {0}, 4, "disk full"});
   rank_says(key(1, 0), RankFinished{kJob, {1}, {0}, 5});
-  ASSERT_EQ(sent.size(), 6U);
+  ASSERT_EQ(sent.size(), 7U);
   EXPECT_EQ(std::get<StepReport>(sent[1]).step, 2);
-  EXPECT_TRUE(std::holds_alternative<RankFinished>(sent[5]));
+  EXPECT_TRUE(std::holds_alternative<ExpertLoadReport>(sent[3]));
+  EXPECT_TRUE(std::holds_alternative<RankFinished>(sent[6]));
 }
 
 TEST_F(AgentTest, ProgressIsKeptForHeartbeatsAndNotPassedOn) {

@@ -104,17 +104,22 @@ JobSpec parity_spec(const Path& directory, const TinyLayout& layout) {
   return spec;
 }
 
-Result<ParityRun> run_parity(const JobSpec& spec) {
+Result<ParityRun> run_parity(const JobSpec& spec, const ExpertSeats& seats) {
   PENSTOCK_TRY_ASSIGN(std::vector<Program> programs, make_programs(spec.parallelism));
   StandaloneOptions options;
   options.spec = spec;
   options.programs = std::move(programs);
+  options.seats = seats;
   options.on_loaded = skew_routing;
   ParityRun run;
   std::mutex mutex;
   options.on_end = [&](const Engine& engine) {
     const std::lock_guard lock(mutex);
     gather(engine, run.state);
+    for (auto& [layer, loads] : engine.expert_loads()) {
+      PENSTOCK_CHECK(!run.loads.contains(layer), layer);
+      run.loads[layer] = loads;
+    }
   };
   PENSTOCK_TRY_ASSIGN(StandaloneReport report, run_standalone_threads(options));
   run.steps = std::move(report.steps);

@@ -22,6 +22,7 @@ struct ParityRun {
   std::vector<StepResult> steps;
   // By logical name, whole: weights, router biases, Adam's moments (sums of gradients).
   std::map<std::string, std::vector<float>> state;
+  ExpertLoads loads;
 };
 inline constexpr int64_t kParitySteps = 3;
 
@@ -41,7 +42,7 @@ std::vector<TinyLayout> parity_grid();
 
 // The corpus is in `directory`.
 JobSpec parity_spec(const Path& directory, const TinyLayout& layout);
-Result<ParityRun> run_parity(const JobSpec& spec);
+Result<ParityRun> run_parity(const JobSpec& spec, const ExpertSeats& seats = {});
 // kFailedPrecondition when the runs do not hold the same tensors.
 Result<ParityDifference> compare(const ParityRun& run, const ParityRun& one_rank);
 

@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numeric>
+
+#include "comm/base/random.h"
 
 namespace penstock {
 namespace {
@@ -21,8 +24,8 @@ class EngineParityTest : public ::testing::TestWithParam<TinyLayout> {
     delete one_rank_;
     delete directory_;
   }
-  static ParityRun run(const TinyLayout& layout) {
-    Result<ParityRun> run = run_parity(parity_spec(directory_->path(), layout));
+  static ParityRun run(const TinyLayout& layout, const ExpertSeats& seats = {}) {
+    Result<ParityRun> run = run_parity(parity_spec(directory_->path(), layout), seats);
     EXPECT_TRUE(run.ok()) << run.status().to_string();
     return run.ok() ? *std::move(run) : ParityRun{};
   }
@@ -32,13 +35,31 @@ class EngineParityTest : public ::testing::TestWithParam<TinyLayout> {
 ScratchDirectory* EngineParityTest::directory_ = nullptr;
 ParityRun* EngineParityTest::one_rank_ = nullptr;
 
-TEST_P(EngineParityTest, LossesGradientsAndWeightsAreThoseOfOneRank) {
-  const Result<ParityDifference> difference = compare(run(GetParam()), *one_rank_);
+// Of layers 1 … 8, each with 8 experts.
+ExpertSeats any_seats(uint64_t seed) {
+  ExpertSeats seats;
+  for (int64_t layer = 1; layer <= 8; ++layer) {
+    Random random(seed, static_cast<uint64_t>(layer));
+    std::vector<int32_t>& experts = seats.layers[layer];
+    for (int32_t e = 0; e < 8; ++e) {
+      experts.push_back(e);
+      std::swap(experts.back(), experts[random.below(static_cast<uint64_t>(e) + 1)]);
+    }
+  }
+  return seats;
+}
+
+void expect_equal(const ParityRun& run, const ParityRun& wanted) {
+  const Result<ParityDifference> difference = compare(run, wanted);
   ASSERT_TRUE(difference.ok()) << difference.status().to_string();
   EXPECT_LE(difference->loss, kBar);
   EXPECT_LE(difference->grad_norm, kBar);
   EXPECT_LE(difference->gradients, kBar) << difference->worst_tensor;
   EXPECT_LE(difference->weights, kBar) << difference->worst_tensor;
+}
+
+TEST_P(EngineParityTest, LossesGradientsAndWeightsAreThoseOfOneRank) {
+  expect_equal(run(GetParam()), *one_rank_);
 }
 
 std::vector<TinyLayout> representatives() {
@@ -57,6 +78,55 @@ INSTANTIATE_TEST_SUITE_P(Grid, EngineParityTest, ::testing::ValuesIn(representat
                            for (char& c : name) c = std::isalnum(c) ? c : '_';
                            return name;
                          });
+
+TEST_F(EngineParityTest, SeatsOfExpertsChangeNothingButTheOrderOfSums) {
+  for (const int64_t expert : {2, 4}) {
+    for (const int64_t pipeline : {1, 2}) {
+      for (const Schedule schedule : {Schedule::kOneForwardOneBackward, Schedule::kDualPipe}) {
+        if (pipeline == 1 && schedule == Schedule::kDualPipe) continue;
+        const TinyLayout layout{pipeline, expert, 1, schedule, 128};
+        SCOPED_TRACE(to_string(layout));
+        const ParityRun seated = run(layout, any_seats(static_cast<uint64_t>(expert + pipeline)));
+        expect_equal(seated, run(layout));
+        expect_equal(seated, *one_rank_);
+      }
+    }
+  }
+}
+
+TEST_F(EngineParityTest, SeatsInTheOrderOfExpertsAreBitIdenticalToNone) {
+  ExpertSeats in_order;
+  for (int64_t layer = 1; layer <= 8; ++layer) in_order.layers[layer] = {0, 1, 2, 3, 4, 5, 6, 7};
+  const TinyLayout layout{2, 4, 1, Schedule::kDualPipe, 128};
+  EXPECT_EQ(run(layout, in_order).state, run(layout).state);
+}
+
+TEST_F(EngineParityTest, SeatsThatAreNotOfTheModelAreRefused) {
+  const JobSpec spec = parity_spec(directory_->path(), {1, 2, 1, {}, 128});
+  EXPECT_EQ(run_parity(spec, {{{0, {0, 1, 2, 3, 4, 5, 6, 7}}}}).status().code(),
+            Code::kInvalidArgument);
+  EXPECT_EQ(run_parity(spec, {{{1, {0, 1, 2, 3}}}}).status().code(), Code::kInvalidArgument);
+}
+
+TEST_F(EngineParityTest, LoadsOfExpertsAreThoseOfAStepWhateverTheLayoutAndTheSeats) {
+  constexpr double kTokens = 128 * 8;  // of a step
+  ASSERT_EQ(one_rank_->loads.size(), 8U);
+  for (const auto& [layer, loads] : one_rank_->loads) {
+    ASSERT_EQ(loads.size(), 8U);
+    EXPECT_NEAR(std::accumulate(loads.begin(), loads.end(), 0.0), 2 * kTokens, 1e-6) << layer;
+  }
+  EXPECT_NEAR(one_rank_->loads.at(2)[0], kTokens, 1e-6);
+  EXPECT_NEAR(one_rank_->loads.at(2)[1], kTokens, 1e-6);
+  EXPECT_EQ(one_rank_->loads.at(3)[5], 0.0);
+  const ParityRun seated = run({2, 2, 2, Schedule::kDualPipe, 128}, any_seats(9));
+  ASSERT_EQ(seated.loads.size(), 8U);
+  for (const auto& [layer, loads] : one_rank_->loads) {
+    for (size_t e = 0; e < loads.size(); ++e) {
+      // A score on the verge may fall to the other side.
+      EXPECT_NEAR(seated.loads.at(layer)[e], loads[e], 2.0) << layer << " " << e;
+    }
+  }
+}
 
 // The model of the grid is what its header says, or it would prove less than it claims.
 TEST_F(EngineParityTest, RoutingIsSkewedStarvedAndPiledOnOneRank) {

@@ -112,6 +112,30 @@ TEST_F(EngineResumeTest, EveryLayoutLoadsWhatAnyOtherSaved) {
   }
 }
 
+TEST_F(EngineResumeTest, ACheckpointKnowsNothingOfTheSeatsOfExperts) {
+  const TinyLayout layout{2, 2, 1, Schedule::kDualPipe};
+  const auto seated = [](StandaloneOptions options, const std::vector<int32_t>& experts) {
+    for (int64_t layer = 1; layer < 5; ++layer) options.seats.layers[layer] = experts;
+    return options;
+  };
+  const std::vector<int32_t> some = {6, 1, 4, 3, 0, 7, 2, 5};
+  const std::vector<int32_t> others = {2, 7, 6, 0, 1, 5, 3, 4};
+  StandaloneOptions saving = seated(options_of(layout), some);
+  saving.checkpoint_dir = checkpoints();
+  const StandaloneReport whole = train_tiny(saving);
+  EXPECT_EQ(train_tiny(resumed(layout, checkpoints(), kSteps)).weights_digest,
+            whole.weights_digest);
+  EXPECT_EQ(train_tiny(seated(resumed(layout, checkpoints(), kSteps), others)).weights_digest,
+            whole.weights_digest);
+  // The same seats: the same bits. Others: sums of another order.
+  EXPECT_EQ(train_tiny(seated(resumed(layout, checkpoints(), 2), some)).weights_digest,
+            whole.weights_digest);
+  const StandaloneReport rest = train_tiny(seated(resumed(layout, checkpoints(), 2), others));
+  ASSERT_EQ(rest.steps.size(), 4u);
+  EXPECT_NEAR(rest.steps.back().loss, whole.steps.back().loss, 1e-4);
+  EXPECT_NEAR(rest.steps.back().grad_norm, whole.steps.back().grad_norm, 1e-3);
+}
+
 TEST_F(EngineResumeTest, Bf16MomentsAndTheAverageOfTheWeightsResumeBitForBit) {
   for (const TinyLayout& layout :
        {TinyLayout{}, TinyLayout{2, 2, 2, Schedule::kOneForwardOneBackward},

@@ -50,6 +50,25 @@ TEST(ParameterTest, ExpertsOfOneLayerAreEquallyFarApart) {
   }
 }
 
+TEST(ParameterTest, ASetHasTheExpertsOfItsSeatsUnderTheirOwnNames) {
+  const ModelConfig model = tiny_model();
+  ASSERT_EQ(model.n_routed_experts, 8);
+  const ParameterSet set(
+      model, {.layers = {2, 4}, .experts = {2, 4}, .seats = {{{2, {7, 6, 5, 4, 3, 2, 1, 0}}}}});
+  std::vector<std::string> names;
+  for (const Parameter& parameter : set.all()) {
+    if (parameter.expert >= 0 && parameter.name.ends_with("up_proj.weight")) {
+      names.push_back(parameter.name);
+      EXPECT_NE(parameter.name.find(fmt::format("experts.{}.", parameter.expert)),
+                std::string::npos);
+    }
+  }
+  EXPECT_EQ(names, (std::vector<std::string>{"model.layers.2.mlp.experts.5.up_proj.weight",
+                                             "model.layers.2.mlp.experts.4.up_proj.weight",
+                                             "model.layers.3.mlp.experts.2.up_proj.weight",
+                                             "model.layers.3.mlp.experts.3.up_proj.weight"}));
+}
+
 TEST(ParameterTest, NamesAndShapesAreThePublishedOnes) {
   const ModelConfig model = tiny_model();
   const ParameterSet set(model, whole(model));

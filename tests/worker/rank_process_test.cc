@@ -64,6 +64,13 @@ TEST_F(RankProcessTest, AJobRunsFromHelloToTheCommittedLastCheckpoint) {
   EXPECT_EQ(daemon.all<RankProgress>().size(), 20u);
   EXPECT_EQ(daemon.all<SegmentSaved>().size(), 12u);  // 4 ranks, after steps 2, 4 and 5
   EXPECT_EQ(daemon.all<RankFinished>().size(), 4u);
+  // The first rank of each stage, which DualPipe has once on either pipeline rank, per checkpoint.
+  std::map<int64_t, std::set<int64_t>> loads;
+  for (const ExpertLoadReport& report : daemon.all<ExpertLoadReport>()) {
+    for (const auto& [layer, load] : report.layers) loads[report.step].insert(layer);
+  }
+  const std::set<int64_t> layers = {1, 2, 3, 4};
+  EXPECT_EQ(loads, (std::map<int64_t, std::set<int64_t>>{{2, layers}, {4, layers}, {5, layers}}));
   for (const RankProgress& progress : daemon.all<RankProgress>()) {
     EXPECT_GT(progress.compute_seconds, 0.0);
     EXPECT_GT(progress.bytes_sent, 0u);

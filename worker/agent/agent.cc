@@ -319,6 +319,7 @@ void Agent::on_rank_message(int64_t now_ns, const RankKey& from, const ControlMe
     entry.step = std::max(entry.step, finished->step);
   } else if (!std::holds_alternative<StepReport>(message) &&
              !std::holds_alternative<EvaluationReport>(message) &&
+             !std::holds_alternative<ExpertLoadReport>(message) &&
              !std::holds_alternative<SegmentSaved>(message) &&
              !std::holds_alternative<SaveFailed>(message)) {
     return log_warning("{} sent {}, which is not a rank's to send", to_string(from),

@@ -21,8 +21,9 @@
 //   it waits.
 //   6. Per step every rank sends RankProgress, rank 0 also StepReport (and EvaluationReport where
 //   due), in step
-//      order. Per checkpoint every rank sends SegmentSaved or SaveFailed, and later receives
-//      CheckpointOutcome of that step; training goes on meanwhile.
+//      order. Per checkpoint the first rank of a stage sends ExpertLoadReport, every rank
+//      SegmentSaved or SaveFailed, and later receives CheckpointOutcome of that step; training
+//      goes on meanwhile.
 //   7. After the last step: the final checkpoint's CheckpointOutcome, then RankFinished, then the
 //   rank destroys its
 //      channel (which flushes it) and exits 0.
@@ -96,8 +97,9 @@ class Agent {
   void on_connected(int64_t now_ns);
   void on_disconnected();
   // The coordinator may only send Registered, StartRank, BeginTraining, StopRanks and
-  // CheckpointOutcome; ranks only RankReady, StepReport, EvaluationReport, SegmentSaved,
-  // SaveFailed, RankFinished, RankProgress (and RankHello, which comes through on_rank_hello).
+  // CheckpointOutcome; ranks only RankReady, StepReport, EvaluationReport, ExpertLoadReport,
+  // SegmentSaved, SaveFailed, RankFinished, RankProgress (and RankHello, which comes through
+  // on_rank_hello).
   // Anything else is logged and dropped.
   void on_coordinator_message(int64_t now_ns, const ControlMessage& message);
   void on_rank_message(int64_t now_ns, const RankKey& from, const ControlMessage& message);

@@ -12,13 +12,17 @@ size_t footprint(const ControlMessage& message) {
       byte_count += sizeof slice + slice.name.size() + 3 * sizeof(int64_t) * slice.shape.size();
     }
   }
+  if (const auto* report = std::get_if<ExpertLoadReport>(&message)) {
+    for (const auto& [layer, loads] : report->layers) byte_count += loads.size() * sizeof(double);
+  }
   if (const auto* ready = std::get_if<RankReady>(&message)) byte_count += ready->address.size();
   return byte_count;
 }
 
 bool stored_with_time(const ControlMessage& message) {
   return std::holds_alternative<StepReport>(message) ||
-         std::holds_alternative<EvaluationReport>(message);
+         std::holds_alternative<EvaluationReport>(message) ||
+         std::holds_alternative<ExpertLoadReport>(message);
 }
 
 }  // namespace

@@ -14,13 +14,15 @@ namespace penstock {
 struct ReportQueueLimits {
   size_t count_max = 100'000;
   size_t bytes_max = 64 << 20;
-  // A step or evaluation report sent this long ago, on a connection that still stands, is stored.
+  // A step, evaluation or load report sent this long ago, on a connection that still stands, is
+  // stored.
   Duration stored_after = std::chrono::seconds(30);
 };
 
 // Reports in the order they came. Each stays after it was sent, to be sent again when the
-// coordinator turns out to have restarted, until it is answered (forget_if) or, for step and
-// evaluation reports, until stored_after has passed. Beyond a limit the oldest go. Single-threaded.
+// coordinator turns out to have restarted, until it is answered (forget_if) or, for step,
+// evaluation and load reports, until stored_after has passed. Beyond a limit the oldest go.
+// Single-threaded.
 class ReportQueue {
  public:
   explicit ReportQueue(const ReportQueueLimits& limits) : limits_(limits) {}
@@ -33,7 +35,7 @@ class ReportQueue {
   void mark_sent(int64_t now_ns);
   // Everything kept is to be sent again, in order.
   void mark_all_unsent();
-  // Forgets sent step and evaluation reports that are old enough to be stored.
+  // Forgets sent step, evaluation and load reports that are old enough to be stored.
   void forget_stored(int64_t now_ns);
   // Forgets every report that `answered` says true of.
   void forget_if(const std::function<bool(const ControlMessage&)>& answered);

@@ -117,12 +117,14 @@ int64_t layers_max(const JobSpec& spec) {
 Result<std::unique_ptr<Engine>> Engine::create(const JobSpec& spec, Rank rank, Program program,
                                                Kernels& kernels, Transport* transport,
                                                const Sampler& training, const Sampler* validation,
-                                               const StageFactory& make_stage) {
+                                               const StageFactory& make_stage, ExpertSeats seats) {
   if (rank.value < 0 || rank.value >= spec.parallelism.world_size()) {
     return invalid_argument(fmt::format("rank {} of {}", rank, spec.parallelism.world_size()));
   }
   PENSTOCK_TRY(check_program(spec, make_rank_layout(spec, rank), program));
-  Parts parts{spec, rank, std::move(program), kernels, transport, training, validation};
+  PENSTOCK_TRY(check_expert_seats(seats, spec.model));
+  Parts parts{spec,      rank,     std::move(program), kernels,
+              transport, training, validation,         std::move(seats)};
   std::unique_ptr<Engine> engine(new Engine(std::move(parts)));
   PENSTOCK_TRY(engine->make_stages(make_stage ? make_stage : model_stage));
   engine->make_optimizer();
@@ -134,6 +136,7 @@ Engine::Engine(Parts parts)
       program_(std::move(parts.program)),
       plans_(plans_of(spec_, program_)),
       layout_(make_rank_layout(spec_, parts.rank)),
+      seats_(std::move(parts.seats)),
       kernels_(parts.kernels),
       transport_(parts.transport),
       training_data_(parts.training),
@@ -178,6 +181,7 @@ Status Engine::make_stages(const StageFactory& make_stage) {
                          .stage_count = stage_count(spec_.parallelism),
                          .expert_count = spec_.parallelism.expert,
                          .expert_index = layout_.position.expert_index,
+                         .seats = seats_,
                          .sequences_max = spec_.parallelism.micro_batch_size,
                          .sequence_length_max = spec_.data.seq_length,
                          .slot_count = need.activations,
@@ -247,6 +251,7 @@ void Engine::make_lane(const LocalStage& local, int32_t slot_count) {
   feeds_.push_back(std::move(feed));
   load_sums_.emplace_back(stage.expert_loads().size());
   loads_.emplace_back(stage.expert_loads().size());
+  recent_loads_.emplace_back(stage.expert_loads().size());
 }
 
 void Engine::make_optimizer() {
@@ -279,6 +284,24 @@ Status Engine::initialize() {
   }
   if (average_) average_->reset();
   return {};
+}
+
+ExpertLoads Engine::expert_loads() const {
+  ExpertLoads loads;
+  if (recent_weight_ == 0.0) return loads;
+  for (const LocalStage& local : layout_.stages) {
+    if (local.dense_replicas.front() != layout_.rank) continue;
+    const std::vector<double>& recent = recent_loads_[local.direction];
+    size_t begin = 0;
+    for (const Router& router : stages_[local.direction]->routers()) {
+      std::vector<double>& layer = loads[router.layer];
+      for (size_t e = 0; e < router.load.size(); ++e) {
+        layer.push_back(recent[begin + e] / recent_weight_);
+      }
+      begin += router.load.size();
+    }
+  }
+  return loads;
 }
 
 void Engine::settle() {

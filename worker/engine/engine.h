@@ -23,6 +23,7 @@
 #include "comm/base/status.h"
 #include "comm/data/expert_exchange.h"
 #include "comm/data/reduce.h"
+#include "comm/run/expert_seats.h"
 #include "comm/run/job_spec.h"
 #include "comm/run/program.h"
 #include "kernels/kernels.h"
@@ -77,12 +78,13 @@ class Engine {
  public:
   // Takes all memory. Borrows `kernels` and the samplers (`validation` may be null: no evaluate()),
   // and `transport`, which must be connected by the first train_step() or evaluate(); null for a
-  // world of one. kInvalidArgument when the program is not of this rank. `make_stage` makes every
-  // stage; empty: the model's own.
+  // world of one. kInvalidArgument when the program is not of this rank, `seats` not of the model.
+  // `make_stage` makes every stage; empty: the model's own. `seats`: equal on every rank.
   static Result<std::unique_ptr<Engine>> create(const JobSpec& spec, Rank rank, Program program,
                                                 Kernels& kernels, Transport* transport,
                                                 const Sampler& training, const Sampler* validation,
-                                                const StageFactory& make_stage = {});
+                                                const StageFactory& make_stage = {},
+                                                ExpertSeats seats = {});
   ~Engine();
 
   // Weights of spec.checkpoint.init_from, or from the seed; fresh optimizer state.
@@ -97,6 +99,9 @@ class Engine {
   // Mean loss over spec.training.evaluation_batches held-out batches, the same ones every time; of
   // the averaged weights when spec.optimizer.ema_evaluation. Changes no state.
   Result<EvaluationResult> evaluate();
+  // Tokens that chose each expert in a step, a moving average over recent training steps: of the
+  // layers that this rank is the first replica of. Over all ranks each layer once.
+  ExpertLoads expert_loads() const;
   // Finishes what a step leaves running in the background. To be called before the state is read.
   void settle();
   // Tells the recorder how far this rank's clock is from rank 0's. Every rank calls it, once the
@@ -147,6 +152,7 @@ class Engine {
     Transport* transport;
     const Sampler& training;
     const Sampler* validation;
+    ExpertSeats seats;
   };
   explicit Engine(Parts parts);
   Status make_stages(const StageFactory& make_stage);
@@ -185,6 +191,7 @@ class Engine {
   const Program program_;
   const std::vector<StepPlan> plans_;  // the first: of step 1, and of every evaluation
   const RankLayout layout_;
+  const ExpertSeats seats_;
   Kernels& kernels_;
   Transport* const transport_;
   const Sampler& training_data_;
@@ -214,9 +221,11 @@ class Engine {
   Totals totals_;
   std::vector<PendingWeight> weight_queue_;  // oldest first, from weight_queue_head_
   size_t weight_queue_head_ = 0;
-  std::vector<int32_t> sequence_;               // one sequence and the token after it
-  std::vector<std::vector<double>> load_sums_;  // by direction: for the reduction
-  std::vector<std::vector<int64_t>> loads_;     // by direction: over the global batch
+  std::vector<int32_t> sequence_;                  // one sequence and the token after it
+  std::vector<std::vector<double>> load_sums_;     // by direction: for the reduction
+  std::vector<std::vector<int64_t>> loads_;        // by direction: over the global batch
+  std::vector<std::vector<double>> recent_loads_;  // by direction: of expert_loads(), unscaled
+  double recent_weight_ = 0.0;                     // that its sums have
   std::vector<double>
       sums_;  // totals of all ranks: kLoss, kTokens, kSquares, kPrediction, kBalance, stages …
 };

@@ -29,6 +29,10 @@ Tag tag_of(const std::array<Channel, kParameterKindCount>& channels, ParameterKi
   return tag_of(channels[static_cast<size_t>(kind)], kind == ParameterKind::kShared ? 0 : stage);
 }
 
+// Of the moving average of expert loads: what an older step counts relative to the next one. Fifty
+// steps' worth, long enough that the batches even out.
+constexpr double kLoadDecay = 0.98;
+
 double seconds(int64_t nanoseconds) {
   return static_cast<double>(nanoseconds) * 1e-9;
 }
@@ -391,7 +395,13 @@ Status Engine::optimizer_step() {
   PENSTOCK_TRY(gather_weights());
   const double speed =
       value_at(spec_.optimizer.bias_update_levels, spec_.optimizer.bias_update_speed, step_);
-  for (const size_t d : layout_.by_stage) stages_[d]->update_router_bias(loads_[d], speed);
+  recent_weight_ = kLoadDecay * recent_weight_ + 1.0;
+  for (const size_t d : layout_.by_stage) {
+    stages_[d]->update_router_bias(loads_[d], speed);
+    for (size_t i = 0; i < loads_[d].size(); ++i) {
+      recent_loads_[d][i] = kLoadDecay * recent_loads_[d][i] + static_cast<double>(loads_[d][i]);
+    }
+  }
   if (average_) average_->start();
   const int64_t end = monotonic_ns();
   record_span(Op::kReduceGradients, updated, end);

@@ -9,21 +9,22 @@ ExpertCapacity expert_capacity(const ModelConfig& model, int64_t tokens, int64_t
 }
 
 ExpertBlock::ExpertBlock(Kernels& kernels, const Linears& linears, const ModelConfig& model,
-                         const ParameterSet& parameters, int64_t layer, Range experts)
-    : kernels_(kernels), linears_(linears), model_(model), local_count_(experts.size()) {
+                         const ParameterSet& parameters, int64_t layer,
+                         std::span<const int32_t> experts)
+    : kernels_(kernels), linears_(linears), model_(model), local_count_(std::ssize(experts)) {
   const std::string stem = fmt::format("model.layers.{}.mlp.", layer);
   const auto find = [&](int64_t expert, const char* name) {
     return parameters.find(fmt::format("{}experts.{}.{}.weight", stem, expert, name));
   };
   router_ = parameters.find(stem + "gate.weight");
-  const Parameter* gate = find(experts.begin, "gate_proj");
-  const Parameter* up = find(experts.begin, "up_proj");
-  const Parameter* down = find(experts.begin, "down_proj");
+  const Parameter* gate = find(experts[0], "gate_proj");
+  const Parameter* up = find(experts[0], "up_proj");
+  const Parameter* down = find(experts[0], "down_proj");
   PENSTOCK_CHECK(router_ && gate && up && down, stem);
   gate_up_ = LinearWeight(*gate, up);
   down_ = LinearWeight(*down);
   if (experts.size() == 1) return;
-  gate_up_.group_stride = find(experts.begin + 1, "gate_proj")->offset - gate->offset;
+  gate_up_.group_stride = find(experts[1], "gate_proj")->offset - gate->offset;
   down_.group_stride = gate_up_.group_stride;
 }
 

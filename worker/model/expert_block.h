@@ -10,9 +10,9 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "comm/data/expert_exchange.h"
-#include "comm/run/layout.h"
 #include "comm/run/model_config.h"
 #include "kernels/kernels.h"
 #include "worker/model/balance_loss.h"
@@ -63,8 +63,9 @@ ExpertCapacity expert_capacity(const ModelConfig& model, int64_t tokens, int64_t
 // Stateless but for its borrowed weights.
 class ExpertBlock {
  public:
+  // `experts`: those that `parameters` has of the layer, in its order.
   ExpertBlock(Kernels& kernels, const Linears& linears, const ModelConfig& model,
-              const ParameterSet& parameters, int64_t layer, Range experts);
+              const ParameterSet& parameters, int64_t layer, std::span<const int32_t> experts);
 
   static ExpertActivations take_activations(MemoryPlan& plan, const ModelConfig& model,
                                             const TokenShape& shape, int64_t expert_count);

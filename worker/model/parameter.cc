@@ -51,13 +51,13 @@ ParameterSet::ParameterSet(const ModelConfig& model, const ParameterSetOptions& 
   }
   for (int64_t layer = options.layers.begin; layer < options.layers.end; ++layer) {
     add_attention(model, layer);
-    add_feed_forward(model, layer, options.experts);
+    add_feed_forward(model, options, layer);
   }
   if (options.head) {
     add("model.norm.weight", {hidden});
     add("lm_head.weight", {model.vocab_size, hidden});
   }
-  if (options.prediction) add_prediction(model, options.experts);
+  if (options.prediction) add_prediction(model, options);
   if (!options.memory) return;
   for (const ParameterKind kind : kParameterKinds) {
     const int64_t size = rounded_up(ends_[static_cast<int>(kind)]);
@@ -123,7 +123,8 @@ void ParameterSet::add_gated(const std::string& stem, int64_t width, int64_t hid
   add(stem + "down_proj.weight", {hidden, width}, Place::kAligned, expert);
 }
 
-void ParameterSet::add_feed_forward(const ModelConfig& model, int64_t layer, Range experts) {
+void ParameterSet::add_feed_forward(const ModelConfig& model, const ParameterSetOptions& options,
+                                    int64_t layer) {
   const std::string stem = fmt::format("model.layers.{}.mlp.", layer);
   const int64_t hidden = model.hidden_size;
   if (!model.is_moe(layer)) {
@@ -135,13 +136,15 @@ void ParameterSet::add_feed_forward(const ModelConfig& model, int64_t layer, Ran
     add_gated(stem + "shared_experts.", model.n_shared_experts * model.moe_intermediate_size,
               hidden, -1);
   }
-  for (int64_t expert = experts.begin; expert < experts.end; ++expert) {
+  const std::vector<int32_t> seated = experts_by_seat(options.seats, layer, model.n_routed_experts);
+  for (int64_t seat = options.experts.begin; seat < options.experts.end; ++seat) {
+    const int32_t expert = seated[static_cast<size_t>(seat)];
     add_gated(fmt::format("{}experts.{}.", stem, expert), model.moe_intermediate_size, hidden,
               expert);
   }
 }
 
-void ParameterSet::add_prediction(const ModelConfig& model, Range experts) {
+void ParameterSet::add_prediction(const ModelConfig& model, const ParameterSetOptions& options) {
   const int64_t layer = model.num_hidden_layers;
   const std::string stem = fmt::format("model.layers.{}.", layer);
   const int64_t hidden = model.hidden_size;
@@ -149,7 +152,7 @@ void ParameterSet::add_prediction(const ModelConfig& model, Range experts) {
   add(stem + "hnorm.weight", {hidden});
   add(stem + "eh_proj.weight", {hidden, 2 * hidden});
   add_attention(model, layer);
-  add_feed_forward(model, layer, experts);
+  add_feed_forward(model, options, layer);
   add(stem + "shared_head.norm.weight", {hidden});
 }
 

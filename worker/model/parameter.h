@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/run/expert_seats.h"
 #include "comm/run/layout.h"
 #include "comm/run/model_config.h"
 #include "kernels/arena.h"
@@ -48,7 +49,7 @@ struct Parameter {
 };
 
 // What a set holds: the tensors of decoder layers `layers`, with the embedding and the head where
-// asked for, and of the routed experts only `experts`.
+// asked for, and of the routed experts only those on seats `experts`, in seat order.
 struct ParameterSetOptions {
   Range layers;
   Range experts;
@@ -57,6 +58,7 @@ struct ParameterSetOptions {
   bool gradients = true;
   bool prediction = false;  // the block of multi-token prediction, model.layers.<layer count>
   bool memory = true;       // false: only names and shapes, for lists of what a model has
+  ExpertSeats seats = {};   // who sits on `experts`
 };
 
 // Owns the buffers. Not thread-safe. Order of tensors is a pure function of (config, options).
@@ -89,8 +91,9 @@ class ParameterSet {
   void add(std::string name, std::vector<int64_t> shape, Place place = Place::kAligned,
            int64_t expert = -1);
   void add_attention(const ModelConfig& model, int64_t layer);
-  void add_feed_forward(const ModelConfig& model, int64_t layer, Range experts);
-  void add_prediction(const ModelConfig& model, Range experts);
+  void add_feed_forward(const ModelConfig& model, const ParameterSetOptions& options,
+                        int64_t layer);
+  void add_prediction(const ModelConfig& model, const ParameterSetOptions& options);
   void add_gated(const std::string& stem, int64_t width, int64_t hidden, int64_t expert);
   static Buffer allocate(std::string name, int64_t size);
 

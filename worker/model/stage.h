@@ -26,6 +26,7 @@
 
 #include "comm/base/status.h"
 #include "comm/data/expert_exchange.h"
+#include "comm/run/expert_seats.h"
 #include "comm/run/job_spec.h"
 #include "comm/run/layout.h"
 #include "comm/run/model_config.h"
@@ -42,6 +43,7 @@ struct StageOptions {
   int64_t stage_count = 1;
   int64_t expert_count = 1;   // ranks of the expert group
   int64_t expert_index = 0;   // this rank's place in it
+  ExpertSeats seats = {};     // which experts have their seats here
   int64_t sequences_max = 1;  // per micro-batch
   int64_t sequence_length_max = 0;
   // Most micro-batches between forward's start and backward's (weight part's) end; kept
@@ -82,6 +84,7 @@ struct MicroBatch {
 
 // One MoE layer's balance state.
 struct Router {
+  int64_t layer = 0;      // in the whole model
   std::string bias_name;  // model.layers.N.mlp.gate.e_score_correction_bias
   std::span<float> bias;  // [n_routed_experts]; no gradient, moved by update_router_bias()
   std::span<int64_t>

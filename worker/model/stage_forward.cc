@@ -102,8 +102,8 @@ void Stage::Impl::dispatch(int32_t layer_index, int32_t slot_index) {
   exchange->start_dispatch(
       exchange_slot(layer_index, slot_index), exchange_tag(layer_index, slot_index),
       span_of(dispatched_form(slot, kept.normed, payload_), hidden_floats(slot)),
-      {kept.experts.expert_ids, static_cast<size_t>(choices)},
-      span_of(kept.experts.gates, choices));
+      {kept.experts.expert_ids, static_cast<size_t>(choices)}, span_of(kept.experts.gates, choices),
+      layers[index].seat_of);
 }
 
 // The shared expert runs while the tokens travel.

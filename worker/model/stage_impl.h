@@ -22,6 +22,7 @@ struct StageLayer {
   std::optional<AttentionBlock> attention;       // always there after construction
   std::optional<FeedForwardBlock> feed_forward;  // dense, or shared expert; the same
   std::optional<ExpertBlock> experts;            // MoE layers
+  std::vector<int32_t> seat_of;                  // by expert; empty: experts sit in order
 };
 
 // Kept by the forward of one layer, of T tokens.

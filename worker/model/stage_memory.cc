@@ -15,6 +15,7 @@ ParameterSetOptions parameter_options(const StageOptions& options, Range layers)
   result.layers = layers;
   result.experts =
       local_experts(options.model.n_routed_experts, options.expert_count, options.expert_index);
+  result.seats = options.seats;
   result.gradients = options.gradient_slot_count > 0;
   result.head = options.stage_index == options.stage_count - 1;
   result.prediction = result.head && result.gradients && options.model.num_nextn_predict_layers > 0;
@@ -64,7 +65,7 @@ Stage::Impl::Impl(const StageOptions& stage_options, Kernels& backend,
 
 void Stage::Impl::make_layers() {
   const ModelConfig& model = options.model;
-  const Range experts =
+  const Range seats =
       local_experts(model.n_routed_experts, options.expert_count, options.expert_index);
   int32_t moe_count = 0;
   layers.resize(static_cast<size_t>(layer_range.size() + (predicts_ahead() ? 1 : 0)));
@@ -80,8 +81,14 @@ void Stage::Impl::make_layers() {
     layer.feed_forward.emplace(kernels, linears, *parameters,
                                stem + (moe ? "mlp.shared_experts." : "mlp."),
                                feed_forward_width(layer), model.hidden_size);
-    if (moe) {
-      layer.experts.emplace(kernels, linears, model, *parameters, layer.number, experts);
+    if (!moe) continue;
+    const std::vector<int32_t> seated =
+        experts_by_seat(options.seats, layer.number, model.n_routed_experts);
+    layer.experts.emplace(kernels, linears, model, *parameters, layer.number,
+                          std::span(seated).subspan(static_cast<size_t>(seats.begin),
+                                                    static_cast<size_t>(seats.size())));
+    if (options.seats.layers.contains(layer.number)) {
+      layer.seat_of = seats_by_expert(options.seats, layer.number, model.n_routed_experts);
     }
   }
 }
@@ -96,7 +103,8 @@ void Stage::Impl::make_routers() {
     if (layer.moe_index < 0) continue;
     const size_t begin = static_cast<size_t>(layer.moe_index) * experts;
     routers.push_back(
-        {fmt::format("model.layers.{}.mlp.gate.e_score_correction_bias", layer.number),
+        {layer.number,
+         fmt::format("model.layers.{}.mlp.gate.e_score_correction_bias", layer.number),
          std::span(biases).subspan(begin, experts), std::span(loads).subspan(begin, experts)});
   }
 }

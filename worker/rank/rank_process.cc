@@ -65,9 +65,10 @@ Status load(RankRun& run) {
   if (!run.spec.data.validation.empty()) {
     PENSTOCK_TRY_ASSIGN(run.validation, open_validation_sampler(run.spec));
   }
-  PENSTOCK_TRY_ASSIGN(run.engine, Engine::create(run.spec, run.options.rank, run.start.program,
-                                                 *run.kernels, run.transport.get(), *run.training,
-                                                 run.validation ? &*run.validation : nullptr));
+  PENSTOCK_TRY_ASSIGN(
+      run.engine, Engine::create(run.spec, run.options.rank, run.start.program, *run.kernels,
+                                 run.transport.get(), *run.training,
+                                 run.validation ? &*run.validation : nullptr, {}, run.start.seats));
   log_place(run);
   if (!run.options.trace_file.empty()) {
     const Status kept = run.engine->recorder().keep_in(run.options.trace_file, run.options.job,
@@ -140,6 +141,15 @@ void report_evaluation(const RankRun& run, int64_t step, const EvaluationResult&
                                  .tokens = result.tokens});
 }
 
+// Sent before the segment is, so that the coordinator has it when the checkpoint is whole.
+void report_expert_loads(const RankRun& run, int64_t step) {
+  if (run.spec.parallelism.expert == 1 || !experts_can_move(run.spec.model)) return;
+  ExpertLoads loads = run.engine->expert_loads();
+  if (loads.empty()) return;
+  run.link.send(ExpertLoadReport{run.options.job, run.options.epoch, run.options.rank, step,
+                                 std::move(loads)});
+}
+
 void report_segment(const RankRun& run, int64_t step, const Result<SegmentSummary>& saved) {
   if (saved.ok()) {
     log_info("saved the checkpoint of step {}: {}, {} bytes", step, saved->file, saved->byte_count);
@@ -169,6 +179,7 @@ Status train_and_finish(RankRun& run) {
           [&](int64_t step, const EvaluationResult& result) {
             report_evaluation(run, step, result);
           },
+      .before_save = [&](int64_t step) { report_expert_loads(run, step); },
       .on_segment = [&](int64_t step,
                         const Result<SegmentSummary>& saved) { report_segment(run, step, saved); },
       .wait_for_commit = [&](int64_t step) { return run.link.wait_outcome(step); },

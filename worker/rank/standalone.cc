@@ -169,7 +169,7 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
           *kernels,
           self.probe && self.transport ? &self.probe->transport(*self.transport) : self.transport,
           training, validation ? &*validation : nullptr,
-          self.probe ? self.probe->stage_factory() : StageFactory()));
+          self.probe ? self.probe->stage_factory() : StageFactory(), options.seats));
   if (options.restore_manifest.empty()) {
     PENSTOCK_TRY(engine->initialize());
   } else {
@@ -199,6 +199,7 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
                                  report->evaluations.push_back(result);
                                  if (options.on_evaluation) options.on_evaluation(step, result);
                                },
+                           .before_save = [](int64_t) {},
                            .on_segment = self.on_segment,
                            .wait_for_commit = self.wait_for_commit,
                            .stop_requested = [] { return false; }};

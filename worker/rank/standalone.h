@@ -32,7 +32,8 @@ class RankProbe {
 struct StandaloneOptions {
   JobSpec spec;
   std::vector<Program> programs;  // by pipeline index
-  int64_t stop_after = 0;         // end after this step; 0: run all of them
+  ExpertSeats seats = {};
+  int64_t stop_after = 0;  // end after this step; 0: run all of them
   bool evaluate = false;
   Path checkpoint_dir;    // threads only; empty: nothing is saved
   Path restore_manifest;  // empty: initial weights

@@ -45,6 +45,7 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
     const int64_t saving = monotonic_ns();
     if (saver && is_checkpoint_step(spec, step)) {
       engine.settle();
+      hooks.before_save(step);
       saver->save(step);
     }
     hooks.on_step(result, to_seconds(Duration(monotonic_ns() - saving)));

@@ -29,6 +29,8 @@ struct TrainerHooks {
   // After each step. checkpoint_seconds: what saving made this step wait for.
   std::function<void(const StepResult&, double checkpoint_seconds)> on_step;
   std::function<void(int64_t step, const EvaluationResult&)> on_evaluation;
+  // Before the state after `step` is saved.
+  std::function<void(int64_t step)> before_save;
   // On the saver's thread: this rank's part of the checkpoint of `step` is durable, or could not be
   // saved. The run goes on either way.
   std::function<void(int64_t step, const Result<SegmentSummary>&)> on_segment;
