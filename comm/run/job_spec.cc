@@ -172,6 +172,10 @@ void read_parallelism(MappingReader reader, SpecProblems& problems, ParallelismS
   reader.integer("microbatches", 1, kCountMax, parallelism.microbatches, Need::kRequired);
   read_levels(reader, "microbatch_ramp", problems, kCountMax, parallelism.microbatch_levels);
   reader.integer("micro_batch_size", 1, kCountMax, parallelism.micro_batch_size);
+  MappingReader rebalance = reader.section("rebalance");
+  rebalance.real("threshold", 0.0, kRealMax, false, parallelism.rebalance.threshold);
+  rebalance.integer("every_checkpoints", 1, kStepsMax, parallelism.rebalance.every_checkpoints);
+  rebalance.finish();
   reader.finish();
 }
 

@@ -44,6 +44,14 @@ struct DataSpec {
   bool operator==(const DataSpec&) const = default;
 };
 
+// When a job moves experts between its ranks by itself (expert_placement.h): after every so many
+// checkpoints, if the most loaded rank of some layer has `threshold` times the mean load or more.
+struct RebalanceSpec {
+  double threshold = 0.0;  // 0: only when asked to; else at least 1
+  int64_t every_checkpoints = 1;
+  bool operator==(const RebalanceSpec&) const = default;
+};
+
 // World size = pipeline · expert · data. Each of the expert · data replicas of the pipeline trains
 // its own `microbatches` micro-batches of `micro_batch_size` sequences per step (both DualPipe
 // directions together). How many stages `pipeline` ranks hold: stage_count() in layout.h.
@@ -56,10 +64,11 @@ struct ParallelismSpec {
   int64_t micro_batch_size = 1;
   // Micro-batches from given steps on: a batch-size ramp.
   std::vector<StepLevel<int64_t>> microbatch_levels = {};
+  RebalanceSpec rebalance = {};
   int64_t world_size() const { return pipeline * expert * data; }
   // The same with other micro-batches and no ramp: the layout of the steps that have so many.
   ParallelismSpec with_microbatches(int64_t count) const {
-    return {pipeline, expert, data, schedule, count, micro_batch_size, {}};
+    return {pipeline, expert, data, schedule, count, micro_batch_size, {}, rebalance};
   }
   bool operator==(const ParallelismSpec&) const = default;
 };

@@ -75,7 +75,10 @@ Json parallelism_json(const ParallelismSpec& p) {
           {"schedule", to_string(p.schedule)},
           {"microbatches", p.microbatches},
           {"microbatch_ramp", levels_json(p.microbatch_levels)},
-          {"micro_batch_size", p.micro_batch_size}};
+          {"micro_batch_size", p.micro_batch_size},
+          {"rebalance",
+           {{"threshold", p.rebalance.threshold},
+            {"every_checkpoints", p.rebalance.every_checkpoints}}}};
 }
 
 Json no_decay_json(const NoDecay& n) {

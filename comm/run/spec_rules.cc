@@ -134,12 +134,25 @@ void check_size(const JobSpec& spec, SpecProblems& problems) {
                   kTokensPerStepMax));
 }
 
+void check_rebalance(const JobSpec& spec, SpecProblems& problems) {
+  const double threshold = spec.parallelism.rebalance.threshold;
+  problems.rule(
+      "parallelism.rebalance.threshold", threshold == 0.0 || threshold >= 1.0,
+      fmt::format("parallelism.rebalance.threshold must be 0 (off) or at least 1, not {}: "
+                  "it is the load of the most loaded rank relative to the mean",
+                  threshold));
+  problems.rule("parallelism.rebalance.threshold", threshold == 0.0 || spec.checkpoint.interval > 0,
+                "parallelism.rebalance.threshold needs checkpoint.interval above 0: experts move "
+                "when a checkpoint is committed");
+}
+
 }  // namespace
 
 void check_spec_rules(const JobSpec& spec, SpecProblems& problems) {
   check_model_rules(spec, problems);
   check_pipeline(spec, problems);
   check_size(spec, problems);
+  check_rebalance(spec, problems);
   check_recipe(spec, problems);
   problems.rule(
       "training.evaluation_interval",

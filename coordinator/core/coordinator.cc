@@ -12,6 +12,7 @@ std::vector<Record> records_of(const Effects& effects) {
   for (const auto& [job, spec_json] : effects.specs) records.push_back(spec_record(job, spec_json));
   for (const JobRecord& job : effects.jobs) records.push_back(record_of(job));
   for (const JobRecord& job : effects.relaxed_jobs) records.push_back(record_of(job));
+  for (const SeatsRecord& seats : effects.seats) records.push_back(record_of(seats));
   for (const WorkerRecord& worker : effects.workers) records.push_back(record_of(worker));
   for (const JobEvent& event : effects.events) {
     for (Record& record : records_of(event)) records.push_back(std::move(record));
@@ -50,6 +51,10 @@ Status Coordinator::load(const StoredState& stored) {
       Result<JobRecord> job = decode_job(record.value);
       if (!job.ok()) return in_record(job.status());
       jobs_[job->id].record = *std::move(job);
+    } else if (record.key.starts_with(kSeatsPrefix)) {
+      Result<SeatsRecord> seats = decode_seats(record.value);
+      if (!seats.ok()) return in_record(seats.status());
+      jobs_[seats->job].seats = std::move(seats->seats);
     } else if (record.key.starts_with(kWorkerPrefix)) {
       Result<WorkerRecord> worker = decode_worker(record.value);
       if (!worker.ok()) return in_record(worker.status());
@@ -72,6 +77,9 @@ Status Coordinator::load(const StoredState& stored) {
         !job.placed() || std::ssize(job.record.placement) == job.world_size();
     if (!whole || !placement_fits) {
       return data_loss(fmt::format("job {} has lost its record or its spec", id));
+    }
+    if (const Status seats = check_expert_seats(job.seats, job.spec.model); !seats.ok()) {
+      return data_loss(fmt::format("the stored seats of job {}: {}", id, seats.message()));
     }
     for (const RankPlacement& at : job.record.placement) {
       if (!workers_.contains(at.worker)) {

@@ -8,6 +8,9 @@
 //         │                                  fatal cause, budget used up ─► STOPPING ─► FAILED
 //         └── resume: FAILED, CANCELLED                       cancel ─► STOPPING ─► CANCELLED
 //
+// RUNNING ─► RECOVERING is also how experts move between ranks: planned, at a checkpoint, and no
+// failure.
+//
 // Fencing: a job's epoch grows by one per start. STOPPING and RECOVERING order StopRanks(epoch)
 // from every worker of the placement and last until each has answered RanksStopped, or is lost.
 // Only then may devices be given away or a new epoch be placed. A lost worker may still run ranks
@@ -27,6 +30,7 @@
 #include "coordinator/core/effects.h"
 #include "coordinator/core/job.h"
 #include "coordinator/core/placement.h"
+#include "coordinator/plan/expert_placement.h"
 
 namespace penstock {
 
@@ -46,7 +50,7 @@ struct CoreConfig {
 
 // What start() rebuilds from.
 struct StoredState {
-  std::vector<Record> records;       // every job/, spec/, worker/ and evaluation/ record
+  std::vector<Record> records;       // every one under kStatePrefixes
   uint64_t last_event_sequence = 0;  // 0: no event yet
 };
 
@@ -69,6 +73,9 @@ class Coordinator {
   // Devices of a worker that no placement holds.
   std::vector<int32_t> free_devices(WorkerId id) const;
   uint64_t last_event_sequence() const { return event_sequence_; }
+  // What RebalanceJob would do by the newest measured load. kFailedPrecondition says why it would
+  // do nothing.
+  Result<ExpertBalance> rebalance_plan(const Job& job) const;
 
  private:
   // coordinator_commands.cc: what clients ask for.
@@ -76,6 +83,13 @@ class Coordinator {
   void on_event(const CancelJob& cancel);
   void on_event(const ResumeJob& resume);
   Status check_submission(const JobSpec& spec) const;
+
+  // coordinator_experts.cc: where experts are.
+  void on_event(const RebalanceJob& rebalance);
+  void on_message(Worker& worker, const ExpertLoadReport& message);
+  void rebalance_at_checkpoint(Job& job, int64_t step);
+  Result<ExpertBalance> measured_balance(const Job& job) const;
+  ExpertSeats seats_for(const Job& job, int64_t pipeline_index) const;
 
   // coordinator.cc: starting, one step, and what others may ask.
   Status load(const StoredState& stored);

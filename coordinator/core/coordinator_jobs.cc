@@ -28,6 +28,8 @@ void Coordinator::transition(Job& job, JobState to, std::string actor, Reason re
   job.record.reason = std::move(reason);
   if (is_final(to)) {
     job.record.finished = now_;
+    job.record.rebalance = false;
+    job.loads.clear();
     open_jobs_.erase(job.record.id);
   } else {
     job.record.finished.reset();
@@ -236,6 +238,7 @@ void Coordinator::send_start(const Job& job, Rank rank) {
   order.restore_manifest = record.restore_manifest;
   order.restore_step = record.restore_step;
   order.first_unreported_step = record.highest_step + 1;
+  order.seats = seats_for(job, pipeline_index);
   send(at.worker, std::move(order));
 }
 

@@ -230,6 +230,7 @@ void Coordinator::on_event(const CheckpointDone& done) {
          {"checkpoint_committed",
           fmt::format("checkpoint of step {}, {} bytes", done.step, done.checkpoint.bytes)});
     tell_outcome(*job, done.step, true, {});
+    rebalance_at_checkpoint(*job, done.step);
   }
   check_finished(*job);
   settle(*job);

@@ -34,6 +34,11 @@ struct ResumeJob {
   RequestId request;
   JobId job;
 };
+// Move experts between ranks when the next checkpoint is committed.
+struct RebalanceJob {
+  RequestId request;
+  JobId job;
+};
 // A message from the connection `peer`; the core decides which worker that is.
 struct WorkerMessage {
   std::string peer;
@@ -58,8 +63,8 @@ struct CheckpointFound {
 // Time passed. Sent at least every CoreConfig::heartbeat_interval / 2.
 struct Tick {};
 
-using Event = std::variant<SubmitJob, CancelJob, ResumeJob, WorkerMessage, CheckpointDone,
-                           CheckpointFound, Tick>;
+using Event = std::variant<SubmitJob, CancelJob, ResumeJob, RebalanceJob, WorkerMessage,
+                           CheckpointDone, CheckpointFound, Tick>;
 
 // ---- out
 
@@ -70,7 +75,7 @@ struct OutgoingMessage {
 struct Answer {
   RequestId request;
   Status status;
-  JobId job;  // the one submitted, cancelled or resumed, when ok
+  JobId job;  // the one submitted, cancelled, resumed or to rebalance, when ok
 };
 // Publish the checkpoint these segments make. They cover every rank; nothing else is proven yet.
 struct CommitCheckpoint {
@@ -103,6 +108,7 @@ struct Effects {
   // Records whose loss would break a promise.
   std::vector<JobRecord> jobs;
   std::vector<std::pair<JobId, std::string>> specs;  // canonical JSON
+  std::vector<SeatsRecord> seats;
   std::vector<WorkerRecord> workers;
   std::vector<JobEvent> events;
   // Records that a crash may cost the newest of.
@@ -118,7 +124,7 @@ struct Effects {
   std::vector<LogLine> log;
 
   bool must_sync() const {
-    return !jobs.empty() || !specs.empty() || !workers.empty() || !events.empty();
+    return !jobs.empty() || !specs.empty() || !seats.empty() || !workers.empty() || !events.empty();
   }
 };
 

@@ -39,9 +39,16 @@ enum class Restore : uint8_t {
   kKnown,      // JobRecord::restore_manifest and restore_step hold
 };
 
+// Reason code of the planned restart that moves experts: no failure.
+inline constexpr const char* kRebalancing = "rebalancing";
+
 struct Job {
   JobRecord record;
   JobSpec spec;
+  ExpertSeats seats;  // as in SeatsRecord
+  // Newest measured load, and the step it came with. Empty: none since this coordinator started.
+  ExpertLoads loads;
+  int64_t loads_step = 0;
   std::vector<RankView> ranks;  // of the current epoch, as long as it is placed
   std::set<WorkerId> awaiting;  // workers that have not confirmed the stop of the epoch yet
   std::map<int64_t, CheckpointRound> rounds;     // by step

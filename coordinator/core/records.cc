@@ -142,10 +142,21 @@ JobRecord to_job(const json& value) {
   job.checkpoint_dir = value.at("checkpoint_dir");
   job.restore_manifest = value.at("restore_manifest");
   job.restore_step = value.at("restore_step");
+  job.rebalance = value.value("rebalance", false);  // absent from older records
   if (!value.at("checkpoint").is_null()) job.checkpoint = to_checkpoint(value.at("checkpoint"));
   if (!value.at("last_failure").is_null()) job.last_failure = to_failure(value.at("last_failure"));
   if (!value.at("last_step").is_null()) job.last_step = to_step(value.at("last_step"));
   return job;
+}
+
+SeatsRecord to_seats(const json& value) {
+  SeatsRecord record;
+  record.job = {value.at("job")};
+  for (const json& layer : value.at("layers")) {
+    record.seats.layers[layer.at("layer").get<int64_t>()] =
+        layer.at("experts").get<std::vector<int32_t>>();
+  }
+  return record;
 }
 
 WorkerRecord to_worker(const json& value) {
@@ -258,11 +269,21 @@ Record record_of(const JobRecord& job) {
       {"checkpoint_dir", job.checkpoint_dir},
       {"restore_manifest", job.restore_manifest},
       {"restore_step", job.restore_step},
+      {"rebalance", job.rebalance},
       {"checkpoint", job.checkpoint ? to_json(*job.checkpoint) : json()},
       {"last_failure", job.last_failure ? to_json(*job.last_failure) : json()},
       {"last_step", job.last_step ? to_json(*job.last_step) : json()},
   };
   return {job_key(job.id), dump(value)};
+}
+
+Record record_of(const SeatsRecord& seats) {
+  json layers = json::array();
+  for (const auto& [layer, experts] : seats.seats.layers) {
+    layers.push_back({{"layer", layer}, {"experts", experts}});
+  }
+  return {std::string(kSeatsPrefix) + key_number(seats.job.value),
+          dump({{"job", seats.job.value}, {"layers", std::move(layers)}})};
 }
 
 Record record_of(const WorkerRecord& worker) {
@@ -316,6 +337,9 @@ std::vector<Record> records_of(const JobEvent& event) {
 
 Result<JobRecord> decode_job(std::string_view value) {
   return decode(value, "job", to_job);
+}
+Result<SeatsRecord> decode_seats(std::string_view value) {
+  return decode(value, "seats", to_seats);
 }
 Result<WorkerRecord> decode_worker(std::string_view value) {
   return decode(value, "worker", to_worker);

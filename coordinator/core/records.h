@@ -3,6 +3,7 @@
 //
 //   job/<id>                     JobRecord
 //   spec/<id>                    canonical job spec (comm/run/job_spec.h)
+//   seats/<id>                   SeatsRecord, once experts were moved
 //   worker/<id>                  WorkerRecord
 //   event/<sequence>             JobEvent, every event in order
 //   job-event/<id>/<sequence>    the same, by job
@@ -20,6 +21,7 @@
 #include "comm/base/clock.h"
 #include "comm/base/ids.h"
 #include "comm/base/status.h"
+#include "comm/run/expert_seats.h"
 
 namespace penstock {
 
@@ -126,9 +128,16 @@ struct JobRecord {
   std::string checkpoint_dir;
   std::string restore_manifest;  // of `epoch`; empty: initial weights
   int64_t restore_step = 0;
+  bool rebalance = false;  // asked for: experts are to move when the next checkpoint is committed
   std::optional<CheckpointRecord> checkpoint;
   std::optional<Failure> last_failure;
   std::optional<StepRecord> last_step;
+};
+
+// Where the experts of a job are: of its epoch while ranks of that are wanted, else of the next.
+struct SeatsRecord {
+  JobId job;
+  ExpertSeats seats;
 };
 
 struct WorkerRecord {
@@ -159,6 +168,7 @@ struct Record {
 };
 
 Record record_of(const JobRecord& job);
+Record record_of(const SeatsRecord& seats);
 Record record_of(const WorkerRecord& worker);
 Record record_of(const StepRecord& step);
 Record record_of(const EvaluationRecord& evaluation);
@@ -168,6 +178,7 @@ std::vector<Record> records_of(const JobEvent& event);
 
 // kDataLoss, naming the field, when the value is not what record_of writes.
 Result<JobRecord> decode_job(std::string_view value);
+Result<SeatsRecord> decode_seats(std::string_view value);
 Result<WorkerRecord> decode_worker(std::string_view value);
 Result<StepRecord> decode_step(std::string_view value);
 Result<EvaluationRecord> decode_evaluation(std::string_view value);
@@ -184,8 +195,12 @@ std::optional<JobId> job_of_spec_key(std::string_view key);
 
 inline constexpr std::string_view kJobPrefix = "job/";
 inline constexpr std::string_view kSpecPrefix = "spec/";
+inline constexpr std::string_view kSeatsPrefix = "seats/";
 inline constexpr std::string_view kWorkerPrefix = "worker/";
 inline constexpr std::string_view kEventPrefix = "event/";
 inline constexpr std::string_view kEvaluationPrefix = "evaluation/";
+// What a coordinator is rebuilt from, beside the last event.
+inline constexpr std::string_view kStatePrefixes[] = {kJobPrefix, kSpecPrefix, kSeatsPrefix,
+                                                      kWorkerPrefix, kEvaluationPrefix};
 
 }  // namespace penstock

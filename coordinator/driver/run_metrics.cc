@@ -66,6 +66,10 @@ Counter restarts(MetricRegistry& registry, const std::string& run, const std::st
   return registry.counter("penstock_run_restarts_total", "Recoveries, by first cause.",
                           {{"run", run}, {"cause", cause}});
 }
+Counter rebalances(MetricRegistry& registry, const std::string& run) {
+  return registry.counter("penstock_run_rebalances_total",
+                          "Restarts that moved experts between ranks.", {{"run", run}});
+}
 Counter saves(MetricRegistry& registry, const std::string& run, const std::string& result) {
   return registry.counter("penstock_checkpoint_saves_total", "Checkpoints, by result.",
                           {{"run", run}, {"result", result}});
@@ -95,6 +99,12 @@ Gauge batch_tokens(MetricRegistry& registry, const std::string& run) {
 Gauge loss(MetricRegistry& registry, const std::string& run, const char* kind) {
   return registry.gauge("penstock_run_loss", "Newest mean cross-entropy, nats per token.",
                         {{"run", run}, {"kind", kind}});
+}
+Gauge imbalance(MetricRegistry& registry, const std::string& run) {
+  return run_gauge(registry, "penstock_run_expert_rank_load_max_ratio",
+                   "Load of the most loaded rank of an expert group over the mean, of the worst "
+                   "layer; as measured up to the newest checkpoint.",
+                   run);
 }
 Gauge last_step_time(MetricRegistry& registry, const std::string& run) {
   return run_gauge(registry, "penstock_run_last_step_timestamp_seconds",
@@ -138,6 +148,7 @@ void RunMetrics::create(const Job& job) {
   tokens(registry_, run);
   nonfinite_steps(registry_, run);
   for (const char* cause : kCauses) restarts(registry_, run, cause);
+  rebalances(registry_, run);
   for (const char* result : {"committed", "failed"}) saves(registry_, run, result);
   step_duration(registry_, run);
   recovery_duration(registry_, run);
@@ -191,6 +202,10 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
     run_gauge(registry_, "penstock_checkpoint_size_bytes", "Size of the newest checkpoint.", run)
         .set(static_cast<double>(job.record.checkpoint->bytes));
     last_save_time(registry_, run).set(seconds_of(now));
+    if (!job.loads.empty()) {
+      imbalance(registry_, run)
+          .set(largest_imbalance(job.loads, job.seats, job.spec.parallelism.expert));
+    }
   }
   if (event.reason.code == "checkpoint_failed") saves(registry_, run, "failed").increment();
   if (!event.from) return;
@@ -207,6 +222,10 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
       last_step_time(registry_, run).set(seconds_of(now));
       break;
     case JobState::kRecovering:
+      if (event.reason.code == kRebalancing) {
+        rebalances(registry_, run).increment();
+        break;
+      }
       restarts(registry_, run, event.reason.code).increment();
       recovering_since_.emplace(event.job, now);
       break;

@@ -127,10 +127,12 @@ void Api::dispatch_job(const HttpRequest& request, const std::vector<std::string
         error_response(not_found("there is no such call; GET /openapi.json lists what there is")));
   };
   if (path.size() > 5) return unknown_route();
-  const std::vector<std::string> reads = {"",     "spec",       "events", "steps", "evaluations",
-                                          "logs", "checkpoints"};
+  const std::vector<std::string> reads = {"",     "spec",        "events",   "steps", "evaluations",
+                                          "logs", "checkpoints", "rebalance"};
+  const std::vector<std::string> commands = {"cancel", "resume", "rebalance"};
   const bool is_read = get && std::find(reads.begin(), reads.end(), action) != reads.end();
-  const bool is_command = request.method == "POST" && (action == "cancel" || action == "resume");
+  const bool is_command = request.method == "POST" &&
+                          std::find(commands.begin(), commands.end(), action) != commands.end();
   if (!is_read && !is_command) return unknown_route();
   *route = name;
   if (!job) {
@@ -146,6 +148,16 @@ void Api::dispatch_job(const HttpRequest& request, const std::vector<std::string
   if (action == "logs") return follow_log(request, id, std::move(respond));
   if (action == "checkpoints") return list_checkpoints(*job, std::move(respond));
   if (action == "cancel") return cancel(request, id, std::move(respond));
+  if (action == "rebalance") {
+    if (get) return respond(planned_rebalance(id, 200));
+    return actions_.command(
+        [id](RequestId given) {
+          return RebalanceJob{given, id};
+        },
+        [this, id, respond](const Answer& answer) {
+          respond(answer.status.ok() ? planned_rebalance(id, 202) : error_response(answer.status));
+        });
+  }
   actions_.command(
       [id](RequestId given) {
         return ResumeJob{given, id};
@@ -182,6 +194,13 @@ void Api::cancel(const HttpRequest& request, JobId job, HttpResponder respond) {
         return CancelJob{given, job, grace};
       },
       [this, respond](const Answer& answer) { answer_command(answer, 202, respond); });
+}
+
+HttpResponse Api::planned_rebalance(JobId id, int status) const {
+  const Job& job = *core_.find_job(id);
+  const Result<ExpertBalance> balance = core_.rebalance_plan(job);
+  if (!balance.ok()) return error_response(balance.status());
+  return json_response(rebalance_document(job, *balance), status);
 }
 
 void Api::answer_command(const Answer& answer, int status, const HttpResponder& respond) const {

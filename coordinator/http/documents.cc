@@ -277,6 +277,27 @@ std::string checkpoint_list_document(const Job& job, const std::vector<ListedChe
   return dump(list("CheckpointList", std::move(items)));
 }
 
+std::string rebalance_document(const Job& job, const ExpertBalance& balance) {
+  json items = json::array();
+  for (const auto& [layer, of_layer] : balance.layers) {
+    items.push_back({{"layer", layer},
+                     {"imbalance_before", of_layer.before},
+                     {"imbalance_after", of_layer.after},
+                     {"moved", of_layer.moved}});
+  }
+  json body = list("Rebalance", std::move(items));
+  body["job"] = job.record.id.value;
+  body["name"] = job.record.name;
+  body["measured_step"] = job.loads_step;
+  body["requested"] = job.record.rebalance;
+  body["imbalance_before"] = balance.before();
+  body["imbalance_after"] = balance.after();
+  body["gain"] = balance.gain();
+  body["moved"] = balance.moved();
+  body["experts"] = balance.layers.size() * static_cast<size_t>(job.spec.model.n_routed_experts);
+  return dump(body);
+}
+
 std::string log_document(JobId job, Rank rank, uint64_t offset, const LogText& log, bool terminal) {
   json body = document("LogChunk");
   body["job"] = job.value;

@@ -20,6 +20,7 @@ std::string step_list_document(const std::vector<StepRecord>& steps, uint64_t ne
                                bool terminal);
 std::string evaluation_list_document(const Job& job);
 std::string checkpoint_list_document(const Job& job, const std::vector<ListedCheckpoint>& listed);
+std::string rebalance_document(const Job& job, const ExpertBalance& balance);
 std::string log_document(JobId job, Rank rank, uint64_t offset, const LogText& log, bool terminal);
 std::string version_document();
 // Prometheus http_sd: a bare array.

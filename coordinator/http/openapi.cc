@@ -73,6 +73,10 @@ void add_jobs(json& paths) {
       {"post",
        call("Cancel it", "202", "application/json",
             of_job(json::array({query("grace_ms", "integer", "from SIGTERM to SIGKILL")})))}};
+  json rebalance = get_json("What moving experts between its ranks would gain", of_job(none));
+  rebalance["post"] = call("Move experts when the next checkpoint is committed", "202",
+                           "application/json", of_job(none));
+  paths["/api/v1/jobs/{job}/rebalance"] = std::move(rebalance);
   paths["/api/v1/jobs/{job}/resume"] = {{"post", call("Resume it from its newest checkpoint", "202",
                                                       "application/json", of_job(none))}};
 }

@@ -7,8 +7,7 @@ namespace penstock {
 Result<StoredState> read_stored_state(const RecordStore& store) {
   constexpr size_t kAll = std::numeric_limits<size_t>::max();
   StoredState stored;
-  for (const std::string_view prefix :
-       {kJobPrefix, kSpecPrefix, kWorkerPrefix, kEvaluationPrefix}) {
+  for (const std::string_view prefix : kStatePrefixes) {
     PENSTOCK_TRY_ASSIGN(std::vector<Record> records, store.scan(prefix, prefix, kAll));
     stored.records.insert(stored.records.end(), std::make_move_iterator(records.begin()),
                           std::make_move_iterator(records.end()));

@@ -32,17 +32,18 @@ struct Cli {
 CLI::App* add_verb(CLI::App& parent, const std::string& name, const std::string& description,
                    const std::string& examples);
 
-void add_job_verbs(CLI::App& app, Cli& cli);      // ps describe cancel resume wait
-void add_submit_verb(CLI::App& app, Cli& cli);    // submit
-void add_program_verb(CLI::App& app, Cli& cli);   // program
-void add_record_verbs(CLI::App& app, Cli& cli);   // logs events metrics
-void add_cluster_verbs(CLI::App& app, Cli& cli);  // workers version checkpoint
-void add_data_verbs(CLI::App& app, Cli& cli);     // data prepare, inspect
-void add_dev_verbs(CLI::App& app, Cli& cli);      // dev up, down, status, kill-rank
-void add_sample_verb(CLI::App& app, Cli& cli);    // sample
-void add_export_verb(CLI::App& app, Cli& cli);    // export
-void add_import_verb(CLI::App& app, Cli& cli);    // import
-void add_trace_verb(CLI::App& app, Cli& cli);     // trace
+void add_job_verbs(CLI::App& app, Cli& cli);       // ps describe cancel resume wait
+void add_submit_verb(CLI::App& app, Cli& cli);     // submit
+void add_program_verb(CLI::App& app, Cli& cli);    // program
+void add_record_verbs(CLI::App& app, Cli& cli);    // logs events metrics
+void add_cluster_verbs(CLI::App& app, Cli& cli);   // workers version checkpoint
+void add_data_verbs(CLI::App& app, Cli& cli);      // data prepare, inspect
+void add_dev_verbs(CLI::App& app, Cli& cli);       // dev up, down, status, kill-rank
+void add_sample_verb(CLI::App& app, Cli& cli);     // sample
+void add_export_verb(CLI::App& app, Cli& cli);     // export
+void add_import_verb(CLI::App& app, Cli& cli);     // import
+void add_trace_verb(CLI::App& app, Cli& cli);      // trace
+void add_rebalance_verb(CLI::App& app, Cli& cli);  // rebalance
 
 // The values of a verb's own -o, which names what it writes: "json" and "table" choose the format
 // as everywhere; at most one other value is the path.

@@ -69,6 +69,7 @@ TEST_F(PenstockTest, EveryVerbThatNeedsACoordinatorExitsFiveAndPrintsOneDocument
                                                        {"metrics", "x"},
                                                        {"cancel", "x"},
                                                        {"resume", "x"},
+                                                       {"rebalance", "x"},
                                                        {"wait", "x"},
                                                        {"sample", "x"},
                                                        {"checkpoint", "ls", "x"},

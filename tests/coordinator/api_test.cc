@@ -366,6 +366,33 @@ TEST_F(ApiTest, AJobIsCancelledAndResumed) {
   EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/cancel", {{"grace_ms", "-1"}}).status, 400);
 }
 
+TEST_F(ApiTest, ExpertsAreAskedToMoveAndThePlanIsShown) {
+  const JobId job = running_job();
+  const HttpResponse early = call("GET", "/api/v1/jobs/tiny/rebalance");
+  EXPECT_EQ(early.status, 409);
+  EXPECT_EQ(error_code(early), "failed_precondition");
+  EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/rebalance").status, 409);
+  EXPECT_EQ(call("POST", "/api/v1/jobs/nobody/rebalance").status, 404);
+  h.train(job, 1, 20);
+  h.say("w0", ExpertLoadReport{job, Epoch{1}, Rank{0}, 20, {{1, {8, 8, 8, 8, 1, 1, 1, 1}}}});
+  const Json plan = get("/api/v1/jobs/tiny/rebalance");
+  EXPECT_EQ(plan["kind"], "Rebalance");
+  EXPECT_EQ(plan["job"], 1);
+  EXPECT_EQ(plan["measured_step"], 20);
+  EXPECT_EQ(plan["requested"], false);
+  EXPECT_EQ(plan["experts"], 8);
+  EXPECT_EQ(plan["moved"], 4);
+  EXPECT_DOUBLE_EQ(plan["imbalance_before"].get<double>(), 32.0 / 18.0);
+  EXPECT_DOUBLE_EQ(plan["imbalance_after"].get<double>(), 1.0);
+  EXPECT_DOUBLE_EQ(plan["gain"].get<double>(), 1.0 - 18.0 / 32.0);
+  ASSERT_EQ(plan["items"].size(), 1u);
+  EXPECT_EQ(plan["items"][0]["layer"], 1);
+  EXPECT_EQ(plan["items"][0]["moved"], 4);
+  const HttpResponse asked = call("POST", "/api/v1/jobs/tiny/rebalance");
+  EXPECT_EQ(asked.status, 202);
+  EXPECT_EQ(Json::parse(asked.body)["requested"], true);
+}
+
 TEST_F(ApiTest, WorkersAreListedWithWhatTheyRun) {
   running_job();
   const Json list = get("/api/v1/workers");
@@ -429,7 +456,7 @@ TEST_F(ApiTest, EveryRouteOfTheOpenApiDocumentExists) {
       ++calls;
     }
   }
-  EXPECT_EQ(calls, 20u);
+  EXPECT_EQ(calls, 22u);
 }
 
 TEST_F(ApiTest, UnknownRoutesAndMethodsAreNotFound) {

@@ -122,13 +122,16 @@ class CoreHarness {
     feed(ResumeJob{{++request_}, job});
     return last_answer();
   }
+  Answer rebalance(JobId job) {
+    feed(RebalanceJob{{++request_}, job});
+    return last_answer();
+  }
   // A new coordinator process over the same store.
   void restart_coordinator() {
     core_.emplace(config_);
     StoredState stored;
     for (const auto& [key, value] : store) {
-      for (const std::string_view prefix :
-           {kJobPrefix, kSpecPrefix, kWorkerPrefix, kEvaluationPrefix}) {
+      for (const std::string_view prefix : kStatePrefixes) {
         if (key.starts_with(prefix)) stored.records.push_back({key, value});
       }
       if (key.starts_with(kEventPrefix)) stored.last_event_sequence = decode_event(value)->sequence;

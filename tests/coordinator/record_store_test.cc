@@ -92,6 +92,7 @@ TEST(RecordStoreTest, TheStoredStateHasEverythingAStartNeedsAndNoSteps) {
                   .write({record_of(step),
                           {"job/1", "j"},
                           {"spec/1", "s"},
+                          {"seats/1", "t"},
                           {"worker/1", "w"},
                           {"evaluation/1/1", "e"}},
                          true)
@@ -100,7 +101,7 @@ TEST(RecordStoreTest, TheStoredStateHasEverythingAStartNeedsAndNoSteps) {
   ASSERT_TRUE(stored.ok());
   EXPECT_EQ(stored->last_event_sequence, 42u);
   EXPECT_EQ(keys(stored->records),
-            (std::vector<std::string>{"job/1", "spec/1", "worker/1", "evaluation/1/1"}));
+            (std::vector<std::string>{"job/1", "spec/1", "seats/1", "worker/1", "evaluation/1/1"}));
 }
 
 TEST(RecordStoreTest, ADamagedLastEventIsNamed) {

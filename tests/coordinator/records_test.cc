@@ -27,6 +27,7 @@ JobRecord full_job() {
   job.checkpoint_dir = "/c/7";
   job.restore_manifest = "/c/7/40.manifest";
   job.restore_step = 40;
+  job.rebalance = true;
   job.checkpoint = CheckpointRecord{60, {2}, "/c/7/60.manifest", 1ull << 40, "00ff", {9}};
   job.last_failure = Failure{{"rank_killed", "rank 2"}, Rank{2}, "w1", 61, true};
   StepRecord step;
@@ -50,9 +51,33 @@ TEST(RecordsTest, AJobReadsBackAsWritten) {
   EXPECT_EQ(job->placement, full_job().placement);
   EXPECT_EQ(job->last_failure, full_job().last_failure);
   EXPECT_EQ(job->checkpoint->bytes, 1ull << 40);
+  EXPECT_TRUE(job->rebalance);
   EXPECT_FALSE(job->finished.has_value());
   EXPECT_TRUE(std::isnan(job->last_step->loss));
   EXPECT_TRUE(std::isinf(job->last_step->grad_norm));
+}
+
+TEST(RecordsTest, ARecordOfBeforeExpertsMovedReadsAsNoneAskedFor) {
+  std::string value = record_of(full_job()).value;
+  const std::string key = "\"rebalance\":true,";
+  ASSERT_NE(value.find(key), std::string::npos);
+  value.erase(value.find(key), key.size());
+  const auto job = decode_job(value);
+  ASSERT_TRUE(job.ok()) << job.status().to_string();
+  EXPECT_FALSE(job->rebalance);
+}
+
+TEST(RecordsTest, SeatsReadBackAsWritten) {
+  const SeatsRecord seats = {{7}, {{{3, {1, 0, 2}}, {61, {2, 1, 0}}}}};
+  const Record record = record_of(seats);
+  EXPECT_EQ(record.key, "seats/0000000000000007");
+  const auto read = decode_seats(record.value);
+  ASSERT_TRUE(read.ok()) << read.status().to_string();
+  EXPECT_EQ(read->job, seats.job);
+  EXPECT_EQ(read->seats, seats.seats);
+  EXPECT_EQ(decode_seats("{\"job\":7}").status().code(), Code::kDataLoss);
+  EXPECT_EQ(decode_seats(R"({"job":7,"layers":[{"layer":"x","experts":[]}]})").status().code(),
+            Code::kDataLoss);
 }
 
 TEST(RecordsTest, ALossReadsBackToTheLastBit) {

@@ -123,6 +123,8 @@ JobSpec random_spec() {
   s.checkpoint = {*rc::gen::arbitrary<bool>() ? random_path() : "", between(0, 1000),
                   between(1, 10), *rc::gen::arbitrary<bool>() ? random_path() : ""};
   s.recovery.max_restarts = between(0, 100);
+  s.parallelism.rebalance.every_checkpoints = between(1, 100);
+  if (s.checkpoint.interval > 0) s.parallelism.rebalance.threshold = 1.0 + fraction();
   return s;
 }
 

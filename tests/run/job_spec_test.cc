@@ -37,6 +37,7 @@ TEST(JobSpecTest, KeysLeftOutTakeTheirDefaults) {
   ASSERT_TRUE(spec.ok());
   EXPECT_EQ(spec->parallelism.data, 1);
   EXPECT_EQ(spec->parallelism.micro_batch_size, 1);
+  EXPECT_EQ(spec->parallelism.rebalance, (RebalanceSpec{0.0, 1}));
   EXPECT_EQ(spec->optimizer.weight_decay, 0.1);
   EXPECT_EQ(spec->training.precision, Precision::kFp32);
   EXPECT_EQ(spec->optimizer.clip_grad_norm, 1.0);
@@ -363,6 +364,23 @@ TEST(JobSpecTest, AConfigurationThatWouldTrainAnotherModelIsRefused) {
 TEST(JobSpecTest, WarmUpCannotOutlastTheRun) {
   EXPECT_EQ(error_of(edited("warmup_steps: 10", "warmup_steps: 101")),
             "s.yaml:29:26: schedule.warmup_steps 101 is more than training.steps 100");
+}
+
+TEST(JobSpecTest, RebalancingHasAThresholdThatCanBeMetAndCheckpointsToHappenAt) {
+  const auto with = [](const std::string& keys) {
+    return edited("microbatches: 4", "microbatches: 4, rebalance: {" + keys + "}");
+  };
+  const auto spec = parse_job_spec(with("threshold: 1.2, every_checkpoints: 5"), "s.yaml");
+  ASSERT_TRUE(spec.ok()) << spec.status().message();
+  EXPECT_EQ(spec->parallelism.rebalance, (RebalanceSpec{1.2, 5}));
+  EXPECT_EQ(error_of(with("threshold: 0.5")),
+            "s.yaml:27:99: parallelism.rebalance.threshold must be 0 (off) or at least 1, not 0.5: "
+            "it is the load of the most loaded rank relative to the mean");
+  EXPECT_NE(error_of(with("treshold: 1.5")).find("did you mean \"threshold\"?"), std::string::npos);
+  EXPECT_NE(error_of(with("every_checkpoints: 0")).find("every_checkpoints"), std::string::npos);
+  std::string text = with("threshold: 1.5");
+  text.replace(text.find("{interval: 20}"), 14, "{interval: 0}");
+  EXPECT_NE(error_of(text).find("needs checkpoint.interval above 0"), std::string::npos);
 }
 
 TEST(JobSpecTest, EvaluationNeedsHeldOutData) {

@@ -232,6 +232,11 @@ void AgentCluster::train(const std::vector<std::pair<Worker*, RankKey>>& gang) {
     process_of(at).ends = ExitStatus{0, 0};
   }
   if (!whole || !all_begun || !chance(0.3) || process_of(gang[0]).step >= kSimSteps) return;
+  const StartRank& first = *process_of(gang[0]).order;
+  const bool seated_alike = std::all_of(gang.begin(), gang.end(), [&](const auto& at) {
+    return process_of(at).order->seats == first.seats;
+  });
+  if (!seated_alike) violate(fmt::format("ranks of job {} seat experts differently", first.job));
   const int64_t step = process_of(gang[0]).step + 1;
   for (const auto& at : gang) {
     const auto& [job, epoch, rank] = at.second;
@@ -242,8 +247,20 @@ void AgentCluster::train(const std::vector<std::pair<Worker*, RankKey>>& gang) {
     };
     say(RankProgress{.job = job, .epoch = epoch, .rank = rank, .step = step});
     if (rank.value == 0) say(sim_report(job, epoch, step));
-    if (step % kSimCheckpointInterval == 0) say(sim_segment(job, epoch, rank, step));
+    if (step % kSimCheckpointInterval != 0) continue;
+    if (rank.value == 0 && options_.rebalance_threshold > 0.0) say(uneven_loads(at.second, step));
+    say(sim_segment(job, epoch, rank, step));
   }
+}
+
+ExpertLoadReport AgentCluster::uneven_loads(const RankKey& key, int64_t step) {
+  ExpertLoadReport report{key.job, key.epoch, key.rank, step, {}};
+  for (int64_t layer = 1; layer < 4; ++layer) {
+    for (int expert = 0; expert < 8; ++expert) {
+      report.layers[layer].push_back(static_cast<double>(1 + random_.below(20)));
+    }
+  }
+  return report;
 }
 
 void AgentCluster::faults() {
@@ -278,7 +295,9 @@ void AgentCluster::submit_jobs() {
   for (const auto& [id, worker] : core_->workers()) devices += worker.record.device_count;
   if (devices < static_cast<int64_t>(kSimWorldSize)) return;
   const RequestId request = {++requests_};
-  feed(SubmitJob{request, sim_spec(fmt::format("job{}", request.value))});
+  JobSpec spec = sim_spec(fmt::format("job{}", request.value));
+  spec.parallelism.rebalance.threshold = options_.rebalance_threshold;
+  feed(SubmitJob{request, spec});
 }
 
 void AgentCluster::deliver() {

@@ -27,6 +27,8 @@ struct AgentClusterOptions {
   double cuts = 0.01;  // of a connection
   Duration longest_cut = std::chrono::seconds(8);
   double coordinator_crashes = 0.005;
+  // Of the spec's rebalance; with it, load is reported that is uneven in another way every time.
+  double rebalance_threshold = 0.0;
   Duration fault_time = std::chrono::seconds(40);   // faults happen
   Duration quiet_time = std::chrono::seconds(200);  // then none do, and every job must succeed
 };
@@ -84,6 +86,7 @@ class AgentCluster final : public SimulatedCoordinator {
   void advance_processes(Worker& worker);
   void train_gangs();
   void train(const std::vector<std::pair<Worker*, RankKey>>& gang);
+  ExpertLoadReport uneven_loads(const RankKey& key, int64_t step);
   void faults();
   void submit_jobs();
 

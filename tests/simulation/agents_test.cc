@@ -7,21 +7,28 @@
 namespace penstock {
 namespace {
 
-// How often jobs were restarted.
-int64_t simulate(uint64_t first_seed, AgentClusterOptions options) {
+struct Counts {
   int64_t restarts = 0;
+  int64_t rebalances = 0;
+};
+
+Counts simulate(uint64_t first_seed, AgentClusterOptions options) {
+  Counts counts;
   run_seeds(first_seed, 300, [&](uint64_t seed) {
     options.seed = seed;
     AgentCluster cluster(options);
     std::string violation = cluster.run();
-    if (violation.empty()) restarts += cluster.restarts();
+    if (violation.empty()) {
+      counts.restarts += cluster.restarts();
+      counts.rebalances += cluster.rebalances();
+    }
     return violation;
   });
-  return restarts;
+  return counts;
 }
 
 TEST(AgentSimTest, EveryJobSucceedsThroughKillsCutsAndCrashesAndNoTwoEpochsRun) {
-  EXPECT_GT(simulate(1, {}), 0) << "the faults must have hit something";
+  EXPECT_GT(simulate(1, {}).restarts, 0) << "the faults must have hit something";
 }
 
 TEST(AgentSimTest, ShortCutsAndCoordinatorCrashesAloneRestartNothing) {
@@ -30,7 +37,7 @@ TEST(AgentSimTest, ShortCutsAndCoordinatorCrashesAloneRestartNothing) {
   options.daemon_kills = 0;
   options.cuts = 0.005;
   options.longest_cut = std::chrono::milliseconds(500);
-  EXPECT_EQ(simulate(1'000'001, options), 0);
+  EXPECT_EQ(simulate(1'000'001, options).restarts, 0);
 }
 
 TEST(AgentSimTest, LongCutsOfBusyWorkersEndWell) {
@@ -38,7 +45,27 @@ TEST(AgentSimTest, LongCutsOfBusyWorkersEndWell) {
   options.cuts = 0.02;
   options.longest_cut = std::chrono::seconds(30);
   options.worker_count = 2;
-  EXPECT_GT(simulate(2'000'001, options), 0);
+  EXPECT_GT(simulate(2'000'001, options).restarts, 0);
+}
+
+TEST(AgentSimTest, ExpertsMoveThroughEveryFaultAndEveryJobSucceeds) {
+  AgentClusterOptions options;
+  options.rebalance_threshold = 1.1;
+  const Counts counts = simulate(3'000'001, options);
+  EXPECT_GT(counts.rebalances, 0);
+  EXPECT_GT(counts.restarts, 0);
+}
+
+TEST(AgentSimTest, MovingExpertsIsNoFailure) {
+  AgentClusterOptions options;
+  options.rebalance_threshold = 1.1;
+  options.rank_kills = 0;
+  options.daemon_kills = 0;
+  options.cuts = 0;
+  options.coordinator_crashes = 0;
+  const Counts counts = simulate(4'000'001, options);
+  EXPECT_GT(counts.rebalances, 0);
+  EXPECT_EQ(counts.restarts, 0);
 }
 
 }  // namespace

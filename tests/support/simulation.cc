@@ -71,8 +71,9 @@ void SimulatedCoordinator::violate(const std::string& what) {
 void SimulatedCoordinator::start_core() {
   StoredState stored;
   for (const auto& [key, value] : store_) {
-    const bool is_state = key.starts_with(kJobPrefix) || key.starts_with(kSpecPrefix) ||
-                          key.starts_with(kWorkerPrefix) || key.starts_with(kEvaluationPrefix);
+    const bool is_state =
+        std::any_of(std::begin(kStatePrefixes), std::end(kStatePrefixes),
+                    [&](const std::string_view prefix) { return key.starts_with(prefix); });
     if (is_state) stored.records.push_back({key, value});
     if (key.starts_with(kEventPrefix)) stored.last_event_sequence = decode_event(value)->sequence;
   }
@@ -135,6 +136,7 @@ void SimulatedCoordinator::apply(Effects effects) {
     unsynced_.clear();
   }
   for (const JobEvent& event : effects.events) {
+    if (event.reason.code == kRebalancing) ++rebalances_;
     trace(fmt::format("core: job {} epoch {} {}: {}", event.job, event.epoch, event.reason.code,
                       event.reason.message));
   }

@@ -32,6 +32,7 @@ class SimulatedCoordinator {
   SimulatedCoordinator& operator=(const SimulatedCoordinator&) = delete;
   int64_t core_steps() const { return core_steps_; }
   int64_t restarts() const;  // of all jobs
+  int64_t rebalances() const { return rebalances_; }
 
  protected:
   explicit SimulatedCoordinator(uint64_t seed) : random_(seed, 0) {}
@@ -77,6 +78,7 @@ class SimulatedCoordinator {
   std::multimap<Instant, Event> disk_results_;
   std::map<JobId, Instant> disk_free_at_;  // one thread does a job's work on the disk, in order
   int64_t core_steps_ = 0;
+  int64_t rebalances_ = 0;
   std::deque<std::string> trace_;
 };
 
