@@ -35,10 +35,10 @@ class EngineParityTest : public ::testing::TestWithParam<TinyLayout> {
 ScratchDirectory* EngineParityTest::directory_ = nullptr;
 ParityRun* EngineParityTest::one_rank_ = nullptr;
 
-// Of layers 1 … 8, each with 8 experts.
-ExpertSeats any_seats(uint64_t seed) {
+// Of layers 1 … last_layer, each with 8 experts.
+ExpertSeats any_seats(uint64_t seed, int64_t last_layer = 8) {
   ExpertSeats seats;
-  for (int64_t layer = 1; layer <= 8; ++layer) {
+  for (int64_t layer = 1; layer <= last_layer; ++layer) {
     Random random(seed, static_cast<uint64_t>(layer));
     std::vector<int32_t>& experts = seats.layers[layer];
     for (int32_t e = 0; e < 8; ++e) {
@@ -92,6 +92,21 @@ TEST_F(EngineParityTest, SeatsOfExpertsChangeNothingButTheOrderOfSums) {
       }
     }
   }
+}
+
+TEST_F(EngineParityTest, ExpertsOfMultiTokenPredictionHaveSeatsToo) {
+  const auto run_with = [&](const TinyLayout& layout, const ExpertSeats& seats) {
+    JobSpec spec = parity_spec(directory_->path(), layout);
+    spec.model.num_nextn_predict_layers = 1;
+    const Result<ParityRun> run = run_parity(spec, seats);
+    EXPECT_TRUE(run.ok()) << run.status().to_string();
+    return run.ok() ? *run : ParityRun{};
+  };
+  const ParityRun one_rank = run_with({.sequences_per_step = 128}, {});
+  ASSERT_TRUE(one_rank.loads.contains(9));
+  const ParityRun seated = run_with({2, 4, 1, Schedule::kDualPipe, 128}, any_seats(5, 9));
+  expect_equal(seated, one_rank);
+  EXPECT_TRUE(seated.loads.contains(9));
 }
 
 TEST_F(EngineParityTest, SeatsInTheOrderOfExpertsAreBitIdenticalToNone) {
