@@ -14,20 +14,17 @@ namespace penstock {
 namespace {
 
 // Hosts of one expert group when every group is cut into equal blocks of neighbours, one host each;
-// else 1: hosts are left out of account then.
-int64_t nodes_of_groups(const Job& job) {
-  const std::vector<RankPlacement>& placement = job.record.placement;
-  const auto size = static_cast<size_t>(job.spec.parallelism.expert);
+// else 1: hosts are left out of account then. `host`: by rank.
+int64_t nodes_of_groups(const std::vector<std::string>& host, size_t group_size) {
   size_t block = 1;  // ranks of the first group that are on its first host
-  while (block < size && placement[block].worker == placement[0].worker) ++block;
-  if (size % block != 0) return 1;
-  for (size_t rank = 0; rank < placement.size(); ++rank) {
+  while (block < group_size && host[block] == host[0]) ++block;
+  if (group_size % block != 0) return 1;
+  for (size_t rank = 0; rank < host.size(); ++rank) {
     const bool begins_block = rank % block == 0;
-    const bool begins_group = rank % size == 0;
-    const bool same = rank > 0 && placement[rank].worker == placement[rank - 1].worker;
-    if (!begins_group && same == begins_block) return 1;
+    const bool begins_group = rank % group_size == 0;
+    if (!begins_group && (host[rank] == host[rank - 1]) == begins_block) return 1;
   }
-  return static_cast<int64_t>(size / block);
+  return static_cast<int64_t>(group_size / block);
 }
 
 std::string words_of(const ExpertBalance& balance) {
@@ -40,10 +37,13 @@ std::string words_of(const ExpertBalance& balance) {
 }  // namespace
 
 Result<ExpertBalance> Coordinator::measured_balance(const Job& job) const {
+  const int64_t ranks = job.spec.parallelism.expert;
+  std::vector<std::string> host;
+  for (const RankPlacement& at : job.record.placement) host.push_back(workers_.at(at.worker).host);
   return balance_experts(job.loads, job.seats,
                          {.groups = job.spec.model.n_group,
-                          .nodes = nodes_of_groups(job),
-                          .ranks = job.spec.parallelism.expert});
+                          .nodes = nodes_of_groups(host, static_cast<size_t>(ranks)),
+                          .ranks = ranks});
 }
 
 Result<ExpertBalance> Coordinator::rebalance_plan(const Job& job) const {

@@ -377,6 +377,24 @@ TEST_F(CoreExpertsTest, RoutingGroupsStayOnOneHostWhereAnExpertGroupSpansSeveral
   }
 }
 
+// Two routing groups on the two ranks of an expert group: where those are two hosts, they stay.
+TEST(CoreExpertHostsTest, WorkersOfOneHostAreOneHost) {
+  JobSpec spec = four_rank_spec();
+  spec.model.n_group = 2;
+  spec.model.topk_group = 1;
+  for (const bool one_host : {true, false}) {
+    CoreHarness h;
+    for (const char* worker : {"w0", "w1", "w2", "w3"}) {
+      h.add_worker(worker, 1, one_host ? "laptop" : "");
+    }
+    const JobId job = h.submit_ok(spec);
+    h.run(job);
+    h.train(job, 1, 20);
+    h.say(h.host_of(job, 0), ExpertLoadReport{job, Epoch{1}, Rank{0}, 20, {{1, kSkewed}}});
+    EXPECT_EQ(h.core().rebalance_plan(h.job(job)).ok(), one_host);
+  }
+}
+
 TEST_F(CoreExpertsTest, StoredSeatsThatAreNotOfTheModelStopTheCoordinator) {
   start(four_rank_spec());
   StoredState stored;

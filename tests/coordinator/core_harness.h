@@ -36,6 +36,7 @@ class CoreHarness {
  public:
   struct FakeWorker {
     std::string name;
+    std::string host;  // empty: one of its own
     int32_t devices = 0;
     uint64_t incarnation = 1;
     uint64_t sequence = 0;
@@ -61,8 +62,9 @@ class CoreHarness {
   void say(const std::string& worker, ControlMessage message) {
     feed(WorkerMessage{"peer-" + worker, std::move(message)});
   }
-  void add_worker(const std::string& name, int32_t devices) {
+  void add_worker(const std::string& name, int32_t devices, const std::string& host = "") {
     workers[name].name = name;
+    workers[name].host = host;
     workers[name].devices = devices;
     register_worker(name);
   }
@@ -71,7 +73,7 @@ class CoreHarness {
     Register message;
     message.name = name;
     message.incarnation = worker.incarnation;
-    message.host = "host-" + name;
+    message.host = worker.host.empty() ? "host-" + name : worker.host;
     message.device_count = worker.devices;
     message.device_kind = "cpu";
     message.http_address = "127.0.0.1:9" + name.substr(1);

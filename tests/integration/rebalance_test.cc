@@ -7,7 +7,6 @@
 namespace penstock {
 namespace {
 
-// Both ranks of an expert group on one host, or routing groups would have to stay where they are.
 const ClusterOptions kTwoByTwo{.worker_count = 2, .devices_per_worker = 2};
 
 ProgramRun penstock(const Cluster& cluster, std::vector<std::string> arguments) {
