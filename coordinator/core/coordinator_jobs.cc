@@ -215,11 +215,12 @@ void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
   }
   transition(job, JobState::kPlacing, "coordinator",
              {"placed", fmt::format("{} ranks on {}", record.placement.size(), where)});
-  transition(job, JobState::kStarting, "coordinator",
-             {"starting",
-              record.restore_manifest.empty()
-                  ? "starting from initial weights"
-                  : fmt::format("starting from the checkpoint of step {}", record.restore_step)});
+  const std::string& folder = job.spec.checkpoint.init_from;
+  std::string from = folder.empty() ? "initial weights" : "the weights in " + folder;
+  if (!record.restore_manifest.empty()) {
+    from = fmt::format("the checkpoint of step {}", record.restore_step);
+  }
+  transition(job, JobState::kStarting, "coordinator", {"starting", "starting from " + from});
   for (int32_t rank = 0; rank < std::ssize(record.placement); ++rank) send_start(job, Rank{rank});
 }
 

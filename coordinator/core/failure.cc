@@ -42,8 +42,9 @@ Failure failure_of(const RankExited& exited, const std::string& worker_name, Ran
   std::string how = exited.signal != 0 ? fmt::format("was killed by signal {}", exited.signal)
                                        : fmt::format("exited with code {}", exited.exit_code);
   if (!exited.reason.empty()) how += ": " + exited.reason;
-  // The daemon says the same of a rank that left no words.
+  // The daemon begins with the same words.
   if (exited.signal != 0 && exited.reason.starts_with("killed by")) how = "was " + exited.reason;
+  if (exited.signal == 0 && exited.reason.starts_with("exited with")) how = exited.reason;
   Failure failure;
   failure.reason.code = code_of(exited);
   failure.reason.message = fmt::format("rank {} on {} {}", exited.rank, worker_name, how);

@@ -115,6 +115,7 @@ json job_body(const Coordinator& core, const Job& job) {
           {"world_size", job.world_size()},
           {"epoch", record.epoch.value},
           {"restarts", record.restarts},
+          {"failures", record.failures},
           {"max_restarts", job.spec.recovery.max_restarts},
           {"created", time_of(record.created)},
           {"started", time_of(record.started)},

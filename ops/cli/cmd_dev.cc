@@ -61,8 +61,8 @@ Result<ExitCode> up(Cli& cli, const DevFlags& flags) {
   cli.out.note(fmt::format("page     {0}/\nmetrics  {0}/metrics\nlogs     {1}", state.server(),
                            options.state_dir.string()));
   cli.out.note(
-      "next: penstock submit docs/examples/quickstart.yaml --follow; penstock ps; penstock dev "
-      "down");
+      "next: ops/corpus; penstock submit docs/examples/quickstart.yaml --follow; penstock ps; "
+      "penstock dev down");
   return ExitCode::kOk;
 }
 

@@ -75,8 +75,9 @@ void describe_facts(Output& out, const Json& job) {
   fact("tokens", format_quantity(field_number(job, "tokens")));
   fact("tokens/s", rate_text(job));
   fact("eta", eta_text(job));
-  fact("epoch", fmt::format("{} ({} of {} restarts used)", field_text(job, "epoch"),
-                            field_text(job, "restarts"), field_text(job, "max_restarts")));
+  fact("epoch", fmt::format("{} ({} restarts; {} of {} failures used)", field_text(job, "epoch"),
+                            field_text(job, "restarts"), field_text(job, "failures"),
+                            field_text(job, "max_restarts")));
   fact("created", field_text(job, "created"));
   fact("started", field_text(job, "started"));
   fact("finished", field_text(job, "finished"));
@@ -91,7 +92,10 @@ void describe_facts(Output& out, const Json& job) {
   }
   if (job.contains("last_failure") && job["last_failure"].is_object()) {
     fact("failure", field_text(job["last_failure"], "message"));
-    fact("resume", fmt::format("penstock resume {}", field_text(job, "name")));
+    const std::string state = field_string(job, "state");
+    if (state == "FAILED" || state == "CANCELLED") {
+      fact("resume", fmt::format("penstock resume {}", field_text(job, "name")));
+    }
   }
   out.text(text);
 }

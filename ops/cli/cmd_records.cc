@@ -75,13 +75,14 @@ Result<ExitCode> logs(Cli& cli, const RecordFlags& flags) {
   for (bool first = true;; first = false) {
     bool all_terminal = true;
     for (RankLog& log : logs) {
+      // One rank may hold the answer back, once: what it then has is shown, and the others are
+      // asked without waiting.
+      bool may_wait = flags.follow && !first && &log == &logs.front();
       bool news = true;
       while (news && !(log.terminal && !first && log.partial.empty())) {
-        // One rank may hold the answer back; of several each is asked without waiting, then one
-        // waits.
-        const bool may_wait = flags.follow && !first && &log == &logs.front();
         PENSTOCK_TRY_ASSIGN(news,
                             read_more(patient, id, log, may_wait ? kHoldBack : kHoldBack * 0));
+        may_wait = false;
       }
       if (!keep) print_lines(cli.out, log, logs.size() > 1, tail);
       all_terminal &= log.terminal;
@@ -202,7 +203,7 @@ Result<ExitCode> metrics(Cli& cli, const RecordFlags& flags) {
 void add_record_verbs(CLI::App& app, Cli& cli) {
   auto flags = std::make_shared<RecordFlags>();
   const auto add_common = [&](CLI::App* verb, const char* follow_text) {
-    verb->add_option("--tail", flags->tail, "Only the last N")->check(CLI::NonNegativeNumber);
+    verb->add_option("--tail", flags->tail, "Only the last N")->check(CLI::Range(0, 1'000'000'000));
     verb->add_flag("-f,--follow,-w,--watch", flags->follow, follow_text);
   };
   CLI::App* logs_verb = add_verb(app, "logs", "Print what a job's ranks wrote",

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -187,6 +188,11 @@ Result<ExitCode> trace(Cli& cli, const TraceFlags& flags) {
   PENSTOCK_TRY_ASSIGN(const std::vector<Trace> traces,
                       fetch_traces(held, field_text(job, "id"), steps));
   if (!file.empty()) {
+    std::error_code error;
+    if (std::filesystem::exists(file, error) && !std::filesystem::is_regular_file(file, error)) {
+      return invalid_argument(file +
+                              " exists and is no ordinary file; choose another name with -o");
+    }
     std::string text = chrome_trace(traces);
     if (file.ends_with(".gz")) {
       PENSTOCK_TRY_ASSIGN(text, gzip(text));

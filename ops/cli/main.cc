@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "comm/base/version.h"
 #include "comm/run/nearest_word.h"
 #include "ops/cli/cli.h"
 
@@ -142,6 +143,7 @@ int run(int argc, char** argv) {
   std::string format = "table";
   bool no_headers = false;
   add_global_flags(app, cli, format, no_headers);
+  app.set_version_flag("--version", std::string("penstock ") + kVersion);
   app.require_subcommand(1);
   app.fallthrough();
   add_submit_verb(app, cli);

@@ -64,8 +64,7 @@ void Output::document(const Json& document) {
 
 void Output::table(const std::vector<std::string>& headers,
                    const std::vector<std::vector<std::string>>& rows) {
-  // Colour adds bytes that take no room, so coloured tables are not cut.
-  if (!json()) write_stdout(format_table(headers, rows, with_headers_, colour_ ? 0 : width_));
+  if (!json()) write_stdout(format_table(headers, rows, with_headers_, width_));
 }
 
 void Output::text(std::string_view text) {

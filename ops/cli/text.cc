@@ -70,17 +70,38 @@ Result<Instant> parse_utc(std::string_view text) {
   return Instant{timegm(&parts) * 1'000'000'000 + milliseconds * 1'000'000};
 }
 
+namespace {
+
+// The bytes of the colour code that begins at `at`, or 0.
+size_t colour_code_size(std::string_view text, size_t at) {
+  if (text[at] != '\x1b') return 0;
+  const size_t end = text.find('m', at);
+  return (end == std::string_view::npos ? text.size() : end + 1) - at;
+}
+
+}  // namespace
+
 size_t character_count(std::string_view text) {
-  return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; });
+  size_t count = 0;
+  for (size_t at = 0; at < text.size();) {
+    const size_t code = colour_code_size(text, at);
+    if (code == 0 && (text[at] & 0xc0) != 0x80) ++count;
+    at += std::max<size_t>(code, 1);
+  }
+  return count;
 }
 
 std::string cut_text(std::string_view text, size_t characters_max) {
   if (character_count(text) <= characters_max) return std::string(text);
   size_t at = 0;
-  for (size_t seen = 0; at < text.size(); ++at) {
-    if ((text[at] & 0xc0) != 0x80 && seen++ + 1 == characters_max) break;
+  bool coloured = false;
+  for (size_t seen = 0; at < text.size();) {
+    const size_t code = colour_code_size(text, at);
+    coloured |= code > 0;
+    if (code == 0 && (text[at] & 0xc0) != 0x80 && seen++ + 1 == characters_max) break;
+    at += std::max<size_t>(code, 1);
   }
-  return std::string(text.substr(0, at)) + "…";
+  return std::string(text.substr(0, at)) + "…" + (coloured ? "\x1b[0m" : "");
 }
 
 namespace {

@@ -30,7 +30,7 @@ std::string format_table(const std::vector<std::string>& headers,
                          const std::vector<std::vector<std::string>>& rows, bool with_headers,
                          int width_max);
 
-// Characters of UTF-8 text (not bytes).
+// Characters of UTF-8 text (not bytes); colour codes take no room.
 size_t character_count(std::string_view text);
 // The text, or as much of it as leaves room for "…" within `characters_max`, which is at least 1.
 std::string cut_text(std::string_view text, size_t characters_max);

@@ -1,6 +1,9 @@
 // The real program with a real cluster: dev up, a job from submission to its sample, dev down.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -135,6 +138,27 @@ TEST_F(DevTest, EveryRankTellsInItsLogWhatItDid) {
   EXPECT_EQ(followed.out, log.out);
 }
 
+// Steps come faster than the coordinator answers a question for more.
+TEST_F(DevTest, TheLogOfATrainingJobIsFollowedWhileItTrains) {
+  ASSERT_EQ(penstock({"submit", spec({.name = "chatty", .steps = 100000})}).exit_code, 0);
+  SpawnOptions options;
+  options.argv = {binary("penstock").string(), "logs", "chatty", "--rank", "0", "--follow"};
+  options.environment = {"PENSTOCK_DEV_STATE_DIR=" + path("dev"), "PENSTOCK_SERVER="};
+  auto follower = ChildProcess::spawn(options);
+  ASSERT_TRUE(follower.ok()) << follower.status().to_string();
+  const FileDescriptor out = follower->take_stdout();
+  std::string seen;
+  const auto read_more = [&] {
+    char buffer[4096];
+    const ssize_t count = ::read(out.get(), buffer, sizeof(buffer));
+    if (count > 0) seen.append(buffer, static_cast<size_t>(count));
+    return std::count(seen.begin(), seen.end(), '\n') >= 20;
+  };
+  EXPECT_TRUE(wait_until(read_more, kPatience)) << seen;
+  EXPECT_EQ(json_of({"describe", "chatty"})["state"], "RUNNING");
+  EXPECT_EQ(penstock({"cancel", "chatty"}).exit_code, 0);
+}
+
 TEST_F(DevTest, StepsThatAreYetToComeAreTracedAndStillThereWhenTheJobHasEnded) {
   ASSERT_EQ(penstock({"submit", spec({.name = "traced", .steps = 12})}).exit_code, 0);
   const std::string file = path("t.json");
@@ -150,6 +174,9 @@ TEST_F(DevTest, StepsThatAreYetToComeAreTracedAndStillThereWhenTheJobHasEnded) {
     if (name != "step") parts += seconds.get<double>();
   }
   EXPECT_NEAR(parts, summary["seconds"]["step"].get<double>(), 1e-9);
+  const ProgramRun device = penstock({"trace", "traced", "-o", "/dev/null"});
+  EXPECT_EQ(device.exit_code, 2) << device.err;
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
   std::ifstream stream(file);
   const Json chrome = Json::parse(stream, nullptr, false);
   ASSERT_TRUE(chrome.is_object());

@@ -65,6 +65,10 @@ TEST(TextTest, ColumnsAreTwoSpacesApartAndLinesHaveNoTrailingSpace) {
 TEST(TextTest, TheLastColumnIsCutToTheTerminal) {
   EXPECT_EQ(format_table({"A", "B"}, {{"x", "abcdefgh"}}, false, 8), "x  abcd…\n");
   EXPECT_EQ(format_table({"A", "B"}, {{"x", "äöüäöüäö"}}, false, 8), "x  äöüä…\n");
+  // Colour takes no room, and ends where its text is cut.
+  EXPECT_EQ(format_table({"STATE", "B"}, {{"\x1b[31mx\x1b[0m", "y"}}, true, 0),
+            "STATE  B\n\x1b[31mx\x1b[0m      y\n");
+  EXPECT_EQ(cut_text("\x1b[31mabcdef\x1b[0m", 4), "\x1b[31mabc…\x1b[0m");
 }
 
 TEST(TextTest, LongTextIsCutBetweenCharacters) {
