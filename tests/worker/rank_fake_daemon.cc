@@ -107,6 +107,7 @@ void FakeDaemon::on_message(const PeerId& peer, ControlMessage message) {
 void FakeDaemon::on_ready(const RankReady& ready) {
   addresses_[ready.rank.value] = ready.address;
   if (std::ssize(addresses_) < world_size_ || !options_.begin) return;
+  if (options_.before_begin) options_.before_begin();
   BeginTraining begin{.job = kJob, .epoch = kEpoch, .addresses = {}};
   for (const auto& [rank, address] : addresses_) begin.addresses.push_back(address);
   send_all(begin);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -28,6 +29,7 @@ struct FakeDaemonOptions {
   int64_t restore_step = 0;
   std::optional<std::string> spec_json;  // instead of the spec's own
   bool begin = true;                     // send BeginTraining when every rank is ready
+  std::function<void()> before_begin = {};
 };
 
 struct RankExit {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
+#include <filesystem>
 
 #include "tests/worker/engine_test_support.h"
 #include "tests/worker/rank_fake_daemon.h"
@@ -154,7 +155,9 @@ TEST_F(RankProcessTest, SigtermBeforeTrainingBeginsEndsTheWait) {
 
 TEST_F(RankProcessTest, AFailedSaveIsReportedAndTheRunGoesOn) {
   FakeDaemonOptions options = options_of({1, 1, 1, Schedule::kOneForwardOneBackward}, 6);
-  options.checkpoint_dir = directory_.path() / "missing";
+  options.checkpoint_dir = directory_.path() / "lost";
+  std::filesystem::create_directory(options.checkpoint_dir);
+  options.before_begin = [&] { std::filesystem::remove(options.checkpoint_dir); };
   FakeDaemon daemon(options);
   daemon.spawn_all();
   const RankExit exit = daemon.wait_exit(0);
@@ -162,13 +165,25 @@ TEST_F(RankProcessTest, AFailedSaveIsReportedAndTheRunGoesOn) {
   const std::vector<SaveFailed> failed = daemon.all<SaveFailed>();
   ASSERT_EQ(failed.size(), 3u);  // after steps 2, 4 and 6
   EXPECT_EQ(failed[0].step, 2);
-  EXPECT_NE(failed[0].reason.find("missing"), std::string::npos) << failed[0].reason;
+  EXPECT_NE(failed[0].reason.find("lost"), std::string::npos) << failed[0].reason;
   // Only the last one is needed: without it the job has not ended.
   EXPECT_EQ(exit.status.exit_code, code(ExitCode::kFailure));
   EXPECT_NE(exit.last_line.find("the last checkpoint, of step 6, was not committed"),
             std::string::npos)
       << exit.last_line;
   EXPECT_TRUE(daemon.all<RankFinished>().empty());
+}
+
+TEST_F(RankProcessTest, ACheckpointDirectoryThatIsNotThereEndsTheStart) {
+  FakeDaemonOptions options = options_of({1, 1, 1, Schedule::kOneForwardOneBackward}, 6);
+  options.checkpoint_dir = directory_.path() / "missing";
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  const RankExit exit = daemon.wait_exit(0);
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kNotFound)) << exit.last_line;
+  EXPECT_NE(exit.last_line.find(options.checkpoint_dir.string()), std::string::npos)
+      << exit.last_line;
+  EXPECT_TRUE(daemon.all<RankReady>().empty());
 }
 
 TEST_F(RankProcessTest, ASpecThatDoesNotParseEndsWithTheUsageCode) {

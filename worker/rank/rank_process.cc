@@ -53,9 +53,18 @@ void log_place(const RankRun& run) {
       static_cast<double>(run.engine->memory_bytes()) / (1 << 20));
 }
 
+// Found out at the start rather than after the last step. The coordinator makes the directory
+// before it orders rank 0; other ranks may come before that.
+Status check_checkpoint_dir(const RankRun& run) {
+  const std::string& dir = run.start.checkpoint_dir;
+  if (run.options.rank.value != 0 || ::access(dir.c_str(), W_OK | X_OK) == 0) return {};
+  return errno_status(errno, fmt::format("save checkpoints in {} (checkpoint.dir)", dir));
+}
+
 Status load(RankRun& run) {
   PENSTOCK_TRY_ASSIGN(run.spec, parse_job_spec(run.start.spec_json,
                                                fmt::format("spec of job {}", run.options.job)));
+  PENSTOCK_TRY(check_checkpoint_dir(run));
   const auto world_size = static_cast<int32_t>(run.spec.parallelism.world_size());
   PENSTOCK_TRY_ASSIGN(run.transport, UcxTransport::create({.rank = run.options.rank,
                                                            .world_size = world_size,
