@@ -28,8 +28,9 @@ FP32_BYTES = 4
 def add_arguments(parser):
     parser.add_argument("--transfer-share", type=float, default=0.75,
                         help="transfer time of a layer's four exchanges over the compute of its pair")
-    parser.add_argument("--scale", type=float, default=4.0,
-                        help="times the profile's durations: many ranks share few cores, each hand-over costs some 0.3 ms")
+    parser.add_argument("--scale", type=float,
+                        help="times the profile's durations (default: 4, 2.5 with --quick): many ranks share few cores, "
+                        "each hand-over costs some 0.3 ms")
     parser.add_argument("--delay-us", type=float, default=200.0, help="one way")
     parser.add_argument("--expert", type=int, default=4, help=f"ranks of an expert group; the pipeline has {PIPELINE}")
     parser.add_argument("--tokens", type=int, default=32, help="per micro-batch and rank")
@@ -37,7 +38,8 @@ def add_arguments(parser):
 
 
 def costs_ms(options):
-    return {name: options.scale * milliseconds for name, milliseconds in COSTS_MS.items()}
+    scale = options.scale or (2.5 if options.quick else 4.0)
+    return {name: scale * milliseconds for name, milliseconds in COSTS_MS.items()}
 
 
 def payload_bytes(options):
