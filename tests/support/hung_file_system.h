@@ -15,15 +15,15 @@ namespace penstock {
 // waits until release().
 class HungFileSystem {
  public:
-  // Null where this machine has no FUSE. REQUIRES: the process has one thread.
+  // REQUIRES: the process has one thread, the kernel has FUSE, and /dev/fuse may be opened.
   static std::unique_ptr<HungFileSystem> mount_at(const Path& where) {
     auto device = open_file("/dev/fuse", O_RDWR);
-    if (!device.ok()) return nullptr;
+    PENSTOCK_CHECK(device.ok(), device.status().message());
     enter_private_mounts();
     std::filesystem::create_directories(where);
     const std::string options = fmt::format("fd={},rootmode=40000,user_id={},group_id={}",
                                             device->get(), geteuid(), getegid());
-    if (mount("penstock-hung", where.c_str(), "fuse", 0, options.c_str()) != 0) return nullptr;
+    PENSTOCK_CHECK(mount("penstock-hung", where.c_str(), "fuse", 0, options.c_str()) == 0, errno);
     greet(device->get());
     return std::unique_ptr<HungFileSystem>(new HungFileSystem(where, *std::move(device)));
   }
