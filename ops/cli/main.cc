@@ -14,7 +14,8 @@ namespace penstock {
 
 namespace {
 
-// Help begins with examples, which add_verb stores in the footer.
+// Help begins with examples, which add_verb stores in the footer, and ends with the options of the
+// verbs above, which may stand behind this one.
 class ExamplesFirst : public CLI::Formatter {
  public:
   std::string make_help(const CLI::App* app, std::string name,
@@ -22,7 +23,24 @@ class ExamplesFirst : public CLI::Formatter {
     if (mode == CLI::AppFormatMode::Sub) return CLI::Formatter::make_help(app, name, mode);
     return app->get_footer() + "\n" + CLI::Formatter::make_help(app, name, mode);
   }
-  std::string make_footer(const CLI::App*) const override { return {}; }
+  std::string make_footer(const CLI::App* app) const override {
+    std::string text;
+    for (const CLI::App* above = app->get_parent(); above; above = above->get_parent()) {
+      const auto options = above->get_options([&](const CLI::Option* option) {
+        const bool is_its_own =
+            option == above->get_help_ptr() || option == above->get_version_ptr();
+        // A verb's own -o stands for the global one.
+        return !is_its_own && app->get_option_no_throw(option->get_name()) == nullptr;
+      });
+      const bool is_top = above->get_parent() == nullptr;
+      if (!options.empty()) {
+        text +=
+            make_group(is_top ? "Global options" : "Options of every verb of " + above->get_name(),
+                       false, options);
+      }
+    }
+    return text;
+  }
 };
 
 // The first word that is no verb where a verb belongs, with the nearest one; "" when all are verbs.

@@ -59,6 +59,22 @@ TEST_F(PenstockTest, HelpStartsWithExamples) {
   }
 }
 
+TEST_F(PenstockTest, TheHelpOfAVerbEndsWithTheOptionsOfTheVerbsAboveIt) {
+  const std::string ps = penstock({"ps", "--help"}).out;
+  const size_t global = ps.find("Global options:");
+  ASSERT_NE(global, std::string::npos) << ps;
+  for (const char* option : {"-o,--output", "--server", "--no-headers"}) {
+    EXPECT_NE(ps.find(option, global), std::string::npos) << option << ps;
+  }
+  const std::string up = penstock({"dev", "up", "--help"}).out;
+  EXPECT_LT(up.find("--state-dir"), up.find("Global options:")) << up;
+  const std::string exported = penstock({"export", "--help"}).out;
+  EXPECT_EQ(exported.find("-o,--output"), exported.rfind("-o,--output")) << "its own -o\n"
+                                                                         << exported;
+  const std::string top = penstock({"--help"}).out;
+  EXPECT_EQ(top.find("Global options:"), std::string::npos) << top;
+}
+
 TEST_F(PenstockTest, EveryVerbThatNeedsACoordinatorExitsFiveAndPrintsOneDocument) {
   const std::string spec = tiny_job_yaml(folder_.path(), {});
   const std::vector<std::vector<std::string>> verbs = {{"ps"},
