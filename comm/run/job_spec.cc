@@ -159,16 +159,7 @@ void read_parallelism(MappingReader reader, SpecProblems& problems, ParallelismS
   reader.integer("pipeline", 1, kCountMax, parallelism.pipeline);
   reader.integer("expert", 1, kCountMax, parallelism.expert);
   reader.integer("data", 1, kCountMax, parallelism.data);
-  if (const YamlNode* node = reader.value("schedule")) {
-    const auto* found =
-        std::find_if(std::begin(kSchedules), std::end(kSchedules),
-                     [&](Schedule schedule) { return to_string(schedule) == node->text; });
-    if (found != std::end(kSchedules)) {
-      parallelism.schedule = *found;
-    } else {
-      problems.wrong(*node, reader.path() + ".schedule must be dualpipe, dualpipev, 1f1b or zb1p");
-    }
-  }
+  reader.one_of("schedule", kSchedules, parallelism.schedule);
   reader.integer("microbatches", 1, kCountMax, parallelism.microbatches, Need::kRequired);
   read_levels(reader, "microbatch_ramp", problems, kCountMax, parallelism.microbatch_levels);
   reader.integer("micro_batch_size", 1, kCountMax, parallelism.micro_batch_size);
@@ -179,42 +170,15 @@ void read_parallelism(MappingReader reader, SpecProblems& problems, ParallelismS
   reader.finish();
 }
 
-void read_precision(MappingReader& reader, SpecProblems& problems, Precision& precision) {
-  const YamlNode* node = reader.value("precision");
-  if (node == nullptr) return;
-  const auto* found = std::find_if(std::begin(kPrecisions), std::end(kPrecisions),
-                                   [&](Precision p) { return to_string(p) == node->text; });
-  if (found == std::end(kPrecisions)) {
-    problems.wrong(*node, "training.precision must be fp32, fp8 or fp8_hopper");
-    return;
-  }
-  precision = *found;
-}
-
-void read_recompute(MappingReader& reader, SpecProblems& problems, Recompute& recompute) {
-  const YamlNode* list = reader.value("recompute");
-  if (list == nullptr) return;
-  constexpr const char* kRule = "training.recompute must be a list out of norms, mla_up";
-  if (list->kind != YamlNode::Kind::kSequence) return problems.wrong(*list, kRule);
-  for (const YamlNode& item : list->items) {
-    if (item.text == "norms") {
-      recompute.norms = true;
-    } else if (item.text == "mla_up") {
-      recompute.mla_up = true;
-    } else {
-      problems.wrong(item, kRule);
-    }
-  }
-}
-
-void read_rest(MappingReader& document, SpecProblems& problems, JobSpec& spec) {
+void read_rest(MappingReader& document, JobSpec& spec) {
   MappingReader training = document.section("training", Need::kRequired);
   training.integer("steps", 1, kStepsMax, spec.training.steps, Need::kRequired);
   training.unsigned_integer("seed", spec.training.seed);
-  read_precision(training, problems, spec.training.precision);
+  training.one_of("precision", kPrecisions, spec.training.precision);
   training.integer("evaluation_interval", 0, kStepsMax, spec.training.evaluation_interval);
   training.integer("evaluation_batches", 1, 1'000'000, spec.training.evaluation_batches);
-  read_recompute(training, problems, spec.training.recompute);
+  const std::vector<bool> recompute = training.word_list("recompute", {"norms", "mla_up"});
+  spec.training.recompute = {.norms = recompute[0], .mla_up = recompute[1]};
   training.finish();
   MappingReader checkpoint = document.section("checkpoint");
   checkpoint.text("dir", spec.checkpoint.dir);
@@ -269,7 +233,7 @@ Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin) {
   read_parallelism(document.section("parallelism", Need::kRequired), problems, spec.parallelism);
   read_optimizer(document.section("optimizer", Need::kRequired), problems, spec.optimizer);
   read_schedule(document.section("schedule"), problems, spec.optimizer);
-  read_rest(document, problems, spec);
+  read_rest(document, spec);
   document.finish();
   if (problems.none()) check_spec_rules(spec, problems);
   PENSTOCK_TRY(problems.first());

@@ -49,6 +49,18 @@ std::string joined(const std::vector<std::string>& words) {
   return text;
 }
 
+// "fp32, fp8 or fp8_hopper".
+std::string alternatives(const std::vector<std::string>& words) {
+  const std::vector<std::string> all_but_last(words.begin(), words.end() - 1);
+  return joined(all_but_last) + " or " + words.back();
+}
+
+std::optional<size_t> index_of(const YamlNode& node, const std::vector<std::string>& words) {
+  const auto found = std::find(words.begin(), words.end(), node.text);
+  if (node.kind != YamlNode::Kind::kScalar || found == words.end()) return std::nullopt;
+  return found - words.begin();
+}
+
 }  // namespace
 
 void SpecProblems::wrong(const YamlNode& at, std::string message) {
@@ -118,8 +130,9 @@ MappingReader MappingReader::section(const std::string& key, Need need) {
 }
 
 void MappingReader::wrong_type(const std::string& key, const YamlNode& node,
-                               std::string_view expected) {
-  problems_.wrong(node, fmt::format("{} must be {}, not {}", full(key), expected, shown(node)));
+                               std::string_view expected, const std::string& hint) {
+  problems_.wrong(node,
+                  fmt::format("{} must be {}, not {}{}", full(key), expected, shown(node), hint));
 }
 
 const YamlNode* MappingReader::scalar(const std::string& key, std::string_view expected,
@@ -200,6 +213,35 @@ void MappingReader::text(const std::string& key, std::string& out, Need need) {
   out = node->text;
 }
 
+std::optional<size_t> MappingReader::word(const std::string& key,
+                                          const std::vector<std::string>& words, Need need) {
+  const YamlNode* node = value(key, need);
+  if (node == nullptr) return std::nullopt;
+  const auto index = index_of(*node, words);
+  if (!index) wrong_type(key, *node, alternatives(words), did_you_mean(node->text, words));
+  return index;
+}
+
+std::vector<bool> MappingReader::word_list(const std::string& key,
+                                           const std::vector<std::string>& words) {
+  std::vector<bool> listed(words.size());
+  const YamlNode* list = value(key);
+  if (list == nullptr) return listed;
+  const std::string expected = "a list out of " + joined(words);
+  if (list->kind != YamlNode::Kind::kSequence) {
+    wrong_type(key, *list, expected);
+    return listed;
+  }
+  for (const YamlNode& item : list->items) {
+    if (const auto index = index_of(item, words)) {
+      listed[*index] = true;
+    } else {
+      wrong_type(key, item, expected, did_you_mean(item.text, words));
+    }
+  }
+  return listed;
+}
+
 void MappingReader::only(const std::string& key, const std::vector<std::string>& supported,
                          const std::string& why, Need need) {
   const YamlNode* node = value(key, need);
@@ -215,12 +257,10 @@ void MappingReader::finish() {
   for (const YamlNode& key : node_->keys) {
     if (std::find(known_.begin(), known_.end(), key.text) != known_.end()) continue;
     if (std::find(ignored_.begin(), ignored_.end(), key.text) != ignored_.end()) continue;
-    const std::string nearest = nearest_word(key.text, known_);
+    const std::string hint = did_you_mean(key.text, known_);
     const std::string place = path_.empty() ? "" : " in " + path_;
-    problems_.wrong(key, nearest.empty() ? fmt::format("unknown key \"{}\"{}; valid keys: {}",
-                                                       clipped(key.text), place, joined(known_))
-                                         : fmt::format("unknown key \"{}\"{}; did you mean \"{}\"?",
-                                                       clipped(key.text), place, nearest));
+    problems_.wrong(key, fmt::format("unknown key \"{}\"{}{}", clipped(key.text), place,
+                                     hint.empty() ? "; valid keys: " + joined(known_) : hint));
   }
 }
 

@@ -74,6 +74,18 @@ class MappingReader {
   // A key with one supported value. `why` continues "… is not supported; ".
   void only(const std::string& key, const std::vector<std::string>& supported,
             const std::string& why, Need need = Need::kOptional);
+  // One of `words`: its index, or none when the key is absent or refused, with the nearest word.
+  std::optional<size_t> word(const std::string& key, const std::vector<std::string>& words,
+                             Need need = Need::kOptional);
+  // One of `values`, named by to_string().
+  template <typename Enum, size_t N>
+  void one_of(const std::string& key, const Enum (&values)[N], Enum& out) {
+    std::vector<std::string> words;
+    for (const Enum value : values) words.emplace_back(to_string(value));
+    if (const auto index = word(key, words)) out = values[*index];
+  }
+  // A list of such words: whether each of `words` is in it.
+  std::vector<bool> word_list(const std::string& key, const std::vector<std::string>& words);
   // The value of a key with a shape of its own; null when absent. The caller checks it.
   const YamlNode* value(const std::string& key, Need need = Need::kOptional);
   MappingReader section(const std::string& key, Need need = Need::kOptional);
@@ -89,7 +101,8 @@ class MappingReader {
  private:
   std::string full(const std::string& key) const;
   const YamlNode* scalar(const std::string& key, std::string_view expected, Need need);
-  void wrong_type(const std::string& key, const YamlNode& node, std::string_view expected);
+  void wrong_type(const std::string& key, const YamlNode& node, std::string_view expected,
+                  const std::string& hint = {});
 
   SpecProblems& problems_;
   const YamlNode* node_;  // null or a mapping

@@ -34,35 +34,6 @@ void read_betas(MappingReader& reader, SpecProblems& problems, OptimizerSpec& op
   betas.real("betas[1]", 0.0, below_one, false, optimizer.beta2);
 }
 
-void read_moments(MappingReader& reader, SpecProblems& problems, OptimizerSpec& optimizer) {
-  const YamlNode* node = reader.value("moments");
-  if (node == nullptr) return;
-  if (node->text == "bf16") {
-    optimizer.moments = MomentType::kBf16;
-  } else if (node->text != "fp32") {
-    problems.wrong(*node, "optimizer.moments must be fp32 or bf16");
-  }
-}
-
-// Names of what weight decay leaves alone, besides norms and biases, on which it never falls.
-void read_no_decay(MappingReader& reader, SpecProblems& problems, OptimizerSpec& optimizer) {
-  const YamlNode* list = reader.value("no_decay");
-  if (list == nullptr) return;
-  constexpr const char* kRule = "optimizer.no_decay must be a list out of embedding, head, router";
-  if (list->kind != YamlNode::Kind::kSequence) return problems.wrong(*list, kRule);
-  for (const YamlNode& item : list->items) {
-    if (item.text == "embedding") {
-      optimizer.no_decay.embedding = true;
-    } else if (item.text == "head") {
-      optimizer.no_decay.head = true;
-    } else if (item.text == "router") {
-      optimizer.no_decay.router = true;
-    } else {
-      problems.wrong(item, kRule);
-    }
-  }
-}
-
 void read_value(MappingReader& level, double max, double& value) {
   level.real("value", 0.0, max, false, value, Need::kRequired);
 }
@@ -117,11 +88,15 @@ void read_optimizer(MappingReader reader, SpecProblems& problems, OptimizerSpec&
   read_betas(reader, problems, optimizer);
   reader.real("eps", 0.0, 1.0, true, optimizer.eps);
   reader.real("weight_decay", 0.0, 100.0, false, optimizer.weight_decay);
-  read_no_decay(reader, problems, optimizer);
+  // What weight decay leaves alone, besides norms and biases, on which it never falls.
+  const std::vector<bool> no_decay = reader.word_list("no_decay", {"embedding", "head", "router"});
+  optimizer.no_decay = {.embedding = no_decay[0], .head = no_decay[1], .router = no_decay[2]};
   reader.real("clip_grad_norm", 0.0, kNormMax, false, optimizer.clip_grad_norm);
   reader.real("bias_update_speed", 0.0, 1.0, false, optimizer.bias_update_speed);
   reader.real("mtp_loss_weight", 0.0, 100.0, false, optimizer.mtp_loss_weight);
-  read_moments(reader, problems, optimizer);
+  if (const auto moments = reader.word("moments", {"fp32", "bf16"})) {
+    optimizer.moments = *moments == 0 ? MomentType::kFp32 : MomentType::kBf16;
+  }
   reader.real("ema_decay", 0.0, 1.0, false, optimizer.ema_decay);
   reader.boolean("ema_evaluation", optimizer.ema_evaluation);
   reader.finish();

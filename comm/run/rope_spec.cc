@@ -12,21 +12,12 @@ constexpr double kThetaMax = 1e12;
 constexpr double kFactorMax = 1e6;
 
 // "type" in older configurations, "rope_type" in newer ones; some files have both.
-bool reads_yarn(MappingReader& reader, SpecProblems& problems, bool required) {
-  const YamlNode* old_key = reader.value("type");
-  const YamlNode* new_key =
-      reader.value("rope_type", required && !old_key ? Need::kRequired : Need::kOptional);
-  bool yarn = false;
-  for (const YamlNode* node : {old_key, new_key}) {
-    if (node == nullptr) continue;
-    if (node->text == "yarn") {
-      yarn = true;
-    } else if (node->text != "default") {
-      problems.wrong(*node, fmt::format("{}: {} is not supported; default and yarn are",
-                                        reader.path(), node->text));
-    }
-  }
-  return yarn;
+bool reads_yarn(MappingReader& reader, bool required) {
+  const std::vector<std::string> words = {"default", "yarn"};
+  const auto old_word = reader.word("type", words);
+  const auto new_word =
+      reader.word("rope_type", words, required && !old_word ? Need::kRequired : Need::kOptional);
+  return old_word == 1 || new_word == 1;
 }
 
 void read_yarn(MappingReader& reader, ModelConfig& model) {
@@ -41,11 +32,10 @@ void read_yarn(MappingReader& reader, ModelConfig& model) {
   model.rope_scaling = yarn;
 }
 
-void read_section(MappingReader reader, SpecProblems& problems, bool is_scaling,
-                  ModelConfig& model) {
+void read_section(MappingReader reader, bool is_scaling, ModelConfig& model) {
   if (!reader.present()) return;
   if (!is_scaling) reader.real("rope_theta", 0.0, kThetaMax, true, model.rope_theta);
-  if (reads_yarn(reader, problems, is_scaling)) read_yarn(reader, model);
+  if (reads_yarn(reader, is_scaling)) read_yarn(reader, model);
   reader.finish();
 }
 
@@ -57,8 +47,8 @@ void read_rope(MappingReader& model_reader, SpecProblems& problems, ModelConfig&
   MappingReader parameters = model_reader.section("rope_parameters");
   problems.rule("model.rope_parameters", !scaling.present() || !parameters.present(),
                 "model.rope_parameters and model.rope_scaling say the same thing; keep one");
-  read_section(scaling, problems, true, model);
-  read_section(parameters, problems, false, model);
+  read_section(scaling, true, model);
+  read_section(parameters, false, model);
   if (!model.rope_scaling) return;
   const YarnScaling& yarn = *model.rope_scaling;
   const std::string path = scaling.present() ? "model.rope_scaling" : "model.rope_parameters";

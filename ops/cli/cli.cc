@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#include "comm/run/nearest_word.h"
 #include "ops/cli/dev_cluster.h"
 
 namespace penstock {
@@ -28,6 +30,16 @@ CLI::App* add_verb(CLI::App& parent, const std::string& name, const std::string&
   verb->footer(text);
   verb->fallthrough();  // -o and --server may stand behind the verb
   return verb;
+}
+
+CLI::Validator one_of(const std::vector<std::string>& words) {
+  const std::string list = fmt::format("{}", fmt::join(words, ", "));
+  return CLI::Validator(
+      [words, list](std::string& value) -> std::string {
+        if (std::find(words.begin(), words.end(), value) != words.end()) return {};
+        return fmt::format("{} is none of {}{}", value, list, did_you_mean(value, words));
+      },
+      "{" + list + "}");
 }
 
 Client Cli::client() const {

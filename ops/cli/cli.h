@@ -14,7 +14,8 @@
 
 namespace CLI {
 class App;
-}
+class Validator;
+}  // namespace CLI
 
 namespace penstock {
 
@@ -31,6 +32,9 @@ struct Cli {
 // Examples come first in --help; `examples` holds one command a line.
 CLI::App* add_verb(CLI::App& parent, const std::string& name, const std::string& description,
                    const std::string& examples);
+
+// Takes one of `words` as a flag's value, and names the nearest when it refuses.
+CLI::Validator one_of(const std::vector<std::string>& words);
 
 void add_job_verbs(CLI::App& app, Cli& cli);       // ps describe cancel resume wait
 void add_submit_verb(CLI::App& app, Cli& cli);     // submit

@@ -97,10 +97,9 @@ Result<Json> Client::job(const std::string& name_or_id) const {
       names.push_back(field_string(job, "name"));
     }
   }
-  const std::string nearest = nearest_word(name_or_id, names);
-  return not_found(fmt::format(
-      "no job \"{}\"; {}", name_or_id,
-      nearest.empty() ? "penstock ps -a lists all" : "did you mean \"" + nearest + "\"?"));
+  const std::string hint = did_you_mean(name_or_id, names);
+  return not_found(fmt::format("no job \"{}\"{}", name_or_id,
+                               hint.empty() ? "; penstock ps -a lists all" : hint));
 }
 
 Result<std::vector<Json>> Client::all_items(const std::string& path) const {

@@ -83,14 +83,14 @@ void add_export_verb(CLI::App& app, Cli& cli) {
   verb->add_option("--step", flags->step, "Of this step (default: the newest)")
       ->check(CLI::Range(int64_t{0}, int64_t{1'000'000'000}));
   verb->add_option("--format", flags->format, "hf: safetensors, config.json and tokenizer")
-      ->check(CLI::IsMember({"hf"}))
+      ->check(one_of({"hf"}))
       ->capture_default_str();
   verb->add_option("-o,--output", flags->outputs,
                    "The folder to write, which must not exist; json or table as ever")
       ->take_all()
       ->expected(1);
   verb->add_option("--dtype", flags->dtype, "bf16, or fp32: exactly what was trained")
-      ->check(CLI::IsMember({"bf16", "fp32"}))
+      ->check(one_of({"bf16", "fp32"}))
       ->capture_default_str();
   verb->add_option("--shard-size", flags->shard_bytes, "Largest file, such as 500MB or 5GB")
       ->transform(CLI::AsSizeValue(true))

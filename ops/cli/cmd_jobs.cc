@@ -8,6 +8,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "comm/run/nearest_word.h"
 #include "ops/cli/cli.h"
 #include "ops/cli/follow.h"
 #include "ops/cli/text.h"
@@ -146,16 +147,16 @@ Result<ExitCode> command(Cli& cli, const std::string& name, const std::string& t
 Result<WaitCondition> parse_condition(const std::string& text) {
   WaitCondition condition;
   if (text.empty()) return condition;
+  std::string hint;
   if (text.starts_with("state=")) {
     condition.state = text.substr(6);
     for (char& c : condition.state)
       c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-    constexpr const char* kStates[] = {"QUEUED",  "PLACING",    "STARTING", "LOADING",
-                                       "RUNNING", "RECOVERING", "STOPPING", "SUCCEEDED",
-                                       "FAILED",  "CANCELLED"};
-    if (std::find(std::begin(kStates), std::end(kStates), condition.state) != std::end(kStates)) {
-      return condition;
-    }
+    const std::vector<std::string> states = {"QUEUED",  "PLACING",    "STARTING", "LOADING",
+                                             "RUNNING", "RECOVERING", "STOPPING", "SUCCEEDED",
+                                             "FAILED",  "CANCELLED"};
+    if (std::find(states.begin(), states.end(), condition.state) != states.end()) return condition;
+    hint = did_you_mean(condition.state, states);
   } else if (text.starts_with("step=")) {
     int64_t step = 0;
     const auto [end, error] = std::from_chars(text.data() + 5, text.data() + text.size(), step);
@@ -165,7 +166,7 @@ Result<WaitCondition> parse_condition(const std::string& text) {
     }
   }
   return invalid_argument(
-      fmt::format("--for {}: expected state=STATE (such as RUNNING) or step=N", text));
+      fmt::format("--for {}: expected state=STATE (such as RUNNING) or step=N{}", text, hint));
 }
 
 Result<ExitCode> wait(Cli& cli, const std::string& name, const std::string& wanted,

@@ -62,10 +62,9 @@ std::string unknown_verb(const CLI::App& app, int argc, char** argv) {
       if (verb->check_name(word)) next = verb;
     }
     if (next == nullptr) {
-      const std::string nearest = nearest_word(word, names);
-      return fmt::format(
-          "unknown command \"{}\"; {}", word,
-          nearest.empty() ? "penstock --help lists all" : "did you mean \"" + nearest + "\"?");
+      const std::string hint = did_you_mean(word, names);
+      return fmt::format("unknown command \"{}\"{}", word,
+                         hint.empty() ? "; penstock --help lists all" : hint);
     }
     at = next;
   }
@@ -118,8 +117,8 @@ void add_exit_code_topic(CLI::App& app, Cli& cli) {
 }
 
 void add_global_flags(CLI::App& app, Cli& cli, std::string& format, bool& no_headers) {
-  app.add_option("-o,--output", format, "table, or json: one JSON document on stdout")
-      ->check(CLI::IsMember({"table", "json"}))
+  app.add_option("-o,--output", format, "table, or json: JSON on stdout")
+      ->check(one_of({"table", "json"}))
       ->capture_default_str();
   app.add_option("--server", cli.server,
                  "Coordinator (default: $PENSTOCK_SERVER, else the running dev cluster, else "

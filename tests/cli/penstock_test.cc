@@ -247,6 +247,20 @@ TEST_F(PenstockTest, WrongUseExitsTwoAndNamesTheNearestVerb) {
   EXPECT_EQ(penstock({"wait", "x", "--timeout", "soon"}).exit_code, 2);
 }
 
+TEST_F(PenstockTest, AMistypedValueOfAFlagIsGivenTheNearest) {
+  const auto error = [&](std::vector<std::string> arguments) {
+    const ProgramRun run = penstock(std::move(arguments));
+    EXPECT_EQ(run.exit_code, 2) << run.err;
+    return run.err;
+  };
+  EXPECT_NE(error({"ps", "-o", "jsn"}).find("jsn is none of table, json; did you mean \"json\"?"),
+            std::string::npos);
+  EXPECT_NE(error({"export", "x", "-o", "y", "--dtype", "fp23"}).find("did you mean \"fp32\"?"),
+            std::string::npos);
+  EXPECT_NE(error({"wait", "x", "--for", "state=runing"}).find("did you mean \"RUNNING\"?"),
+            std::string::npos);
+}
+
 TEST_F(PenstockTest, WrongUseInJsonIsADocumentToo) {
   const ProgramRun run = penstock({"ps", "--colour", "-o", "json"});
   EXPECT_EQ(run.exit_code, 2);

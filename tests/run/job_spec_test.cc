@@ -266,7 +266,22 @@ TEST(JobSpecTest, OneStageNeedsNeitherEvenMicroBatchesNorTwo) {
 
 TEST(JobSpecTest, AnUnknownScheduleListsTheKnownOnes) {
   EXPECT_EQ(error_of(edited("schedule: dualpipe", "schedule: gpipe")),
-            "s.yaml:27:49: parallelism.schedule must be dualpipe, dualpipev, 1f1b or zb1p");
+            "s.yaml:27:49: parallelism.schedule must be dualpipe, dualpipev, 1f1b or zb1p, not "
+            "gpipe");
+}
+
+TEST(JobSpecTest, AMistypedWordIsGivenTheNearest) {
+  const auto ends_with_hint = [](std::string_view from, std::string_view to, const char* nearest) {
+    const std::string hint = fmt::format("; did you mean \"{}\"?", nearest);
+    const std::string error = error_of(edited(from, to));
+    EXPECT_TRUE(error.ends_with(hint)) << error;
+  };
+  ends_with_hint("schedule: dualpipe", "schedule: dualpip", "dualpipe");
+  ends_with_hint("seed: 42", "seed: 42, precision: fp8-hoper", "fp8_hopper");
+  ends_with_hint("seed: 42", "seed: 42, recompute: [norm]", "norms");
+  ends_with_hint("lr: 3.0e-4", "lr: 3.0e-4, moments: bf61", "bf16");
+  ends_with_hint("lr: 3.0e-4", "lr: 3.0e-4, no_decay: [embeding]", "embedding");
+  ends_with_hint("  kv_lora_rank", "  rope_scaling: {type: yran}\n  kv_lora_rank", "yarn");
 }
 
 TEST(JobSpecTest, ExpertsMustDivideOverTheExpertRanks) {

@@ -199,14 +199,16 @@ TEST(RecipeSpecTest, WhatIsRecomputedIsAListOfTwoWords) {
   ASSERT_TRUE(again.ok()) << error_of(again);
   EXPECT_EQ(*again, *spec);
   EXPECT_EQ(error_of(parsed("seed: 42", "seed: 42, recompute: [everything]")),
-            "s.yaml:30:46: training.recompute must be a list out of norms, mla_up");
+            "s.yaml:30:46: training.recompute must be a list out of norms, mla_up, not everything");
 }
 
 TEST(RecipeSpecTest, WrongWordsOfTheOptimizerAreRefused) {
   EXPECT_EQ(error_of(with_optimizer("moments: fp8")),
-            "s.yaml:28:67: optimizer.moments must be fp32 or bf16");
+            "s.yaml:28:67: optimizer.moments must be fp32 or bf16, not fp8; did you mean "
+            "\"fp32\"?");
   EXPECT_EQ(error_of(with_optimizer("no_decay: [norms]")),
-            "s.yaml:28:69: optimizer.no_decay must be a list out of embedding, head, router");
+            "s.yaml:28:69: optimizer.no_decay must be a list out of embedding, head, router, not "
+            "norms");
   EXPECT_NE(error_of(with_optimizer("ema_decay: 1")).find("optimizer.ema_decay must be below 1"),
             std::string::npos);
   EXPECT_NE(error_of(with_optimizer("ema_evaluation: true"))
