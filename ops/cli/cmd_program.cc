@@ -8,13 +8,12 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "comm/base/file.h"
 #include "comm/run/layout.h"
-#include "comm/run/yaml_document.h"
 #include "coordinator/plan/schedule.h"
 #include "coordinator/plan/virtual_time.h"
 #include "ops/cli/cli.h"
 #include "ops/cli/program_picture.h"
+#include "ops/cli/spec_file.h"
 
 namespace penstock {
 
@@ -71,8 +70,8 @@ Result<OperationCosts> costs_of(const ProgramFlags& flags) {
 Result<Plan> make_plan(const ProgramFlags& flags) {
   Plan plan;
   PENSTOCK_TRY_ASSIGN(plan.costs, costs_of(flags));
-  PENSTOCK_TRY_ASSIGN(const std::string text, read_file(flags.spec, kYamlBytesMax));
-  PENSTOCK_TRY_ASSIGN(plan.spec, parse_job_spec(text, flags.spec));
+  PENSTOCK_TRY_ASSIGN(const SpecSource source, read_spec(flags.spec));
+  PENSTOCK_TRY_ASSIGN(plan.spec, parse_job_spec(source.text, source.origin));
   PENSTOCK_TRY_ASSIGN(plan.programs, make_programs(plan.spec.parallelism));
   const int64_t microbatches = plan.spec.microbatches_at(flags.step);
   plan.step_layout = plan.spec.parallelism.with_microbatches(microbatches);
@@ -238,7 +237,8 @@ void add_program_verb(CLI::App& app, Cli& cli) {
                             "penstock program job.yaml --pair 2.5        # what overlap gains\n"
                             "penstock program job.yaml --rank 3          # its instructions\n"
                             "penstock program job.yaml -o json | jq .bubble");
-  verb->add_option("spec", flags->spec, "Job spec, YAML or JSON (docs/job-spec.md)")->required();
+  verb->add_option("spec", flags->spec, "Job spec, YAML or JSON (docs/job-spec.md); -: read stdin")
+      ->required();
   verb->add_option("--rank", flags->rank, "List this rank's instructions instead of the picture")
       ->check(CLI::NonNegativeNumber);
   verb->add_option("--step", flags->step,

@@ -39,16 +39,10 @@ void say_next_steps(Output& out, const Json& job) {
 }
 
 Result<ExitCode> submit(Cli& cli, const SubmitFlags& flags) {
-  PENSTOCK_TRY_ASSIGN(const JobSpec spec, load_spec_file(flags.spec, flags.name));
+  PENSTOCK_TRY_ASSIGN(const SpecSource source, read_spec(flags.spec));
+  PENSTOCK_TRY_ASSIGN(const JobSpec spec, load_spec(source, flags.name));
   const Client client = cli.client();
-  if (is_this_host(client.server())) {
-    if (const Status status = check_spec_data(spec); !status.ok()) {
-      // A file that is not there is a mistake in the spec; a damaged one is not.
-      if (status.code() != Code::kNotFound) return status.with_context(flags.spec);
-      return invalid_argument(fmt::format("{}: {}; penstock data prepare makes data sets",
-                                          flags.spec, status.message()));
-    }
-  }
+  if (is_this_host(client.server())) PENSTOCK_TRY(check_spec_data(source, spec));
   if (flags.dry_run) {
     cli.out.text(to_json(spec) + "\n");
     if (cli.out.json()) cli.out.document(Json::parse(to_json(spec)));
@@ -58,7 +52,7 @@ Result<ExitCode> submit(Cli& cli, const SubmitFlags& flags) {
   const auto posted = client.post("/api/v1/jobs", to_json(spec));
   if (!posted.ok()) {
     const Status& refused = posted.status();
-    return Status(refused.code(), section_place(flags.spec, refused.message()) + refused.message());
+    return Status(refused.code(), section_place(source, refused.message()) + refused.message());
   }
   const std::string id = field_text(*posted, "id");
   cli.out.text(id + "\n");
@@ -82,8 +76,10 @@ void add_submit_verb(CLI::App& app, Cli& cli) {
       add_verb(app, "submit", "Submit a job",
                "penstock submit docs/examples/quickstart.yaml --follow\n"
                "id=$(penstock submit job.yaml --name nightly)\n"
+               "sed 's/lr: .*/lr: 1.0e-3/' job.yaml | penstock submit -\n"
                "penstock submit job.yaml --dry-run        # check it, print every default");
-  verb->add_option("spec", flags->spec, "Job spec, YAML or JSON (docs/job-spec.md)")->required();
+  verb->add_option("spec", flags->spec, "Job spec, YAML or JSON (docs/job-spec.md); -: read stdin")
+      ->required();
   verb->add_option("--name", flags->name, "Name of the job, instead of the spec's metadata.name");
   verb->add_flag("-f,--follow", flags->follow,
                  "Show progress until the job ends; the exit code says how it ended");

@@ -291,7 +291,34 @@ TEST_F(PenstockTest, AMissingSpecFileExitsThree) {
 TEST_F(PenstockTest, MissingTrainingDataExitsTwoBeforeAnythingIsSent) {
   const ProgramRun run = penstock({"submit", write("job.yaml", kValidSpec)});
   EXPECT_EQ(run.exit_code, 2);
-  EXPECT_NE(run.err.find("data.train: open /data/corpus_train.idx"), std::string::npos) << run.err;
+  EXPECT_NE(run.err.find("job.yaml:23:18: data.train[0]: open /data/corpus_train.idx"),
+            std::string::npos)
+      << run.err;
+}
+
+TEST_F(PenstockTest, ASpecIsReadFromStandardInput) {
+  const auto submit = [&](const std::string& input, const std::string& arguments) {
+    const std::string command = fmt::format("'{}' submit - {} < '{}'", binary("penstock").string(),
+                                            arguments, write("input", input));
+    return run_program({"/bin/sh", "-c", command}, {"PENSTOCK_DEV_STATE_DIR=" + path("dev"),
+                                                    "PENSTOCK_SERVER=http://127.0.0.1:1"});
+  };
+  const ProgramRun whole = submit(tiny_job_yaml(folder_.path(), {}), "--dry-run -o json");
+  EXPECT_EQ(whole.exit_code, 0) << whole.err;
+  EXPECT_EQ(document(whole)["metadata"]["name"], "tiny");
+  const ProgramRun wrong = submit(edited("hidden_size", "hiden_size"), "");
+  EXPECT_EQ(wrong.exit_code, 2);
+  EXPECT_EQ(wrong.err.find("penstock: <stdin>:6:3: unknown key"), 0u) << wrong.err;
+  const ProgramRun missing = submit(std::string(kValidSpec), "");
+  EXPECT_EQ(missing.err.find("penstock: <stdin>:23:18: data.train[0]: open "), 0u) << missing.err;
+  const ProgramRun endless = submit(std::string(1 << 20, '#'), "");
+  EXPECT_EQ(endless.exit_code, 2);
+  EXPECT_NE(endless.err.find("<stdin>:1:1: larger than 256 KiB"), std::string::npos) << endless.err;
+  const ProgramRun drawn =
+      run_program({"/bin/sh", "-c",
+                   fmt::format("'{}' program - < '{}'", binary("penstock").string(),
+                               write("job.yaml", kValidSpec))});
+  EXPECT_EQ(drawn.out.find("dualpipe, 2 ranks"), 0u) << drawn.out << drawn.err;
 }
 
 TEST_F(PenstockTest, ADamagedDataSetExitsFourteen) {
