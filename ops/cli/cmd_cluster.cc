@@ -58,9 +58,9 @@ Result<ExitCode> list_checkpoints(Cli& cli, const std::string& name) {
     const bool is_damaged = damaged.is_string() || (damaged.is_boolean() && damaged.get<bool>());
     rows.push_back({field_text(item, "step"), field_text(item, "epoch"),
                     format_bytes(field_number(item, "bytes")), field_age(item, "time"),
-                    is_damaged ? "damaged" : "ok", field_text(item, "manifest")});
+                    is_damaged ? "damaged" : "complete", field_text(item, "manifest")});
   }
-  cli.out.table({"STEP", "EPOCH", "SIZE", "AGE", "STATE", "MANIFEST"}, rows);
+  cli.out.table({"STEP", "EPOCH", "SIZE", "AGE", "FILES", "MANIFEST"}, rows);
   return ExitCode::kOk;
 }
 
@@ -81,9 +81,12 @@ void add_cluster_verbs(CLI::App& app, Cli& cli) {
   checkpoint->alias("ckpt");
   checkpoint->require_subcommand(1);
   auto job = std::make_shared<std::string>();
-  CLI::App* ls =
-      add_verb(*checkpoint, "ls", "List the committed checkpoints of a job, oldest first",
-               "penstock checkpoint ls quickstart -o json");
+  CLI::App* ls = add_verb(
+      *checkpoint, "ls",
+      "List the committed checkpoints of a job, oldest first. FILES is \"complete\" when the "
+      "manifest is whole and every segment file is there with its size and its footer; what "
+      "the files hold is read and verified only when it is used (resume, sample, export)",
+      "penstock checkpoint ls quickstart -o json");
   ls->add_option("job", *job, "Name or id")->required();
   ls->callback([&cli, job] { cli.action = [&cli, job] { return list_checkpoints(cli, *job); }; });
 }

@@ -111,6 +111,9 @@ TEST_F(DevTest, AFollowedJobIsShownToItsEndAndCanBeSampled) {
   EXPECT_NE(table.find(" 384 "), std::string::npos) << table;
   EXPECT_FALSE(json_of({"events", "followed"})["items"].empty());
   EXPECT_FALSE(json_of({"checkpoint", "ls", "followed"})["items"].empty());
+  const std::string checkpoints = penstock({"checkpoint", "ls", "followed"}).out;
+  EXPECT_NE(checkpoints.find("FILES"), std::string::npos) << checkpoints;
+  EXPECT_NE(checkpoints.find(" complete "), std::string::npos) << checkpoints;
   EXPECT_EQ(json_of({"logs", "followed"})["items"].size(), 4u);
   EXPECT_EQ(json_of({"wait", "followed"})["state"], "SUCCEEDED");
 
