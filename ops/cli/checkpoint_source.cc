@@ -45,7 +45,8 @@ Result<CheckpointSource> choose(Output& out, const Path& directory, JobId job,
     if (info.step == *step) return open_manifest(directory / info.manifest_file);
   }
   return not_found(
-      fmt::format("job {} has no checkpoint of step {} in {}", job, *step, directory.string()));
+      fmt::format("job {} has no checkpoint of step {} in {}; penstock checkpoint ls {} lists them",
+                  job, *step, directory.string(), job));
 }
 
 }  // namespace

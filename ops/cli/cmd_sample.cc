@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "ops/cli/checkpoint_source.h"
 #include "ops/cli/cli.h"
@@ -18,6 +19,7 @@ namespace {
 struct SampleFlags {
   std::string job;
   std::string prompt;
+  std::optional<int64_t> step;
   bool average = false;
   SamplingOptions sampling = {.token_count = 200, .temperature = 0.8};
 };
@@ -38,7 +40,7 @@ Result<std::string> text_of(const Tokenizer& tokenizer, std::span<const int32_t>
 }
 
 Result<ExitCode> sample(Cli& cli, const SampleFlags& flags) {
-  PENSTOCK_TRY_ASSIGN(const CheckpointSource source, checkpoint_of_job(cli, flags.job));
+  PENSTOCK_TRY_ASSIGN(const CheckpointSource source, checkpoint_of_job(cli, flags.job, flags.step));
   const JobSpec& spec = source.spec;
   if (flags.average && spec.optimizer.ema_decay == 0.0) {
     return failed_precondition(
@@ -73,10 +75,13 @@ Result<ExitCode> sample(Cli& cli, const SampleFlags& flags) {
 void add_sample_verb(CLI::App& app, Cli& cli) {
   auto flags = std::make_shared<SampleFlags>();
   CLI::App* verb =
-      add_verb(app, "sample", "Write text with a job's newest checkpoint",
+      add_verb(app, "sample", "Write text with a job's newest checkpoint, or that of a step",
                "penstock sample quickstart --prompt \"The \" --tokens 300 --temperature 0.7\n"
+               "penstock sample quickstart --step 120        # penstock checkpoint ls lists them\n"
                "penstock sample quickstart --seed 7 -o json | jq -r .text");
   verb->add_option("job", flags->job, "Name or id")->required();
+  verb->add_option("--step", flags->step, "With the checkpoint of this step (default: the newest)")
+      ->check(CLI::Range(int64_t{0}, int64_t{1'000'000'000}));
   verb->add_option("--prompt", flags->prompt, "Text to go on from; none starts a document");
   verb->add_option("--tokens", flags->sampling.token_count, "How many to write")
       ->check(CLI::Range(1, 1'000'000))

@@ -123,6 +123,19 @@ TEST_F(DevTest, AFollowedJobIsShownToItsEndAndCanBeSampled) {
   EXPECT_EQ(first["tokens"].size(), 20u);
   EXPECT_EQ(first["step"], 12);
   EXPECT_EQ(json_of(sample), first);
+
+  // Checkpoints are of steps 5, 10 and 12.
+  const auto sample_of = [&](const char* step) {
+    std::vector<std::string> arguments = sample;
+    arguments.insert(arguments.end(), {"--step", step, "-o", "json"});
+    return penstock(arguments);
+  };
+  EXPECT_EQ(document(sample_of("12")), first);
+  const Json earlier = document(sample_of("10"));
+  EXPECT_EQ(earlier["step"], 10);
+  const ProgramRun none = sample_of("11");
+  EXPECT_EQ(none.exit_code, 3);
+  EXPECT_NE(none.err.find("no checkpoint of step 11"), std::string::npos) << none.err;
 }
 
 TEST_F(DevTest, EveryRankTellsInItsLogWhatItDid) {
