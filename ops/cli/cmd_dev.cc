@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "ops/cli/cli.h"
 #include "ops/cli/dev_cluster.h"
@@ -14,9 +15,9 @@ namespace penstock {
 namespace {
 
 struct DevFlags {
-  int worker_count = 4;
-  int devices_per_worker = 1;
-  int port = -1;
+  std::optional<int> worker_count;
+  std::optional<int> devices_per_worker;
+  std::optional<int> port;
   std::string job;
   int64_t rank = 0;
 };
@@ -49,7 +50,7 @@ Result<ExitCode> up(Cli& cli, const DevFlags& flags) {
   const DevOptions options = {.state_dir = dev_state_dir(cli.state_dir),
                               .worker_count = flags.worker_count,
                               .devices_per_worker = flags.devices_per_worker,
-                              .port = flags.port < 0 ? std::nullopt : std::optional(flags.port)};
+                              .port = flags.port};
   bool started_any = false;
   PENSTOCK_TRY_ASSIGN(const DevState state, dev_up(options, [&](std::string line) {
                         started_any = true;
@@ -123,12 +124,13 @@ void add_dev_verbs(CLI::App& app, Cli& cli) {
   CLI::App* up_verb =
       add_verb(*dev, "up", "Start a coordinator and workers, or what is missing of them",
                "penstock dev up\npenstock dev up --workers 2 --devices-per-worker 4 --port 0");
-  up_verb->add_option("--workers", flags->worker_count, "Worker daemons")
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
-  up_verb->add_option("--devices-per-worker", flags->devices_per_worker, "Ranks each can run")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
+  up_verb
+      ->add_option("--workers", flags->worker_count, "Worker daemons (default: as before, else 4)")
+      ->check(CLI::Range(1, 256));
+  up_verb
+      ->add_option("--devices-per-worker", flags->devices_per_worker,
+                   "Ranks each can run (default: as before, else 1)")
+      ->check(CLI::Range(1, 1024));
   up_verb
       ->add_option("--port", flags->port,
                    "HTTP port (default: as before, else 7070); 0: any free one")

@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "comm/base/counted.h"
 #include "comm/control/http_client.h"
 #include "comm/control/process.h"
 #include "ops/cli/output.h"
@@ -29,6 +30,7 @@ constexpr seconds kStartLimit{30};
 constexpr seconds kStopLimit{10};
 constexpr milliseconds kLookEvery{20};
 constexpr int kDefaultPort = 7070;
+constexpr int kDefaultWorkers = 4;
 constexpr uint64_t kStateBytesMax = 1 << 20;
 
 Path state_file(const Path& state_dir) {
@@ -62,6 +64,8 @@ Status save(const Path& state_dir, const DevState& state) {
   }
   const Json json = {{"http_port", state.http_port},
                      {"control_port", state.control_port},
+                     {"worker_count", state.worker_count_wanted},
+                     {"devices_per_worker", state.devices_per_worker},
                      {"processes", processes}};
   return replace_file_durably(state_file(state_dir), as_bytes(json.dump(2) + "\n"));
 }
@@ -153,9 +157,9 @@ class Starter {
   Status start_all() {
     if (!dev_coordinator_runs(state_)) PENSTOCK_TRY(start_coordinator());
     before_ = incarnations_up();
-    for (int i = 0; i < options_.worker_count; ++i) PENSTOCK_TRY(start_worker(i));
+    for (int i = 0; i < state_.worker_count_wanted; ++i) PENSTOCK_TRY(start_worker(i));
     return look_until(state_.processes, "not every worker has registered",
-                      [&] { return registered_workers() >= options_.worker_count; });
+                      [&] { return registered_workers() >= state_.worker_count_wanted; });
   }
 
   // Records the process before anything else can fail, so that nothing is ever started and
@@ -208,8 +212,8 @@ class Starter {
     if (known != nullptr && is_alive(known->process)) return {};
     return start(name, {"penstock-worker", "--coordinator",
                         fmt::format("tcp://127.0.0.1:{}", state_.control_port), "--name", name,
-                        "--devices", std::to_string(options_.devices_per_worker), "--http-port",
-                        "0", "--state-dir", (options_.state_dir / name).string()});
+                        "--devices", std::to_string(state_.devices_per_worker), "--http-port", "0",
+                        "--state-dir", (options_.state_dir / name).string()});
   }
 
   // Of the workers that are up, by name.
@@ -303,6 +307,8 @@ Result<DevState> load_dev_state(const Path& state_dir) {
   DevState state;
   state.http_port = static_cast<int>(field_number(json, "http_port"));
   state.control_port = static_cast<int>(field_number(json, "control_port"));
+  state.worker_count_wanted = static_cast<int>(field_number(json, "worker_count"));
+  state.devices_per_worker = static_cast<int>(field_number(json, "devices_per_worker"));
   for (const Json& entry : json["processes"]) {
     if (!entry.is_object()) continue;
     state.processes.push_back(
@@ -329,9 +335,15 @@ Result<DevState> dev_up(const DevOptions& options, const std::function<void(std:
         fmt::format("a cluster runs at {} already; penstock dev down ends it", state.server()));
   }
   std::erase_if(state.processes, [](const DevProcess& p) { return !is_alive(p.process); });
-  if (state.worker_count() > options.worker_count) {
+  const auto choose = [](std::optional<int> given, int& kept, int otherwise) {
+    if (given || kept <= 0) kept = given.value_or(otherwise);
+  };
+  choose(options.worker_count, state.worker_count_wanted, kDefaultWorkers);
+  choose(options.devices_per_worker, state.devices_per_worker, 1);
+  if (state.worker_count() > state.worker_count_wanted) {
     return failed_precondition(
-        fmt::format("{} workers run already; penstock dev down ends them", state.worker_count()));
+        fmt::format("{} run already, more than the {} asked for; penstock dev down ends them",
+                    counted(state.worker_count(), "worker"), state.worker_count_wanted));
   }
   return Starter(options, std::move(state), note).run();
 }
@@ -351,7 +363,7 @@ Result<std::vector<std::string>> dev_down(const Path& state_dir) {
     }
     stopped.push_back(process.name);
   }
-  // Ports are kept, so that the next start has the same addresses.
+  // The rest is kept, so that the next start has the same addresses and workers.
   state.processes.clear();
   PENSTOCK_TRY(save(state_dir, state));
   return stopped;

@@ -27,6 +27,9 @@ struct DevProcess {
 struct DevState {
   int http_port = 0;
   int control_port = 0;
+  // As last asked for; 0: never. Kept while the cluster is down, as the ports are.
+  int worker_count_wanted = 0;
+  int devices_per_worker = 0;
   std::vector<DevProcess> processes;  // the coordinator first
 
   std::string server() const;  // "http://127.0.0.1:<http_port>"
@@ -36,9 +39,10 @@ struct DevState {
 
 struct DevOptions {
   Path state_dir;
-  int worker_count = 4;
-  int devices_per_worker = 1;
-  std::optional<int> port;  // empty: the port it had before, else 7070. 0: any free one
+  // Empty: as it was before, else 4 workers of 1 device on port 7070.
+  std::optional<int> worker_count = {};
+  std::optional<int> devices_per_worker = {};
+  std::optional<int> port = {};  // 0: any free one
 };
 
 // `flag`, else $PENSTOCK_DEV_STATE_DIR, else $XDG_STATE_HOME/penstock/dev, else

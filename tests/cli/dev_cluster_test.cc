@@ -83,6 +83,19 @@ TEST(DevClusterTest, APortInUseIsAConflictAndStartsNothing) {
   EXPECT_TRUE(load_dev_state(folder.path())->processes.empty());
 }
 
+TEST(DevClusterTest, WhatAClusterHadIsKeptWhileItIsDown) {
+  const ScratchFolder folder;
+  std::ofstream(folder.path() / "dev.json")
+      << R"({"http_port": 1, "control_port": 2, "worker_count": 3, "devices_per_worker": 2,
+            "processes": []})";
+  ASSERT_TRUE(dev_down(folder.path()).ok());
+  const auto state = load_dev_state(folder.path());
+  ASSERT_TRUE(state.ok());
+  EXPECT_EQ(state->http_port, 1);
+  EXPECT_EQ(state->worker_count_wanted, 3);
+  EXPECT_EQ(state->devices_per_worker, 2);
+}
+
 TEST(DevClusterTest, ARankThatRunsNowhereIsNotFound) {
   EXPECT_EQ(find_dev_rank({}, "7", 0).status().code(), Code::kNotFound);
 }

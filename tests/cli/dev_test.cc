@@ -63,6 +63,29 @@ TEST_F(DevTest, StartingAgainChangesNothing) {
   EXPECT_EQ(penstock({"dev", "up", "--workers", "1"}).exit_code, 6);
 }
 
+// A cluster of its own: the others' must stay up.
+TEST_F(DevTest, AClusterThatWasDownComesBackAsItWasUnlessToldOtherwise) {
+  const auto dev = [](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "dev");
+    arguments.insert(arguments.end(), {"--state-dir", path("other"), "-o", "json"});
+    const ProgramRun run = penstock(arguments);
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return document(run);
+  };
+  const Json first = dev({"up", "--workers", "1", "--devices-per-worker", "2", "--port", "0"});
+  EXPECT_EQ(first["processes"].size(), 2u);
+  dev({"down"});
+  const Json again = dev({"up"});
+  EXPECT_EQ(again["processes"].size(), 2u);
+  EXPECT_EQ(again["server"], first["server"]);
+  const ProgramRun workers =
+      penstock({"workers", "--server", again["server"].get<std::string>(), "-o", "json"});
+  EXPECT_EQ(document(workers)["items"][0]["devices"], 2) << workers.out;
+  dev({"down"});
+  EXPECT_EQ(dev({"up", "--workers", "2"})["processes"].size(), 3u);
+  EXPECT_EQ(dev({"down"})["stopped"].size(), 3u);
+}
+
 TEST_F(DevTest, AWorkerThatDiedIsStartedAgainByDevUp) {
   const auto incarnation = [] {
     const Json workers = json_of({"workers"});
