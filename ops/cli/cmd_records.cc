@@ -23,6 +23,8 @@ struct RecordFlags {
 };
 
 constexpr std::chrono::milliseconds kHoldBack{1000};
+constexpr const char* kWatchText =
+    "Go on until the job ends; with -o json as JSON Lines, one document a line";
 
 Result<std::vector<int64_t>> chosen_ranks(const std::string& text, int64_t world_size) {
   std::vector<int64_t> ranks;
@@ -130,15 +132,33 @@ std::vector<std::string> step_row(const Json& step) {
 // One kind of growing list: where it is, how it looks.
 struct ListKind {
   std::string path;
-  std::string name;  // of the JSON document
+  std::string item;      // the kind of an item as a JSON document; the list's is "<item>List"
+  std::string position;  // the member of an item that says where in the list it is
   std::vector<std::string> headers;
   std::function<std::vector<std::string>(const Json&)> row;
   int64_t tail_default = -1;  // rows of the table; -1: all
 };
 
+// As a table or, when followed as JSON, each as a document of its own. In one JSON document they
+// are printed by the caller.
+void print_items(Output& out, const ListKind& kind, const std::vector<Json>& items) {
+  std::vector<std::vector<std::string>> rows;
+  for (const Json& item : items) {
+    rows.push_back(kind.row(item));
+    if (!out.json_lines()) continue;
+    Json document = {{"apiVersion", "penstock/v1"}, {"kind", kind.item}};
+    document.update(item);
+    out.document(document);
+  }
+  out.table(kind.headers, rows);
+}
+
 Result<ExitCode> show_list(Cli& cli, const RecordFlags& flags, const ListKind& kind) {
   const Client client = cli.client();
+  if (flags.follow && cli.out.json()) cli.out.set_format(OutputFormat::kJsonLines);
   PENSTOCK_TRY_ASSIGN(auto items, client.all_items(kind.path));
+  auto after =
+      static_cast<int64_t>(items.empty() ? 0 : field_number(items.back(), kind.position.c_str()));
   const bool from_default = flags.tail < 0;
   // A table is for reading and shows the end; a document is for programs and is whole unless cut on
   // purpose.
@@ -149,26 +169,24 @@ Result<ExitCode> show_list(Cli& cli, const RecordFlags& flags, const ListKind& k
     }
     items.erase(items.begin(), items.end() - tail);
   }
-  std::vector<std::vector<std::string>> rows;
-  for (const Json& item : items) rows.push_back(kind.row(item));
-  cli.out.table(kind.headers, rows);
   if (!flags.follow) {
-    cli.out.document({{"apiVersion", "penstock/v1"}, {"kind", kind.name}, {"items", items}});
+    cli.out.document(
+        {{"apiVersion", "penstock/v1"}, {"kind", kind.item + "List"}, {"items", items}});
+    print_items(cli.out, kind, items);
     return ExitCode::kOk;
   }
-  if (cli.out.json()) return invalid_argument("--follow prints a table; leave -o json out");
-  PatientClient patient(client, cli.out);
-  PENSTOCK_TRY_ASSIGN(Json page, patient.get(kind.path + "?after=0&limit=10000"));
-  auto after = static_cast<int64_t>(field_number(page, "next_after"));
+  print_items(cli.out, kind, items);
   cli.out.set_headers(false);
-  while (!page.value("terminal", false)) {
-    PENSTOCK_TRY_ASSIGN(page, patient.get(fmt::format("{}?after={}&limit=10000&wait_ms={}",
-                                                      kind.path, after, kHoldBack.count()),
-                                          kHoldBack));
-    std::vector<std::vector<std::string>> news;
-    for (const Json& item : page.value("items", Json::array())) news.push_back(kind.row(item));
-    if (!news.empty()) cli.out.table(kind.headers, news);
+  PatientClient patient(client, cli.out);
+  for (bool terminal = false; !terminal;) {
+    PENSTOCK_TRY_ASSIGN(const Json page,
+                        patient.get(fmt::format("{}?after={}&limit=10000&wait_ms={}", kind.path,
+                                                after, kHoldBack.count()),
+                                    kHoldBack));
+    const auto news = page.value("items", std::vector<Json>());
+    if (!news.empty()) print_items(cli.out, kind, news);
     after = static_cast<int64_t>(field_number(page, "next_after", static_cast<double>(after)));
+    terminal = page.value("terminal", false);
   }
   return ExitCode::kOk;
 }
@@ -181,7 +199,8 @@ Result<ExitCode> events(Cli& cli, const RecordFlags& flags) {
   }
   return show_list(cli, flags,
                    {path,
-                    "EventList",
+                    "Event",
+                    "sequence",
                     {"TIME", "JOB", "STATE", "CODE", "ACTOR", "MESSAGE"},
                     [&](const Json& event) { return event_row(cli.out, event); }});
 }
@@ -192,7 +211,8 @@ Result<ExitCode> metrics(Cli& cli, const RecordFlags& flags) {
   return show_list(
       cli, flags,
       {job_path(field_text(job, "id"), "/steps"),
-       "StepList",
+       "Step",
+       "cursor",
        {"STEP", "EPOCH", "LOSS", "GRAD_NORM", "LR", "TOKENS", "SECONDS", "TOK/S", "LOAD", "NOTE"},
        step_row,
        kStepsShown});
@@ -214,9 +234,10 @@ void add_record_verbs(CLI::App& app, Cli& cli) {
   logs_verb->callback([&cli, flags] { cli.action = [&cli, flags] { return logs(cli, *flags); }; });
 
   CLI::App* events_verb = add_verb(app, "events", "Print what happened, to one job or to all",
-                                   "penstock events\npenstock events quickstart -w");
+                                   "penstock events\npenstock events quickstart -w\n"
+                                   "penstock events -w -o json | jq --unbuffered -r .message");
   events_verb->add_option("job", flags->job, "Name or id; every job's and the cluster's without");
-  add_common(events_verb, "Go on until the job ends");
+  add_common(events_verb, kWatchText);
   events_verb->callback(
       [&cli, flags] { cli.action = [&cli, flags] { return events(cli, *flags); }; });
 
@@ -224,7 +245,7 @@ void add_record_verbs(CLI::App& app, Cli& cli) {
                                     "penstock metrics quickstart --tail 5\n"
                                     "penstock metrics quickstart -o json | jq '.items[].loss'");
   metrics_verb->add_option("job", flags->job, "Name or id")->required();
-  add_common(metrics_verb, "Go on until the job ends");
+  add_common(metrics_verb, kWatchText);
   metrics_verb->callback(
       [&cli, flags] { cli.action = [&cli, flags] { return metrics(cli, *flags); }; });
 }

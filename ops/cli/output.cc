@@ -58,8 +58,9 @@ void Output::write_stdout(std::string_view text) {
 
 void Output::document(const Json& document) {
   if (!json()) return;
-  printed_document_ = true;
-  write_stdout(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  printed_document_ = format_ == OutputFormat::kJson;
+  const int indent = format_ == OutputFormat::kJson ? 2 : -1;
+  write_stdout(document.dump(indent, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
 void Output::table(const std::vector<std::string>& headers,

@@ -1,8 +1,8 @@
 // Where the command line writes: data on stdout, everything else on stderr.
 //
 // With -o json, stdout holds exactly one JSON document, also when something was not found or went
-// wrong. Colour, redrawing and prompts need a terminal; NO_COLOR and TERM=dumb turn colour off,
-// CLICOLOR_FORCE turns it on.
+// wrong; a verb that follows a list prints JSON Lines instead. Colour, redrawing and prompts need a
+// terminal; NO_COLOR and TERM=dumb turn colour off, CLICOLOR_FORCE turns it on.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -17,7 +17,11 @@ namespace penstock {
 
 using Json = nlohmann::json;
 
-enum class OutputFormat { kTable, kJson };
+enum class OutputFormat {
+  kTable,
+  kJson,       // one document
+  kJsonLines,  // any number of them, one a line: what is followed has no end to wait for
+};
 
 // Not thread-safe.
 class Output {
@@ -26,9 +30,10 @@ class Output {
 
   void set_format(OutputFormat format) { format_ = format; }
   void set_headers(bool with_headers) { with_headers_ = with_headers; }
-  bool json() const { return format_ == OutputFormat::kJson; }
+  bool json() const { return format_ != OutputFormat::kTable; }
+  bool json_lines() const { return format_ == OutputFormat::kJsonLines; }
 
-  // stdout. document() prints in JSON format only, table() and text() in table format only.
+  // stdout. document() prints in the JSON formats only, table() and text() in table format only.
   void document(const Json& document);
   void table(const std::vector<std::string>& headers,
              const std::vector<std::vector<std::string>>& rows);
@@ -41,8 +46,8 @@ class Output {
   // Leaves the last redrawn line standing.
   void end_redraw();
 
-  // "penstock: message" on stderr and, in JSON format, an Error document on stdout unless one was
-  // printed.
+  // "penstock: message" on stderr and, in the JSON formats, an Error document on stdout, unless the
+  // one document was printed already.
   void error(const Status& status);
   // Not ok: something did not get to stdout (a full disk); what was printed is not whole.
   const Status& written() const { return written_; }

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "ops/cli/local_process.h"
 #include "tests/support/cluster.h"
@@ -159,6 +160,30 @@ TEST_F(DevTest, AFollowedJobIsShownToItsEndAndCanBeSampled) {
   const ProgramRun none = sample_of("11");
   EXPECT_EQ(none.exit_code, 3);
   EXPECT_NE(none.err.find("no checkpoint of step 11"), std::string::npos) << none.err;
+}
+
+TEST_F(DevTest, AWatchedListIsJsonLinesUntilTheJobEnds) {
+  ASSERT_EQ(penstock({"submit", spec({.name = "watched", .steps = 8})}).exit_code, 0);
+  for (const auto& [verb, kind] : {std::pair{"events", "Event"}, {"metrics", "Step"}}) {
+    const ProgramRun run = penstock({verb, "watched", "-w", "-o", "json"});
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    const Json whole = json_of({verb, "watched"});
+    Json items = Json::array();
+    std::istringstream lines(run.out);
+    for (std::string line; std::getline(lines, line);) {
+      Json item = Json::parse(line, nullptr, false);
+      ASSERT_TRUE(item.is_object()) << line;
+      EXPECT_EQ(item["apiVersion"], "penstock/v1");
+      EXPECT_EQ(item["kind"], kind);
+      item.erase("apiVersion");
+      item.erase("kind");
+      items.push_back(item);
+    }
+    EXPECT_EQ(items, whole["items"]) << "each item once, in order";
+  }
+  const ProgramRun unknown = penstock({"events", "nobody", "-w", "-o", "json"});
+  EXPECT_EQ(unknown.exit_code, 3);
+  EXPECT_EQ(document(unknown)["kind"], "Error");
 }
 
 TEST_F(DevTest, EveryRankTellsInItsLogWhatItDid) {
