@@ -7,6 +7,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <thread>
+#include <utility>
 
 #include "comm/base/clock.h"
 #include "ops/cli/rank_log.h"
@@ -44,73 +45,152 @@ std::string event_line(const Json& event) {
   return fmt::format("{}  {}", field_string(event, "state"), field_string(event, "message"));
 }
 
-// What is new since the last look, shown once each.
+int64_t epoch_of(const Json& item) {
+  return static_cast<int64_t>(field_number(item, "epoch"));
+}
+
+// Whether an event tells of something after a step or evaluation of the run. Times come from
+// different hosts, so they count only between what happened in one run of the ranks.
+bool follows(const Json& event, const Json& item) {
+  if (epoch_of(event) != epoch_of(item)) return epoch_of(event) > epoch_of(item);
+  const std::string state = field_string(event, "state");
+  if (state == "RUNNING") {
+    const bool begins_run = !field_string(event, "from").empty();
+    return !begins_run && field_string(event, "time") > field_string(item, "time");
+  }
+  return state == "RECOVERING" || state == "STOPPING" || state_is_final(state);
+}
+
+// What is new since the last look, shown once each, in the order in which it happened.
 class Progress {
  public:
   Progress(Output& out, std::string id) : out_(out), id_(std::move(id)) {}
 
-  Status look(PatientClient& client) {
-    PENSTOCK_TRY_ASSIGN(
-        const Json events,
-        client.get(job_path(id_, fmt::format("/events?after={}&limit=1000", events_after_))));
-    events_after_ = static_cast<int64_t>(field_number(events, "next_after", events_after_));
-    PENSTOCK_TRY_ASSIGN(job_, client.get(job_path(id_)));
-    const bool ended = state_is_final(field_string(job_, "state"));
-    if (ended) show_step(ended);
-    for (const Json& evaluation : job_.value("evaluations", Json::array())) {
-      show_evaluation(evaluation);
+  // `wait`: how long the coordinator may hold the first answer back until there is a new step.
+  Status look(PatientClient& client, milliseconds wait) {
+    // Read again until no event came in between: nothing that is shown then is older than an event
+    // that is not, and of a job that has ended nothing is missing.
+    std::vector<Json> events;
+    for (bool news = true; news; wait = milliseconds(0)) {
+      PENSTOCK_TRY(read_steps(client, wait));
+      PENSTOCK_TRY_ASSIGN(job_, client.get(job_path(id_)));
+      PENSTOCK_TRY_ASSIGN(news, read_events(client, events));
     }
-    // After the last step and the held-out losses, so that the last line says how the job ended.
-    for (const Json& event : events.value("items", Json::array())) show_event(event);
-    if (!ended) show_step(ended);
-    return {};
-  }
-
-  // Waits for the next event or step, whichever the hold-back allows.
-  Status wait(PatientClient& client) {
-    const auto path = job_path(id_, fmt::format("/steps?after={}&limit=10000&wait_ms={}",
-                                                steps_after_, kHoldBack.count()));
-    PENSTOCK_TRY_ASSIGN(const Json steps, client.get(path, kHoldBack));
-    steps_after_ = static_cast<int64_t>(field_number(steps, "next_after", steps_after_));
+    show(events);
     return {};
   }
 
   const Json& job() const { return job_; }
 
  private:
+  Status read_steps(PatientClient& client, milliseconds wait) {
+    const auto path = job_path(
+        id_, fmt::format("/steps?after={}&limit=10000&wait_ms={}", steps_after_, wait.count()));
+    PENSTOCK_TRY_ASSIGN(const Json page, client.get(path, wait));
+    steps_after_ = static_cast<int64_t>(field_number(page, "next_after", steps_after_));
+    const Json steps = page.value("items", Json::array());
+    if (!steps.empty()) newest_step_ = steps.back();
+    return {};
+  }
+
+  // Returns whether there was one.
+  Result<bool> read_events(PatientClient& client, std::vector<Json>& events) {
+    const auto path = job_path(id_, fmt::format("/events?after={}&limit=1000", events_after_));
+    PENSTOCK_TRY_ASSIGN(const Json page, client.get(path));
+    events_after_ = static_cast<int64_t>(field_number(page, "next_after", events_after_));
+    const Json items = page.value("items", Json::array());
+    for (const Json& event : items) events.push_back(event);
+    return !items.empty();
+  }
+
+  void show(const std::vector<Json>& events) {
+    const bool ended = state_is_final(field_string(job_, "state"));
+    const std::vector<Json> evaluations = new_evaluations();
+    const bool other_lines = !events.empty() || !evaluations.empty();
+    // The newest step, and where between the others it belongs.
+    bool step_due = newest_step_.is_object() && (out_.redraws() ? ended : is_due(other_lines));
+    const auto show_step = [&] {
+      if (std::exchange(step_due, false)) show_newest_step();
+    };
+    auto evaluation = evaluations.begin();
+    const auto show_evaluations = [&](const Json* before) {
+      for (; evaluation != evaluations.end(); ++evaluation) {
+        if (before != nullptr && !follows(*before, *evaluation)) return;
+        if (is_after_newest_step(*evaluation)) show_step();
+        out_.note(evaluation_line(*evaluation));
+      }
+    };
+    for (const Json& event : events) {
+      show_evaluations(&event);
+      if (step_due && follows(event, newest_step_)) show_step();
+      show_event(event);
+    }
+    show_evaluations(nullptr);
+    show_step();
+    if (!ended) show_live_line();
+  }
+
+  void show_live_line() {
+    Json now = job_;
+    // The numbers of a run that is over say nothing about the one that starts.
+    if (epoch_of(newest_step_) != epoch_of(job_)) {
+      for (const char* key : {"loss", "tokens_per_second", "eta_seconds"}) now.erase(key);
+    }
+    out_.redraw(live_line(now));
+  }
+
   void show_event(const Json& event) {
     const std::string code = field_string(event, "code");
     if (code.empty() || (out_.redraws() && shown_by_live_line(code))) return;
     out_.note(event_line(event));
   }
-  void show_evaluation(const Json& evaluation) {
-    const auto step = static_cast<int64_t>(field_number(evaluation, "step", -1));
-    const auto epoch = static_cast<int64_t>(field_number(evaluation, "epoch", -1));
-    if (std::pair(epoch, step) <= last_evaluation_) return;
-    last_evaluation_ = {epoch, step};
-    out_.note(evaluation_line(evaluation));
-  }
-  void show_step(bool ended) {
-    if (out_.redraws()) {
-      out_.redraw(live_line(job_));
-      if (ended) out_.end_redraw();
-      return;
+
+  std::vector<Json> new_evaluations() {
+    std::vector<Json> fresh;
+    const Json all = job_.value("evaluations", Json::array());
+    for (const Json& evaluation : all) {
+      const std::pair place(epoch_of(evaluation),
+                            static_cast<int64_t>(field_number(evaluation, "step", -1)));
+      if (place <= last_evaluation_) continue;
+      last_evaluation_ = place;
+      fresh.push_back(evaluation);
     }
-    const auto step = static_cast<int64_t>(field_number(job_, "step"));
-    const int64_t now = monotonic_ns();
-    const bool due = now - last_line_ns_ >= std::chrono::nanoseconds(kPlainLineEvery).count();
-    if (step == last_step_ || (!due && !ended)) return;
-    last_step_ = step;
-    last_line_ns_ = now;
-    out_.note(progress_line(job_));
+    return fresh;
+  }
+
+  bool is_after_newest_step(const Json& evaluation) const {
+    return newest_step_.is_object() &&
+           std::pair(epoch_of(evaluation), field_number(evaluation, "step")) >=
+               std::pair(epoch_of(newest_step_), field_number(newest_step_, "step"));
+  }
+
+  // Where lines stay: a step now and then, and the last one before anything else that is told.
+  bool is_due(bool other_lines) const {
+    const bool shown = shown_step_ == steps_after_;
+    const int64_t since_ns = monotonic_ns() - last_line_ns_;
+    return !shown && (other_lines || since_ns >= std::chrono::nanoseconds(kPlainLineEvery).count());
+  }
+
+  // As it was when the step was trained, so never "step 0" of a run that starts again.
+  void show_newest_step() {
+    shown_step_ = steps_after_;
+    last_line_ns_ = monotonic_ns();
+    Json then = job_;
+    if (field_string(job_, "state") != "RUNNING") then["eta_seconds"] = nullptr;
+    then["state"] = "RUNNING";
+    for (const char* key : {"step", "loss"}) then[key] = newest_step_.value(key, Json());
+    if (!out_.redraws()) return out_.note(progress_line(then));
+    out_.redraw(progress_line(then));  // the last one, which stays
+    out_.end_redraw();
   }
 
   Output& out_;
   const std::string id_;
   Json job_;
+  Json newest_step_;  // null: none yet
   int64_t events_after_ = 0;
-  int64_t steps_after_ = 0;
-  int64_t last_step_ = 0;
+  int64_t steps_after_ = 0;  // where newest_step_ is
+  int64_t shown_step_ = 0;   // the same of the newest that has a line
   int64_t last_line_ns_ = 0;
   std::pair<int64_t, int64_t> last_evaluation_ = {-1, -1};
 };
@@ -175,11 +255,10 @@ bool shown_by_live_line(const std::string& event_code) {
 Result<Json> follow_job(const Client& client, Output& out, const std::string& id) {
   PatientClient patient(client, out);
   Progress progress(out, id);
-  while (true) {
-    PENSTOCK_TRY(progress.look(patient));
-    if (state_is_final(field_string(progress.job(), "state"))) break;
+  PENSTOCK_TRY(progress.look(patient, milliseconds(0)));
+  while (!state_is_final(field_string(progress.job(), "state"))) {
     const int64_t looked_ns = monotonic_ns();
-    PENSTOCK_TRY(progress.wait(patient));
+    PENSTOCK_TRY(progress.look(patient, kHoldBack));
     std::this_thread::sleep_for(kLookEvery - Duration(monotonic_ns() - looked_ns));
   }
   return progress.job();

@@ -50,7 +50,8 @@ bool holds(const WaitCondition& condition, const Json& job);
 
 // Shows progress on stderr until the job is final: one redrawn line on a terminal, with a line of
 // its own for what stays worth reading (a failure, a recovery, a held-out loss); elsewhere plain
-// lines, one for every event and one per second with news. Returns the final Job.
+// lines, one for every event and one per second with news. Lines are in the order in which things
+// happened: a step stands before what came of it, and the end is last. Returns the final Job.
 Result<Json> follow_job(const Client& client, Output& out, const std::string& id);
 
 // Waits without showing progress. Returns the Job for which the condition holds, or the final one.
