@@ -4,6 +4,7 @@
 #include <charconv>
 
 #include "comm/base/check.h"
+#include "comm/base/counted.h"
 
 namespace penstock {
 
@@ -29,11 +30,10 @@ Result<Effects> Coordinator::start(Instant now, const StoredState& stored) {
   last_tick_ = now;
   PENSTOCK_TRY(load(stored));
   for (auto& [id, job] : jobs_) resume_watch(job);
-  note_cluster(
-      "coordinator",
-      {"coordinator_started",
-       fmt::format("coordinator started with {} jobs that have not ended and {} known workers",
-                   open_jobs_.size(), workers_.size())});
+  note_cluster("coordinator",
+               {"coordinator_started", fmt::format("coordinator started with {} not ended and {}",
+                                                   counted(std::ssize(open_jobs_), "job"),
+                                                   counted(std::ssize(workers_), "known worker"))});
   for (const JobId id : std::set<JobId>(open_jobs_)) settle(jobs_.at(id));
   schedule_needed_ = true;
   return finish_step();

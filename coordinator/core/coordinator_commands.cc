@@ -1,6 +1,7 @@
 // What clients ask for: submit, cancel, resume.
 #include <algorithm>
 
+#include "comm/base/counted.h"
 #include "coordinator/core/coordinator.h"
 #include "coordinator/plan/schedule.h"
 
@@ -42,9 +43,10 @@ Status Coordinator::check_submission(const JobSpec& spec) const {
   const ParallelismSpec& grid = spec.parallelism;
   if (grid.world_size() > device_count) {
     return invalid_argument(fmt::format(
-        "parallelism needs pipeline {} x expert {} x data {} = {} ranks, one device each, but the "
-        "{} known workers have {} devices; start more workers or make the grid smaller",
-        grid.pipeline, grid.expert, grid.data, grid.world_size(), worker_count, device_count));
+        "parallelism needs pipeline {} x expert {} x data {} = {} ranks, one device each, but "
+        "there are {} on {}; start more workers or make the grid smaller",
+        grid.pipeline, grid.expert, grid.data, grid.world_size(), counted(device_count, "device"),
+        counted(worker_count, "known worker")));
   }
   return {};
 }

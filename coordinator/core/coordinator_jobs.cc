@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "comm/base/check.h"
+#include "comm/base/counted.h"
 #include "comm/run/layout.h"
 #include "coordinator/core/coordinator.h"
 #include "coordinator/core/failure.h"
@@ -60,8 +61,8 @@ void Coordinator::schedule() {
     if (!ready_to_place(*job)) continue;
     if (blocker) {
       wait(*job, {"waiting_in_queue",
-                  fmt::format("waits behind job {} \"{}\", which needs {} devices",
-                              blocker->record.id, blocker->record.name, blocker->world_size())});
+                  fmt::format("waits behind job {} \"{}\", which needs {}", blocker->record.id,
+                              blocker->record.name, counted(blocker->world_size(), "device"))});
       continue;
     }
     const std::vector<FreeDevices> free = free_on_workers();
@@ -71,10 +72,10 @@ void Coordinator::schedule() {
     }
     size_t free_count = 0;
     for (const FreeDevices& worker : free) free_count += worker.devices.size();
-    wait(*job,
-         {"waiting_for_devices",
-          fmt::format("needs {} devices; {} of the {} devices on workers that are up are free",
-                      job->world_size(), free_count, devices_up)});
+    wait(*job, {"waiting_for_devices",
+                fmt::format("needs {}; of the {} on workers that are up, {} free",
+                            counted(job->world_size(), "device"), counted(devices_up, "device"),
+                            free_count == 1 ? "1 is" : fmt::format("{} are", free_count))});
     if (job->world_size() <= devices_up) blocker = job;
   }
 }
@@ -160,10 +161,9 @@ void Coordinator::on_event(const CheckpointFound& found) {
   }
   if (record.checkpoint && record.checkpoint->step >= record.target_steps) {
     // Committed, but the coordinator went down before it could say so.
-    return stop_epoch(
-        job, JobState::kStopping, JobState::kSucceeded, 0, "coordinator",
-        {"succeeded",
-         fmt::format("trained {} steps; the final checkpoint is committed", record.target_steps)});
+    return stop_epoch(job, JobState::kStopping, JobState::kSucceeded, 0, "coordinator",
+                      {"succeeded", fmt::format("trained {}; the final checkpoint is committed",
+                                                counted(record.target_steps, "step"))});
   }
   job.restore = Restore::kKnown;
   changed(job);
@@ -213,8 +213,9 @@ void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
   for (const WorkerId worker : hosts(job)) {
     where += (where.empty() ? "" : ", ") + worker_name(worker);
   }
-  transition(job, JobState::kPlacing, "coordinator",
-             {"placed", fmt::format("{} ranks on {}", record.placement.size(), where)});
+  transition(
+      job, JobState::kPlacing, "coordinator",
+      {"placed", fmt::format("{} on {}", counted(std::ssize(record.placement), "rank"), where)});
   const std::string& folder = job.spec.checkpoint.init_from;
   std::string from = folder.empty() ? "initial weights" : "the weights in " + folder;
   if (!record.restore_manifest.empty()) {
@@ -262,7 +263,9 @@ void Coordinator::begin_training(Job& job) {
   if (!job.record.started) job.record.started = now_;
   job.ordered_at = now_;
   transition(job, JobState::kRunning, "coordinator",
-             {"running", fmt::format("all {} ranks are ready and train", job.ranks.size())});
+             {"running", job.ranks.size() == 1
+                             ? "its rank is ready and trains"
+                             : fmt::format("all {} ranks are ready and train", job.ranks.size())});
   for (const WorkerId worker : hosts(job)) send_begin(job, worker);
 }
 
@@ -303,9 +306,9 @@ void Coordinator::fail(Job& job, Failure failure) {
   if (record.checkpoint && record.checkpoint->step >= record.target_steps) {
     return stop_epoch(
         job, JobState::kStopping, JobState::kSucceeded, 0, "coordinator",
-        {"succeeded", fmt::format("trained {} steps; a failure after the final checkpoint "
+        {"succeeded", fmt::format("trained {}; a failure after the final checkpoint "
                                   "changed nothing: {}",
-                                  record.target_steps, failure.reason.message)});
+                                  counted(record.target_steps, "step"), failure.reason.message)});
   }
   if (failure.reason.code != kCauseClusterRestarted) {
     ++record.failures;
@@ -397,10 +400,10 @@ void Coordinator::check_finished(Job& job) {
   if (job.record.state != JobState::kRunning || !all_finished || job.commit_in_flight()) return;
   const JobRecord& record = job.record;
   if (record.checkpoint && record.checkpoint->step >= record.target_steps) {
-    return stop_epoch(
-        job, JobState::kStopping, JobState::kSucceeded, kFinishedGraceMs, "coordinator",
-        {"succeeded",
-         fmt::format("trained {} steps; the final checkpoint is committed", record.target_steps)});
+    return stop_epoch(job, JobState::kStopping, JobState::kSucceeded, kFinishedGraceMs,
+                      "coordinator",
+                      {"succeeded", fmt::format("trained {}; the final checkpoint is committed",
+                                                counted(record.target_steps, "step"))});
   }
   const auto failed = job.failed_rounds.find(record.target_steps);
   stop_epoch(job, JobState::kStopping, JobState::kFailed, kFinishedGraceMs, "coordinator",

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "comm/base/check.h"
+#include "comm/base/counted.h"
 #include "coordinator/core/coordinator.h"
 #include "coordinator/core/failure.h"
 
@@ -101,8 +102,8 @@ void Coordinator::on_register(const std::string& peer, const Register& message) 
   if (worker.state != WorkerState::kUp || restarted) {
     note_cluster(
         "worker " + message.name,
-        {"worker_up", fmt::format("{} on {} with {} devices ({})", message.name, message.host,
-                                  message.device_count, message.device_kind)});
+        {"worker_up", fmt::format("{} on {} with {} ({})", message.name, message.host,
+                                  counted(message.device_count, "device"), message.device_kind)});
   }
   const bool cluster_restarted = restarted && worker.state == WorkerState::kExpected;
   adopt_connection(worker, peer, message);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "comm/base/counted.h"
 #include "ops/cli/cli.h"
 #include "ops/cli/hf_export.h"
 #include "ops/cli/text.h"
@@ -58,13 +59,13 @@ Result<ExitCode> run_export(Cli& cli, const ExportFlags& flags) {
                     {"bytes", report.byte_count},
                     {"largest_logit_difference", difference}});
   cli.out.text(folder.string() + "\n");
-  cli.out.note(
-      fmt::format("{} tensors, {} in {} files, read back byte for byte; {}", report.tensor_count,
-                  format_bytes(static_cast<double>(report.byte_count)), report.file_count,
-                  report.logit_difference
-                      ? fmt::format("largest difference of a logit to the trained model {:.3g}",
-                                    *report.logit_difference)
-                      : "logits not compared"));
+  cli.out.note(fmt::format(
+      "{}, {} in {}, read back byte for byte; {}", counted(report.tensor_count, "tensor"),
+      format_bytes(static_cast<double>(report.byte_count)), counted(report.file_count, "file"),
+      report.logit_difference
+          ? fmt::format("largest difference of a logit to the trained model {:.3g}",
+                        *report.logit_difference)
+          : "logits not compared"));
   return ExitCode::kOk;
 }
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/file_system.h"
+#include "comm/base/counted.h"
 #include "ops/cli/cli.h"
 #include "ops/cli/hf_import.h"
 #include "ops/cli/spec_file.h"
@@ -48,7 +49,7 @@ Result<ExitCode> run_import(Cli& cli, const ImportFlags& flags) {
         fmt::format("ignored tensor {}: the model has no place for it", import.ignored[i]));
   }
   if (import.ignored.size() > 5) {
-    cli.out.note(fmt::format("and {} tensors more", import.ignored.size() - 5));
+    cli.out.note(fmt::format("and {} more", counted(std::ssize(import.ignored) - 5, "tensor")));
   }
   if (output) {
     PENSTOCK_TRY_ASSIGN(const std::string spec, spec_text(flags, import, folder));
@@ -62,8 +63,8 @@ Result<ExitCode> run_import(Cli& cli, const ImportFlags& flags) {
                     {"parameters", import.parameter_count},
                     {"ignored_tensors", import.ignored.size()}});
   if (output) cli.out.text(*output + "\n");
-  cli.out.note(fmt::format("{} is whole: {} tensors, {} parameters, all finite", folder.string(),
-                           import.weight_count,
+  cli.out.note(fmt::format("{} is whole: {}, {} parameters, all finite", folder.string(),
+                           counted(import.weight_count, "tensor"),
                            format_quantity(static_cast<double>(import.parameter_count))));
   if (output) {
     cli.out.note(fmt::format("next: look at {0}, then penstock submit {0} --follow", *output));

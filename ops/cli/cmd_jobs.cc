@@ -8,6 +8,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "comm/base/counted.h"
 #include "comm/run/nearest_word.h"
 #include "ops/cli/cli.h"
 #include "ops/cli/follow.h"
@@ -56,8 +57,8 @@ Result<ExitCode> list_jobs(Cli& cli, bool all) {
   cli.out.table(
       {"ID", "NAME", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "RESTARTS", "AGE", "REASON"}, rows);
   if (hidden > 0 && !cli.out.json()) {
-    cli.out.note(fmt::format("{} finished job{} not shown; penstock ps -a shows all", hidden,
-                             hidden == 1 ? "" : "s"));
+    cli.out.note(fmt::format("{} not shown; penstock ps -a shows all",
+                             counted(static_cast<int64_t>(hidden), "finished job")));
   }
   return ExitCode::kOk;
 }
@@ -76,8 +77,8 @@ void describe_facts(Output& out, const Json& job) {
   fact("tokens", format_quantity(field_number(job, "tokens")));
   fact("tokens/s", rate_text(job));
   fact("eta", eta_text(job));
-  fact("epoch", fmt::format("{} ({} restarts; {} of {} failures used)", field_text(job, "epoch"),
-                            field_text(job, "restarts"), field_text(job, "failures"),
+  fact("epoch", fmt::format("{} ({}; {} of {} failures used)", field_text(job, "epoch"),
+                            field_counted(job, "restarts", "restart"), field_text(job, "failures"),
                             field_text(job, "max_restarts")));
   fact("created", field_text(job, "created"));
   fact("started", field_text(job, "started"));

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "comm/base/counted.h"
 #include "comm/run/layout.h"
 #include "coordinator/plan/schedule.h"
 #include "coordinator/plan/virtual_time.h"
@@ -176,9 +177,9 @@ std::string_view formula_text(const ParallelismSpec& layout) {
 std::string summary(const Plan& plan, ProgramKind kind) {
   const ParallelismSpec& layout = plan.layout(kind);
   const Timeline& timeline = plan.timeline(kind);
-  std::string text =
-      fmt::format("{}, {} ranks, {} stages, {} micro-batches", to_string(layout.schedule),
-                  layout.pipeline, stage_count(layout), layout.microbatches);
+  std::string text = fmt::format(
+      "{}, {}, {}, {}", to_string(layout.schedule), counted(layout.pipeline, "rank"),
+      counted(stage_count(layout), "stage"), counted(layout.microbatches, "micro-batch"));
   const int64_t replicas = layout.expert * layout.data;
   if (replicas > 1) text += fmt::format("; {} such pipelines", replicas);
   const double bubble = timeline.bubble();

@@ -30,8 +30,9 @@ bool is_this_host(const std::string& server) {
 
 void say_next_steps(Output& out, const Json& job) {
   const std::string name = field_string(job, "name");
-  out.note(fmt::format("submitted job {} \"{}\" ({} ranks, {} steps)", field_text(job, "id"), name,
-                       field_text(job, "world_size"), field_text(job, "target_steps")));
+  out.note(fmt::format("submitted job {} \"{}\" ({}, {})", field_text(job, "id"), name,
+                       field_counted(job, "world_size", "rank"),
+                       field_counted(job, "target_steps", "step")));
   out.note(
       fmt::format("next: penstock wait {0}; penstock describe {0}; penstock logs {0} -f; "
                   "penstock cancel {0}",

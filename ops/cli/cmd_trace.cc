@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "comm/base/counted.h"
 #include "comm/base/file.h"
 #include "comm/control/http_client.h"
 #include "ops/cli/cli.h"
@@ -107,10 +108,10 @@ Result<Held> wait_for_steps(Cli& cli, const Client& client, const Json& job,
     PENSTOCK_TRY_ASSIGN(const Held held, held_traces(client, id, world_size));
     if (!held.steps.empty() && (!asked || asked->last <= held.steps.last)) return held;
     if (over) {
-      return not_found(
-          held.steps.empty()
-              ? fmt::format("no step of job {} that all of its {} ranks still have", id, world_size)
-              : fmt::format("job {} ended at step {}", id, held.steps.last));
+      return not_found(held.steps.empty()
+                           ? fmt::format("no step of job {} that all of its {} still have", id,
+                                         counted(world_size, "rank"))
+                           : fmt::format("job {} ended at step {}", id, held.steps.last));
     }
     if (!said) cli.out.note(fmt::format("waiting for step {}", asked ? asked->last : 1));
     said = true;
@@ -152,8 +153,9 @@ Result<ExitCode> print_summary(Cli& cli, const std::vector<Trace>& traces,
   document["clock_uncertainty_seconds"] = static_cast<double>(uncertainty_ns) * 1e-9;
   cli.out.document(document);
   const StepSummary sum = total(summaries);
-  cli.out.text(fmt::format("steps {} to {} of {} ranks; means per rank and step\n",
-                           traces.front().steps.first, traces.front().steps.last, traces.size()));
+  cli.out.text(fmt::format("steps {} to {} of {}; means per rank and step\n",
+                           traces.front().steps.first, traces.front().steps.last,
+                           counted(std::ssize(traces), "rank")));
   cli.out.table({"PART", "MS", "SHARE"}, seconds_rows(sum, summaries.size()));
   cli.out.text("\n");
   cli.out.table({"COMMUNICATION", "COUNT", "BYTES", "ISSUE MS", "FLIGHT MS", "HIDDEN", "EXPOSED MS",

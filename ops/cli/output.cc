@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "comm/base/clock.h"
+#include "comm/base/counted.h"
 #include "ops/cli/text.h"
 
 namespace penstock {
@@ -124,6 +125,10 @@ double field_number(const Json& object, const char* key, double otherwise) {
 std::string field_string(const Json& object, const char* key) {
   const auto found = object.find(key);
   return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+std::string field_counted(const Json& object, const char* key, std::string_view noun) {
+  return counted(static_cast<int64_t>(field_number(object, key)), noun);
 }
 
 std::string field_age(const Json& object, const char* key) {

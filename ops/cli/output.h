@@ -80,6 +80,8 @@ std::string field_text(const Json& object, const char* key);
 double field_number(const Json& object, const char* key, double otherwise = 0.0);
 // A member as a string; "" for anything else.
 std::string field_string(const Json& object, const char* key);
+// A member that counts, with its noun: "1 rank", "4 ranks".
+std::string field_counted(const Json& object, const char* key, std::string_view noun);
 // How long ago a UTC time member was ("3m12s"), or "-".
 std::string field_age(const Json& object, const char* key);
 

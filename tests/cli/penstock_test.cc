@@ -346,6 +346,13 @@ TEST_F(PenstockTest, ProgramDrawsAStepWithoutACoordinator) {
       << run.out;
 }
 
+TEST_F(PenstockTest, ProgramOfOneRankIsNotCalledRanks) {
+  const std::string spec =
+      write("one.yaml", edited("{pipeline: 2, expert: 2, schedule: dualpipe, microbatches: 4}",
+                               "{schedule: 1f1b, microbatches: 1}"));
+  EXPECT_EQ(penstock({"program", spec}).out.find("1f1b, 1 rank, 1 stage, 1 micro-batch\n"), 0u);
+}
+
 TEST_F(PenstockTest, ProgramListsWhatARankDoes) {
   const std::string spec = write("job.yaml", kValidSpec);
   const ProgramRun run = penstock({"program", spec, "--rank", "3", "--no-headers"});

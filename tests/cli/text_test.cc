@@ -2,6 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
+#include "comm/base/counted.h"
+#include "ops/cli/output.h"
+
 #include <cmath>
 
 namespace penstock {
@@ -76,6 +81,13 @@ TEST(TextTest, LongTextIsCutBetweenCharacters) {
   EXPECT_EQ(cut_text("abcd", 3), "ab…");
   EXPECT_EQ(cut_text("äöüß", 3), "äö…");
   EXPECT_EQ(cut_text("ab", 1), "…");
+}
+
+TEST(TextTest, OneOfAThingIsNotSeveral) {
+  EXPECT_EQ(counted(1, "rank"), "1 rank");
+  EXPECT_EQ(counted(0, "rank"), "0 ranks");
+  EXPECT_EQ(counted(4, "micro-batch"), "4 micro-batches");
+  EXPECT_EQ(field_counted({{"steps", 1}}, "steps", "step"), "1 step");
 }
 
 }  // namespace

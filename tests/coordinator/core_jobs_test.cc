@@ -128,7 +128,7 @@ TEST_F(CoreJobsTest, AJobThatDoesNotFitNowWaitsAndSaysForWhat) {
   EXPECT_EQ(h.state(b), JobState::kQueued);
   EXPECT_EQ(h.record(b).reason.code, "waiting_for_devices");
   EXPECT_EQ(h.record(b).reason.message,
-            "needs 4 devices; 2 of the 6 devices on workers that are up are free");
+            "needs 4 devices; of the 6 devices on workers that are up, 2 are free");
   EXPECT_TRUE(h.record(b).placement.empty());
 }
 
