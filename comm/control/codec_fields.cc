@@ -250,10 +250,25 @@ void take(wire::StartRank::Reader reader, StartRank& message) {
 void put(wire::RankReady::Builder builder, const RankReady& message) {
   put_rank_key(builder, message);
   builder.setAddress(data(message.address));
+  capnp::List<wire::DataIdentity>::Builder list = builder.initData(message.data.size());
+  for (size_t i = 0; i < message.data.size(); ++i) {
+    const DataIdentity& found = message.data[i];
+    list[i].setPath(text(found.path));
+    list[i].setTokens(found.tokens);
+    list[i].setDigestLow(found.digest.low);
+    list[i].setDigestHigh(found.digest.high);
+  }
 }
 void take(wire::RankReady::Reader reader, RankReady& message) {
   take_rank_key(reader, message);
   message.address = take_data(reader.getAddress());
+  const capnp::List<wire::DataIdentity>::Reader list = reader.getData();
+  message.data.reserve(list.size());
+  for (const wire::DataIdentity::Reader found : list) {
+    message.data.push_back({take_text(found.getPath()),
+                            found.getTokens(),
+                            {found.getDigestLow(), found.getDigestHigh()}});
+  }
 }
 
 void put(wire::BeginTraining::Builder builder, const BeginTraining& message) {

@@ -148,6 +148,15 @@ struct RankReady {
   epoch   @1 :UInt32;
   rank    @2 :Int32;
   address @3 :Data;    # of its data plane, opaque, at most 64 KiB
+  data    @4 :List(DataIdentity);  # training, then validation sources; at most 2048
+}
+
+struct DataIdentity {
+  # One data set, as the rank found it.
+  path       @0 :Text;    # prefix of its files, never empty
+  tokens     @1 :Int64;   # >= 0
+  digestLow  @2 :UInt64;  # XXH3-128; of what: worker/data/indexed_dataset.h
+  digestHigh @3 :UInt64;
 }
 
 struct BeginTraining {

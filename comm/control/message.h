@@ -20,6 +20,7 @@
 
 #include "comm/base/hash.h"
 #include "comm/base/ids.h"
+#include "comm/run/data_identity.h"
 #include "comm/run/expert_seats.h"
 #include "comm/run/program.h"
 
@@ -35,6 +36,7 @@ inline constexpr size_t kRanksMax = 1 << 20;
 inline constexpr size_t kSlicesMax = 1 << 20;
 inline constexpr size_t kInstructionsMax = 1 << 20;
 inline constexpr size_t kAddressBytesMax = 64 << 10;
+inline constexpr size_t kDataSetsMax = 2048;  // training and validation sources of a spec
 
 enum class RankState : uint8_t { kStarting, kReady, kTraining, kFinished };
 
@@ -107,6 +109,8 @@ struct RankReady {
   Epoch epoch;
   Rank rank;
   std::string address;  // opaque, transport's own
+  // Of the spec's training sources, then of its validation sources. Empty: of an older worker.
+  std::vector<DataIdentity> data = {};
   bool operator==(const RankReady&) const = default;
 };
 

@@ -199,6 +199,11 @@ Status check(const StartRank& message) {
 
 Status check(const RankReady& message) {
   PENSTOCK_TRY(check_rank_key(message));
+  PENSTOCK_TRY(check_that(message.data.size() <= kDataSetsMax, "data", "has too many entries"));
+  for (const DataIdentity& found : message.data) {
+    PENSTOCK_TRY(check_name("data path", found.path));
+    PENSTOCK_TRY(check_that(found.tokens >= 0, "data tokens", "is negative"));
+  }
   return check_text("address", message.address, kAddressBytesMax);
 }
 

@@ -14,6 +14,7 @@ std::vector<Record> records_of(const Effects& effects) {
   for (const JobRecord& job : effects.jobs) records.push_back(record_of(job));
   for (const JobRecord& job : effects.relaxed_jobs) records.push_back(record_of(job));
   for (const SeatsRecord& seats : effects.seats) records.push_back(record_of(seats));
+  for (const DataRecord& data : effects.data) records.push_back(record_of(data));
   for (const WorkerRecord& worker : effects.workers) records.push_back(record_of(worker));
   for (const JobEvent& event : effects.events) {
     for (Record& record : records_of(event)) records.push_back(std::move(record));
@@ -55,6 +56,10 @@ Status Coordinator::load(const StoredState& stored) {
       Result<SeatsRecord> seats = decode_seats(record.value);
       if (!seats.ok()) return in_record(seats.status());
       jobs_[seats->job].seats = std::move(seats->seats);
+    } else if (record.key.starts_with(kDataPrefix)) {
+      Result<DataRecord> data = decode_data(record.value);
+      if (!data.ok()) return in_record(data.status());
+      jobs_[data->job].data = std::move(data->data);
     } else if (record.key.starts_with(kWorkerPrefix)) {
       Result<WorkerRecord> worker = decode_worker(record.value);
       if (!worker.ok()) return in_record(worker.status());

@@ -206,6 +206,10 @@ void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
   record.placement = std::move(placement);
   hold_devices(job);
   job.ranks.assign(record.placement.size(), {});
+  if (!record.started && !job.data.empty()) {  // nothing was trained on what was found before
+    job.data.clear();
+    effects_.data.push_back({record.id, {}});
+  }
   job.recent_steps.clear();
   job.epoch_began = now_;
   job.ordered_at = now_;
@@ -375,8 +379,9 @@ void Coordinator::await_stops(Job& job) {
 }
 
 void Coordinator::send_stop(const Job& job, WorkerId worker) {
-  send(worker,
-       StopRanks{job.record.id, job.record.epoch, job.stop_grace_ms, job.record.reason.message});
+  // A reason may quote paths and what a rank said; one beyond the bound would be refused whole.
+  send(worker, StopRanks{job.record.id, job.record.epoch, job.stop_grace_ms,
+                         job.record.reason.message.substr(0, kNameBytesMax)});
 }
 
 void Coordinator::worker_stopped(Job& job, WorkerId worker) {

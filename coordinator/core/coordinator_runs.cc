@@ -35,6 +35,12 @@ void Coordinator::on_message(Worker& worker, const RankReady& message) {
   Job* job = current_epoch(message.job, message.epoch);
   RankView* rank = job ? hosted_rank(*job, message.rank, worker.record.id) : nullptr;
   if (!rank || !wants_ranks(job->record.state)) return;
+  if (job->data.empty() && !message.data.empty()) {
+    job->data = message.data;
+    effects_.data.push_back({job->record.id, job->data});
+  } else if (auto failure = data_changed(job->data, message, worker.record.name)) {
+    return fail(*job, *std::move(failure));
+  }
   rank->seen = true;
   rank->missing_since.reset();
   rank->address = message.address;

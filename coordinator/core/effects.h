@@ -109,6 +109,7 @@ struct Effects {
   std::vector<JobRecord> jobs;
   std::vector<std::pair<JobId, std::string>> specs;  // canonical JSON
   std::vector<SeatsRecord> seats;
+  std::vector<DataRecord> data;
   std::vector<WorkerRecord> workers;
   std::vector<JobEvent> events;
   // Records that a crash may cost the newest of.
@@ -124,7 +125,8 @@ struct Effects {
   std::vector<LogLine> log;
 
   bool must_sync() const {
-    return !jobs.empty() || !specs.empty() || !seats.empty() || !workers.empty() || !events.empty();
+    return !jobs.empty() || !specs.empty() || !seats.empty() || !data.empty() || !workers.empty() ||
+           !events.empty();
   }
 };
 

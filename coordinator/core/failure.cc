@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "comm/base/exit_codes.h"
 
 namespace penstock {
@@ -51,6 +53,35 @@ Failure failure_of(const RankExited& exited, const std::string& worker_name, Ran
   failure.rank = exited.rank;
   failure.worker = worker_name;
   failure.fatal = is_fatal(failure.reason.code, phase);
+  return failure;
+}
+
+std::optional<Failure> data_changed(const std::vector<DataIdentity>& expected,
+                                    const RankReady& ready, const std::string& worker_name) {
+  const std::vector<DataIdentity>& found = ready.data;
+  if (expected.empty() || found.empty() || found == expected) return std::nullopt;
+  Failure failure;
+  failure.rank = ready.rank;
+  failure.worker = worker_name;
+  failure.fatal = true;
+  const auto [was, is] =
+      std::mismatch(expected.begin(), expected.end(), found.begin(), found.end());
+  if (was == expected.end() || is == found.end()) {
+    failure.reason = {"data_changed",
+                      fmt::format("rank {} on {} found {} data sets, but the job "
+                                  "began with {}; submit it as a new job",
+                                  ready.rank, worker_name, found.size(), expected.size())};
+    return failure;
+  }
+  const auto described = [](const DataIdentity& data) {
+    return fmt::format("{} tokens with digest {}", data.tokens, to_hex(data.digest));
+  };
+  failure.reason = {
+      "data_changed",
+      fmt::format("{}.bin and .idx are no longer the data that the job began with: rank {} on {} "
+                  "found {}, not {}; put the old files back and resume the job, or submit a new "
+                  "one, with checkpoint.init_from when it is to start from exported weights",
+                  is->path, ready.rank, worker_name, described(*is), described(*was))};
   return failure;
 }
 

@@ -1,7 +1,9 @@
 // What the end of a rank means for its job. Pure.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "comm/control/message.h"
 #include "coordinator/core/records.h"
@@ -26,6 +28,11 @@ enum class RankPhase : uint8_t {
 // usage; damaged data, but while restoring, when it may be the checkpoint's and an older one may
 // do; data that is missing or may not be read at the first start.
 Failure failure_of(const RankExited& exited, const std::string& worker_name, RankPhase phase);
+
+// A rank found other data than `expected`, what the job began with; nullopt: it did not. Fatal. Data
+// of which either side knows nothing is not compared: an older worker says nothing.
+std::optional<Failure> data_changed(const std::vector<DataIdentity>& expected,
+                                    const RankReady& ready, const std::string& worker_name);
 
 // The exit is only what an order to stop looks like: a signal or kPreempted.
 bool looks_ordered(const RankExited& exited);

@@ -45,7 +45,8 @@ inline constexpr const char* kRebalancing = "rebalancing";
 struct Job {
   JobRecord record;
   JobSpec spec;
-  ExpertSeats seats;  // as in SeatsRecord
+  ExpertSeats seats;               // as in SeatsRecord
+  std::vector<DataIdentity> data;  // as in DataRecord; empty: no rank has said yet
   // Newest measured load, and the step it came with. Empty: none since this coordinator started.
   ExpertLoads loads;
   int64_t loads_step = 0;

@@ -159,6 +159,16 @@ SeatsRecord to_seats(const json& value) {
   return record;
 }
 
+DataRecord to_data(const json& value) {
+  DataRecord record;
+  record.job = {value.at("job")};
+  for (const json& found : value.at("data")) {
+    const json& digest = found.at("digest");
+    record.data.push_back({found.at("path"), found.at("tokens"), {digest.at(0), digest.at(1)}});
+  }
+  return record;
+}
+
 WorkerRecord to_worker(const json& value) {
   return {{value.at("id")},
           value.at("name"),
@@ -286,6 +296,17 @@ Record record_of(const SeatsRecord& seats) {
           dump({{"job", seats.job.value}, {"layers", std::move(layers)}})};
 }
 
+Record record_of(const DataRecord& data) {
+  json items = json::array();
+  for (const DataIdentity& found : data.data) {
+    items.push_back({{"path", found.path},
+                     {"tokens", found.tokens},
+                     {"digest", {found.digest.low, found.digest.high}}});
+  }
+  return {std::string(kDataPrefix) + key_number(data.job.value),
+          dump({{"job", data.job.value}, {"data", std::move(items)}})};
+}
+
 Record record_of(const WorkerRecord& worker) {
   return {std::string(kWorkerPrefix) + key_number(worker.id.value),
           dump({{"id", worker.id.value},
@@ -340,6 +361,9 @@ Result<JobRecord> decode_job(std::string_view value) {
 }
 Result<SeatsRecord> decode_seats(std::string_view value) {
   return decode(value, "seats", to_seats);
+}
+Result<DataRecord> decode_data(std::string_view value) {
+  return decode(value, "data", to_data);
 }
 Result<WorkerRecord> decode_worker(std::string_view value) {
   return decode(value, "worker", to_worker);

@@ -4,6 +4,7 @@
 //   job/<id>                     JobRecord
 //   spec/<id>                    canonical job spec (comm/run/job_spec.h)
 //   seats/<id>                   SeatsRecord, once experts were moved
+//   data/<id>                    DataRecord
 //   worker/<id>                  WorkerRecord
 //   event/<sequence>             JobEvent, every event in order
 //   job-event/<id>/<sequence>    the same, by job
@@ -21,6 +22,7 @@
 #include "comm/base/clock.h"
 #include "comm/base/ids.h"
 #include "comm/base/status.h"
+#include "comm/run/data_identity.h"
 #include "comm/run/expert_seats.h"
 
 namespace penstock {
@@ -140,6 +142,14 @@ struct SeatsRecord {
   ExpertSeats seats;
 };
 
+// What the first ranks of a job found: every later start must find the same. With the job and not
+// in its checkpoints, since no other job restores those, and since a start from initial weights
+// must not change the data of steps that are recorded either.
+struct DataRecord {
+  JobId job;
+  std::vector<DataIdentity> data;
+};
+
 struct WorkerRecord {
   WorkerId id;
   std::string name;
@@ -169,6 +179,7 @@ struct Record {
 
 Record record_of(const JobRecord& job);
 Record record_of(const SeatsRecord& seats);
+Record record_of(const DataRecord& data);
 Record record_of(const WorkerRecord& worker);
 Record record_of(const StepRecord& step);
 Record record_of(const EvaluationRecord& evaluation);
@@ -179,6 +190,7 @@ std::vector<Record> records_of(const JobEvent& event);
 // kDataLoss, naming the field, when the value is not what record_of writes.
 Result<JobRecord> decode_job(std::string_view value);
 Result<SeatsRecord> decode_seats(std::string_view value);
+Result<DataRecord> decode_data(std::string_view value);
 Result<WorkerRecord> decode_worker(std::string_view value);
 Result<StepRecord> decode_step(std::string_view value);
 Result<EvaluationRecord> decode_evaluation(std::string_view value);
@@ -196,11 +208,12 @@ std::optional<JobId> job_of_spec_key(std::string_view key);
 inline constexpr std::string_view kJobPrefix = "job/";
 inline constexpr std::string_view kSpecPrefix = "spec/";
 inline constexpr std::string_view kSeatsPrefix = "seats/";
+inline constexpr std::string_view kDataPrefix = "data/";
 inline constexpr std::string_view kWorkerPrefix = "worker/";
 inline constexpr std::string_view kEventPrefix = "event/";
 inline constexpr std::string_view kEvaluationPrefix = "evaluation/";
 // What a coordinator is rebuilt from, beside the last event.
-inline constexpr std::string_view kStatePrefixes[] = {kJobPrefix, kSpecPrefix, kSeatsPrefix,
-                                                      kWorkerPrefix, kEvaluationPrefix};
+inline constexpr std::string_view kStatePrefixes[] = {
+    kJobPrefix, kSpecPrefix, kSeatsPrefix, kDataPrefix, kWorkerPrefix, kEvaluationPrefix};
 
 }  // namespace penstock

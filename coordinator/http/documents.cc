@@ -85,6 +85,15 @@ json checkpoint_of(const JobRecord& record) {
            checkpoint.weights_digest.empty() ? json() : json(checkpoint.weights_digest)}};
 }
 
+json data_of(const Job& job) {
+  json items = json::array();
+  for (const DataIdentity& found : job.data) {
+    items.push_back(
+        {{"path", found.path}, {"tokens", found.tokens}, {"digest", to_hex(found.digest)}});
+  }
+  return items;
+}
+
 json failure_of(const JobRecord& record) {
   if (!record.last_failure) return {};
   const Failure& failure = *record.last_failure;
@@ -121,6 +130,7 @@ json job_body(const Coordinator& core, const Job& job) {
           {"started", time_of(record.started)},
           {"finished", time_of(record.finished)},
           {"ranks", ranks_of(core, job)},
+          {"data", data_of(job)},
           {"checkpoint", checkpoint_of(record)},
           {"evaluations", evaluations_of(job)},
           {"last_failure", failure_of(record)},

@@ -205,6 +205,16 @@ TEST(MessageCheckTest, AddressesAreBounded) {
   expect_refused(RankReady{{1}, {1}, {0}, std::string(kAddressBytesMax + 1, 'a')}, "address");
 }
 
+TEST(MessageCheckTest, DataOfARankIsNamedCountedAndBounded) {
+  const auto found = [](const DataIdentity& data) { return RankReady{{1}, {1}, {0}, "a", {data}}; };
+  EXPECT_TRUE(check_message(found({"/d", 0, {}})).ok());
+  expect_refused(found({"", 0, {}}), "data path");
+  expect_refused(found({"/d\n", 0, {}}), "data path");
+  expect_refused(found({"/d", -1, {}}), "data tokens");
+  expect_refused(RankReady{{1}, {1}, {0}, "a", std::vector<DataIdentity>(kDataSetsMax + 1)},
+                 "data");
+}
+
 TEST(MessageCheckTest, BeginTrainingNeedsAddresses) {
   expect_refused(BeginTraining{{1}, {1}, {}}, "addresses");
 }

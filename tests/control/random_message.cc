@@ -149,6 +149,10 @@ void fill(StartRank& message, Random& random) {
 void fill(RankReady& message, Random& random) {
   fill_key(message, random);
   message.address = any_bytes(random, 600);
+  message.data.resize(random.below(4));
+  for (DataIdentity& found : message.data) {
+    found = {name(random), number<int64_t>(random, 0), {random.next(), random.next()}};
+  }
 }
 
 void fill(BeginTraining& message, Random& random) {

@@ -472,6 +472,14 @@ TEST_F(ApiTest, UnknownRoutesAndMethodsAreNotFound) {
   EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/steps").status, 404);
 }
 
+TEST_F(ApiTest, AJobShowsTheDataThatItsRanksFound) {
+  h.data = {{"/c/train", 5000, {2, 1}}};
+  const JobId job = running_job();
+  const Json shown = get(fmt::format("/api/v1/jobs/{}", job))["data"];
+  EXPECT_EQ(shown, Json::parse(R"([{"path": "/c/train", "tokens": 5000,
+                                    "digest": "00000000000000010000000000000002"}])"));
+}
+
 TEST_F(ApiTest, RequestsAreCountedByRouteNotByPath) {
   call("GET", "/api/v1/jobs/one");
   call("GET", "/api/v1/jobs/two");

@@ -160,7 +160,7 @@ class CoreHarness {
   }
   void ready(JobId job, int32_t rank) {
     say(host_of(job, rank),
-        RankReady{job, record(job).epoch, Rank{rank}, "addr" + std::to_string(rank)});
+        RankReady{job, record(job).epoch, Rank{rank}, "addr" + std::to_string(rank), data});
   }
   // From QUEUED with room to RUNNING.
   void run(JobId job) {
@@ -294,6 +294,7 @@ class CoreHarness {
 
   std::map<std::string, FakeWorker> workers;
   std::map<std::string, std::string> store;
+  std::vector<DataIdentity> data;  // what ranks find
   std::vector<OutgoingMessage> messages;
   std::vector<JobEvent> events;
   std::vector<Answer> answers;

@@ -80,6 +80,20 @@ TEST(RecordsTest, SeatsReadBackAsWritten) {
             Code::kDataLoss);
 }
 
+TEST(RecordsTest, DataReadsBackAsWritten) {
+  const DataRecord data = {{7}, {{"/c/tr\xC3\xA4in", 1ll << 40, {~0ull, 1}}, {"/c/held", 5, {}}}};
+  const Record record = record_of(data);
+  EXPECT_EQ(record.key, "data/0000000000000007");
+  const auto read = decode_data(record.value);
+  ASSERT_TRUE(read.ok()) << read.status().to_string();
+  EXPECT_EQ(read->job, data.job);
+  EXPECT_EQ(read->data, data.data);
+  EXPECT_EQ(decode_data("{\"job\":7}").status().code(), Code::kDataLoss);
+  EXPECT_EQ(
+      decode_data(R"({"job":7,"data":[{"path":"/d","tokens":1,"digest":[1]}]})").status().code(),
+      Code::kDataLoss);
+}
+
 TEST(RecordsTest, ALossReadsBackToTheLastBit) {
   StepRecord step;
   step.job = {1};

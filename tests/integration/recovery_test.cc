@@ -117,6 +117,27 @@ TEST(RecoveryTest, EightRanksRecoverBitIdenticalOnTheWayUpABatchSizeRamp) {
   EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
 }
 
+TEST(RecoveryTest, ACorpusReplacedDuringARunEndsItUntilTheOldOneIsBack) {
+  const Cluster cluster;
+  const TinyJob job{.steps = 200};
+  const Outcome expected = undisturbed(cluster, job);
+  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
+  ASSERT_TRUE(cluster.wait_for_step(id, 40)) << cluster.describe(id);
+  make_dataset(cluster.folder(), "tiny-train", 99, 50'000);  // as large, of other text
+  ASSERT_EQ(kill(cluster.rank_pid(id, 1), SIGKILL), 0);
+  ASSERT_TRUE(cluster.wait_for_state(id, "FAILED")) << cluster.describe(id);
+  EXPECT_EQ(cluster.job(id).at("restarts"), 1) << "the start that found it is the last";
+  const Json failure = cluster.job(id).at("last_failure");
+  EXPECT_EQ(failure.at("code"), "data_changed");
+  const std::string message = failure.at("message");
+  EXPECT_NE(message.find((cluster.folder() / "tiny-train.bin").string()), std::string::npos)
+      << message;
+  make_dataset(cluster.folder(), "tiny-train", 1, 50'000);
+  EXPECT_EQ(cluster.call("POST", "/api/v1/jobs/" + id + "/resume").status, 202);
+  ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
+  EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
+}
+
 TEST(RecoveryTest, TheRestartBudgetIsKept) {
   const Cluster cluster;
   const TinyJob job{.steps = 5000, .max_restarts = 1};

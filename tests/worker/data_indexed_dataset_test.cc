@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <numeric>
 
 #include "comm/base/random.h"
 #include "tests/worker/data_files.h"
@@ -79,6 +80,41 @@ TEST_F(IndexedDatasetTest, WhatWasWrittenIsRead) {
     ASSERT_TRUE(data->read(2, tokens, 65536).ok());
     EXPECT_EQ(tokens, (std::vector<int32_t>{3, 4, 65535}));
   }
+}
+
+TEST_F(IndexedDatasetTest, TheDigestNamesTheContentWhereverItLies) {
+  const Digest digest = directory_.counting("d", 1000)->digest();
+  EXPECT_EQ(directory_.counting("e", 1000)->digest(), digest);
+  EXPECT_NE(directory_.counting("e", 1001)->digest(), digest);
+  EXPECT_NE(directory_.counting("e", 1000, 999)->digest(), digest) << "only the last token differs";
+  auto writer = IndexedDatasetWriter::create(directory_.path("e"), TokenType::kU16);
+  std::vector<int32_t> tokens(500);
+  for (int32_t half = 0; half < 2; ++half) {  // the same tokens, as two documents
+    std::iota(tokens.begin(), tokens.end(), 500 * half);
+    ASSERT_TRUE(writer->add_document(tokens).ok());
+  }
+  ASSERT_TRUE(writer->finish().ok());
+  EXPECT_EQ(directory_.read("d.bin"), directory_.read("e.bin"));
+  EXPECT_NE(IndexedDataset::open(directory_.path("e"))->digest(), digest);
+}
+
+TEST_F(IndexedDatasetTest, TheDigestOfALargeFileCoversBlocksFromItsFirstToItsLastByte) {
+  constexpr int64_t kTokens = 10'000'001;  // 19 MiB, of which 16 MiB are read
+  const Digest digest = directory_.counting("d", kTokens)->digest();
+  EXPECT_EQ(IndexedDataset::open(directory_.path("d"))->digest(), digest);
+  std::fstream file(directory_.path("d.bin"), std::ios::in | std::ios::out | std::ios::binary);
+  // The middle begins block 128, of 256 that begin evenly between 0 and the last.
+  const int64_t middle = (2 * kTokens - (64 << 10)) / 255 * 128;
+  for (const int64_t at : {int64_t{0}, middle + 1000, 2 * kTokens - 1}) {
+    file.seekg(at);
+    const int byte = file.get();
+    file.seekp(at);
+    file.put(static_cast<char>(byte ^ 1)).flush();
+    EXPECT_NE(IndexedDataset::open(directory_.path("d"))->digest(), digest) << at;
+    file.seekp(at);
+    file.put(static_cast<char>(byte)).flush();
+  }
+  EXPECT_EQ(IndexedDataset::open(directory_.path("d"))->digest(), digest);
 }
 
 TEST_F(IndexedDatasetTest, ATokenOutsideTheVocabularyIsNamedWithItsPosition) {

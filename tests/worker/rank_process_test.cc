@@ -80,6 +80,25 @@ TEST_F(RankProcessTest, AJobRunsFromHelloToTheCommittedLastCheckpoint) {
   EXPECT_EQ(list_checkpoints(directory_.path() / "store", FakeDaemon::kJob).checkpoints.size(), 3u);
 }
 
+TEST_F(RankProcessTest, EveryRankSaysWhichDataItOpened) {
+  const FakeDaemonOptions options = options_of({2, 1, 1, Schedule::kDualPipe}, 2);
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  for (int32_t r = 0; r < 2; ++r) EXPECT_EQ(daemon.wait_exit(r).status.exit_code, 0);
+  std::vector<DataIdentity> expected;
+  for (const auto* sources : {&options.spec.data.train, &options.spec.data.validation}) {
+    for (const DataSource& source : *sources) {
+      const auto data = IndexedDataset::open(source.path);
+      ASSERT_TRUE(data.ok()) << data.status().message();
+      expected.push_back({source.path, data->token_count(), data->digest()});
+    }
+  }
+  EXPECT_EQ(expected.size(), 2u);
+  const std::vector<RankReady> ready = daemon.all<RankReady>();
+  ASSERT_EQ(ready.size(), 2u);
+  for (const RankReady& rank : ready) EXPECT_EQ(rank.data, expected);
+}
+
 TEST_F(RankProcessTest, ARestoredJobGoesOnBitForBit) {
   const TinyLayout layout{2, 1, 1, Schedule::kDualPipe};
   std::vector<StepReport> whole;

@@ -238,6 +238,27 @@ int64_t IndexedDataset::token_count() const {
   return mapped_->token_count;
 }
 
+Digest IndexedDataset::digest() const {
+  constexpr size_t kBlockBytes = 64 << 10;
+  constexpr size_t kBlocks = 256;
+  const Bytes tokens = mapped_->tokens.bytes();
+  const uint64_t token_file_bytes = tokens.size();
+  DigestStream digest;
+  digest.update(mapped_->index.bytes());
+  digest.update(std::as_bytes(std::span(&token_file_bytes, 1)));
+  if (tokens.size() <= kBlocks * kBlockBytes) {
+    digest.update(tokens);
+    return digest.finish();
+  }
+  const size_t last = tokens.size() - kBlockBytes;
+  for (size_t i = 0; i < kBlocks; ++i) {
+    // In two parts, because their product could overflow.
+    const size_t at = last / (kBlocks - 1) * i + last % (kBlocks - 1) * i / (kBlocks - 1);
+    digest.update(tokens.subspan(at, kBlockBytes));
+  }
+  return digest.finish();
+}
+
 int64_t IndexedDataset::document_begin(int64_t document) const {
   PENSTOCK_CHECK(document >= 0 && document <= document_count(), document, document_count());
   const int64_t sequence = field<int64_t>(mapped_->documents, document);

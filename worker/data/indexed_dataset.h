@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 
+#include "comm/base/hash.h"
 #include "comm/base/status.h"
 
 namespace penstock {
@@ -42,6 +43,12 @@ class IndexedDataset {
   int64_t sequence_count() const;
   int64_t document_count() const;
   int64_t token_count() const;
+  // Names the content: of the whole .idx and, of the .bin, its size and 256 blocks of 64 KiB evenly
+  // spread from its first to its last byte; up to 16 MiB that is all of it. So a start of the
+  // largest corpus reads 16 MiB, and any that was tokenized or cut anew (other lengths, or other
+  // tokens almost everywhere) has another digest. What it cannot see is a few tokens of a larger
+  // file patched in place.
+  Digest digest() const;
   // First token of a document in the packed stream; document_begin(document_count()) ==
   // token_count(). REQUIRES: 0 <= document <= document_count().
   int64_t document_begin(int64_t document) const;

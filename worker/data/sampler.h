@@ -67,6 +67,7 @@ class Sampler {
   // REQUIRES: as window(), and into.size() == seq_length + 1.
   Status sequence(int64_t step, int64_t index, std::span<int32_t> into) const;
 
+  const std::vector<SamplerSource>& sources() const { return options_.sources; }
   int64_t seq_length() const { return options_.seq_length; }
   int64_t sequences_per_step() const { return options_.sequences_per_step; }
 

@@ -103,6 +103,21 @@ Status load(RankRun& run) {
   return {};
 }
 
+// Every rank says what it found: hosts may have different files under one name.
+std::vector<DataIdentity> data_of(const RankRun& run) {
+  std::vector<DataIdentity> data;
+  for (const std::optional<Sampler>* sampler : {&run.training, &run.validation}) {
+    if (!*sampler) continue;
+    for (const SamplerSource& source : (*sampler)->sources()) {
+      const IndexedDataset& opened = *source.data;
+      data.push_back({opened.prefix(), opened.token_count(), opened.digest()});
+      log_info("{}: {} tokens, digest {}", opened.prefix(), opened.token_count(),
+               to_hex(data.back().digest));
+    }
+  }
+  return data;
+}
+
 RankProgress progress_of(const RankRun& run, const StepResult& result, double checkpoint_seconds) {
   return {.job = run.options.job,
           .epoch = run.options.epoch,
@@ -175,8 +190,8 @@ void report_segment(const RankRun& run, int64_t step, const Result<SegmentSummar
 }
 
 Status train_and_finish(RankRun& run) {
-  run.link.send(
-      RankReady{run.options.job, run.options.epoch, run.options.rank, run.transport->address()});
+  run.link.send(RankReady{run.options.job, run.options.epoch, run.options.rank,
+                          run.transport->address(), data_of(run)});
   PENSTOCK_TRY_ASSIGN(const BeginTraining begin, run.link.wait_begin());
   PENSTOCK_TRY(run.transport->connect(begin.addresses));
   PENSTOCK_TRY(run.engine->align_clock());
