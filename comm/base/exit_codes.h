@@ -21,6 +21,7 @@ enum class ExitCode : int {
   kOutOfMemory = 13,
   kDataCorrupt = 14,  // data set or checkpoint damaged
   kPeerLost = 15,     // rank only: a peer went away; the cause is elsewhere
+  kDiverged = 16,     // loss or gradient norm is NaN or infinite; the same step ends so every time
   kInterrupted = 130,
 };
 

@@ -68,7 +68,14 @@ void Coordinator::on_message(Worker& worker, const RankExited& message) {
   if (!trained) {
     phase = job->record.restore_manifest.empty() ? RankPhase::kLoading : RankPhase::kRestoring;
   }
-  fail(*job, failure_of(message, worker.record.name, phase));
+  Failure failure = failure_of(message, worker.record.name, phase);
+  if (failure.reason.code == kCauseDiverged) {
+    const auto& checkpoint = job->record.checkpoint;
+    failure.reason.message +=
+        checkpoint ? fmt::format("; the last good checkpoint is of step {}", checkpoint->step)
+                   : "; there is no checkpoint from before";
+  }
+  fail(*job, std::move(failure));
 }
 
 void Coordinator::on_message(Worker& worker, const RanksStopped& message) {

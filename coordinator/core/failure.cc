@@ -19,6 +19,8 @@ std::string code_of(const RankExited& exited) {
       return kCausePeerLost;
     case ExitCode::kDataCorrupt:
       return kCauseDataCorrupt;
+    case ExitCode::kDiverged:
+      return kCauseDiverged;
     case ExitCode::kOutOfMemory:
       return "out_of_memory";
     case ExitCode::kUsage:
@@ -33,7 +35,7 @@ std::string code_of(const RankExited& exited) {
 }
 
 bool is_fatal(const std::string& code, RankPhase phase) {
-  if (code == "usage") return true;
+  if (code == "usage" || code == kCauseDiverged) return true;
   if (code == kCauseDataCorrupt) return phase != RankPhase::kRestoring;
   return (code == "not_found" || code == "permission_denied") && phase == RankPhase::kLoading;
 }

@@ -13,6 +13,7 @@ namespace penstock {
 // Reason codes of failures. kPeerLost is a consequence, never a cause: a better one replaces it.
 inline constexpr const char* kCausePeerLost = "peer_lost";
 inline constexpr const char* kCauseDataCorrupt = "data_corrupt";
+inline constexpr const char* kCauseDiverged = "diverged";
 // The coordinator and the worker were restarted, as by "penstock dev down" and "up" or a reboot of
 // everything. Nothing was wrong with the job: it does not count against recovery.max_restarts.
 inline constexpr const char* kCauseClusterRestarted = "cluster_restarted";
@@ -25,12 +26,13 @@ enum class RankPhase : uint8_t {
 };
 
 // The failure that an exit other than a clean one is. Fatal, because a retry meets the same: wrong
-// usage; damaged data, but while restoring, when it may be the checkpoint's and an older one may
-// do; data that is missing or may not be read at the first start.
+// usage; a loss or gradient norm that is not finite; damaged data, but while restoring, when it may
+// be the checkpoint's and an older one may do; data that is missing or may not be read at the first
+// start.
 Failure failure_of(const RankExited& exited, const std::string& worker_name, RankPhase phase);
 
-// A rank found other data than `expected`, what the job began with; nullopt: it did not. Fatal. Data
-// of which either side knows nothing is not compared: an older worker says nothing.
+// A rank found other data than `expected`, what the job began with: fatal; nullopt: it did not. Not
+// compared when either side is empty: an older worker says nothing.
 std::optional<Failure> data_changed(const std::vector<DataIdentity>& expected,
                                     const RankReady& ready, const std::string& worker_name);
 

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "comm/base/version.h"
+#include "coordinator/core/failure.h"
 
 namespace penstock {
 namespace {
@@ -194,6 +195,9 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
   const Job& job = *core_.find_job(event.job);
   const std::string run = run_label(event.job);
   if (!created_.contains(event.job)) create(job);
+  if (event.reason.code == kCauseDiverged && event.state == JobState::kFailed && event.from) {
+    nonfinite_steps(registry_, run).increment();  // which rank 0 did not report
+  }
   if (event.reason.code == "checkpoint_committed" && job.record.checkpoint) {
     saves(registry_, run, "committed").increment();
     run_gauge(registry_, "penstock_checkpoint_last_success_step", "Step of the newest checkpoint.",

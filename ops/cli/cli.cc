@@ -80,6 +80,7 @@ ExitCode exit_code_of_job(const Json& job) {
   const std::string code = failure.is_object() ? field_string(failure, "code") : "";
   if (code == "out_of_memory") return ExitCode::kOutOfMemory;
   if (code == "data_corrupt") return ExitCode::kDataCorrupt;
+  if (code == "diverged") return ExitCode::kDiverged;
   return ExitCode::kJobFailed;
 }
 

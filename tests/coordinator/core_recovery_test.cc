@@ -189,6 +189,29 @@ TEST_F(CoreRecoveryTest, DamagedDataWhileTrainingIsNeverRetried) {
   EXPECT_EQ(h.record(job).reason.code, "data_corrupt");
 }
 
+TEST_F(CoreRecoveryTest, ADivergedTrainingIsNeverRetriedAndNamesTheLastGoodCheckpoint) {
+  h.exit_rank(job, 3, ExitCode::kPeerLost);
+  h.exit_rank(job, 1, ExitCode::kDiverged, "exited with code 16: step 31: loss nan");
+  h.confirm_stops(job);
+  h.pass(seconds(60));
+  EXPECT_EQ(h.state(job), JobState::kFailed);
+  EXPECT_EQ(h.record(job).reason.code, "diverged");
+  EXPECT_EQ(h.record(job).reason.message,
+            "rank 1 on " + h.record(job).last_failure->worker +
+                " exited with code 16: step 31: loss nan; the last good checkpoint is of step 20");
+}
+
+TEST_F(CoreRecoveryTest, ATrainingThatDivergesBeforeItsFirstCheckpointSaysThatThereIsNone) {
+  const JobId other = h.submit_ok(flat_spec("other", 1));
+  h.cancel(job);
+  h.confirm_stops(job);
+  h.run(other);
+  h.exit_rank(other, 0, ExitCode::kDiverged, "exited with code 16: step 1: loss inf");
+  h.confirm_stops(other);
+  EXPECT_EQ(h.state(other), JobState::kFailed);
+  EXPECT_NE(h.record(other).reason.message.find("there is no checkpoint"), std::string::npos);
+}
+
 TEST_F(CoreRecoveryTest, AFatalCauseThatArrivesAfterItsConsequenceStillEndsTheJob) {
   h.exit_rank(job, 0, ExitCode::kPeerLost);
   EXPECT_EQ(h.state(job), JobState::kRecovering);

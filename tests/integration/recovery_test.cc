@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <regex>
+
 #include "tests/support/cluster.h"
 
 namespace penstock {
@@ -136,6 +138,30 @@ TEST(RecoveryTest, ACorpusReplacedDuringARunEndsItUntilTheOldOneIsBack) {
   EXPECT_EQ(cluster.call("POST", "/api/v1/jobs/" + id + "/resume").status, 202);
   ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
   EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
+}
+
+TEST(RecoveryTest, ATrainingThatDivergesFailsAtOnceAndKeepsItsLastGoodCheckpoint) {
+  const Cluster cluster;
+  std::string yaml = tiny_job_yaml(cluster.folder(), {.steps = 5000, .checkpoint_interval = 1});
+  const std::string modest = "{lr: 3.0e-3}";
+  ASSERT_NE(yaml.find(modest), std::string::npos);
+  // Every step multiplies the weights by about -10,000.
+  yaml.replace(yaml.find(modest), modest.size(), "{lr: 100, weight_decay: 100}");
+  const std::string id = cluster.submit(yaml);
+  ASSERT_TRUE(cluster.wait_for_state(id, "FAILED")) << cluster.describe(id);
+  const Json job = cluster.job(id);
+  EXPECT_EQ(job.at("last_failure").at("code"), "diverged") << cluster.describe(id);
+  EXPECT_EQ(job.at("failures"), 1) << "not retried";
+  const std::string message = job.at("last_failure").at("message");
+  std::smatch found;
+  ASSERT_TRUE(std::regex_search(message, found,
+                                std::regex("step ([0-9]+): loss .*, gradient norm .*; the last "
+                                           "good checkpoint is of step ([0-9]+)$")))
+      << message;
+  EXPECT_GT(std::stoll(found[1]), job.at("checkpoint").at("step").get<int64_t>());
+  const std::string metrics = cluster.call("GET", "/metrics").body;
+  EXPECT_NE(metrics.find(fmt::format("penstock_run_nonfinite_steps_total{{run=\"{}\"}} 1", id)),
+            std::string::npos);
 }
 
 TEST(RecoveryTest, TheRestartBudgetIsKept) {

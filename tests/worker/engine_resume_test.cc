@@ -2,7 +2,9 @@
 // stopped.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
+#include <limits>
 
 #include "checkpoint/store.h"
 #include "tests/worker/engine_test_support.h"
@@ -222,6 +224,33 @@ TEST_F(EngineResumeTest, ADamagedSegmentIsRefusedAndNamed) {
   const Result<StandaloneReport> report = run_standalone_threads(options);
   EXPECT_EQ(report.status().code(), Code::kDataLoss);
   EXPECT_NE(report.status().message().find(file), std::string::npos) << report.status().to_string();
+}
+
+TEST_F(EngineResumeTest, AStepThatIsNoNumberEndsTheRunBeforeAnythingOfItIsSaved) {
+  JobSpec spec = tiny_spec(directory_.path(), {2, 2, 1, Schedule::kDualPipe}, kSteps);
+  spec.checkpoint.interval = 1;
+  StandaloneOptions options = tiny_run(spec);
+  options.checkpoint_dir = checkpoints();
+  Engine* rank_0 = nullptr;
+  options.on_loaded = [&](Engine& engine) {
+    if (engine.layout().rank == Rank{0}) rank_0 = &engine;
+  };
+  options.on_step = [&](const StepResult& result) {
+    EXPECT_TRUE(std::isfinite(result.loss)) << "of step " << result.step;
+    if (result.step != 2) return;
+    for (const ParameterKind kind : kParameterKinds) {
+      const std::span<float> values = rank_0->stages()[0]->parameters().values(kind);
+      std::fill(values.begin(), values.end(), std::numeric_limits<float>::quiet_NaN());
+    }
+  };
+  const Result<StandaloneReport> report = run_standalone_threads(options);
+  ASSERT_FALSE(report.ok());
+  for (const char* word : {"step 3: loss nan, gradient norm nan", "lower the learning rate"}) {
+    EXPECT_NE(report.status().message().find(word), std::string::npos) << report.status().message();
+  }
+  for (const CheckpointInfo& info : list_checkpoints(checkpoints(), JobId{1}).checkpoints) {
+    EXPECT_LE(info.step, 2);
+  }
 }
 
 }  // namespace

@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <csignal>
 #include <filesystem>
+#include <regex>
 
 #include "tests/worker/engine_test_support.h"
 #include "tests/worker/rank_fake_daemon.h"
@@ -135,6 +137,28 @@ TEST_F(RankProcessTest, AKilledRankTakesItsPeersWithItAsLostPeers) {
     EXPECT_EQ(exit.status.exit_code, code(ExitCode::kPeerLost)) << exit.last_line;
     EXPECT_NE(exit.last_line.find("penstock-rank: unavailable"), std::string::npos)
         << exit.last_line;
+  }
+}
+
+TEST_F(RankProcessTest, ATrainingThatDivergesEndsWithACodeOfItsOwn) {
+  FakeDaemonOptions options = options_of({2, 1, 1, Schedule::kDualPipe}, 100000);
+  options.spec.optimizer.lr = 100.0;  // every step multiplies the weights by about -10,000
+  options.spec.optimizer.weight_decay = 100.0;
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  int diverged = 0;
+  for (int32_t r = 0; r < 2; ++r) {
+    const RankExit exit = daemon.wait_exit(r);
+    if (exit.status.exit_code == code(ExitCode::kPeerLost)) continue;  // before it could tell
+    EXPECT_EQ(exit.status.exit_code, code(ExitCode::kDiverged)) << exit.last_line;
+    EXPECT_TRUE(
+        std::regex_search(exit.last_line, std::regex("step [0-9]+: loss .*, gradient norm ")))
+        << exit.last_line;
+    ++diverged;
+  }
+  EXPECT_GE(diverged, 1);
+  for (const StepReport& report : daemon.all<StepReport>()) {
+    EXPECT_TRUE(std::isfinite(report.loss) && std::isfinite(report.grad_norm)) << report.step;
   }
 }
 

@@ -14,8 +14,8 @@ namespace penstock {
 namespace {
 
 // The kinds of fatal_errors_total, a closed set.
-constexpr std::array<const char*, 5> kErrorKinds = {"signal", "out_of_memory", "data_corrupt",
-                                                    "peer_lost", "failure"};
+constexpr std::array<const char*, 6> kErrorKinds = {"signal",    "out_of_memory", "data_corrupt",
+                                                    "peer_lost", "diverged",      "failure"};
 
 // nullptr: no error.
 const char* error_kind(const ExitStatus& status) {
@@ -30,6 +30,8 @@ const char* error_kind(const ExitStatus& status) {
       return "data_corrupt";
     case ExitCode::kPeerLost:
       return "peer_lost";
+    case ExitCode::kDiverged:
+      return "diverged";
     default:
       return "failure";
   }

@@ -93,12 +93,16 @@ class Engine {
     return state_->restore(manifest_path, job, step);
   }
 
-  // Runs step `step`, which is the one after the state's. kInternal when loss or gradient norm are
-  // not finite.
+  // Runs step `step`, which is the one after the state's. An error, and diverged(), when loss or
+  // gradient norm are not finite: found on every rank, since every rank has the sums over all, and
+  // before the optimizer, so that neither weights nor a checkpoint ever hold anything of that step.
   Result<StepResult> train_step(int64_t step);
   // Mean loss over spec.training.evaluation_batches held-out batches, the same ones every time; of
-  // the averaged weights when spec.optimizer.ema_evaluation. Changes no state.
+  // the averaged weights when spec.optimizer.ema_evaluation. Changes no state. An error, and
+  // diverged(), when it is not finite.
   Result<EvaluationResult> evaluate();
+  // The last call failed because the model did, not the machine: a replay ends the same way.
+  bool diverged() const { return diverged_; }
   // Tokens that chose each expert in a step, a moving average over recent training steps: of the
   // layers that this rank is the first replica of. Over all ranks each layer once.
   ExpertLoads expert_loads() const;
@@ -215,6 +219,7 @@ class Engine {
 
   // Of the step under way.
   bool training_ = true;
+  bool diverged_ = false;
   int64_t step_ = 0;  // of training; the batch's number in an evaluation
   const StepPlan* plan_ = nullptr;
   StepTimes times_;

@@ -101,8 +101,11 @@ Result<EvaluationResult> Engine::evaluate_weights() {
     loss += sums_[kLossSum];
     tokens += sums_[kTokenSum];
   }
-  if (!std::isfinite(loss))
-    return internal_error("the held-out loss is not finite; lower the learning rate");
+  diverged_ = !std::isfinite(loss);
+  if (diverged_) {
+    return internal_error(fmt::format("step {}: held-out loss {}; lower the learning rate",
+                                      state_->step(), loss / tokens));
+  }
   return EvaluationResult{loss / tokens, static_cast<int64_t>(tokens)};
 }
 
@@ -377,7 +380,8 @@ Status Engine::reduce_totals() {
   PENSTOCK_TRY(collective(Collective::kReduceTotals, -1, [&] {
     return reducer_->all_reduce_sum(layout_.world, tag_of(Channel::kReduceTotals), sums_);
   }));
-  if (!training_ || (std::isfinite(sums_[kLossSum]) && std::isfinite(sums_[kSquareSum]))) return {};
+  diverged_ = training_ && !(std::isfinite(sums_[kLossSum]) && std::isfinite(sums_[kSquareSum]));
+  if (!diverged_) return {};
   return internal_error(
       fmt::format("step {}: loss {}, gradient norm {}; lower the learning rate or look at the data "
                   "of this step",

@@ -276,8 +276,10 @@ ExitCode run_rank_process(const RankProcessOptions& options) {
     // No peer is involved yet, so none can be lost.
     return fail(status, ExitCode::kFailure);
   }
-  const ExitCode code =
-      status.ok() ? ExitCode::kOk : fail(status, exit_code_of(status, (*link)->stop_requested()));
+  ExitCode code = exit_code_of(status, (*link)->stop_requested());
+  const bool diverged = !status.ok() && run.engine && run.engine->diverged();
+  if (diverged && code != ExitCode::kPreempted) code = ExitCode::kDiverged;
+  if (!status.ok()) fail(status, code);
   // Connections to peers that may be dead are not taken apart: UCX can take seconds to see that
   // what is under way to them never ends, and the next epoch waits for this process.
   link->reset();  // sends what is queued
