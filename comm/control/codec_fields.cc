@@ -299,12 +299,14 @@ void put(wire::RankExited::Builder builder, const RankExited& message) {
   builder.setExitCode(message.exit_code);
   builder.setSignal(message.signal);
   builder.setReason(text(message.reason));
+  builder.setLogTail(data(message.log_tail));
 }
 void take(wire::RankExited::Reader reader, RankExited& message) {
   take_rank_key(reader, message);
   message.exit_code = reader.getExitCode();
   message.signal = reader.getSignal();
   message.reason = take_text(reader.getReason());
+  message.log_tail = take_data(reader.getLogTail());
 }
 
 void put(wire::RanksStopped::Builder builder, const RanksStopped& message) {

@@ -183,7 +183,8 @@ struct RankExited {
   rank     @2 :Int32;
   exitCode @3 :Int32;  # 0 .. 255; -1 exactly when a signal ended it
   signal   @4 :Int32;  # 0 .. 64
-  reason   @5 :Text;   # its last words, or what the daemon knows
+  reason   @5 :Text;   # one sentence: how it ended and, if it said, why
+  logTail  @6 :Data;   # the last lines of its stderr, at most 2 KiB; any bytes
 }
 
 struct StepReport {

@@ -32,6 +32,7 @@ inline constexpr uint32_t kProtocolVersion = 2;
 inline constexpr size_t kFrameBytesMax = 16 << 20;
 inline constexpr size_t kTextBytesMax = 1 << 20;  // spec, log chunk
 inline constexpr size_t kNameBytesMax = 4096;     // names, paths, reasons
+inline constexpr size_t kLogTailBytesMax = 2048;
 inline constexpr size_t kRanksMax = 1 << 20;
 inline constexpr size_t kSlicesMax = 1 << 20;
 inline constexpr size_t kInstructionsMax = 1 << 20;
@@ -147,9 +148,10 @@ struct RankExited {
   JobId job;
   Epoch epoch;
   Rank rank;
-  int32_t exit_code = 0;  // as in comm/base/exit_codes.h; -1 when a signal ended it
-  int32_t signal = 0;     // 0 when it exited by itself
-  std::string reason;     // the rank's own last words, or what the daemon knows
+  int32_t exit_code = 0;      // as in comm/base/exit_codes.h; -1 when a signal ended it
+  int32_t signal = 0;         // 0 when it exited by itself
+  std::string reason;         // one sentence: how it ended and, if it said, why
+  std::string log_tail = {};  // the last lines of its stderr, any bytes
   bool operator==(const RankExited&) const = default;
 };
 

@@ -232,6 +232,7 @@ Status check(const RankExited& message) {
                           "is not in -1 .. 255"));
   PENSTOCK_TRY(check_that((message.exit_code == -1) == (message.signal != 0), "exit_code",
                           "contradicts signal: it is -1 exactly when a signal ended the rank"));
+  PENSTOCK_TRY(check_text("log_tail", message.log_tail, kLogTailBytesMax));
   return check_text("reason", message.reason, kNameBytesMax);
 }
 

@@ -329,8 +329,10 @@ void Coordinator::fail(Job& job, Failure failure) {
   }
   if (record.failures > restarts_max) {
     return stop_epoch(job, JobState::kStopping, JobState::kFailed, 0, actor,
-                      {"restart_budget", fmt::format("failure {} with recovery.max_restarts {}: {}",
-                                                     record.failures, restarts_max, cause.message)},
+                      {"restart_budget",
+                       fmt::format("failure {} with recovery.max_restarts {}: {}", record.failures,
+                                   restarts_max, cause.message),
+                       cause.log_tail},
                       rank);
   }
   ++record.restarts;

@@ -52,6 +52,7 @@ Failure failure_of(const RankExited& exited, const std::string& worker_name, Ran
   Failure failure;
   failure.reason.code = code_of(exited);
   failure.reason.message = fmt::format("rank {} on {} {}", exited.rank, worker_name, how);
+  failure.reason.log_tail = exited.log_tail;
   failure.rank = exited.rank;
   failure.worker = worker_name;
   failure.fatal = is_fatal(failure.reason.code, phase);

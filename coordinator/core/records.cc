@@ -35,10 +35,12 @@ double to_number(const json& value) {
 }
 
 json to_json(const Reason& reason) {
-  return {{"code", reason.code}, {"message", reason.message}};
+  json value = {{"code", reason.code}, {"message", reason.message}};
+  if (!reason.log_tail.empty()) value["log_tail"] = reason.log_tail;
+  return value;
 }
 Reason to_reason(const json& value) {
-  return {value.at("code"), value.at("message")};
+  return {value.at("code"), value.at("message"), value.value("log_tail", "")};
 }
 
 json to_json(const Failure& failure) {

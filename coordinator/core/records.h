@@ -61,6 +61,7 @@ struct RankPlacement {
 struct Reason {
   std::string code;
   std::string message;
+  std::string log_tail = {};  // where a rank ended: the last lines it printed, any bytes
   bool operator==(const Reason&) const = default;
 };
 

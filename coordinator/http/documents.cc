@@ -99,6 +99,7 @@ json failure_of(const JobRecord& record) {
   const Failure& failure = *record.last_failure;
   return {{"code", failure.reason.code},
           {"message", failure.reason.message},
+          {"log_tail", failure.reason.log_tail},
           {"rank", failure.rank ? json(failure.rank->value) : json()},
           {"worker", failure.worker.empty() ? json() : json(failure.worker)},
           {"step", failure.step}};
@@ -237,7 +238,8 @@ std::string event_list_document(const std::vector<JobEvent>& events, uint64_t ne
                      {"state", event.state ? json(job_state_name(*event.state)) : json()},
                      {"from", event.from ? json(job_state_name(*event.from)) : json()},
                      {"code", event.reason.code},
-                     {"message", event.reason.message}});
+                     {"message", event.reason.message},
+                     {"log_tail", event.reason.log_tail}});
   }
   return dump(page_of("EventList", std::move(items), next_after, terminal));
 }

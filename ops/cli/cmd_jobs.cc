@@ -7,6 +7,7 @@
 #include <cmath>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "comm/base/counted.h"
 #include "comm/run/nearest_word.h"
@@ -94,6 +95,9 @@ void describe_facts(Output& out, const Json& job) {
   }
   if (job.contains("last_failure") && job["last_failure"].is_object()) {
     fact("failure", field_text(job["last_failure"], "message"));
+    std::istringstream log_tail(field_string(job["last_failure"], "log_tail"));
+    const char* name = "last output";
+    for (std::string line; std::getline(log_tail, line); name = "") fact(name, line);
     const std::string state = field_string(job, "state");
     if (state == "FAILED" || state == "CANCELLED") {
       fact("resume", fmt::format("penstock resume {}", field_text(job, "name")));

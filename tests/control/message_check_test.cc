@@ -237,6 +237,8 @@ TEST(MessageCheckTest, SignalsAndCodesAreOnesThatExist) {
 
 TEST(MessageCheckTest, ReasonsAreBounded) {
   expect_refused(RankExited{{1}, {1}, {0}, 1, 0, std::string(kNameBytesMax + 1, 'r')}, "reason");
+  expect_refused(RankExited{{1}, {1}, {0}, 1, 0, "", std::string(kLogTailBytesMax + 1, 't')},
+                 "log_tail");
 }
 
 TEST(MessageCheckTest, StepsOfReportsBeginAtOne) {

@@ -176,6 +176,7 @@ void fill(RankExited& message, Random& random) {
     message.signal = 1 + static_cast<int32_t>(random.below(64));
   }
   message.reason = any_bytes(random, 100);
+  message.log_tail = any_bytes(random, 300);
 }
 
 void fill(StepReport& message, Random& random) {

@@ -161,9 +161,15 @@ TEST_F(ApiTest, AJobWithABatchSizeRampCountsTheTokensItHasTrained) {
 TEST_F(ApiTest, ARecoveringJobShowsItsFailure) {
   const JobId job = running_job();
   h.train(job, 1, 7);
-  h.kill_rank(job, 2);
+  h.say("w0", RankExited{job, Epoch{1}, Rank{2}, -1, 9, "killed by signal 9", "step 7\n"});
+  sync();
   const Json failure = get("/api/v1/jobs/1")["last_failure"];
   EXPECT_EQ(failure["code"], "rank_killed");
+  EXPECT_EQ(failure["message"], "rank 2 on w0 was killed by signal 9");
+  EXPECT_EQ(failure["log_tail"], "step 7\n");
+  const Json events = get("/api/v1/jobs/1/events");
+  EXPECT_EQ(events["items"].back()["log_tail"], "step 7\n");
+  EXPECT_EQ(events["items"].front()["log_tail"], "");
   EXPECT_EQ(failure["rank"], 2);
   EXPECT_EQ(failure["worker"], "w0");
   EXPECT_EQ(failure["step"], 7);

@@ -189,6 +189,17 @@ TEST_F(CoreRecoveryTest, DamagedDataWhileTrainingIsNeverRetried) {
   EXPECT_EQ(h.record(job).reason.code, "data_corrupt");
 }
 
+TEST_F(CoreRecoveryTest, WhatARankPrintedLastStaysOutOfTheSentenceAboutItsEnd) {
+  const std::string host = h.host_of(job, 1);
+  h.say(host, RankExited{job, Epoch{1}, Rank{1}, 1, 0, "exited with code 1: no space",
+                         "21:01:13 step 30\npenstock-rank: no space\n"});
+  const Reason reason = h.record(job).reason;
+  EXPECT_EQ(reason.message, "rank 1 on " + host + " exited with code 1: no space");
+  EXPECT_EQ(reason.log_tail, "21:01:13 step 30\npenstock-rank: no space\n");
+  EXPECT_EQ(h.record(job).last_failure->reason, reason);
+  EXPECT_EQ(h.events.back().reason, reason);
+}
+
 TEST_F(CoreRecoveryTest, ADivergedTrainingIsNeverRetriedAndNamesTheLastGoodCheckpoint) {
   h.exit_rank(job, 3, ExitCode::kPeerLost);
   h.exit_rank(job, 1, ExitCode::kDiverged, "exited with code 16: step 31: loss nan");

@@ -29,7 +29,7 @@ JobRecord full_job() {
   job.restore_step = 40;
   job.rebalance = true;
   job.checkpoint = CheckpointRecord{60, {2}, "/c/7/60.manifest", 1ull << 40, "00ff", {9}};
-  job.last_failure = Failure{{"rank_killed", "rank 2"}, Rank{2}, "w1", 61, true};
+  job.last_failure = Failure{{"rank_killed", "rank 2", "a\nb\n"}, Rank{2}, "w1", 61, true};
   StepRecord step;
   step.job = {7};
   step.epoch = {3};

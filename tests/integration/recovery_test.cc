@@ -159,6 +159,11 @@ TEST(RecoveryTest, ATrainingThatDivergesFailsAtOnceAndKeepsItsLastGoodCheckpoint
                                            "good checkpoint is of step ([0-9]+)$")))
       << message;
   EXPECT_GT(std::stoll(found[1]), job.at("checkpoint").at("step").get<int64_t>());
+  const std::string log_tail = job.at("last_failure").at("log_tail");
+  EXPECT_NE(log_tail.find("penstock-rank: "), std::string::npos) << log_tail;
+  const ProgramRun shown =
+      run_program({binary("penstock").string(), "--server", cluster.server(), "describe", id});
+  EXPECT_NE(shown.out.find("\nlast output "), std::string::npos) << shown.out;
   const std::string metrics = cluster.call("GET", "/metrics").body;
   EXPECT_NE(metrics.find(fmt::format("penstock_run_nonfinite_steps_total{{run=\"{}\"}} 1", id)),
             std::string::npos);

@@ -52,28 +52,44 @@ TEST(RankOutputTest, ALineOfExactlyTheLimitIsOneLine) {
   EXPECT_EQ(output.finish(), "");
 }
 
-TEST(RankOutputTest, LastWordsAreTheLastLinesOfStderr) {
+TEST(RankOutputTest, TheLogTailIsTheLastLinesOfStderr) {
   RankOutput output;
-  output.add(RankOutput::kStderr, "one\ntwo\n\nthree\nfour\n");
+  std::string expected;
+  for (int i = 0; i < 15; ++i) {
+    const std::string line = "line " + std::to_string(i) + "\n";
+    output.add(RankOutput::kStderr, line + "\n");
+    if (i >= 5) expected += line;
+  }
   output.add(RankOutput::kStdout, "not this\n");
-  EXPECT_EQ(output.last_words(), "two | three | four");
+  EXPECT_EQ(output.log_tail(), expected);
+  EXPECT_EQ(output.last_words(), "") << "none of these lines says why the rank ended";
 }
 
-TEST(RankOutputTest, LastWordsIncludeAnUnfinishedLine) {
+TEST(RankOutputTest, LastWordsAreTheRanksOwnLineAboutItsEnd) {
+  RankOutput output;
+  output.add(RankOutput::kStderr, "penstock-rank: first\n2026-11-22 info: step 3\n");
+  output.add(RankOutput::kStderr, "penstock-rank: no space on /c\nsome library was torn down\n");
+  EXPECT_EQ(output.last_words(), "no space on /c");
+}
+
+TEST(RankOutputTest, TheLogTailIncludesAnUnfinishedLine) {
   RankOutput output;
   output.add(RankOutput::kStderr, "terminate called");
   output.finish();
-  EXPECT_EQ(output.last_words(), "terminate called");
+  EXPECT_EQ(output.log_tail(), "terminate called\n");
 }
 
-TEST(RankOutputTest, LastWordsAreBounded) {
+TEST(RankOutputTest, LastWordsAndLogTailAreBounded) {
   RankOutput output;
-  for (int i = 0; i < 3; ++i) output.add(RankOutput::kStderr, std::string(2000, 'z') + "\n");
+  const std::string line = std::string(kLastWordsPrefix) + std::string(5000, 'z') + "\n";
+  for (int i = 0; i < 3; ++i) output.add(RankOutput::kStderr, line);
   EXPECT_EQ(output.last_words(), std::string(kLastWordsBytesMax, 'z'));
+  EXPECT_EQ(output.log_tail(), line.substr(0, kLastWordsBytesMax) + "\n");
 }
 
-TEST(RankOutputTest, ASilentRankHasNoLastWords) {
+TEST(RankOutputTest, ASilentRankHasNeitherLastWordsNorALogTail) {
   EXPECT_EQ(RankOutput().last_words(), "");
+  EXPECT_EQ(RankOutput().log_tail(), "");
 }
 
 }  // namespace

@@ -517,12 +517,13 @@ TEST_F(AgentTest, AFullConnectionQueueIsTriedAgainLater) {
 TEST_F(AgentTest, AnExitIsReportedAtOnceWithCodeAndLastWords) {
   register_agent();
   run_rank(key(1, 0));
-  agent->on_rank_exit(now, key(1, 0), {14, 0}, "data corrupt: checksum of block 3");
+  agent->on_rank_exit(now, key(1, 0), {14, 0}, "data corrupt: checksum of block 3", "a\nb\n");
   const auto exited = sent_of<RankExited>();
   ASSERT_EQ(exited.size(), 1U);
   EXPECT_EQ(exited[0].exit_code, 14);
   EXPECT_EQ(exited[0].signal, 0);
-  EXPECT_NE(exited[0].reason.find("checksum of block 3"), std::string::npos);
+  EXPECT_EQ(exited[0].reason, "exited with code 14: data corrupt: checksum of block 3");
+  EXPECT_EQ(exited[0].log_tail, "a\nb\n");
   EXPECT_EQ(agent->rank_count(), 0U);
 }
 
@@ -540,8 +541,10 @@ TEST_F(AgentTest, ASignalIsReported) {
 TEST_F(AgentTest, ReasonsFitTheirBound) {
   register_agent();
   run_rank(key(1, 0));
-  agent->on_rank_exit(now, key(1, 0), {1, 0}, std::string(10'000, 'w'));
+  const std::string endless(10'000, 'w');
+  agent->on_rank_exit(now, key(1, 0), {1, 0}, endless, endless);
   EXPECT_EQ(sent_of<RankExited>()[0].reason.size(), kNameBytesMax);
+  EXPECT_EQ(sent_of<RankExited>()[0].log_tail.size(), kLogTailBytesMax);
 }
 
 TEST_F(AgentTest, AnExitIsRepeatedUntilItIsAcknowledged) {

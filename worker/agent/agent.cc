@@ -51,8 +51,8 @@ bool sent_by(const ControlMessage& message, const RankKey& from) {
       message);
 }
 
-std::string bounded(std::string text) {
-  if (text.size() > kNameBytesMax) text.resize(kNameBytesMax);
+std::string bounded(std::string text, size_t bytes_max) {
+  if (text.size() > bytes_max) text.resize(bytes_max);
   return text;
 }
 
@@ -333,7 +333,7 @@ void Agent::on_rank_message(int64_t now_ns, const RankKey& from, const ControlMe
 }
 
 void Agent::on_rank_exit(int64_t now_ns, const RankKey& key, const ExitStatus& status,
-                         const std::string& last_words) {
+                         const std::string& last_words, const std::string& log_tail) {
   const auto rank = ranks_.find(key);
   PENSTOCK_CHECK(rank != ranks_.end(), to_string(key));
   RankEntry& entry = rank->second;
@@ -344,17 +344,22 @@ void Agent::on_rank_exit(int64_t now_ns, const RankKey& key, const ExitStatus& s
   }
   std::string reason = clean ? "" : to_string(status);
   if (!entry.stop_reason.empty()) reason = "stopped by its daemon: " + entry.stop_reason;
-  if (!clean && !last_words.empty()) reason += "; last words: " + last_words;
-  end_rank(now_ns, key, status, reason);
+  if (!clean && !last_words.empty()) reason += ": " + last_words;
+  end_rank(now_ns, key, status, reason, clean ? std::string() : log_tail);
 }
 
 // The rank is gone (or never came to be): says so, and goes on with what waited for it.
 void Agent::end_rank(int64_t now_ns, const RankKey& key, const ExitStatus& status,
-                     const std::string& reason) {
+                     const std::string& reason, const std::string& log_tail) {
   ranks_.erase(key);
   log_info("{} {}{}{}", to_string(key), to_string(status), reason.empty() ? "" : ": ", reason);
-  const RankExited exited = {key.job,          key.epoch,     key.rank,
-                             status.exit_code, status.signal, bounded(reason)};
+  const RankExited exited = {key.job,
+                             key.epoch,
+                             key.rank,
+                             status.exit_code,
+                             status.signal,
+                             bounded(reason, kNameBytesMax),
+                             bounded(log_tail, kLogTailBytesMax)};
   if (fenced(key.job, key.epoch)) {
     // Acknowledged beforehand: told once, for the record.
     const Status sent = send(exited);

@@ -29,8 +29,9 @@
 //      channel (which flushes it) and exits 0.
 //   8. When anything is wrong the rank writes one line that says so as the last line of stderr and
 //   exits with the
-//      code of comm/base/exit_codes.h that fits (kPeerLost when a peer went away). That line
-//      becomes RankExited.reason. It sends no message for this.
+//      code of comm/base/exit_codes.h that fits (kPeerLost when a peer went away). That line,
+//      which begins with kLastWordsPrefix, goes into RankExited.reason. It sends no message for
+//      this.
 //   9. SIGTERM asks it to end (exit kPreempted, no checkpoint); SIGKILL follows after the grace
 //   of StopRanks.
 // Every message a rank sends must carry its own job, epoch and rank; others are dropped and logged.
@@ -108,9 +109,10 @@ class Agent {
   // is here already).
   bool accepts(const RankHello& hello) const;
   void on_rank_bound(const RankKey& key);
-  // A rank process was reaped. `last_words`: its last stderr lines, may be empty.
+  // A rank process was reaped. `last_words`: why, as it said itself, and `log_tail`: the last lines
+  // of its stderr (worker/agent/rank_output.h); either may be empty.
   void on_rank_exit(int64_t now_ns, const RankKey& key, const ExitStatus& status,
-                    const std::string& last_words);
+                    const std::string& last_words, const std::string& log_tail = {});
   // Lines of a rank's output; `offset` is their first byte's position in that rank's log.
   void on_rank_output(const RankKey& key, uint64_t offset, std::string text);
 
@@ -169,7 +171,7 @@ class Agent {
   bool runs_at_or_below(JobId job, Epoch epoch) const;
   void give_begin(const RankKey& key, RankEntry& entry);
   void end_rank(int64_t now_ns, const RankKey& key, const ExitStatus& status,
-                const std::string& reason);
+                const std::string& reason, const std::string& log_tail = {});
   void answer_stops();
   void exit_when_empty();
   std::vector<RankStatus> rank_statuses() const;

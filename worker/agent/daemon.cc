@@ -289,9 +289,10 @@ void Daemon::on_process_end(const RankKey& key) {
     emit(key, process, offset, process.output.finish());
     appender_.close(process.log_file);
     const std::string last_words = process.output.last_words();
+    const std::string log_tail = process.output.log_tail();
     processes_.erase(key);
     metrics_.rank_ended(now_ns, key, *status);
-    agent_->on_rank_exit(now_ns, key, *status, last_words);
+    agent_->on_rank_exit(now_ns, key, *status, last_words, log_tail);
   });
 }
 

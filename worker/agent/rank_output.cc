@@ -40,22 +40,18 @@ void RankOutput::take_line(Stream stream, std::string_view line, std::string& te
   text.push_back('\n');
   if (stream != kStderr || line.find_first_not_of(" \t\r") == std::string_view::npos) return;
   last_lines_.emplace_back(line.substr(0, kLastWordsBytesMax));
-  if (last_lines_.size() > kLastWordsMax) last_lines_.pop_front();
+  if (last_lines_.size() > kLogTailLinesMax) last_lines_.pop_front();
+  if (!line.starts_with(kLastWordsPrefix)) return;
+  last_words_ = line.substr(kLastWordsPrefix.size(), kLastWordsBytesMax);
 }
 
-std::string RankOutput::last_words() const {
-  std::string words;
-  // From the newest back, as many as fit.
+std::string RankOutput::log_tail() const {
+  std::string tail;
   for (auto line = last_lines_.rbegin(); line != last_lines_.rend(); ++line) {
-    if (words.empty()) {
-      words = *line;
-    } else if (words.size() + 3 + line->size() <= kLastWordsBytesMax) {
-      words = *line + " | " + words;
-    } else {
-      break;
-    }
+    if (tail.size() + line->size() + 1 > kLogTailBytesMax) break;
+    tail = *line + "\n" + tail;
   }
-  return words;
+  return tail;
 }
 
 }  // namespace penstock

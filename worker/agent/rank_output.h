@@ -7,11 +7,15 @@
 #include <string>
 #include <string_view>
 
+#include "comm/control/message.h"
+
 namespace penstock {
 
 inline constexpr size_t kLineBytesMax = 16 << 10;  // a longer line is cut into several
-inline constexpr size_t kLastWordsMax = 3;         // lines of stderr kept as last words
+inline constexpr size_t kLogTailLinesMax = 10;
 inline constexpr size_t kLastWordsBytesMax = 1024;
+// What a rank's line about its own end begins with.
+inline constexpr std::string_view kLastWordsPrefix = "penstock-rank: ";
 
 // Pure: bytes in, log text out. Lines of the two streams never mix within a line.
 class RankOutput {
@@ -26,14 +30,19 @@ class RankOutput {
 
   // Position in the log of the next text returned.
   uint64_t offset() const { return offset_; }
-  // The last lines of stderr that are not empty, oldest first, joined by " | ".
-  std::string last_words() const;
+  // Why the rank ended, in its own words: its last line of stderr that begins with
+  // kLastWordsPrefix, without that; empty: it said nothing. At most kLastWordsBytesMax.
+  const std::string& last_words() const { return last_words_; }
+  // The last lines of stderr that are not empty, oldest first, each ending in '\n': at most
+  // kLogTailLinesMax, and as many as kLogTailBytesMax holds.
+  std::string log_tail() const;
 
  private:
   void take_line(Stream stream, std::string_view line, std::string& text);
 
   std::array<std::string, 2> partial_;  // by stream; at most kLineBytesMax
   std::deque<std::string> last_lines_;
+  std::string last_words_;
   uint64_t offset_ = 0;
 };
 
