@@ -134,6 +134,7 @@ json job_body(const Coordinator& core, const Job& job) {
           {"data", data_of(job)},
           {"checkpoint", checkpoint_of(record)},
           {"evaluations", evaluations_of(job)},
+          {"rebalance_requested", record.rebalance},
           {"last_failure", failure_of(record)},
           {"checkpoint_dir", record.checkpoint_dir}};
 }

@@ -89,6 +89,9 @@ void describe_facts(Output& out, const Json& job) {
          fmt::format("step {} at {} ({} ago)", field_text(job["checkpoint"], "step"),
                      field_text(job["checkpoint"], "path"), field_age(job["checkpoint"], "time")));
   }
+  if (job.value("rebalance_requested", false)) {
+    fact("rebalance", "requested: experts move when the next checkpoint is committed");
+  }
   for (const Json& evaluation : job.value("evaluations", Json::array())) {
     fact("held-out", fmt::format("{} nats/token after step {}", loss_text(evaluation),
                                  field_text(evaluation, "step")));

@@ -386,6 +386,7 @@ TEST_F(ApiTest, ExpertsAreAskedToMoveAndThePlanIsShown) {
   EXPECT_EQ(plan["job"], 1);
   EXPECT_EQ(plan["measured_step"], 20);
   EXPECT_EQ(plan["requested"], false);
+  EXPECT_EQ(get("/api/v1/jobs/tiny")["rebalance_requested"], false);
   EXPECT_EQ(plan["experts"], 8);
   EXPECT_EQ(plan["moved"], 4);
   EXPECT_DOUBLE_EQ(plan["imbalance_before"].get<double>(), 32.0 / 18.0);
@@ -397,6 +398,7 @@ TEST_F(ApiTest, ExpertsAreAskedToMoveAndThePlanIsShown) {
   const HttpResponse asked = call("POST", "/api/v1/jobs/tiny/rebalance");
   EXPECT_EQ(asked.status, 202);
   EXPECT_EQ(Json::parse(asked.body)["requested"], true);
+  EXPECT_EQ(get("/api/v1/jobs/tiny")["rebalance_requested"], true);
 }
 
 TEST_F(ApiTest, WorkersAreListedWithWhatTheyRun) {

@@ -71,12 +71,19 @@ TEST(RebalanceTest, TheCommandLineAsksForAMoveAndARankKilledAfterItComesBack) {
   EXPECT_LT(document["imbalance_after"], document["imbalance_before"]);
   EXPECT_FALSE(cluster.has_event(id, "rebalance_requested"));
 
-  const ProgramRun asked = penstock(cluster, {"rebalance", id});
-  ASSERT_EQ(asked.exit_code, 0) << asked.err;
-  EXPECT_EQ(asked.out.find("LAYER"), 0u) << asked.out;
   const auto settled = [&] {
     return cluster.has_event(id, "rebalancing") || cluster.has_event(id, "rebalance_dropped");
   };
+  const pid_t stopped = cluster.rank_pid(id, 0);
+  ASSERT_NE(stopped, 0);
+  ASSERT_EQ(kill(stopped, SIGSTOP), 0);  // no further checkpoint, but one under way may still come
+  const ProgramRun asked = penstock(cluster, {"rebalance", id});
+  const ProgramRun shown = penstock(cluster, {"describe", id});
+  EXPECT_TRUE(settled() || shown.out.find("\nrebalance   requested") != std::string::npos)
+      << shown.out;
+  ASSERT_EQ(kill(stopped, SIGCONT), 0);
+  ASSERT_EQ(asked.exit_code, 0) << asked.err;
+  EXPECT_EQ(asked.out.find("LAYER"), 0u) << asked.out;
   ASSERT_TRUE(wait_until(settled, kPatience)) << cluster.describe(id);
   ASSERT_TRUE(cluster.wait_for_state(id, "RUNNING")) << cluster.describe(id);
   ASSERT_TRUE(wait_until([&] { return cluster.rank_pid(id, 1) != 0; }, kPatience));
