@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "comm/data/ucx_transport.h"
+#include "tests/support/private_mounts.h"
 
 namespace penstock {
 namespace {
@@ -64,6 +65,18 @@ TEST(ShapedNetworkTest, MembersReachEachOtherAndNothingElseOrTheErrorSaysWhatIsM
   int exit_status = -1;
   ASSERT_EQ(::waitpid(child, &exit_status, 0), child);
   EXPECT_EQ(exit_status, 0);
+}
+
+TEST(PrivateMountsTest, InAChrootThatIsNoMountPointTheErrorSaysHowToMendIt) {
+  char folder[] = "/tmp/penstock-root-XXXXXX";
+  ASSERT_NE(::mkdtemp(folder), nullptr);
+  const auto enter_twice = [&] {
+    enter_private_mounts();
+    PENSTOCK_CHECK(::chroot(folder) == 0 && ::chdir("/") == 0, errno);
+    enter_private_mounts();
+  };
+  EXPECT_DEATH(enter_twice(), "no mount point.*mount --bind DIR DIR; chroot DIR");
+  EXPECT_EQ(::rmdir(folder), 0);
 }
 
 TEST(ShapedNetworkTest, ANetworkWithoutMembersOrRateIsRefused) {

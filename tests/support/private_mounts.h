@@ -20,6 +20,17 @@ inline void tell_kernel(const Path& file, const std::string& text) {
   PENSTOCK_CHECK(::write(opened->get(), text.data(), text.size()) == std::ssize(text), errno);
 }
 
+// What this process's name space mounts from now on stays in it. kFailedPrecondition in a chroot
+// whose / is no mount point: only a mount can be made private, and one made there without would be
+// seen by everybody, and stay.
+inline Status make_mounts_private() {
+  if (mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0) return {};
+  if (errno != EINVAL) return errno_status(errno, "make the mounts of this process private");
+  return failed_precondition(
+      "/ is no mount point, as in a plain chroot, so this process can mount nothing for itself; "
+      "bind the chroot's folder onto itself before entering it: mount --bind DIR DIR; chroot DIR");
+}
+
 // Without root it is in a user name space of its own. REQUIRES: the process has one thread.
 inline void enter_private_mounts() {
   const uid_t user = geteuid();
@@ -31,7 +42,8 @@ inline void enter_private_mounts() {
     tell_kernel("/proc/self/uid_map", fmt::format("0 {} 1", user));
     tell_kernel("/proc/self/gid_map", fmt::format("0 {} 1", group));
   }
-  PENSTOCK_CHECK(mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, errno);
+  const Status made_private = make_mounts_private();
+  PENSTOCK_CHECK(made_private.ok(), made_private.message());
 }
 
 }  // namespace penstock

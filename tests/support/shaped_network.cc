@@ -20,6 +20,7 @@
 #include <optional>
 
 #include "comm/base/check.h"
+#include "tests/support/private_mounts.h"
 
 namespace penstock {
 namespace {
@@ -243,8 +244,9 @@ Status ShapedNetwork::enter(int32_t member) const {
     return may_not(errno, fmt::format("enter the namespace of member {}", member));
   }
   // UCX finds its devices in /sys/class/net, which shows those of the namespace that mounted it.
-  if (::unshare(CLONE_NEWNS) != 0 || ::mount("", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
-      ::mount("sysfs", "/sys", "sysfs", MS_RDONLY, nullptr) != 0) {
+  if (::unshare(CLONE_NEWNS) != 0) return may_not(errno, "make a mount namespace");
+  PENSTOCK_TRY(make_mounts_private());
+  if (::mount("sysfs", "/sys", "sysfs", MS_RDONLY, nullptr) != 0) {
     return may_not(errno, "mount /sys for a network namespace");
   }
   return {};
