@@ -10,6 +10,7 @@ namespace {
 using namespace checkpoint_test;
 
 constexpr JobId kJob{7};
+constexpr JobId kStuck{8};
 
 class CheckpointThreadsTest : public ::testing::Test {
  protected:
@@ -21,13 +22,18 @@ class CheckpointThreadsTest : public ::testing::Test {
     }
   }
   Path path() const { return directory_.path() / "job"; }
+  Path hung_path() const { return directory_.path() / "nfs"; }
   Path index_path() const { return directory_.path() / "index"; }
+  std::unique_ptr<CheckpointThreads> start(EventLoop& loop) const {
+    auto threads = CheckpointThreads::start(loop, index_path());
+    PENSTOCK_CHECK(threads.ok(), threads.status().message());
+    return std::move(threads).value();
+  }
   CheckpointFound find(bool read_everything) {
     EventLoop loop;
-    auto threads = CheckpointThreads::start(loop, index_path());
-    EXPECT_TRUE(threads.ok()) << threads.status().to_string();
+    const auto threads = start(loop);
     CheckpointFound answer;
-    (*threads)->find({kJob, path().string(), read_everything}, [&](const CheckpointFound& found) {
+    threads->find({kJob, path().string(), read_everything}, [&](const CheckpointFound& found) {
       answer = found;
       loop.stop();
     });
@@ -69,12 +75,11 @@ TEST_F(CheckpointThreadsTest, ADirectoryThatCannotBeReadIsAnErrorAndNotNothing) 
 
 TEST_F(CheckpointThreadsTest, ListingsBeyondTheBoundAreRefusedAtOnce) {
   EventLoop loop;
-  auto threads = CheckpointThreads::start(loop, index_path());
-  ASSERT_TRUE(threads.ok());
+  const auto threads = start(loop);
   int listed = 0;
   int refused = 0;
   for (int i = 0; i < CheckpointThreads::kListsMax + 5; ++i) {
-    (*threads)->list(kJob, path(), [&](const Result<std::vector<ListedCheckpoint>>& answer) {
+    threads->list(kJob, path(), [&](const Result<std::vector<ListedCheckpoint>>& answer) {
       answer.ok() ? ++listed : ++refused;
       EXPECT_EQ(answer.status().code(), answer.ok() ? Code::kOk : Code::kResourceExhausted);
       if (listed == CheckpointThreads::kListsMax) loop.stop();
@@ -86,14 +91,12 @@ TEST_F(CheckpointThreadsTest, ListingsBeyondTheBoundAreRefusedAtOnce) {
 }
 
 TEST_F(CheckpointThreadsTest, ADirectoryThatHangsHoldsUpNoOtherJob) {
-  const auto hung = HungFileSystem::mount_at(directory_.path() / "nfs");
-  constexpr JobId kStuck{8};
+  const auto hung = HungFileSystem::mount_at(hung_path());
   EventLoop loop;
-  auto threads = CheckpointThreads::start(loop, index_path());
-  ASSERT_TRUE(threads.ok());
+  const auto threads = start(loop);
   int prepared = 0;
   for (int i = 0; i < 3; ++i) {  // orders are repeated while their directory is awaited
-    (*threads)->prepare(kStuck, directory_.path() / "nfs/run", [&](const Status& made) {
+    threads->prepare(kStuck, hung_path() / "run", [&](const Status& made) {
       EXPECT_FALSE(made.ok());
       ++prepared;
       loop.stop();
@@ -101,7 +104,7 @@ TEST_F(CheckpointThreadsTest, ADirectoryThatHangsHoldsUpNoOtherJob) {
   }
   hung->await_caller();
   CheckpointFound found;
-  (*threads)->find({kJob, path().string(), true}, [&](const CheckpointFound& answer) {
+  threads->find({kJob, path().string(), true}, [&](const CheckpointFound& answer) {
     found = answer;
     loop.stop();
   });
@@ -114,16 +117,14 @@ TEST_F(CheckpointThreadsTest, ADirectoryThatHangsHoldsUpNoOtherJob) {
 }
 
 TEST_F(CheckpointThreadsTest, FinishingNamesTheJobsWhoseDirectoryHangs) {
-  const auto hung = HungFileSystem::mount_at(directory_.path() / "nfs");
-  constexpr JobId kStuck{8};
+  const auto hung = HungFileSystem::mount_at(hung_path());
   EventLoop loop;
-  auto threads = CheckpointThreads::start(loop, index_path());
-  ASSERT_TRUE(threads.ok());
-  (*threads)->prepare(kStuck, directory_.path() / "nfs/run", [](const Status&) {});
+  const auto threads = start(loop);
+  threads->prepare(kStuck, hung_path() / "run", [](const Status&) {});
   hung->await_caller();
-  EXPECT_EQ((*threads)->finish(std::chrono::milliseconds(1)), std::vector<JobId>{kStuck});
+  EXPECT_EQ(threads->finish(std::chrono::milliseconds(1)), std::vector<JobId>{kStuck});
   hung->release();
-  EXPECT_TRUE((*threads)->finish(std::chrono::minutes(1)).empty());
+  EXPECT_TRUE(threads->finish(std::chrono::minutes(1)).empty());
 }
 
 TEST_F(CheckpointThreadsTest, AJobThatNeverSavedHasNothing) {

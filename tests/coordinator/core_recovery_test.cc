@@ -26,6 +26,17 @@ class CoreRecoveryTest : public ::testing::Test {
     h.pass(seconds(2));  // any back-off of this test
     if (!h.finds.empty()) h.answer_find();
   }
+  void lose(const std::string& worker) {
+    h.workers.at(worker).alive = false;
+    h.pass(seconds(4));
+  }
+  // A job that needs `devices`, one of them on `worker`, waits until its old ranks are stopped.
+  void expect_nothing_new_before_stops(const std::string& worker, int64_t devices) {
+    const JobId next = h.submit_ok(flat_spec("next", devices));
+    EXPECT_EQ(h.record(next).reason.code, "waiting_for_devices");
+    h.say(worker, RanksStopped{job, Epoch{1}});
+    EXPECT_EQ(h.state(next), JobState::kStarting);
+  }
 
   CoreHarness h;
   JobId job;
@@ -372,8 +383,7 @@ TEST_F(CoreRecoveryTest, ASilentWorkerIsLostAfterThreeBeatsAndItsJobRecovers) {
 }
 
 TEST_F(CoreRecoveryTest, TheJobGoesOnWhenASpareArrives) {
-  h.workers.at("w1").alive = false;
-  h.pass(seconds(4));
+  lose("w1");
   h.confirm_stops(job);
   h.answer_find();
   h.add_worker("w2", 2);
@@ -382,8 +392,7 @@ TEST_F(CoreRecoveryTest, TheJobGoesOnWhenASpareArrives) {
 }
 
 TEST_F(CoreRecoveryTest, ALostWorkerThatComesBackIsToldToStopWhatItStillRuns) {
-  h.workers.at("w1").alive = false;
-  h.pass(seconds(4));
+  lose("w1");
   h.confirm_stops(job);
   h.answer_find();
   h.clear();
@@ -400,37 +409,28 @@ TEST_F(CoreRecoveryTest, ALostWorkerThatComesBackIsToldToStopWhatItStillRuns) {
 }
 
 TEST_F(CoreRecoveryTest, ALostWorkerThatComesBackGetsNothingNewBeforeItConfirmedItsStops) {
-  h.workers.at("w1").alive = false;
-  h.pass(seconds(4));
+  lose("w1");
   h.cancel(job);
   h.confirm_stops(job);
   ASSERT_EQ(h.state(job), JobState::kCancelled);
   h.register_worker("w1");
-  const JobId next = h.submit_ok(flat_spec("next", 3));
-  EXPECT_EQ(h.record(next).reason.code, "waiting_for_devices");
-  h.say("w1", RanksStopped{job, Epoch{1}});
-  EXPECT_EQ(h.state(next), JobState::kStarting);
+  expect_nothing_new_before_stops("w1", 3);
 }
 
 // Seed 2000126 of the simulation found its devices given away.
 TEST_F(CoreRecoveryTest, ALostWorkerGetsItsStopsAlsoFromARestartedCoordinator) {
-  h.workers.at("w1").alive = false;
-  h.pass(seconds(4));
+  lose("w1");
   h.restart_coordinator();
   h.register_worker("w0");
   h.cancel(job);
   h.register_worker("w1");  // still runs its ranks
   h.say("w0", RanksStopped{job, Epoch{1}});
   EXPECT_EQ(h.state(job), JobState::kCancelled);
-  const JobId next = h.submit_ok(flat_spec("next", 4));
-  EXPECT_EQ(h.record(next).reason.code, "waiting_for_devices");
-  h.say("w1", RanksStopped{job, Epoch{1}});
-  EXPECT_EQ(h.state(next), JobState::kStarting);
+  expect_nothing_new_before_stops("w1", 4);
 }
 
 TEST_F(CoreRecoveryTest, AWorkerLostForGoodDoesNotKeepARestartedCoordinatorWaiting) {
-  h.workers.at("w1").alive = false;
-  h.pass(seconds(4));
+  lose("w1");
   h.cancel(job);
   h.restart_coordinator();
   h.register_worker("w0");
@@ -439,8 +439,7 @@ TEST_F(CoreRecoveryTest, AWorkerLostForGoodDoesNotKeepARestartedCoordinatorWaiti
 }
 
 TEST_F(CoreRecoveryTest, AJobWaitsForItsOldRanksAlsoWhenOtherWorkersHaveRoom) {
-  h.workers.at("w1").alive = false;
-  h.pass(seconds(4));
+  lose("w1");
   h.confirm_stops(job);
   h.answer_find();
   h.register_worker("w1");
