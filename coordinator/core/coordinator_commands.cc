@@ -44,7 +44,7 @@ Status Coordinator::check_submission(const JobSpec& spec) const {
   if (grid.world_size() > device_count) {
     return invalid_argument(fmt::format(
         "parallelism needs pipeline {} x expert {} x data {} = {} ranks, one device each, but "
-        "there are {} on {}; start more workers or make the grid smaller",
+        "the cluster has {} on {}; start more workers or make the grid smaller",
         grid.pipeline, grid.expert, grid.data, grid.world_size(), counted(device_count, "device"),
         counted(worker_count, "known worker")));
   }

@@ -255,7 +255,7 @@ void Coordinator::advance(Job& job) {
   };
   if (job.record.state == JobState::kStarting && all([](const RankView& r) { return r.seen; })) {
     transition(job, JobState::kLoading, "coordinator",
-               {"loading", fmt::format("all {} rank processes run and load", job.ranks.size())});
+               {"loading", "every rank process runs and loads"});
   }
   if (job.record.state == JobState::kLoading &&
       all([](const RankView& r) { return r.address.has_value(); })) {
@@ -266,10 +266,7 @@ void Coordinator::advance(Job& job) {
 void Coordinator::begin_training(Job& job) {
   if (!job.record.started) job.record.started = now_;
   job.ordered_at = now_;
-  transition(job, JobState::kRunning, "coordinator",
-             {"running", job.ranks.size() == 1
-                             ? "its rank is ready and trains"
-                             : fmt::format("all {} ranks are ready and train", job.ranks.size())});
+  transition(job, JobState::kRunning, "coordinator", {"running", "every rank is ready and trains"});
   for (const WorkerId worker : hosts(job)) send_begin(job, worker);
 }
 

@@ -72,7 +72,7 @@ TEST_F(SpecFileTest, TheSourceThatIsMissingIsTheOneNamed) {
   text.replace(text.find("[{path: heldout}]"), 17, "[heldout, {path: gone}]");
   const std::string path = write(text);
   const Status status = data_status();
-  EXPECT_EQ(status.message().find(path + ":24:33: data.validation[1]: open "), 0u)
+  EXPECT_EQ(status.message().find(path + ":24:32: data.validation[1]: open "), 0u)
       << status.message();
 }
 

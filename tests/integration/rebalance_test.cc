@@ -81,7 +81,8 @@ TEST(RebalanceTest, TheCommandLineAsksForAMoveAndARankKilledAfterItComesBack) {
   const ProgramRun shown = penstock(cluster, {"describe", id});
   EXPECT_TRUE(settled() || shown.out.find("\nrebalance   requested") != std::string::npos)
       << shown.out;
-  ASSERT_EQ(kill(stopped, SIGCONT), 0);
+  // Where that checkpoint came, the rank may have been replaced by now.
+  EXPECT_TRUE(kill(stopped, SIGCONT) == 0 || settled());
   ASSERT_EQ(asked.exit_code, 0) << asked.err;
   EXPECT_EQ(asked.out.find("LAYER"), 0u) << asked.out;
   ASSERT_TRUE(wait_until(settled, kPatience)) << cluster.describe(id);

@@ -365,15 +365,16 @@ TEST(JobSpecTest, KeyValueHeadsMustBeTheHeads) {
 }
 
 TEST(JobSpecTest, AConfigurationThatWouldTrainAnotherModelIsRefused) {
-  for (const char* line :
-       {"hidden_act: gelu", "rope_interleave: false", "scoring_func: softmax",
-        "tie_word_embeddings: true", "attention_bias: true", "attention_dropout: 0.1",
-        "moe_layer_freq: 2", "rope_scaling: {type: linear, factor: 40}", "model_type: llama"}) {
+  for (const char* line : {"hidden_act: gelu", "rope_interleave: false", "scoring_func: softmax",
+                           "tie_word_embeddings: true", "attention_bias: true",
+                           "attention_dropout: 0.1", "moe_layer_freq: 2", "model_type: llama"}) {
     const std::string error =
         error_of(edited("  kv_lora_rank", "  " + std::string(line) + "\n  kv_lora_rank"));
     EXPECT_EQ(error.find("s.yaml:10:"), 0u) << error;
     EXPECT_NE(error.find("is not supported"), std::string::npos) << error;
   }
+  EXPECT_EQ(error_of(edited("  kv_lora_rank", "  rope_scaling: {type: linear}\n  kv_lora_rank")),
+            "s.yaml:10:24: model.rope_scaling.type must be default or yarn, not linear");
 }
 
 TEST(JobSpecTest, WarmUpCannotOutlastTheRun) {

@@ -58,7 +58,7 @@ class TestRank {
 
   void begin() {
     if (behaviour_ == "crash") {
-      std::fprintf(stderr, "the matrix caught fire\n");
+      std::fprintf(stderr, "penstock-rank: the matrix caught fire\n");
       std::exit(14);
     }
     if (behaviour_ == "flood") {
