@@ -5,7 +5,6 @@ namespace penstock {
 SubOp interleave_slot_of(SubOp op) {
   switch (op) {
     case SubOp::kEmbed:
-    case SubOp::kOutput:
       return SubOp::kAttention;
     case SubOp::kOutputBackward:
     case SubOp::kOutputWeight:
@@ -16,6 +15,7 @@ SubOp interleave_slot_of(SubOp op) {
     case SubOp::kDispatch:
     case SubOp::kMlp:
     case SubOp::kCombine:
+    case SubOp::kOutput:
     case SubOp::kCombineBackward:
     case SubOp::kMlpBackward:
     case SubOp::kDispatchBackward:

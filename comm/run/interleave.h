@@ -3,7 +3,7 @@
 // backend:
 //
 //   combine(B) | attn(F) dispatch(F) mlp(B) dispatch(B) mlp(W) mlp(F) combine(F) attn(B) combine(B)
-//   attn(W) | the same again for the next layer
+//   output(F) attn(W) | the same again for the next layer
 //
 // Compute and exchanges each come in the order of DeepSeek-V3's own trace
 // (deepseek-ai/profile-data).
@@ -14,6 +14,10 @@
 //
 //   combine(B)   attn(W) of the layer before it, attn(F)      dispatch(F)  mlp(B), mlp(W)
 //   dispatch(B)  mlp(W), mlp(F)                               combine(F)   attn(B), attn(W)
+//
+// The output of the last layer and the gradient of the first one's input, which neighbouring stages
+// wait for, are there before the last attn(W), which nobody waits for: so that has both sends
+// beside it.
 #pragma once
 
 #include <array>
@@ -32,7 +36,7 @@ struct InterleaveSlot {
   SubOp op;
 };
 
-inline constexpr std::array<InterleaveSlot, 11> kInterleaveTable = {{
+inline constexpr std::array<InterleaveSlot, 12> kInterleaveTable = {{
     {Side::kBackward, SubOp::kCombineBackward},  // of the first layer; later ones stand below
     {Side::kForward, SubOp::kAttention},
     {Side::kForward, SubOp::kDispatch},
@@ -43,27 +47,33 @@ inline constexpr std::array<InterleaveSlot, 11> kInterleaveTable = {{
     {Side::kForward, SubOp::kCombine},
     {Side::kBackward, SubOp::kAttentionBackward},
     {Side::kBackward, SubOp::kCombineBackward},  // of the next layer
+    {Side::kForward, SubOp::kOutput},
     {Side::kBackward, SubOp::kAttentionWeight},
 }};
 
 // The slot of the table in which `op` is issued. Operations at the ends of a pass go where they
-// have company: embedding and output in the slot of attn(F) (which, like them, starts or ends a run
-// of layers), the head's gradients in that of combine(B), the embedding's in that of attn(W).
+// have company: the embedding in the slot of attn(F), the head's gradients in that of combine(B),
+// the embedding's in that of attn(W).
 SubOp interleave_slot_of(SubOp op);
 
 // Runs both passes to their ends, table row by table row. They need not have the same number of
 // layers: the longer one runs on alone. Every rank of an expert group runs the same two passes,
-// hence the same order. PassType is Pass; a test takes one that writes down what it is told to run.
-template <typename PassType>
-Status run_overlapped(PassType& forward, PassType& backward) {
+// hence the same order. A pass is a Pass, or what can stand for one.
+template <typename ForwardPass, typename BackwardPass>
+Status run_overlapped(ForwardPass& forward, BackwardPass& backward) {
+  bool moved = false;
+  const auto run_slot = [&moved](auto& pass, SubOp slot) -> Status {
+    while (!pass.finished() && interleave_slot_of(pass.next()) == slot) {
+      PENSTOCK_TRY(pass.run_next());
+      moved = true;
+    }
+    return {};
+  };
   while (!forward.finished() || !backward.finished()) {
-    bool moved = false;
+    moved = false;
     for (const InterleaveSlot& slot : kInterleaveTable) {
-      PassType& pass = slot.side == Side::kForward ? forward : backward;
-      while (!pass.finished() && interleave_slot_of(pass.next()) == slot.op) {
-        PENSTOCK_TRY(pass.run_next());
-        moved = true;
-      }
+      PENSTOCK_TRY(slot.side == Side::kForward ? run_slot(forward, slot.op)
+                                               : run_slot(backward, slot.op));
     }
     PENSTOCK_CHECK(moved);  // the table has a slot for every operation
   }

@@ -41,6 +41,12 @@ inline constexpr int kSubOpCount = 15;
 // "attn(F)", "dispatch(B)", "mlp(W)": the names of DeepSeek's published trace.
 std::string_view sub_op_name(SubOp op);
 
+// Whether the operation makes nothing but gradients of weights.
+constexpr bool is_weight_part(SubOp op) {
+  return op == SubOp::kOutputWeight || op == SubOp::kMlpWeight || op == SubOp::kAttentionWeight ||
+         op == SubOp::kEmbedWeight;
+}
+
 // Whether the operation starts an exchange of tokens and returns without waiting.
 constexpr bool is_exchange(SubOp op) {
   return op == SubOp::kDispatch || op == SubOp::kCombine || op == SubOp::kCombineBackward ||

@@ -102,6 +102,30 @@ TEST_F(LaneTest, ASlotServesTheNextMicrobatchOnceGradientIsSentAndWeightPartHasR
   EXPECT_EQ(stage_->input(*reused)[0], 3.0F);
 }
 
+TEST_F(LaneTest, AResultThatIsFinalLeavesBeforeItsPassEndsAndOnce) {
+  lane_->begin(true, 4);
+  send(0, Channel::kActivations, 1.0F);
+  const int32_t slot = *lane_->begin_forward(0);
+  stage_->output(slot)[0] = 10.0F;
+  lane_->output_final(0);
+  EXPECT_EQ(receive(2, Channel::kActivations), 10.0F);
+  lane_->end_forward(0);
+  lane_->send_forward(0);
+  send(2, Channel::kGradients, 20.0F);
+  ASSERT_TRUE(lane_->receive_gradient(0).ok());
+  stage_->input_gradient(slot)[0] = 30.0F;
+  lane_->gradient_final(0);
+  EXPECT_EQ(receive(0, Channel::kGradients), 30.0F);
+  lane_->end_weight(0);
+  lane_->send_gradient(0);
+  // The next of each is that of the next micro-batch.
+  send(0, Channel::kActivations, 2.0F);
+  stage_->output(*lane_->begin_forward(1))[0] = 11.0F;
+  lane_->end_forward(1);
+  lane_->send_forward(1);
+  EXPECT_EQ(receive(2, Channel::kActivations), 11.0F);
+}
+
 TEST_F(LaneTest, AStepOfFewerMicrobatchesTakesNoInputOfTheNextStep) {
   lane_->begin(false, 1);
   EXPECT_TRUE(ends_[0]->done(send(0, Channel::kActivations, 1.0F)));

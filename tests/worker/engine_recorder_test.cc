@@ -114,6 +114,30 @@ TEST_P(EngineRecordsTest, EveryInstructionExchangeAndTransferOfAStepIsThereOnceI
   }
 }
 
+// Weight gradients, which end such a pass, are computed beside the send of its result.
+TEST_P(EngineRecordsTest, AResultIsSentBeforeTheBackwardOrPairThatMadeItEnds) {
+  int64_t checked = 0;
+  for (const auto& [rank, all] : records({2, 2, 1, GetParam()})) {
+    for (const TraceRecord& pass : all) {
+      if (pass.kind != TraceKind::kInstruction) continue;
+      const auto op = static_cast<Op>(pass.what);
+      if (op != Op::kBackward && op != Op::kOverlapped) continue;
+      const Transfer made = op == Op::kBackward ? Transfer::kGradients : Transfer::kActivations;
+      for (const TraceRecord& send : all) {
+        if (send.kind != TraceKind::kSend || static_cast<Transfer>(send.what) != made ||
+            send.step != pass.step || send.direction != pass.direction ||
+            send.microbatch != pass.microbatch) {
+          continue;
+        }
+        EXPECT_LT(send.begin_ns, pass.end_ns) << "rank " << rank << " step " << pass.step;
+        ++checked;
+      }
+    }
+  }
+  // ZB1P has no such pass: it sends first and computes all weight gradients later.
+  EXPECT_EQ(checked > 0, GetParam() != Schedule::kZb1p);
+}
+
 TEST_P(EngineRecordsTest, TheSummaryOfEveryRankAddsUpAndNamesItsCommunication) {
   for (const auto& [rank, all] : records({2, 2, 1, GetParam()})) {
     const std::vector<StepSummary> summaries = summarize(rank, all);

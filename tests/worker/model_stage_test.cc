@@ -154,6 +154,27 @@ TEST_F(StageTest, SubOperationsComeInTheOrderOfThePublishedTrace) {
   EXPECT_EQ(names(last.weight()), "output(W)@-1 mlp(W)@3 attn(W)@3 ");
 }
 
+TEST_F(StageTest, AResultIsFinalWhenOnlyWeightPartsAreLeft) {
+  Pipeline pipeline = make(2);
+  pipeline.initialize(1);
+  const TokenBatch batch = random_batch(tiny_model(), 1, 4, 1);
+  const MicroBatch micro_batch{1, 4, batch.tokens, batch.targets, 1.0};
+  const auto left_when_final = [](Pass pass) {
+    std::string text;
+    while (!pass.finished()) {
+      if (pass.result_final()) text += std::string(sub_op_name(pass.next())) + " ";
+      EXPECT_TRUE(pass.run_next().ok());
+    }
+    EXPECT_TRUE(pass.result_final());
+    return text;
+  };
+  for (const int stage : {0, 1}) {
+    EXPECT_EQ(left_when_final(pipeline.stage(stage).forward(0, micro_batch)), "");
+  }
+  EXPECT_EQ(left_when_final(pipeline.stage(1).backward(0)), "attn(W) ");
+  EXPECT_EQ(left_when_final(pipeline.stage(0).backward(0)), "attn(W) embed(W) ");
+}
+
 TEST_F(StageTest, LearningOneBatchByHeartDrivesItsLossToZero) {
   Pipeline pipeline = make(2);
   pipeline.initialize(8);

@@ -273,6 +273,38 @@ void Engine::end_forward(uint8_t direction, int32_t microbatch, int32_t slot) {
   lanes_[direction]->end_forward(microbatch);
 }
 
+namespace {
+
+// A pass that hands over what the neighbouring stage waits for as soon as it is final: the weight
+// parts that may be left have the send beside them.
+template <typename HandOver>
+class HandingPass {
+ public:
+  HandingPass(RecordedPass& pass, HandOver hand_over) : pass_(pass), hand_over_(hand_over) {}
+
+  bool finished() const { return pass_.finished(); }
+  SubOp next() const { return pass_.next(); }
+  Status run_next() {
+    PENSTOCK_TRY(pass_.run_next());
+    if (!handed_over_ && pass_.result_final()) {
+      handed_over_ = true;
+      hand_over_();
+    }
+    return {};
+  }
+  Status run() {
+    while (!finished()) PENSTOCK_TRY(run_next());
+    return {};
+  }
+
+ private:
+  RecordedPass& pass_;
+  const HandOver hand_over_;
+  bool handed_over_ = false;
+};
+
+}  // namespace
+
 Status Engine::forward(const Instruction& i) {
   int32_t slot = -1;
   PENSTOCK_TRY_ASSIGN(const Pass begun, begin_forward(i.direction, i.microbatch, &slot));
@@ -284,8 +316,9 @@ Status Engine::forward(const Instruction& i) {
 
 Status Engine::backward(const Instruction& i) {
   Lane& lane = *lanes_[i.direction];
-  RecordedPass pass =
+  RecordedPass recorded_pass =
       recorded(stages_[i.direction]->backward(lane.slot(i.microbatch)), i.direction, i.microbatch);
+  HandingPass pass(recorded_pass, [&] { lane.gradient_final(i.microbatch); });
   PENSTOCK_TRY(compute(i, [&] { return pass.run(); }));
   lane.end_weight(i.microbatch);
   return {};
@@ -313,11 +346,13 @@ Status Engine::backward_weight(const Instruction& i) {
 Status Engine::overlapped(const Instruction& i) {
   int32_t slot = -1;
   PENSTOCK_TRY_ASSIGN(const Pass begun, begin_forward(i.direction, i.microbatch, &slot));
-  RecordedPass forward = recorded(begun, i.direction, i.microbatch);
+  RecordedPass recorded_forward = recorded(begun, i.direction, i.microbatch);
+  HandingPass forward(recorded_forward, [&] { lanes_[i.direction]->output_final(i.microbatch); });
   Lane& lane = *lanes_[i.backward_direction];
-  RecordedPass backward =
+  RecordedPass recorded_backward =
       recorded(stages_[i.backward_direction]->backward(lane.slot(i.backward_microbatch)),
                i.backward_direction, i.backward_microbatch);
+  HandingPass backward(recorded_backward, [&] { lane.gradient_final(i.backward_microbatch); });
   PENSTOCK_TRY(compute(i, [&] { return run_overlapped(forward, backward); }));
   end_forward(i.direction, i.microbatch, slot);
   lane.end_weight(i.backward_microbatch);

@@ -67,6 +67,8 @@ void Lane::hold(int32_t slot, int64_t m) {
   state.computed = false;
   state.sent = training_ ? !options_.previous : !options_.next;
   state.followed = follower_ == nullptr;
+  state.output_sent = false;
+  state.gradient_sent = false;
   slot_of_[static_cast<size_t>(m)] = slot;
 }
 
@@ -110,11 +112,18 @@ void Lane::end_forward(int64_t m) {
       post_receive(*options_.next, Transfer::kGradients, m, stage_.output_gradient(this->slot(m)));
 }
 
-void Lane::send_forward(int64_t m) {
+void Lane::output_final(int64_t m) {
   SlotState& slot = state(m);
+  if (!options_.next || slot.output_sent) return;
   slot.output_send =
       post_send(*options_.next, Transfer::kActivations, m, stage_.output(this->slot(m)));
+  slot.output_sent = true;
+}
+
+void Lane::send_forward(int64_t m) {
+  output_final(m);
   if (training_) return;
+  SlotState& slot = state(m);
   slot.sent = true;
   free_if_over(m);
 }
@@ -123,11 +132,17 @@ Status Lane::receive_gradient(int64_t m) {
   return finish_receive(state(m).gradient);
 }
 
-void Lane::send_gradient(int64_t m) {
+void Lane::gradient_final(int64_t m) {
   SlotState& slot = state(m);
+  if (!options_.previous || slot.gradient_sent) return;
   slot.gradient_send =
       post_send(*options_.previous, Transfer::kGradients, m, stage_.input_gradient(this->slot(m)));
-  slot.sent = true;
+  slot.gradient_sent = true;
+}
+
+void Lane::send_gradient(int64_t m) {
+  gradient_final(m);
+  state(m).sent = true;
   free_if_over(m);
 }
 

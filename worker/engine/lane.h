@@ -11,6 +11,9 @@
 // which share the buffers between them (Stage::join), and the first lane keeps the slot until both
 // are done with it.
 //
+// A result may be on its way before the pass that makes it ends: output_final() and
+// gradient_final() start the send that send_forward() or send_gradient() else starts.
+//
 // Per training step and micro-batch, in this order: begin_forward, end_forward, [send_forward],
 // [receive_gradient], then [send_gradient] and end_weight in either order. Evaluation:
 // begin_forward, end_forward, [send_forward]. Brackets: where there is a neighbour.
@@ -56,10 +59,14 @@ class Lane {
 
   // The slot micro-batch `m` runs forward in, its input there and its old sends complete.
   Result<int32_t> begin_forward(int64_t m);
+  // The output is what it will be. Optional; before end_forward().
+  void output_final(int64_t m);
   void end_forward(int64_t m);
   void send_forward(int64_t m);
   // Waits until the gradient of m's output is in output_gradient(slot).
   Status receive_gradient(int64_t m);
+  // The gradient of the input is what it will be. Optional; before send_gradient().
+  void gradient_final(int64_t m);
   void send_gradient(int64_t m);
   void end_weight(int64_t m);
 
@@ -78,11 +85,13 @@ class Lane {
   // its sends may still be running then.
   struct SlotState {
     bool holds = false;
-    bool sent = false;      // the last send of its micro-batch was started, or there is none
-    bool computed = false;  // its last pass has run
-    bool followed = false;  // the following lane is done with it, or there is none
-    Posted input;           // receive
-    Posted gradient;        // receive
+    bool sent = false;         // the last send of its micro-batch was started, or there is none
+    bool computed = false;     // its last pass has run
+    bool followed = false;     // the following lane is done with it, or there is none
+    bool output_sent = false;  // its send was started; the same of the gradient
+    bool gradient_sent = false;
+    Posted input;     // receive
+    Posted gradient;  // receive
     Posted output_send;
     Posted gradient_send;
   };

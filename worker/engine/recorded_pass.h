@@ -23,6 +23,7 @@ class RecordedPass {
 
   bool finished() const { return pass_.finished(); }
   SubOp next() const { return pass_.next(); }
+  bool result_final() const { return pass_.result_final(); }
   Status run_next();
   Status run();
 

@@ -1,5 +1,7 @@
 #include "worker/model/pass.h"
 
+#include <algorithm>
+
 #include "worker/model/stage_impl.h"
 
 namespace penstock {
@@ -19,6 +21,11 @@ const PassOp& Pass::position() const {
 int64_t Pass::next_layer() const {
   const int32_t layer = position().layer;
   return layer < 0 ? -1 : stage_->impl_->layer_range.begin + layer;
+}
+
+bool Pass::result_final() const {
+  return std::ranges::all_of(ops_.subspan(next_),
+                             [](const PassOp& left) { return is_weight_part(left.op); });
 }
 
 Status Pass::run_next() {

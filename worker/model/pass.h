@@ -22,6 +22,9 @@ class Pass {
   SubOp next() const { return position().op; }
   // Layer (global index) of next(); -1 for embedding and output.
   int64_t next_layer() const;
+  // Whether what the neighbouring stage gets of this pass (the output, or the gradient of the
+  // input) is final: no sub-operation left makes any of it.
+  bool result_final() const;
   // Runs one. An error (a lost peer) leaves the stage unusable: the rank exits. REQUIRES:
   // !finished().
   Status run_next();
