@@ -6,6 +6,7 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/slice_digest.h"
 #include "checkpoint/tiling.h"
 
 namespace penstock {
@@ -19,7 +20,7 @@ constexpr size_t kDigestLineBytes = kDigestKey.size() + 32 + 1;
 constexpr int kJsonDepthMax = 8;
 constexpr size_t kManifestNameDigits = 12;
 
-Json to_json(const ManifestTensor& tensor) {
+Json to_json(const ManifestTensor& tensor, bool with_digest) {
   Json pieces = Json::array();
   for (const ManifestPiece& piece : tensor.pieces) {
     pieces.push_back({{"segment", piece.segment},
@@ -27,10 +28,12 @@ Json to_json(const ManifestTensor& tensor) {
                       {"size", piece.box.size},
                       {"digest", to_hex(piece.digest)}});
   }
-  return {{"name", tensor.name},
-          {"dtype", dtype_name(tensor.dtype)},
-          {"shape", tensor.shape},
-          {"pieces", std::move(pieces)}};
+  Json json = {{"name", tensor.name},
+               {"dtype", dtype_name(tensor.dtype)},
+               {"shape", tensor.shape},
+               {"pieces", std::move(pieces)}};
+  if (with_digest) json["digest"] = to_hex(tensor.digest());
+  return json;
 }
 
 // Typed, bounded access to the members of one JSON object. The first error sticks and later calls
@@ -124,7 +127,7 @@ Result<ManifestSegment> segment_from(const Json& json, const Manifest& manifest)
   return segment;
 }
 
-Result<ManifestTensor> tensor_from(const Json& json, size_t segment_count, size_t pieces_max) {
+Result<ManifestTensor> tensor_from(const Json& json, const Manifest& manifest, size_t pieces_max) {
   Fields fields(json, "tensor entry");
   ManifestTensor tensor;
   tensor.name = fields.text("name", kTensorNameBytesMax);
@@ -139,13 +142,20 @@ Result<ManifestTensor> tensor_from(const Json& json, size_t segment_count, size_
   for (const Json& entry : pieces) {
     Fields piece_fields(entry, "tensor " + tensor.name);
     ManifestPiece piece;
-    piece.segment = piece_fields.number("segment", segment_count - 1);
+    piece.segment = piece_fields.number("segment", manifest.segments.size() - 1);
     piece.box = {piece_fields.sizes("offset"), piece_fields.sizes("size")};
     piece.digest = piece_fields.digest("digest");
     PENSTOCK_TRY(piece_fields.status());
     const Status slice = check_slice({tensor.name, tensor.dtype, tensor.shape, piece.box});
     if (!slice.ok()) return data_loss(slice.message());
     tensor.pieces.push_back(std::move(piece));
+  }
+  if (manifest.has_tensor_digests()) {
+    const Digest digest = fields.digest("digest");
+    PENSTOCK_TRY(fields.status());
+    if (digest != tensor.digest()) {
+      return data_loss("tensor " + tensor.name + ": its digest is not the sum of its pieces'");
+    }
   }
   return tensor;
 }
@@ -176,8 +186,7 @@ Status lists_from(Fields& fields, Manifest& manifest) {
   }
   size_t pieces_left = kManifestPiecesMax;
   for (const Json& entry : tensors) {
-    PENSTOCK_TRY_ASSIGN(ManifestTensor tensor,
-                        tensor_from(entry, manifest.segments.size(), pieces_left));
+    PENSTOCK_TRY_ASSIGN(ManifestTensor tensor, tensor_from(entry, manifest, pieces_left));
     if (!manifest.tensors.empty() && manifest.tensors.back().name >= tensor.name) {
       return data_loss("its tensors are not in order, or one is listed twice: " + tensor.name);
     }
@@ -188,6 +197,12 @@ Status lists_from(Fields& fields, Manifest& manifest) {
 }
 
 }  // namespace
+
+Digest ManifestTensor::digest() const {
+  Digest sum;
+  for (const ManifestPiece& piece : pieces) sum = add_digests(sum, piece.digest);
+  return sum;
+}
 
 uint64_t Manifest::payload_bytes() const {
   uint64_t bytes = 0;
@@ -211,7 +226,7 @@ Result<std::string> encode_manifest(const Manifest& manifest) {
       text += fmt::format("\"{}\": {},\n", key, value.dump());
     };
     field("format", kFormatName);
-    field("version", kManifestFormat);
+    field("version", manifest.version);
     field("store", to_hex(manifest.store));
     field("job", manifest.job.value);
     field("epoch", manifest.epoch.value);
@@ -222,6 +237,7 @@ Result<std::string> encode_manifest(const Manifest& manifest) {
     field("created_at", format_utc(manifest.created_at));
     field("created_at_ns", manifest.created_at.nanoseconds);
     field("layout", manifest.layout);
+    if (manifest.version >= 2) field("build", manifest.build);
     field("spec", manifest.spec_json);
     field("spec_digest", to_hex(manifest.spec_digest));
     text += "\"segments\": [";
@@ -234,7 +250,8 @@ Result<std::string> encode_manifest(const Manifest& manifest) {
     }
     text += "\n],\n\"tensors\": [";
     for (const ManifestTensor& tensor : manifest.tensors) {
-      text += (text.back() == '[' ? "\n" : ",\n") + to_json(tensor).dump();
+      text += (text.back() == '[' ? "\n" : ",\n") +
+              to_json(tensor, manifest.has_tensor_digests()).dump();
     }
     text += "\n]\n}\n";
   } catch (const Json::exception& e) {  // only invalid UTF-8 gets here
@@ -257,11 +274,11 @@ Result<Manifest> decode_manifest(std::string_view text) {
   Fields fields(json, "manifest");
   Manifest manifest;
   const std::string format = fields.text("format", 64);
-  const uint64_t version = fields.number("version", UINT32_MAX);
+  manifest.version = static_cast<uint32_t>(fields.number("version", UINT32_MAX));
   PENSTOCK_TRY(fields.status());
-  if (format != kFormatName || version != kManifestFormat) {
-    return data_loss(
-        fmt::format("its version is {}, this program reads {}", version, kManifestFormat));
+  if (format != kFormatName || manifest.version == 0 || manifest.version > kManifestVersion) {
+    return data_loss(fmt::format("its version is {}, this program reads 1 to {}", manifest.version,
+                                 kManifestVersion));
   }
   const Digest store = fields.digest("store");
   manifest.store = {.low = store.low, .high = store.high};
@@ -273,6 +290,7 @@ Result<Manifest> decode_manifest(std::string_view text) {
   manifest.previous_digest = fields.digest("previous_digest");
   manifest.created_at.nanoseconds = static_cast<int64_t>(fields.number("created_at_ns", INT64_MAX));
   manifest.layout = fields.text("layout", 4096);
+  if (manifest.version >= 2) manifest.build = fields.text("build", 256);
   manifest.spec_json = fields.text("spec", 1 << 20);
   manifest.spec_digest = fields.digest("spec_digest");
   PENSTOCK_TRY(fields.status());

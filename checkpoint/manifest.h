@@ -17,7 +17,9 @@
 
 namespace penstock {
 
-inline constexpr uint32_t kManifestFormat = 1;
+// Written; older ones are read. Version 1 has no digest of whole tensors (its pieces' do not
+// add up) and does not say which program wrote it.
+inline constexpr uint32_t kManifestVersion = 2;
 inline constexpr uint64_t kManifestBytesMax = 256 << 20;
 inline constexpr size_t kManifestSegmentsMax = 1 << 20;
 inline constexpr size_t kManifestPiecesMax = 4 << 20;
@@ -35,7 +37,7 @@ struct ManifestSegment {
 struct ManifestPiece {
   size_t segment = 0;  // index into Manifest::segments
   Box box;
-  Digest digest;  // of the piece's bytes
+  Digest digest;  // as in its segment
   bool operator==(const ManifestPiece&) const = default;
 };
 
@@ -45,9 +47,14 @@ struct ManifestTensor {
   std::vector<int64_t> shape;
   std::vector<ManifestPiece> pieces;
   bool operator==(const ManifestTensor&) const = default;
+
+  // Of the whole tensor: equal for equal contents, whatever the pieces. REQUIRES: of a manifest
+  // that has_tensor_digests().
+  Digest digest() const;
 };
 
 struct Manifest {
+  uint32_t version = kManifestVersion;
   Uuid store;
   JobId job;
   Epoch epoch;
@@ -59,11 +66,13 @@ struct Manifest {
   std::string spec_json;             // canonical job spec, exact bytes
   Digest spec_digest;                // of spec_json
   std::string layout;                // free text: "pipeline 4, data 1, expert 2, dualpipe"
+  std::string build;                 // version of the program that committed it
   std::vector<ManifestSegment> segments;  // ascending by file name
   std::vector<ManifestTensor> tensors;    // ascending by name
   bool operator==(const Manifest&) const = default;
 
   uint64_t payload_bytes() const;  // of all tensors
+  bool has_tensor_digests() const { return version >= 2; }
   // nullptr when the checkpoint has no such tensor. REQUIRES: tensors ascend by name.
   const ManifestTensor* find(std::string_view name) const;
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 
+#include "checkpoint/marks.h"
 #include "checkpoint/store.h"
 #include "comm/base/log.h"
 
@@ -81,7 +82,7 @@ Result<Removal> decode_removal(std::string_view text) {
   for (size_t begin = 0; begin < body.size();) {
     const size_t end = std::min(body.find('\n', begin), body.size());
     const std::string name(body.substr(begin, end - begin));
-    if (parse_manifest_file_name(name).ok()) {
+    if (parse_manifest_file_name(name).ok() || parse_set_aside_file_name(name).ok()) {
       removal.manifests.push_back(name);
     } else if (parse_segment_file_name(name).ok()) {
       removal.segments.push_back(name);
@@ -129,25 +130,22 @@ Status finish_removal(const Path& directory, FileSystem& files) {
   return files.sync_directory(directory);
 }
 
-Result<RemovalReport> CheckpointStore::retain(int64_t keep_last) {
-  PENSTOCK_CHECK(keep_last >= 1, keep_last);
-  RemovalReport report;
-  PENSTOCK_TRY_ASSIGN(const std::vector<CheckpointInfo> whole,
-                      whole_checkpoints(directory_, job_, keep_last));
-  if (std::ssize(whole) < keep_last) return report;
-  const uint64_t oldest_kept = whole[keep_last - 1].commit_seq;
-
+// What goes below commit `oldest_kept`: manifests, and the segments only they name.
+Result<Removal> CheckpointStore::plan_removal(uint64_t oldest_kept, int64_t keep_every,
+                                              std::vector<uint64_t>& commit_seqs) const {
   Removal removal;
-  std::vector<uint64_t> commit_seqs;
   std::set<std::string> candidates;
+  PENSTOCK_TRY_ASSIGN(const std::set<uint64_t> pinned, pinned_checkpoints(directory_));
   PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory_));
   for (const std::string& name : names) {
-    const Result<uint64_t> number = parse_manifest_file_name(name);
-    if (!number.ok() || *number >= oldest_kept) continue;
+    const Result<uint64_t> aside = parse_set_aside_file_name(name);
+    const Result<uint64_t> number = aside.ok() ? aside : parse_manifest_file_name(name);
+    if (!number.ok() || *number >= oldest_kept || pinned.contains(*number)) continue;
     const auto stored = read_manifest(directory_ / name);
     // Somebody else's checkpoint that strayed in here is refused by readers, but not ours to
     // remove.
     if (stored.ok() && (stored->manifest.store != uuid_ || stored->manifest.job != job_)) continue;
+    if (stored.ok() && keep_every > 0 && stored->manifest.step % keep_every == 0) continue;
     removal.manifests.push_back(name);
     commit_seqs.push_back(*number);
     if (!stored.ok()) continue;  // what it named is found by sweep_orphans() once it is gone
@@ -155,21 +153,34 @@ Result<RemovalReport> CheckpointStore::retain(int64_t keep_last) {
       candidates.insert(segment.file);
     }
   }
-  if (removal.manifests.empty()) return report;
   // A newer manifest that cannot be read may name anything: then segments wait for sweep_orphans().
   const auto referenced = referenced_segments(directory_, removal.manifests);
   if (referenced.ok()) {
     std::set_difference(candidates.begin(), candidates.end(), referenced->begin(),
                         referenced->end(), std::back_inserter(removal.segments));
   }
+  return removal;
+}
+
+Result<RemovalReport> CheckpointStore::retain(const RetentionPolicy& policy) {
+  PENSTOCK_CHECK(policy.keep_last >= 1 && policy.keep_every >= 0, policy.keep_last,
+                 policy.keep_every);
+  RemovalReport report;
+  PENSTOCK_TRY_ASSIGN(const std::vector<CheckpointInfo> whole,
+                      whole_checkpoints(directory_, job_, policy.keep_last));
+  if (std::ssize(whole) < policy.keep_last) return report;
+  std::vector<uint64_t> commit_seqs;
+  PENSTOCK_TRY_ASSIGN(Removal removal,
+                      plan_removal(whole.back().commit_seq, policy.keep_every, commit_seqs));
+  report.commit_seqs = std::move(commit_seqs);
+  report.files = removal.segments;
+  if (removal.manifests.empty() || policy.dry_run) return report;
   PENSTOCK_TRY(begin_removal(directory_, removal, *files_));
   if (index_ != nullptr) {
-    const Status forgotten = index_->forget(job_, commit_seqs);
+    const Status forgotten = index_->forget(job_, report.commit_seqs);
     if (!forgotten.ok()) log_warning("reconcile the checkpoint index: {}", forgotten.message());
   }
   PENSTOCK_TRY(finish_removal(directory_, *files_));
-  report.commit_seqs = std::move(commit_seqs);
-  report.files = std::move(removal.segments);
   return report;
 }
 

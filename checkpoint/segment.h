@@ -20,7 +20,9 @@
 
 namespace penstock {
 
-inline constexpr uint32_t kSegmentFormat = 1;
+// Written; older ones are read. Format 1 differs in one thing: a slice's digest is the XXH3-128 of
+// its bytes.
+inline constexpr uint32_t kSegmentFormat = 2;
 inline constexpr uint64_t kSegmentHeaderBytes = 4096;
 inline constexpr uint64_t kSegmentTrailerBytes = 64;
 // Slices of this size and more start on a 4 KiB boundary; smaller ones on 64 bytes.
@@ -44,6 +46,7 @@ struct SegmentIdentity {
 };
 
 struct SegmentHeader {
+  uint32_t format = kSegmentFormat;
   uint32_t block_bytes = kBlockBytes;
   Uuid segment;
   Uuid store;
@@ -55,7 +58,7 @@ struct SegmentSlice {
   TensorSlice slice;
   uint64_t file_offset = 0;
   uint64_t byte_count = 0;
-  Digest digest;  // of the slice's bytes
+  Digest digest;  // slice_digest.h; adds up over boxes
 };
 
 // What a finished segment is known by; the footer digest covers header, slice table and block sums,
@@ -104,7 +107,8 @@ struct Trailer {
   uint64_t footer_offset = 0;
   uint64_t footer_byte_count = 0;
   uint64_t file_byte_count = 0;
-  Digest footer_digest;  // of header, then footer
+  Digest footer_digest;              // of header, then footer
+  uint32_t format = kSegmentFormat;  // the header's
 };
 std::vector<std::byte> encode_trailer(const Trailer& trailer);
 Result<Trailer> decode_trailer(Bytes bytes);

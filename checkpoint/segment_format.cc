@@ -100,7 +100,7 @@ namespace segment_format {
 std::vector<std::byte> encode_header(const SegmentHeader& header) {
   ByteWriter writer;
   writer.put_bytes(as_bytes(kHeaderMagic));
-  writer.put(kSegmentFormat);
+  writer.put(header.format);
   writer.put(static_cast<uint32_t>(kSegmentHeaderBytes));
   writer.put(header.block_bytes);
   writer.put(uint32_t{0});
@@ -125,17 +125,17 @@ Result<SegmentHeader> decode_header(Bytes bytes) {
   PENSTOCK_CHECK(bytes.size() == kSegmentHeaderBytes, bytes.size());
   ByteReader reader(bytes);
   if (!take_magic(reader, kHeaderMagic)) return data_loss("it does not begin like a segment file");
-  PENSTOCK_TRY_ASSIGN(const uint32_t format, reader.get<uint32_t>());
-  if (format != kSegmentFormat) {
+  SegmentHeader header;
+  PENSTOCK_TRY_ASSIGN(header.format, reader.get<uint32_t>());
+  if (header.format == 0 || header.format > kSegmentFormat) {
     return data_loss(
-        fmt::format("its format is {}, this program reads {}", format, kSegmentFormat));
+        fmt::format("its format is {}, this program reads 1 to {}", header.format, kSegmentFormat));
   }
   uint32_t sum = 0;
   std::memcpy(&sum, bytes.data() + bytes.size() - sizeof(sum), sizeof(sum));
   if (sum != crc32c(bytes.first(bytes.size() - sizeof(sum)))) {
     return data_loss("its header is damaged (bytes 0 to 4096): the checksum does not match");
   }
-  SegmentHeader header;
   PENSTOCK_TRY_ASSIGN(const uint32_t header_bytes, reader.get<uint32_t>());
   PENSTOCK_TRY_ASSIGN(header.block_bytes, reader.get<uint32_t>());
   PENSTOCK_TRY_ASSIGN(const uint32_t reserved, reader.get<uint32_t>());
@@ -216,10 +216,11 @@ Result<Footer> decode_footer(const SegmentHeader& header, Bytes bytes) {
   for (uint32_t i = 0; i < slice_count; ++i) {
     PENSTOCK_TRY_ASSIGN(SegmentSlice entry, decode_slice(reader));
     if (entry.file_offset < previous_end || entry.file_offset > footer.data_end ||
+        entry.file_offset % dtype_bytes(entry.slice.dtype) != 0 ||
         entry.byte_count > footer.data_end - entry.file_offset) {
       return data_loss(
-          fmt::format("tensor {}: its bytes {} to {} leave the file's data or overlap "
-                      "another slice's",
+          fmt::format("tensor {}: its bytes {} to {} leave the file's data, overlap "
+                      "another slice's or are not aligned",
                       entry.slice.name, entry.file_offset, entry.file_offset + entry.byte_count));
     }
     previous_end = entry.file_offset + entry.byte_count;
@@ -241,7 +242,7 @@ std::vector<std::byte> encode_trailer(const Trailer& trailer) {
   writer.put(trailer.file_byte_count);
   writer.put(trailer.footer_digest.low);
   writer.put(trailer.footer_digest.high);
-  writer.put(kSegmentFormat);
+  writer.put(trailer.format);
   writer.put(uint64_t{0});
   writer.put(crc32c(writer.data()));
   writer.put_bytes(as_bytes(kEndMagic));
@@ -258,7 +259,7 @@ Result<Trailer> decode_trailer(Bytes bytes) {
   PENSTOCK_TRY_ASSIGN(trailer.file_byte_count, reader.get<uint64_t>());
   PENSTOCK_TRY_ASSIGN(trailer.footer_digest.low, reader.get<uint64_t>());
   PENSTOCK_TRY_ASSIGN(trailer.footer_digest.high, reader.get<uint64_t>());
-  PENSTOCK_TRY_ASSIGN(const uint32_t format, reader.get<uint32_t>());
+  PENSTOCK_TRY_ASSIGN(trailer.format, reader.get<uint32_t>());
   PENSTOCK_TRY_ASSIGN(const uint64_t reserved, reader.get<uint64_t>());
   PENSTOCK_TRY_ASSIGN(const uint32_t sum, reader.get<uint32_t>());
   if (!take_magic(reader, kEndMagic)) {
@@ -267,7 +268,7 @@ Result<Trailer> decode_trailer(Bytes bytes) {
   if (sum != crc32c(bytes.first(kSegmentTrailerBytes - 12))) {
     return data_loss("its last 64 bytes are damaged: the checksum does not match");
   }
-  if (format != kSegmentFormat || reserved != 0) {
+  if (trailer.format == 0 || trailer.format > kSegmentFormat || reserved != 0) {
     return data_loss("its trailer holds a value out of range");
   }
   return trailer;

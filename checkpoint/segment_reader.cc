@@ -6,10 +6,62 @@
 #include <numeric>
 #include <tuple>
 
+#include "checkpoint/slice_digest.h"
+
 namespace penstock {
 namespace {
 
 constexpr uint64_t kReadBytesMax = 4 << 20;
+constexpr std::string_view kWrongSum = "the checksum does not match";
+
+// Compares the digests of slices with their bytes while a segment's data goes by.
+class SliceCheck {
+ public:
+  SliceCheck(uint32_t format, const std::vector<SegmentSlice>& slices)
+      : format_(format), slices_(slices), skipped_(slices.size(), false) {}
+
+  // Its damage is known already.
+  void skip(size_t slice) { skipped_[slice] = true; }
+
+  // The file's bytes from `begin` on. Returns the slices that end there with a wrong digest.
+  std::vector<size_t> add(uint64_t begin, Bytes bytes) {
+    std::vector<size_t> wrong;
+    const uint64_t end = begin + bytes.size();
+    for (; slice_ < slices_.size() && slices_[slice_].file_offset < end; ++slice_) {
+      const SegmentSlice& entry = slices_[slice_];
+      const uint64_t from = std::max(begin, entry.file_offset);
+      const uint64_t to = std::min(end, entry.file_offset + entry.byte_count);
+      update(entry, bytes.subspan(from - begin, to - from));
+      if (to < entry.file_offset + entry.byte_count) return wrong;  // goes on in the next bytes
+      if (finish() != entry.digest && !skipped_[slice_]) wrong.push_back(slice_);
+    }
+    return wrong;
+  }
+
+ private:
+  void update(const SegmentSlice& entry, Bytes bytes) {
+    if (format_ == 1) {
+      if (!content_) content_ = std::make_unique<DigestStream>();
+      content_->update(bytes);
+    } else {
+      if (!positional_) positional_.emplace(entry.slice);
+      positional_->update(bytes);
+    }
+  }
+  Digest finish() {
+    const Digest digest = format_ == 1 ? content_->finish() : positional_->finish();
+    content_.reset();
+    positional_.reset();
+    return digest;
+  }
+
+  const uint32_t format_;
+  const std::vector<SegmentSlice>& slices_;
+  std::vector<bool> skipped_;
+  size_t slice_ = 0;                             // the one whose bytes come next
+  std::unique_ptr<DigestStream> content_;        // its digest so far, in format 1
+  std::optional<SliceDigestStream> positional_;  // in later ones
+};
 
 }  // namespace
 
@@ -37,6 +89,9 @@ Result<SegmentReader> SegmentReader::open(const Path& path) {
   PENSTOCK_TRY(read_at(reader.file_.get(), path, trailer_offset, end));
   auto trailer = segment_format::decode_trailer(end);
   if (!trailer.ok()) return reader.bad(trailer.status().message());
+  if (trailer->format != reader.header_.format) {
+    return reader.bad("its header and trailer are of different formats");
+  }
   if (trailer->file_byte_count != reader.byte_count_) {
     return reader.bad(fmt::format("it has {} bytes, but {} were written", reader.byte_count_,
                                   trailer->file_byte_count));
@@ -105,16 +160,33 @@ uint64_t SegmentReader::block_end(uint64_t index) const {
   return std::min(block_begin(index) + header_.block_bytes, footer_.data_end);
 }
 
-std::string SegmentReader::slices_in(uint64_t begin, uint64_t end) const {
-  std::string names;
-  int shown = 0;
-  for (const SegmentSlice& entry : footer_.slices) {
-    if (entry.file_offset >= end || entry.file_offset + entry.byte_count <= begin) continue;
-    if (++shown > 3) return names + ", …";
-    names += fmt::format("{}tensor {} {}", names.empty() ? "" : ", ", entry.slice.name,
-                         to_string(entry.slice.box));
+SegmentDamage SegmentReader::damage_in(uint64_t begin, uint64_t end, std::string what) const {
+  SegmentDamage damage{.begin = begin, .end = end, .slices = {}, .what = std::move(what)};
+  const auto& slices = footer_.slices;  // ascending and disjoint
+  auto at = std::partition_point(slices.begin(), slices.end(), [&](const SegmentSlice& entry) {
+    return entry.file_offset + entry.byte_count <= begin;
+  });
+  for (; at != slices.end() && at->file_offset < end; ++at) {
+    if (at->byte_count > 0) damage.slices.push_back(static_cast<size_t>(at - slices.begin()));
   }
-  return names.empty() ? "padding" : names;
+  return damage;
+}
+
+Status SegmentReader::describe(const SegmentDamage& damage) const {
+  constexpr size_t kNamed = 3;
+  std::string names;
+  for (size_t i = 0; i < std::min(damage.slices.size(), kNamed); ++i) {
+    const TensorSlice& slice = footer_.slices[damage.slices[i]].slice;
+    names +=
+        fmt::format("{}tensor {} {}", names.empty() ? "" : ", ", slice.name, to_string(slice.box));
+  }
+  if (damage.slices.size() > kNamed) names += ", …";
+  return bad(fmt::format("bytes {} to {} are damaged ({}): {}", damage.begin, damage.end,
+                         names.empty() ? "padding" : names, damage.what));
+}
+
+bool SegmentReader::block_is_whole(uint64_t index, Bytes bytes) const {
+  return block_sum(header_.segment, index, bytes) == footer_.block_sums[index];
 }
 
 Status SegmentReader::read_blocks(uint64_t first, uint64_t last, MutableBytes into) const {
@@ -124,10 +196,8 @@ Status SegmentReader::read_blocks(uint64_t first, uint64_t last, MutableBytes in
   for (uint64_t i = first; i < last; ++i) {
     const uint64_t begin = block_begin(i);
     const uint64_t end = block_end(i);
-    const Bytes block = into.subspan(begin - block_begin(first), end - begin);
-    if (block_sum(header_.segment, i, block) != footer_.block_sums[i]) {
-      return bad(fmt::format("bytes {} to {} are damaged ({}): the checksum does not match", begin,
-                             end, slices_in(begin, end)));
+    if (!block_is_whole(i, into.subspan(begin - block_begin(first), end - begin))) {
+      return describe(damage_in(begin, end, std::string(kWrongSum)));
     }
   }
   return {};
@@ -173,32 +243,48 @@ Status SegmentReader::read_box(size_t index, const Box& region, const Box& desti
   return status;
 }
 
-Status SegmentReader::verify() const {
+void SegmentReader::find_damage(const std::function<bool(const SegmentDamage&)>& visit) const {
   std::vector<std::byte> buffer;
   const uint64_t blocks_per_read = std::max<uint64_t>(1, kReadBytesMax / header_.block_bytes);
-  size_t slice = 0;
-  auto digest = std::make_unique<DigestStream>();
+  SliceCheck check(header_.format, footer_.slices);
+  const auto report = [&](const SegmentDamage& damage) {
+    for (const size_t slice : damage.slices) check.skip(slice);
+    return visit(damage);
+  };
   for (uint64_t first = 0; first < block_count(); first += blocks_per_read) {
     const uint64_t last = std::min(block_count(), first + blocks_per_read);
     const uint64_t begin = block_begin(first);
     const uint64_t end = block_end(last - 1);
     buffer.resize(end - begin);
-    PENSTOCK_TRY(read_blocks(first, last, buffer));
-    while (slice < footer_.slices.size() && footer_.slices[slice].file_offset < end) {
+    const Status read = read_at(file_.get(), path_, begin, buffer);
+    if (!read.ok()) {
+      std::fill(buffer.begin(), buffer.end(), std::byte{0});
+      if (!report(damage_in(begin, end, read.message()))) return;
+    }
+    for (uint64_t i = first; read.ok() && i < last; ++i) {
+      const uint64_t at = block_begin(i);
+      if (block_is_whole(i, Bytes(buffer).subspan(at - begin, block_end(i) - at))) continue;
+      if (!report(damage_in(at, block_end(i), std::string(kWrongSum)))) return;
+    }
+    for (const size_t slice : check.add(begin, buffer)) {
       const SegmentSlice& entry = footer_.slices[slice];
-      const uint64_t from = std::max(begin, entry.file_offset);
-      const uint64_t to = std::min(end, entry.file_offset + entry.byte_count);
-      digest->update(Bytes(buffer).subspan(from - begin, to - from));
-      if (to < entry.file_offset + entry.byte_count) break;
-      if (digest->finish() != entry.digest) {
-        return bad(fmt::format("tensor {} {}: its digest does not match its bytes",
-                               entry.slice.name, to_string(entry.slice.box)));
+      if (!report({.begin = entry.file_offset,
+                   .end = entry.file_offset + entry.byte_count,
+                   .slices = {slice},
+                   .what = "the digest does not match"})) {
+        return;
       }
-      digest = std::make_unique<DigestStream>();
-      ++slice;
     }
   }
-  return {};
+}
+
+Status SegmentReader::verify() const {
+  Status first;
+  find_damage([&](const SegmentDamage& damage) {
+    first = describe(damage);
+    return false;
+  });
+  return first;
 }
 
 Status check_destination(const TensorSlice& slice, std::span<const int64_t> strides,

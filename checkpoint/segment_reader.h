@@ -2,6 +2,7 @@
 // returned was verified against the footer's block sums first.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,6 +11,14 @@
 #include "comm/base/file.h"
 
 namespace penstock {
+
+// A part of a segment that is not as it was written.
+struct SegmentDamage {
+  uint64_t begin = 0;  // range of the file
+  uint64_t end = 0;
+  std::vector<size_t> slices;  // indices of those with bytes in the range
+  std::string what;            // "the checksum does not match"
+};
 
 // Constant after open; concurrent reads are safe. Errors are kDataLoss and name the file, the rank
 // and, where bytes are damaged, the tensors and the byte range; kNotFound when the file is missing.
@@ -43,14 +52,21 @@ class SegmentReader {
   Status read_box(size_t index, const Box& region, const Box& destination_box, MutableBytes into,
                   std::span<const int64_t> strides = {}) const;
 
-  // Reads everything: every block and every slice digest. Returns the first damage.
+  // Reads everything: every block and every slice digest. Visits each damaged block, and each slice
+  // whose digest alone is wrong, until the visitor says false.
+  void find_damage(const std::function<bool(const SegmentDamage&)>& visit) const;
+  // The damage as an error that names the file, the rank and the tensors.
+  Status describe(const SegmentDamage& damage) const;
+  // The first damage found.
   Status verify() const;
 
  private:
   SegmentReader() = default;
   Status sort_by_name();
   Status bad(const std::string& what) const;
-  std::string slices_in(uint64_t begin, uint64_t end) const;
+  // Damage of [begin, end), with the slices that have bytes there.
+  SegmentDamage damage_in(uint64_t begin, uint64_t end, std::string what) const;
+  bool block_is_whole(uint64_t index, Bytes bytes) const;
 
   Path path_;
   FileDescriptor file_;

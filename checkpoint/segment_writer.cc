@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 
+#include "checkpoint/slice_digest.h"
 #include "checkpoint/store.h"
 
 namespace penstock {
@@ -79,8 +80,8 @@ class DataStream {
     return {};
   }
 
-  Result<Digest> append(Bytes bytes) {
-    DigestStream digest;
+  Result<Digest> append(const TensorSlice& slice, Bytes bytes) {
+    SliceDigestStream digest(slice);
     while (!bytes.empty()) {
       const size_t count = std::min<size_t>(bytes.size(), kStagingBytes - buffer_.size());
       buffer_.insert(buffer_.end(), bytes.begin(), bytes.begin() + count);
@@ -126,7 +127,8 @@ Result<Digest> write_file(WritableFile& file, const SegmentHeader& header,
   DataStream data(file, header.segment);
   for (size_t i = 0; i < plan.order.size(); ++i) {
     PENSTOCK_TRY(data.pad_to(plan.slices[i].file_offset));
-    PENSTOCK_TRY_ASSIGN(plan.slices[i].digest, data.append(sources[plan.order[i]].bytes));
+    PENSTOCK_TRY_ASSIGN(plan.slices[i].digest,
+                        data.append(plan.slices[i].slice, sources[plan.order[i]].bytes));
   }
   PENSTOCK_TRY(data.pad_to(plan.data_end));
   PENSTOCK_TRY(data.flush());
@@ -144,7 +146,8 @@ Result<Digest> write_file(WritableFile& file, const SegmentHeader& header,
                              segment_format::encode_trailer({.footer_offset = plan.data_end,
                                                              .footer_byte_count = footer.size(),
                                                              .file_byte_count = file_bytes,
-                                                             .footer_digest = digest.finish()})));
+                                                             .footer_digest = digest.finish(),
+                                                             .format = header.format})));
   PENSTOCK_TRY(file.sync());
   PENSTOCK_TRY(file.close());
   return digest.finish();

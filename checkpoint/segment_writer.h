@@ -23,7 +23,7 @@ struct SliceSource {
 //   kResourceExhausted  the disk or a quota is full; found before the first byte is written
 //   other codes         the write, sync or close failed. Never retried on the same file: call
 //                       again, which makes a new one
-// Cost: one pass over the bytes (copy to a 4 MiB staging buffer, CRC-32C, XXH3-128, write), no
+// Cost: one pass over the bytes (copy to a 4 MiB staging buffer, CRC-32C, digest, write), no
 // other memory.
 Result<SegmentSummary> write_segment(const Path& directory, const SegmentIdentity& identity,
                                      std::span<const SliceSource> sources,

@@ -7,9 +7,11 @@
 #include <cerrno>
 #include <map>
 
+#include "checkpoint/marks.h"
 #include "checkpoint/removal.h"
-#include "checkpoint/segment_reader.h"
+#include "checkpoint/verify.h"
 #include "comm/base/log.h"
+#include "comm/base/version.h"
 
 namespace penstock {
 namespace {
@@ -43,6 +45,34 @@ Result<std::vector<uint64_t>> manifest_numbers(const Path& directory) {
   return numbers;
 }
 
+// The highest number any checkpoint here ever had, set aside ones included; 0: none.
+Result<uint64_t> highest_number(const Path& directory) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
+  uint64_t highest = 0;
+  for (const std::string& name : names) {
+    Result<uint64_t> number = parse_manifest_file_name(name);
+    if (!number.ok()) number = parse_set_aside_file_name(name);
+    if (number.ok()) highest = std::max(highest, *number);
+  }
+  return highest;
+}
+
+// Those that were set aside, as readers are told of them.
+Result<std::vector<RefusedCheckpoint>> list_set_aside(const Path& directory) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
+  std::vector<RefusedCheckpoint> listed;
+  for (const std::string& name : names) {
+    const Result<uint64_t> number = parse_set_aside_file_name(name);
+    if (!number.ok()) continue;
+    listed.push_back({*number, name,
+                      data_loss(fmt::format("manifest {} was set aside because its checkpoint is "
+                                            "damaged",
+                                            (directory / name).string())),
+                      /*set_aside=*/true});
+  }
+  return listed;
+}
+
 CheckpointInfo describe(const StoredManifest& stored) {
   const Manifest& manifest = stored.manifest;
   return {.job = manifest.job,
@@ -56,68 +86,14 @@ CheckpointInfo describe(const StoredManifest& stored) {
           .created_at = manifest.created_at};
 }
 
-// Opens one segment a manifest lists and compares what can be compared without reading its data.
-Result<SegmentReader> open_listed(const Path& directory, const Manifest& manifest,
-                                  const ManifestSegment& listed) {
-  const Path path = directory / listed.file;
-  Result<SegmentReader> reader = SegmentReader::open(path);
-  if (!reader.ok()) {
-    // A segment that a manifest names and that is not there is lost data, not a wrong question.
-    return data_loss(fmt::format("rank {}: {}", listed.rank, reader.status().message()));
-  }
-  const SegmentHeader& header = reader->header();
-  const SegmentIdentity wanted = {manifest.job, manifest.epoch, listed.rank, manifest.step};
-  if (header.store != manifest.store || header.identity != wanted) {
-    return data_loss(
-        fmt::format("segment {} was written by rank {} of job {}, epoch {}, step {} of store {}; "
-                    "rank {} of job "
-                    "{}, epoch {}, step {} of store {} is wanted",
-                    path.string(), header.identity.rank, header.identity.job, header.identity.epoch,
-                    header.identity.step, to_hex(header.store), wanted.rank, wanted.job,
-                    wanted.epoch, wanted.step, to_hex(manifest.store)));
-  }
-  if (reader->byte_count() != listed.byte_count ||
-      reader->footer_digest() != listed.footer_digest) {
-    return data_loss(fmt::format(
-        "segment {} (rank {}) is not the one that was saved: {} bytes, "
-        "footer digest {}; {} bytes, {} wanted",
-        path.string(), listed.rank, reader->byte_count(), to_hex(reader->footer_digest()),
-        listed.byte_count, to_hex(listed.footer_digest)));
-  }
-  const auto name = parse_segment_file_name(listed.file);
-  if (!name.ok() || name->uuid != header.segment) {
-    return data_loss(fmt::format("segment {} (rank {}) was written under another name",
-                                 path.string(), listed.rank));
-  }
-  return reader;
-}
-
+// The first damage there is.
 Status check_pieces(const Path& directory, const Manifest& manifest, bool read_data) {
-  std::vector<std::vector<std::pair<const ManifestTensor*, const ManifestPiece*>>> by_segment(
-      manifest.segments.size());
-  for (const ManifestTensor& tensor : manifest.tensors) {
-    for (const ManifestPiece& piece : tensor.pieces) {
-      by_segment[piece.segment].emplace_back(&tensor, &piece);
-    }
-  }
-  for (size_t i = 0; i < by_segment.size(); ++i) {
-    PENSTOCK_TRY_ASSIGN(const SegmentReader reader,
-                        open_listed(directory, manifest, manifest.segments[i]));
-    for (const auto& [tensor, piece] : by_segment[i]) {
-      PENSTOCK_TRY_ASSIGN(const size_t index, reader.find(tensor->name, piece->box));
-      const SegmentSlice& entry = reader.slices()[index];
-      if (entry.slice.dtype != tensor->dtype || entry.slice.shape != tensor->shape ||
-          entry.digest != piece->digest) {
-        return data_loss(
-            fmt::format("segment {} (rank {}): tensor {} {} is not what the manifest "
-                        "says",
-                        reader.path().string(), manifest.segments[i].rank, tensor->name,
-                        to_string(piece->box)));
-      }
-    }
-    if (read_data) PENSTOCK_TRY(reader.verify());
-  }
-  return prove_whole(manifest);
+  Status first;
+  visit_damage(directory, manifest, read_data, [&](const CheckpointDamage& damage) {
+    first = damage.status;
+    return false;
+  });
+  return first;
 }
 
 // Reads the segments of a commit into the manifest's segment and tensor lists.
@@ -184,16 +160,46 @@ Result<Uuid> store_uuid(const Path& directory, FileSystem& files) {
   return uuid;
 }
 
+Status check_store_file(const Path& directory) {
+  const Status status = read_store_uuid(directory).status();
+  return status.code() == Code::kNotFound ? Status() : status;  // written again when needed
+}
+
+Status restore_store_file(const Path& directory, FileSystem& files) {
+  if (check_store_file(directory).code() != Code::kDataLoss) return check_store_file(directory);
+  std::optional<Uuid> uuid;
+  PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> numbers, manifest_numbers(directory));
+  for (const uint64_t number : numbers) {
+    const auto stored = read_manifest(directory / manifest_file_name(number));
+    if (!stored.ok()) continue;
+    if (uuid && *uuid != stored->manifest.store) {
+      return failed_precondition("the manifests in " + directory.string() +
+                                 " are of different stores; STORE stays as it is");
+    }
+    uuid = stored->manifest.store;
+  }
+  if (!uuid) {
+    return failed_precondition("no manifest in " + directory.string() +
+                               " says what STORE must hold; it stays as it is");
+  }
+  PENSTOCK_TRY(files.rename_no_replace(directory / kStoreFile, directory / "STORE.damaged"));
+  return store_uuid(directory, files).status();
+}
+
 StoreListing list_checkpoints(const Path& directory, JobId job) {
   StoreListing listing;
   const Result<Uuid> uuid = read_store_uuid(directory);
   std::optional<StoredManifest> successor;
   const Result<std::vector<uint64_t>> numbers = manifest_numbers(directory);
-  listing.directory = numbers.status();
-  if (!numbers.ok()) return listing;
+  Result<std::vector<RefusedCheckpoint>> set_aside = list_set_aside(directory);
+  listing.directory = numbers.ok() ? set_aside.status() : numbers.status();
+  if (!listing.directory.ok()) return listing;
+  listing.refused = *std::move(set_aside);
   for (auto number = numbers->rbegin(); number != numbers->rend(); ++number) {
     const std::string file = manifest_file_name(*number);
-    const auto refuse = [&](Status why) { listing.refused.push_back({*number, file, why}); };
+    const auto refuse = [&](Status why) {
+      listing.refused.push_back({*number, file, std::move(why)});
+    };
     Result<StoredManifest> stored = read_manifest(directory / file);
     if (!stored.ok()) {
       refuse(stored.status());
@@ -289,6 +295,7 @@ Result<Manifest> CheckpointStore::begin_manifest(const CommitRequest& request) c
   manifest.spec_json = request.spec_json;
   manifest.spec_digest = digest_of(as_bytes(request.spec_json));
   manifest.layout = request.layout;
+  manifest.build = kVersion;
   const StoreListing listing = list_checkpoints(directory_, job_);
   PENSTOCK_TRY(listing.directory);
   if (!listing.checkpoints.empty()) {
@@ -302,8 +309,8 @@ Result<Manifest> CheckpointStore::begin_manifest(const CommitRequest& request) c
     manifest.previous_digest = previous.manifest_digest;
   }
   // Above every number a file or the index has seen: none is given twice, even after losses.
-  PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> numbers, manifest_numbers(directory_));
-  manifest.commit_seq = numbers.empty() ? 1 : numbers.back() + 1;
+  PENSTOCK_TRY_ASSIGN(const uint64_t highest_seen, highest_number(directory_));
+  manifest.commit_seq = highest_seen + 1;
   if (index_ != nullptr) {
     const Result<uint64_t> highest = index_->highest_commit(job_);
     if (highest.ok()) manifest.commit_seq = std::max(manifest.commit_seq, *highest + 1);

@@ -4,6 +4,8 @@
 //   <directory>/LOCK                          held (OFD lock) by the one writer
 //   <directory>/e0000000001-r….segment        by ranks
 //   <directory>/000000000001.manifest         by the coordinator; its rename is the commit
+//   <directory>/000000000001.pin              retention keeps that checkpoint (marks.h)
+//   <directory>/000000000001.manifest.damaged its manifest, set aside because it is damaged
 //   <directory>/GC                            a removal in progress, resumed at the next open
 //
 // A crash at any point leaves each checkpoint either whole or absent: data is durable before a
@@ -20,6 +22,8 @@
 #include "checkpoint/segment.h"
 
 namespace penstock {
+
+struct Removal;  // removal.h
 
 // One rank's part of a commit: what its SegmentSaved message said.
 struct CommitSegment {
@@ -49,6 +53,7 @@ struct RefusedCheckpoint {
   uint64_t commit_seq = 0;
   std::string manifest_file;
   Status reason;
+  bool set_aside = false;  // by set_aside(): nothing looks at it again
 };
 
 struct StoreListing {
@@ -61,6 +66,13 @@ struct NewestWhole {
   Status directory;                          // not ok: it could not be read; nothing is known
   std::optional<CheckpointInfo> checkpoint;  // empty: nothing to resume from
   std::vector<RefusedCheckpoint> refused;    // newer ones that were passed over, newest first
+};
+
+// What retention keeps: the newest, those of certain steps, and all that are pinned.
+struct RetentionPolicy {
+  int64_t keep_last = 1;   // whole ones; at least 1
+  int64_t keep_every = 0;  // of steps divisible by this; 0: none
+  bool dry_run = false;    // say what would go
 };
 
 struct RemovalReport {
@@ -79,6 +91,12 @@ Status verify_checkpoint(const Path& directory, const Manifest& manifest);
 // The highest commit_seq that passes check_segments, falling back to the one before, with the
 // reasons.
 NewestWhole newest_whole(const Path& directory, JobId job);
+
+// Ok, or kDataLoss when the STORE file is there and not what was written. restore_store_file()
+// moves such a one to STORE.damaged and writes it again with the uuid that the manifests carry;
+// kFailedPrecondition, and nothing changed, when they are none or disagree.
+Status check_store_file(const Path& directory);
+Status restore_store_file(const Path& directory, FileSystem& files = real_file_system());
 
 // The uuid of the store in `directory`, made durably on first use. Any process, any time.
 Result<Uuid> store_uuid(const Path& directory, FileSystem& files = real_file_system());
@@ -105,10 +123,21 @@ class CheckpointStore {
   //   kResourceExhausted  disk full; nothing changed
   Result<CommitReport> commit(const CommitRequest& request);
 
-  // Removes all but the newest `keep_last` whole checkpoints, after reading the newest one
-  // completely. Damaged ones do not count, and go once a whole newer one is kept. Removes nothing
-  // when no checkpoint verifies. REQUIRES: keep_last >= 1.
-  Result<RemovalReport> retain(int64_t keep_last);
+  // Removes all checkpoints but those the policy keeps, after reading the newest one completely.
+  // Damaged ones do not count, and go once a whole newer one is kept. Removes nothing when no
+  // checkpoint verifies. A segment goes when no manifest that stays names it.
+  Result<RemovalReport> retain(const RetentionPolicy& policy);
+
+  // Marks a checkpoint for retention to keep. kNotFound when there is no readable one of that
+  // number; unpinning what is not pinned is no error. Durable on return.
+  Status pin(uint64_t commit_seq);
+  Status unpin(uint64_t commit_seq);
+
+  // Renames the manifest of a damaged checkpoint so that nobody uses it; its segments stay until
+  // retention removes it.
+  //   kFailedPrecondition  it is whole, or is another job's; or no other checkpoint verifies
+  //                        completely, and then this one is left as the best there is
+  Status set_aside(uint64_t commit_seq);
 
   // Removes segments no manifest names and temporaries, of epochs below `current`. Refuses with
   // kDataLoss while a manifest is unreadable, since it may name any of them.
@@ -117,6 +146,8 @@ class CheckpointStore {
  private:
   CheckpointStore() = default;
   Result<Manifest> begin_manifest(const CommitRequest& request) const;
+  Result<Removal> plan_removal(uint64_t oldest_kept, int64_t keep_every,
+                               std::vector<uint64_t>& commit_seqs) const;
 
   Path directory_;
   JobId job_;

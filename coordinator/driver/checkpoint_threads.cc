@@ -15,7 +15,7 @@
 namespace penstock {
 namespace {
 
-// Names the weights of a checkpoint: equal for equal bits in an equal layout, whatever else the
+// Names the weights of a checkpoint: equal for equal bits, whatever the layout and what else the
 // checkpoint holds.
 std::string weights_digest(const Manifest& manifest) {
   DigestStream stream;
@@ -23,11 +23,9 @@ std::string weights_digest(const Manifest& manifest) {
     if (parse_logical_name(tensor.name).kind != TensorKind::kWeight) continue;
     ByteWriter writer;
     writer.put_string(tensor.name);
-    for (const ManifestPiece& piece : tensor.pieces) {
-      for (const int64_t at : piece.box.offset) writer.put(at);
-      for (const int64_t size : piece.box.size) writer.put(size);
-      writer.put(piece.digest);
-    }
+    writer.put(tensor.dtype);
+    for (const int64_t size : tensor.shape) writer.put(size);
+    writer.put(tensor.digest());
     stream.update(writer.data());
   }
   return to_hex(stream.finish());
@@ -58,7 +56,7 @@ Result<CheckpointRecord> commit_now(CheckpointStore& store, const CommitCheckpoi
 }
 
 void remove_old(CheckpointStore& store, const CommitCheckpoint& request) {
-  if (const auto removed = store.retain(request.keep_last); !removed.ok()) {
+  if (const auto removed = store.retain({.keep_last = request.keep_last}); !removed.ok()) {
     log_warning("job {}: old checkpoints stay: {}", request.job, removed.status().to_string());
   }
   if (const auto swept = store.sweep_orphans(request.epoch); !swept.ok()) {

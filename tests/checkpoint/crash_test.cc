@@ -4,6 +4,7 @@
 // space returns.
 #include <fmt/format.h>
 
+#include "checkpoint/marks.h"
 #include "checkpoint/removal.h"
 #include "checkpoint/store.h"
 #include "tests/checkpoint/simulated_disk.h"
@@ -36,7 +37,7 @@ Attempt save_commit_retain(const Path& directory, SimulatedDisk& disk) {
   if (!request.ok()) return attempt;
   if (!store->commit(*request).ok()) return attempt;
   attempt.acknowledged = true;
-  attempt.finished = store->retain(1).ok();
+  attempt.finished = store->retain({1}).ok();
   return attempt;
 }
 
@@ -62,7 +63,7 @@ std::string broken_promise(const Path& directory, const Attempt& attempt) {
   if (!request.ok()) return "the next save fails: " + request.status().message();
   const auto report = store->commit(*request);
   if (!report.ok()) return "the next commit fails: " + report.status().message();
-  if (const auto kept = store->retain(1); !kept.ok()) {
+  if (const auto kept = store->retain({1}); !kept.ok()) {
     return "the next removal fails: " + kept.status().message();
   }
   size_t files = 0;
@@ -133,7 +134,7 @@ TEST(CrashTest, ASecondCrashDuringRecoveryChangesNothing) {
       SimulatedDisk disk(graves.path());
       disk.crash_at(again);
       auto store = CheckpointStore::open(scenario.job(), kJob, nullptr, disk);
-      if (store.ok() && !store->sweep_orphans(Epoch{3}).ok()) store->retain(1).status();
+      if (store.ok() && !store->sweep_orphans(Epoch{3}).ok()) store->retain({1}).status();
       disk.lose_power(static_cast<uint64_t>(again));
     }
     EXPECT_EQ(broken_promise(scenario.job(), attempt), "") << "killed at call " << call;
@@ -164,6 +165,61 @@ TEST(CrashTest, APowerLossAfterAFailedSyncNeverShowsACommitThatWasNotDurable) {
           << "error at call " << call << ", seed " << seed;
     }
   }
+}
+
+// Two checkpoints, then `change` on a disk that dies at each of its calls in turn.
+template <typename Change, typename Check>
+void crash_everywhere(const Change& change, const Check& check) {
+  for (int64_t call = 1;; ++call) {
+    TempDirectory directory(memory_directory());
+    TempDirectory graves(memory_directory());
+    {
+      auto store = CheckpointStore::open(directory.path(), kJob, nullptr);
+      ASSERT_TRUE(store.ok());
+      commit_model(*store, kJob, Epoch{1}, kOldStep, version_of(kOldStep));
+      commit_model(*store, kJob, Epoch{1}, kNewStep, version_of(kNewStep));
+    }
+    SimulatedDisk disk(graves.path());
+    disk.crash_at(call);
+    bool acknowledged = false;
+    {
+      auto store = CheckpointStore::open(directory.path(), kJob, nullptr, disk);
+      ASSERT_TRUE(store.ok());
+      acknowledged = change(*store);
+    }
+    const bool crashed = disk.call_count() >= call;
+    disk.lose_power(static_cast<uint64_t>(call));
+    check(directory.path(), acknowledged, fmt::format("power lost at call {}", call));
+    if (!crashed) return;
+  }
+}
+
+TEST(CrashTest, AnAcknowledgedPinHoldsThroughAPowerLossDuringRetention) {
+  const auto change = [](CheckpointStore& store) {
+    const bool pinned = store.pin(1).ok();
+    store.retain({.keep_last = 1}).status();
+    return pinned;
+  };
+  crash_everywhere(change, [](const Path& directory, bool pinned, const std::string& when) {
+    EXPECT_TRUE(load_model(directory, manifest_file_name(2), version_of(kNewStep)).ok()) << when;
+    const Status old = load_model(directory, manifest_file_name(1), version_of(kOldStep));
+    EXPECT_TRUE(old.ok() || (!pinned && old.code() == Code::kNotFound)) << when << old.to_string();
+    EXPECT_TRUE(CheckpointStore::open(directory, kJob, nullptr).ok()) << when;
+  });
+}
+
+TEST(CrashTest, SettingADamagedCheckpointAsideIsAllOrNothing) {
+  const auto change = [](CheckpointStore& store) {
+    const auto stored = read_manifest(store.directory() / manifest_file_name(2));
+    flip_byte(store.directory() / stored->manifest.segments[0].file, 5000);
+    return store.set_aside(2).ok();
+  };
+  crash_everywhere(change, [](const Path& directory, bool acknowledged, const std::string& when) {
+    EXPECT_TRUE(load_model(directory, manifest_file_name(1), version_of(kOldStep)).ok()) << when;
+    const bool aside = std::filesystem::exists(directory / set_aside_file_name(2));
+    EXPECT_NE(aside, std::filesystem::exists(directory / manifest_file_name(2))) << when;
+    EXPECT_TRUE(aside || !acknowledged) << when;
+  });
 }
 
 // The two tests below show that the ones above would notice a store that forgets to sync.

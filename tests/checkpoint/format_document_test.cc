@@ -136,6 +136,7 @@ TEST_F(FormatDocumentTest, TheDocumentShowsTheManifest) {
   manifest.spec_json = R"({"name":"example"})";
   manifest.spec_digest = digest_of(as_bytes(manifest.spec_json));
   manifest.layout = "pipeline 1, data 1, expert 1";
+  manifest.build = "0.1.0";
   manifest.segments = {{name_, kIdentity.rank, reader->byte_count(), reader->footer_digest()}};
   for (const SegmentSlice& entry : reader->slices()) {
     manifest.tensors.push_back({entry.slice.name,

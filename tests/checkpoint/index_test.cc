@@ -161,7 +161,7 @@ TEST_F(IndexTest, ASecondProcessCannotOpenIt) {
 TEST_F(IndexTest, RetentionForgetsTheRowsOfWhatItRemoves) {
   open_store();
   for (int64_t step = 1; step <= 3; ++step) commit(step);
-  ASSERT_TRUE(store_->retain(1).ok());
+  ASSERT_TRUE(store_->retain({1}).ok());
   ASSERT_EQ(index_->list(kJob)->size(), 1u);
   EXPECT_EQ(index_->list(kJob)->front().step, 3);
   EXPECT_FALSE(index_->reconcile(kJob, store_path())->rebuilt);

@@ -20,6 +20,7 @@ Manifest example() {
   manifest.spec_json = R"({"name":"größer \"quoted\""})";
   manifest.spec_digest = digest_of(as_bytes(manifest.spec_json));
   manifest.layout = "pipeline 2, data 1, expert 1";
+  manifest.build = "0.1.0";
   for (int rank = 0; rank < 2; ++rank) {
     manifest.segments.push_back(
         {segment_file_name(manifest.epoch, Rank{rank}, {7, 8}), Rank{rank}, 8192, {9, 10}});
@@ -97,7 +98,9 @@ TEST(ManifestTest, ForgedManifestsAreRefusedThoughTheirDigestIsRight) {
       {"\"name\":\"a\"", "\"name\":\"\""},           //
       {"\"commit_seq\": 12", "\"commit_seq\": 0"},   //
       {"\"previous_commit_seq\": 11", "\"previous_commit_seq\": 12"},
-      {"\"version\": 1", "\"version\": 2"},  //
+      {"\"version\": 2", "\"version\": 3"},  //
+      {"\"build\": \"0.1.0\",\n", ""},       // missing
+      {to_hex(example().tensors[0].digest()), to_hex(Digest{1, 2})},
       {"\"format\": \"penstock-manifest\"", "\"format\": \"other\""},
       {"\"step\": 60", "\"step\": \"60\""},  // wrong type
       {"\"step\": 60,\n", ""},               // missing

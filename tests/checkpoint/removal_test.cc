@@ -42,7 +42,7 @@ class RemovalTest : public ::testing::Test {
 
 TEST_F(RemovalTest, TheNewestAreKeptAndTheSpaceOfOthersReturns) {
   for (int64_t step = 1; step <= 4; ++step) commit(step, step);
-  const auto report = store_->retain(2);
+  const auto report = store_->retain({2});
   ASSERT_TRUE(report.ok()) << report.status().to_string();
   EXPECT_EQ(report->commit_seqs, (std::vector<uint64_t>{1, 2}));
   EXPECT_EQ(report->files.size(), 4u);
@@ -50,7 +50,7 @@ TEST_F(RemovalTest, TheNewestAreKeptAndTheSpaceOfOthersReturns) {
   EXPECT_EQ(segment_count(), 4u);
   EXPECT_TRUE(load_model(path(), manifest_file_name(3), 3).ok());
   EXPECT_TRUE(load_model(path(), manifest_file_name(4), 4).ok());
-  EXPECT_TRUE(store_->retain(2)->commit_seqs.empty()) << "a second time there is nothing to do";
+  EXPECT_TRUE(store_->retain({2})->commit_seqs.empty()) << "a second time there is nothing to do";
   EXPECT_FALSE(std::filesystem::exists(path() / "GC"));
 }
 
@@ -60,7 +60,7 @@ TEST_F(RemovalTest, TheOnlyGoodCheckpointIsNeverRemoved) {
   // Damage in the data: only reading everything finds it.
   flip_byte(segment_of(bad, 0), 5000);
   ASSERT_TRUE(newest_whole(path(), kJob).checkpoint->step == 2);
-  const auto report = store_->retain(1);
+  const auto report = store_->retain({1});
   ASSERT_TRUE(report.ok());
   EXPECT_TRUE(report->commit_seqs.empty());
   EXPECT_TRUE(load_model(path(), good.manifest_file, 1).ok());
@@ -70,7 +70,7 @@ TEST_F(RemovalTest, NothingIsRemovedWhenNothingVerifies) {
   for (int64_t step = 1; step <= 3; ++step) {
     flip_byte(segment_of(commit(step, step), 1), 5000);
   }
-  EXPECT_TRUE(store_->retain(1)->commit_seqs.empty());
+  EXPECT_TRUE(store_->retain({1})->commit_seqs.empty());
   EXPECT_EQ(steps().size(), 3u);
 }
 
@@ -79,7 +79,7 @@ TEST_F(RemovalTest, DamagedOnesGoOnceANewerWholeOneIsKept) {
   const CheckpointInfo bad = commit(2, 2);
   std::filesystem::remove(segment_of(bad, 0));
   commit(3, 3);
-  EXPECT_EQ(store_->retain(1)->commit_seqs, (std::vector<uint64_t>{1, 2}));
+  EXPECT_EQ(store_->retain({1})->commit_seqs, (std::vector<uint64_t>{1, 2}));
   EXPECT_EQ(steps(), (std::vector<int64_t>{3}));
   EXPECT_EQ(segment_count(), 2u);
 }

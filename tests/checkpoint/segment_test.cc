@@ -1,5 +1,6 @@
 #include "checkpoint/segment.h"
 
+#include "checkpoint/slice_digest.h"
 #include "tests/checkpoint/simulated_disk.h"
 #include "tests/checkpoint/support.h"
 
@@ -29,7 +30,7 @@ TEST(SegmentTest, WhatIsWrittenIsReadBack) {
     ASSERT_TRUE(index.ok()) << index.status().to_string();
     const SegmentSlice& entry = reader->slices()[*index];
     EXPECT_EQ(entry.slice, owned.slice);
-    EXPECT_EQ(entry.digest, digest_of(owned.bytes));
+    EXPECT_EQ(entry.digest, slice_digest(owned.slice, owned.bytes));
     std::vector<std::byte> bytes(owned.bytes.size());
     ASSERT_TRUE(reader->read_box(*index, entry.slice.box, entry.slice.box, bytes).ok());
     EXPECT_EQ(bytes, owned.bytes);

@@ -1,0 +1,105 @@
+#include "checkpoint/marks.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "checkpoint/store.h"
+
+namespace penstock {
+namespace {
+
+constexpr std::string_view kPin = ".pin";
+constexpr std::string_view kManifest = ".manifest";
+constexpr std::string_view kSetAside = ".manifest.damaged";
+
+std::string stem(uint64_t commit_seq) {
+  const std::string manifest = manifest_file_name(commit_seq);
+  return manifest.substr(0, manifest.size() - kManifest.size());
+}
+
+Result<uint64_t> parse(std::string_view name, std::string_view ending, std::string_view what) {
+  if (name.ends_with(ending)) {
+    const std::string manifest =
+        fmt::format("{}{}", name.substr(0, name.size() - ending.size()), kManifest);
+    const Result<uint64_t> number = parse_manifest_file_name(manifest);
+    if (number.ok()) return number;
+  }
+  return invalid_argument(fmt::format("\"{}\" is not the name of {}", name.substr(0, 200), what));
+}
+
+}  // namespace
+
+std::string pin_file_name(uint64_t commit_seq) {
+  return stem(commit_seq) + std::string(kPin);
+}
+
+std::string set_aside_file_name(uint64_t commit_seq) {
+  return stem(commit_seq) + std::string(kSetAside);
+}
+
+Result<uint64_t> parse_pin_file_name(std::string_view name) {
+  return parse(name, kPin, "a pin");
+}
+
+Result<uint64_t> parse_set_aside_file_name(std::string_view name) {
+  return parse(name, kSetAside, "a manifest that was set aside");
+}
+
+Result<std::set<uint64_t>> pinned_checkpoints(const Path& directory) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
+  std::set<uint64_t> pinned;
+  for (const std::string& name : names) {
+    if (const Result<uint64_t> number = parse_pin_file_name(name); number.ok()) {
+      pinned.insert(*number);
+    }
+  }
+  return pinned;
+}
+
+Status CheckpointStore::pin(uint64_t commit_seq) {
+  PENSTOCK_TRY(read_manifest(directory_ / manifest_file_name(commit_seq)).status());
+  const Status made = write_new_file(*files_, directory_ / pin_file_name(commit_seq), {});
+  if (made.code() == Code::kAlreadyExists) return {};
+  PENSTOCK_TRY(made);
+  return files_->sync_directory(directory_);
+}
+
+Status CheckpointStore::unpin(uint64_t commit_seq) {
+  const Status removed = files_->remove(directory_ / pin_file_name(commit_seq));
+  if (removed.code() == Code::kNotFound) return {};
+  PENSTOCK_TRY(removed);
+  return files_->sync_directory(directory_);
+}
+
+Status CheckpointStore::set_aside(uint64_t commit_seq) {
+  const std::string file = manifest_file_name(commit_seq);
+  const StoreListing listing = list_checkpoints(directory_, job_);
+  PENSTOCK_TRY(listing.directory);
+  const auto stored = read_manifest(directory_ / file);
+  if (stored.ok() && (stored->manifest.job != job_ || stored->manifest.store != uuid_)) {
+    return failed_precondition(file + " is of another job or store; it is left alone");
+  }
+  const bool refused =
+      std::any_of(listing.refused.begin(), listing.refused.end(), [&](const auto& entry) {
+        return entry.manifest_file == file && entry.reason.code() == Code::kDataLoss;
+      });
+  const Status status =
+      stored.ok() ? verify_checkpoint(directory_, stored->manifest) : stored.status();
+  if (!refused && status.code() != Code::kDataLoss) {
+    return failed_precondition(fmt::format("{} is not known to be damaged: {}", file,
+                                           status.ok() ? "it verifies" : status.message()));
+  }
+  for (auto other = listing.checkpoints.rbegin(); other != listing.checkpoints.rend(); ++other) {
+    if (other->commit_seq == commit_seq) continue;
+    const auto whole = read_manifest(directory_ / other->manifest_file);
+    if (!whole.ok() || !verify_checkpoint(directory_, whole->manifest).ok()) continue;
+    PENSTOCK_TRY(
+        files_->rename_no_replace(directory_ / file, directory_ / set_aside_file_name(commit_seq)));
+    return files_->sync_directory(directory_);
+  }
+  return failed_precondition(fmt::format("{} stays as it is: no other checkpoint in {} is whole",
+                                         file, directory_.string()));
+}
+
+}  // namespace penstock
