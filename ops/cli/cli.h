@@ -48,6 +48,11 @@ void add_export_verb(CLI::App& app, Cli& cli);     // export
 void add_import_verb(CLI::App& app, Cli& cli);     // import
 void add_trace_verb(CLI::App& app, Cli& cli);      // trace
 void add_rebalance_verb(CLI::App& app, Cli& cli);  // rebalance
+// The verbs of `checkpoint` but ls. REQUIRES: add_cluster_verbs() was called.
+void add_checkpoint_verbs(CLI::App& app, Cli& cli);
+void add_checkpoint_verify_verb(CLI::App& checkpoint, Cli& cli);  // verify
+void add_checkpoint_show_verbs(CLI::App& checkpoint, Cli& cli);   // show diff
+void add_checkpoint_keep_verbs(CLI::App& checkpoint, Cli& cli);   // pin unpin prune reindex
 
 // The values of a verb's own -o, which names what it writes: "json" and "table" choose the format
 // as everywhere; at most one other value is the path.

@@ -169,6 +169,7 @@ int run(int argc, char** argv) {
   add_job_verbs(app, cli);
   add_record_verbs(app, cli);
   add_cluster_verbs(app, cli);
+  add_checkpoint_verbs(app, cli);
   add_sample_verb(app, cli);
   add_export_verb(app, cli);
   add_import_verb(app, cli);

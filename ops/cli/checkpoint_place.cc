@@ -1,0 +1,110 @@
+#include "ops/cli/checkpoint_place.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/marks.h"
+#include "checkpoint/store.h"
+
+namespace penstock {
+
+namespace {
+
+bool is_store_file(const std::string& name) {
+  return name == "STORE" || parse_manifest_file_name(name).ok() ||
+         parse_set_aside_file_name(name).ok() || parse_segment_file_name(name).ok();
+}
+
+JobId job_in(const Path& directory, const std::vector<std::string>& names) {
+  for (auto name = names.rbegin(); name != names.rend(); ++name) {  // the newest first
+    if (!parse_manifest_file_name(*name).ok()) continue;
+    if (const auto stored = read_manifest(directory / *name); stored.ok()) {
+      return stored->manifest.job;
+    }
+  }
+  return {};
+}
+
+Result<CheckpointPlace> place_at(const Path& directory, std::optional<uint64_t> commit_seq) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
+  if (!std::any_of(names.begin(), names.end(), is_store_file)) {
+    return not_found(directory.string() + " holds no checkpoints");
+  }
+  return CheckpointPlace{directory, job_in(directory, names), commit_seq};
+}
+
+}  // namespace
+
+Result<CheckpointPlace> find_checkpoint_place(const Cli& cli, const std::string& word) {
+  const Path path = word;
+  std::error_code error;
+  const bool path_like = word.find('/') != std::string::npos;
+  if (std::filesystem::is_directory(path, error)) {
+    Result<CheckpointPlace> place = place_at(path, std::nullopt);
+    if (place.ok() || path_like) return place;
+  } else if (const auto number = parse_manifest_file_name(path.filename().string()); number.ok()) {
+    return place_at(path.has_parent_path() ? path.parent_path() : Path("."), *number);
+  } else if (path_like) {
+    return not_found(word + " is neither a checkpoint directory nor a manifest");
+  }
+  PENSTOCK_TRY_ASSIGN(const Json job, cli.client().job(word));
+  const std::string directory = field_string(job, "checkpoint_dir");
+  if (directory.empty()) return not_found(fmt::format("job {} has no checkpoint directory", word));
+  return CheckpointPlace{directory, JobId{static_cast<uint64_t>(field_number(job, "id"))},
+                         std::nullopt};
+}
+
+Result<ChosenCheckpoint> choose_checkpoint(const CheckpointPlace& place,
+                                           std::optional<int64_t> step) {
+  std::string file;
+  if (place.commit_seq) {
+    file = manifest_file_name(*place.commit_seq);
+  } else {
+    const StoreListing listing = list_checkpoints(place.directory, place.job);
+    PENSTOCK_TRY(listing.directory);
+    for (const CheckpointInfo& info : listing.checkpoints) {
+      if (!step || info.step == *step) file = info.manifest_file;
+    }
+  }
+  if (file.empty()) {
+    return not_found(
+        step ? fmt::format("{} holds no checkpoint of step {}", place.directory.string(), *step)
+             : place.directory.string() + " holds no readable checkpoint");
+  }
+  PENSTOCK_TRY_ASSIGN(StoredManifest stored, read_manifest(place.directory / file));
+  if (step && stored.manifest.step != *step) {
+    return not_found(fmt::format("{} is of step {}, not {}", file, stored.manifest.step, *step));
+  }
+  return ChosenCheckpoint{place.directory, std::move(stored)};
+}
+
+Result<ChosenCheckpoint> choose_checkpoint(const Cli& cli, const std::string& what) {
+  std::string word = what;
+  std::optional<int64_t> step;
+  const size_t at = what.rfind('@');
+  std::error_code error;
+  if (at != std::string::npos && !std::filesystem::exists(what, error)) {
+    const char* end = what.data() + what.size();
+    int64_t number = 0;
+    const auto [stop, wrong] = std::from_chars(what.data() + at + 1, end, number);
+    if (wrong != std::errc() || stop != end || number < 0) {
+      return invalid_argument(fmt::format("\"{}\": a step number follows the @", what));
+    }
+    step = number;
+    word.resize(at);
+  }
+  PENSTOCK_TRY_ASSIGN(const CheckpointPlace place, find_checkpoint_place(cli, word));
+  return choose_checkpoint(place, step);
+}
+
+std::string shown(std::string text) {
+  std::replace_if(
+      text.begin(), text.end(),
+      [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; }, '?');
+  return text;
+}
+
+}  // namespace penstock

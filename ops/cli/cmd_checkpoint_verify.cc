@@ -1,0 +1,208 @@
+// penstock checkpoint verify: reads every byte of checkpoints, and sets damaged ones aside.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/marks.h"
+#include "checkpoint/store.h"
+#include "checkpoint/verify.h"
+#include "ops/cli/checkpoint_place.h"
+#include "ops/cli/text.h"
+
+namespace penstock {
+
+namespace {
+
+struct VerifyFlags {
+  std::string what;
+  std::optional<int64_t> step;
+  bool repair = false;
+};
+
+// One checkpoint and what was found.
+struct Checked {
+  uint64_t commit_seq = 0;
+  std::string manifest_file;
+  std::optional<int64_t> step;  // empty: its manifest cannot be read
+  uint64_t bytes = 0;           // of its segments
+  bool set_aside = false;
+  DamageReport report;
+  std::string repair;  // what --repair did
+
+  bool damaged() const { return report.damage_count > 0 && !set_aside; }
+  std::string state() const { return set_aside ? "set aside" : damaged() ? "damaged" : "ok"; }
+};
+
+Checked check(const Path& directory, uint64_t commit_seq, const std::string& file,
+              const Status& refused) {
+  Checked checked{
+      .commit_seq = commit_seq, .manifest_file = file, .step = {}, .report = {}, .repair = {}};
+  const Result<StoredManifest> stored = read_manifest(directory / file);
+  if (stored.ok()) {
+    checked.step = stored->manifest.step;
+    for (const ManifestSegment& segment : stored->manifest.segments) {
+      checked.bytes += segment.byte_count;
+    }
+  }
+  const Status status = refused.ok() ? stored.status() : refused;
+  if (status.ok()) {
+    checked.report = find_damage(directory, stored->manifest);
+  } else {  // whose segments are whole or not does not matter
+    checked.report.damages = {
+        {.file = file, .rank = {}, .tensors = {}, .what = status.message(), .status = status}};
+    checked.report.damage_count = 1;
+  }
+  return checked;
+}
+
+// In the order of their commits.
+Result<std::vector<Checked>> check_all(const CheckpointPlace& place, std::optional<int64_t> step) {
+  const StoreListing listing = list_checkpoints(place.directory, place.job);
+  PENSTOCK_TRY(listing.directory);
+  std::vector<Checked> all;
+  const auto wanted = [&](uint64_t number) {
+    return !place.commit_seq || *place.commit_seq == number;
+  };
+  for (const CheckpointInfo& info : listing.checkpoints) {
+    if (!wanted(info.commit_seq) || (step && info.step != *step)) continue;
+    all.push_back(check(place.directory, info.commit_seq, info.manifest_file, {}));
+  }
+  for (const RefusedCheckpoint& refused : listing.refused) {
+    if (!wanted(refused.commit_seq)) continue;
+    Checked checked =
+        check(place.directory, refused.commit_seq, refused.manifest_file, refused.reason);
+    checked.set_aside = refused.set_aside;
+    // A manifest that cannot be read may be of any step, the one asked for included.
+    if (step && ((checked.step && *checked.step != *step) || checked.set_aside)) continue;
+    all.push_back(std::move(checked));
+  }
+  std::sort(all.begin(), all.end(),
+            [](const Checked& a, const Checked& b) { return a.commit_seq < b.commit_seq; });
+  return all;
+}
+
+// Sets aside what is damaged, as long as something whole stays. Needs the writer's lock, which a
+// coordinator holds only while it commits.
+Status repair(const CheckpointPlace& place, const Status& store_file, std::vector<Checked>& all,
+              std::string& store_repair) {
+  if (!store_file.ok()) {
+    PENSTOCK_TRY(restore_store_file(place.directory));
+    store_repair = "written again from the manifests";
+  }
+  PENSTOCK_TRY_ASSIGN(CheckpointStore store,
+                      CheckpointStore::open(place.directory, place.job, nullptr));
+  for (Checked& checked : all) {
+    if (!checked.damaged()) continue;
+    const Status aside = store.set_aside(checked.commit_seq);
+    checked.repair = aside.ok() ? "set aside as " + set_aside_file_name(checked.commit_seq)
+                                : "not repaired: " + aside.message();
+  }
+  return {};
+}
+
+Json to_json(const CheckpointDamage& damage) {
+  return {{"file", damage.file},       {"rank", damage.rank ? Json(damage.rank->value) : Json()},
+          {"tensors", damage.tensors}, {"tensor_count", damage.tensor_count},
+          {"begin", damage.begin},     {"end", damage.end},
+          {"message", damage.what}};
+}
+
+Json to_json(const Checked& checked) {
+  Json damages = Json::array();
+  for (const CheckpointDamage& damage : checked.report.damages) damages.push_back(to_json(damage));
+  return {{"step", checked.step ? Json(*checked.step) : Json()},
+          {"commit_seq", checked.commit_seq},
+          {"manifest", checked.manifest_file},
+          {"bytes", checked.bytes},
+          {"state", checked.state()},
+          {"damages", damages},
+          {"damage_count", checked.report.damage_count},
+          {"repair", checked.repair.empty() ? Json() : Json(checked.repair)}};
+}
+
+std::string tensors_text(const CheckpointDamage& damage) {
+  if (damage.tensors.empty()) return damage.rank ? "padding" : "-";
+  std::string text = damage.tensors.front();
+  if (damage.tensor_count > 1) text += fmt::format(" and {} more", damage.tensor_count - 1);
+  return text;
+}
+
+void print_tables(Output& out, const std::vector<Checked>& all) {
+  std::vector<std::vector<std::string>> rows;
+  std::vector<std::vector<std::string>> damages;
+  for (const Checked& checked : all) {
+    rows.push_back({checked.step ? std::to_string(*checked.step) : "-",
+                    std::to_string(checked.commit_seq),
+                    format_bytes(static_cast<double>(checked.bytes)), checked.state(),
+                    checked.manifest_file, checked.repair.empty() ? "-" : shown(checked.repair)});
+    if (checked.set_aside) continue;
+    for (const CheckpointDamage& damage : checked.report.damages) {
+      damages.push_back({std::to_string(checked.commit_seq), damage.file,
+                         damage.rank ? std::to_string(damage.rank->value) : "-",
+                         damage.end > 0 ? fmt::format("{}:{}", damage.begin, damage.end) : "-",
+                         tensors_text(damage), shown(damage.what)});
+    }
+  }
+  out.table({"STEP", "COMMIT", "SIZE", "STATE", "MANIFEST", "REPAIR"}, rows);
+  if (damages.empty()) return;
+  out.text("\n");
+  out.table({"COMMIT", "FILE", "RANK", "BYTES", "TENSORS", "DAMAGE"}, damages);
+}
+
+Result<ExitCode> verify(Cli& cli, const VerifyFlags& flags) {
+  PENSTOCK_TRY_ASSIGN(const CheckpointPlace place, find_checkpoint_place(cli, flags.what));
+  const Status store_file = check_store_file(place.directory);
+  PENSTOCK_TRY_ASSIGN(std::vector<Checked> all, check_all(place, flags.step));
+  if (all.empty()) {
+    return not_found(flags.step ? fmt::format("{} holds no checkpoint of step {}",
+                                              place.directory.string(), *flags.step)
+                                : place.directory.string() + " holds no such checkpoint");
+  }
+  bool damaged = !store_file.ok();
+  uint64_t bytes = 0;
+  for (const Checked& checked : all) {
+    damaged = damaged || checked.damaged();
+    bytes += checked.bytes;
+  }
+  std::string store_repair;
+  if (damaged && flags.repair) PENSTOCK_TRY(repair(place, store_file, all, store_repair));
+  Json items = Json::array();
+  for (const Checked& checked : all) items.push_back(to_json(checked));
+  cli.out.document({{"apiVersion", "penstock/v1"},
+                    {"kind", "CheckpointVerification"},
+                    {"directory", place.directory.string()},
+                    {"job", place.job.value},
+                    {"damaged", damaged},
+                    {"store_damage", store_file.ok() ? Json() : Json(store_file.message())},
+                    {"store_repair", store_repair.empty() ? Json() : Json(store_repair)},
+                    {"items", items}});
+  print_tables(cli.out, all);
+  if (!store_file.ok()) cli.out.note(store_file.message());
+  if (!store_repair.empty()) cli.out.note("STORE was " + store_repair);
+  cli.out.note(fmt::format("verified {} in {}: {}", format_bytes(static_cast<double>(bytes)),
+                           place.directory.string(), damaged ? "damaged" : "every byte is whole"));
+  return damaged ? ExitCode::kDataCorrupt : ExitCode::kOk;
+}
+
+}  // namespace
+
+void add_checkpoint_verify_verb(CLI::App& checkpoint, Cli& cli) {
+  auto flags = std::make_shared<VerifyFlags>();
+  CLI::App* verb = add_verb(
+      checkpoint, "verify", "Read every byte of checkpoints and name what is damaged",
+      "penstock checkpoint verify quickstart\n"
+      "penstock checkpoint verify checkpoints/7 --step 120 -o json    # without a coordinator\n"
+      "penstock checkpoint verify checkpoints/7 --repair              # set damaged ones aside");
+  verb->add_option("checkpoint", flags->what, "Job, checkpoint directory or manifest")->required();
+  verb->add_option("--step", flags->step, "Only of this step (default: all there are)")
+      ->check(CLI::NonNegativeNumber);
+  verb->add_flag("--repair", flags->repair,
+                 "Rename the manifests of damaged ones, so that nobody uses them, where another "
+                 "checkpoint is whole; write a damaged STORE file again");
+  verb->callback([&cli, flags] { cli.action = [&cli, flags] { return verify(cli, *flags); }; });
+}
+
+}  // namespace penstock

@@ -1,0 +1,271 @@
+// penstock checkpoint show, verify, diff, pin, prune, reindex: on checkpoints made here
+// and damaged on purpose, with no coordinator anywhere.
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/marks.h"
+#include "comm/run/job_spec.h"
+#include "tests/checkpoint/support.h"
+#include "tests/support/cluster.h"
+
+namespace penstock {
+namespace {
+
+using namespace checkpoint_test;
+
+constexpr JobId kJob{7};
+
+class CheckpointTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    for (const int64_t step : {10, 20, 30}) commit(step, Epoch{1}, static_cast<uint64_t>(step));
+  }
+  // Opened for each, as a coordinator does, so that the lock is free in between.
+  CheckpointInfo commit(int64_t step, Epoch epoch, uint64_t version) {
+    auto store = CheckpointStore::open(path(), kJob, nullptr);
+    EXPECT_TRUE(store.ok()) << store.status().to_string();
+    return commit_model(*store, kJob, epoch, step, version);
+  }
+  static ProgramRun penstock(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {binary("penstock").string(), "checkpoint"});
+    return run_program(arguments, {"PENSTOCK_SERVER=http://127.0.0.1:1", "NO_COLOR=1"});
+  }
+  static Json json_of(std::vector<std::string> arguments, int exit_code) {
+    arguments.insert(arguments.end(), {"-o", "json"});
+    const ProgramRun run = penstock(arguments);
+    EXPECT_EQ(run.exit_code, exit_code) << run.out << run.err;
+    const Json json = Json::parse(run.out, nullptr, false);
+    EXPECT_TRUE(json.is_object()) << run.out << run.err;
+    return json;
+  }
+  Path state() const { return directory_.path() / "state"; }
+  Path path() const { return state() / "checkpoints" / "7"; }
+  std::string text() const { return path().string(); }
+  Path segment(uint64_t commit_seq, size_t index) const {
+    const auto stored = read_manifest(path() / manifest_file_name(commit_seq));
+    return path() / stored->manifest.segments[index].file;
+  }
+  std::vector<int64_t> steps() const {
+    std::vector<int64_t> steps;
+    for (const auto& info : list_checkpoints(path(), kJob).checkpoints) steps.push_back(info.step);
+    return steps;
+  }
+
+  TempDirectory directory_;
+};
+
+TEST_F(CheckpointTest, VerifyReadsWholeDirectoriesOneStepOrOneManifest) {
+  const Json all = json_of({"verify", text()}, 0);
+  EXPECT_EQ(all["kind"], "CheckpointVerification");
+  EXPECT_EQ(all["items"].size(), 3u);
+  EXPECT_FALSE(all["damaged"]);
+  EXPECT_EQ(all["items"][0]["state"], "ok");
+  const Json one = json_of({"verify", text(), "--step", "20"}, 0);
+  ASSERT_EQ(one["items"].size(), 1u);
+  EXPECT_EQ(one["items"][0]["step"], 20);
+  const Json named = json_of({"verify", text() + "/" + manifest_file_name(3)}, 0);
+  ASSERT_EQ(named["items"].size(), 1u);
+  EXPECT_EQ(named["items"][0]["step"], 30);
+  EXPECT_EQ(penstock({"verify", text(), "--step", "99"}).exit_code, 3);
+}
+
+TEST_F(CheckpointTest, DamageIsNamedWithFileRankTensorAndBytesAndExitsFourteen) {
+  const Path damaged = segment(2, 1);
+  flip_byte(damaged, 5000);
+  const Json json = json_of({"verify", text()}, 14);
+  EXPECT_TRUE(json["damaged"]);
+  EXPECT_EQ(json["items"][1]["state"], "damaged");
+  const Json& damage = json["items"][1]["damages"][0];
+  EXPECT_EQ(damage["file"], damaged.filename().string());
+  EXPECT_EQ(damage["rank"], 1);
+  EXPECT_EQ(damage["begin"], 4096);
+  EXPECT_EQ(damage["end"], 4096 + 16384);
+  EXPECT_EQ(damage["tensors"][0], "embed [200:300, 0:64]");
+  const ProgramRun run = penstock({"verify", text()});
+  EXPECT_EQ(run.exit_code, 14);
+  EXPECT_NE(run.out.find("4096:20480"), std::string::npos) << run.out;
+  EXPECT_EQ(penstock({"verify", text(), "--step", "30"}).exit_code, 0) << "the others are whole";
+  EXPECT_EQ(steps(), (std::vector<int64_t>{10, 20, 30})) << "looking changes nothing";
+}
+
+TEST_F(CheckpointTest, RepairSetsDamagedOnesAsideAndWhatIsLeftVerifies) {
+  flip_byte(segment(3, 0), 5000);
+  flip_byte(path() / manifest_file_name(2), 100);
+  const Json json = json_of({"verify", text(), "--repair"}, 14);
+  EXPECT_EQ(json["items"][1]["repair"], "set aside as 000000000002.manifest.damaged");
+  EXPECT_EQ(json["items"][2]["repair"], "set aside as 000000000003.manifest.damaged");
+  EXPECT_EQ(steps(), std::vector<int64_t>{10});
+  EXPECT_EQ(newest_whole(path(), kJob).checkpoint->step, 10);
+  const Json after = json_of({"verify", text()}, 0);
+  EXPECT_EQ(after["items"][2]["state"], "set aside");
+  EXPECT_EQ(commit(40, Epoch{1}, 4).commit_seq, 4u);
+}
+
+TEST_F(CheckpointTest, RepairLeavesWhatIsLeftWhenNothingIsWhole) {
+  for (const uint64_t commit_seq : {1, 2, 3}) flip_byte(segment(commit_seq, 0), 5000);
+  const Json json = json_of({"verify", text(), "--repair"}, 14);
+  for (size_t i = 0; i < 3; ++i) {
+    const std::string repair = json["items"][i]["repair"];
+    EXPECT_NE(repair.find("no other checkpoint"), std::string::npos) << repair;
+  }
+  EXPECT_EQ(steps().size(), 3u);
+}
+
+TEST_F(CheckpointTest, RepairWritesADamagedStoreFileAgain) {
+  const std::string before = file_text(path() / "STORE");
+  replace_file(path() / "STORE", "garbage");
+  EXPECT_TRUE(json_of({"verify", text()}, 14)["store_damage"].is_string());
+  EXPECT_TRUE(json_of({"verify", text(), "--repair"}, 14)["store_repair"].is_string());
+  EXPECT_EQ(file_text(path() / "STORE"), before);
+  EXPECT_TRUE(json_of({"verify", text()}, 0)["store_damage"].is_null());
+}
+
+TEST_F(CheckpointTest, ShowTellsWhatACheckpointHolds) {
+  {
+    auto store = CheckpointStore::open(path(), kJob, nullptr);
+    ASSERT_TRUE(store.ok());
+    auto request = save_model(path(), kJob, Epoch{1}, 40, 4);
+    ASSERT_TRUE(request.ok());
+    const auto spec = parse_job_spec(tiny_job_yaml(directory_.path(), {.name = "shown"}), "spec");
+    ASSERT_TRUE(spec.ok()) << spec.status().to_string();
+    request->spec_json = to_json(*spec);
+    ASSERT_TRUE(store->commit(*request).ok());
+  }
+  const Json json = json_of({"show", text()}, 0);
+  EXPECT_EQ(json["kind"], "Checkpoint");
+  EXPECT_EQ(json["step"], 40);
+  EXPECT_EQ(json["name"], "shown");
+  EXPECT_EQ(json["commit_seq"], 4);
+  EXPECT_EQ(json["previous_commit_seq"], 3);
+  EXPECT_EQ(json["layout"], "pipeline 2");
+  EXPECT_TRUE(json["seed"].is_number());
+  EXPECT_EQ(json["spec_digest"].get<std::string>().size(), 32u);
+  EXPECT_EQ(json["segments"].size(), 2u);
+  EXPECT_EQ(json["tensors"], 5);
+  EXPECT_FALSE(json["census"]["optimizer_complete"]);
+  EXPECT_EQ(json["census"]["kinds"]["state"]["tensors"], 1);
+  EXPECT_TRUE(json["damage"].is_null());
+  EXPECT_EQ(json_of({"show", text(), "--step", "10"}, 0)["commit_seq"], 1);
+
+  const Json tensor = json_of({"show", text(), "--tensor", "embed"}, 0);
+  EXPECT_EQ(tensor["shape"], Json({300, 64}));
+  EXPECT_EQ(tensor["pieces"].size(), 2u);
+  EXPECT_EQ(tensor["pieces"][1]["rank"], 1);
+  EXPECT_EQ(tensor["digest"].get<std::string>().size(), 32u);
+  EXPECT_EQ(penstock({"show", text(), "--tensor", "none"}).exit_code, 3);
+  std::filesystem::remove(segment(4, 1));
+  EXPECT_TRUE(json_of({"show", text()}, 14)["damage"].is_string());
+}
+
+TEST_F(CheckpointTest, TextFromFilesCannotDriveATerminal) {
+  auto stored = read_manifest(path() / manifest_file_name(3));
+  stored->manifest.layout = "\x1b[2J pipeline";
+  replace_file(path() / manifest_file_name(3), *encode_manifest(stored->manifest));
+  const ProgramRun run = penstock({"show", text()});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.out.find('\x1b'), std::string::npos);
+  EXPECT_NE(run.out.find("?[2J pipeline"), std::string::npos) << run.out;
+}
+
+TEST_F(CheckpointTest, DiffComparesByDigestAndByValue) {
+  const Path other = directory_.path() / "other";
+  {
+    auto store = CheckpointStore::open(other, JobId{9}, nullptr);
+    ASSERT_TRUE(store.ok());
+    commit_model(*store, JobId{9}, Epoch{4}, 5, 30);  // the bytes of step 30
+  }
+  const Json same = json_of({"diff", text(), other.string() + "@5"}, 0);
+  EXPECT_TRUE(same["equal"]);
+  EXPECT_EQ(same["equal_tensors"], 5);
+  const Json json = json_of({"diff", text() + "@10", text() + "@20", "--values"}, 1);
+  EXPECT_EQ(json["a"]["step"], 10);
+  EXPECT_EQ(json["b"]["step"], 20);
+  EXPECT_EQ(json["equal_tensors"], 1) << "\"empty\" has no elements to differ in";
+  ASSERT_EQ(json["items"].size(), 4u);
+  EXPECT_EQ(json["items"][0]["tensor"], "bias");
+  EXPECT_EQ(json["items"][0]["difference"], "values");
+  EXPECT_EQ(json["items"][0]["elements"], 77);
+  EXPECT_EQ(penstock({"diff", text() + "@10", text() + "@99"}).exit_code, 3);
+  EXPECT_EQ(penstock({"diff", text() + "@x", text()}).exit_code, 2);
+}
+
+TEST_F(CheckpointTest, PinnedOnesSurvivePruning) {
+  EXPECT_TRUE(json_of({"pin", text(), "--step", "10"}, 0)["pinned"]);
+  EXPECT_TRUE(json_of({"show", text(), "--step", "10"}, 0)["pinned"]);
+  const Json plan = json_of({"prune", text(), "--keep-last", "1", "--dry-run"}, 0);
+  ASSERT_EQ(plan["items"].size(), 1u);
+  EXPECT_EQ(plan["items"][0]["step"], 20);
+  EXPECT_EQ(steps().size(), 3u);
+  EXPECT_EQ(penstock({"prune", text(), "--keep-last", "1"}).exit_code, 0);
+  EXPECT_EQ(steps(), (std::vector<int64_t>{10, 30}));
+  EXPECT_EQ(penstock({"unpin", text(), "--step", "10"}).exit_code, 0);
+  EXPECT_EQ(penstock({"prune", text(), "--keep-last", "1", "--keep-every", "5"}).exit_code, 0);
+  EXPECT_EQ(steps(), (std::vector<int64_t>{10, 30})) << "step 10 is divisible by 5";
+  EXPECT_EQ(penstock({"prune", text(), "--keep-last", "1"}).exit_code, 0);
+  EXPECT_EQ(steps(), std::vector<int64_t>{30});
+  EXPECT_EQ(penstock({"prune", text()}).exit_code, 2) << "how many stay must be said";
+  EXPECT_EQ(penstock({"prune", text(), "--keep-last", "0"}).exit_code, 2);
+}
+
+TEST_F(CheckpointTest, AWriterThatHoldsTheLockIsAConflict) {
+  const auto store = CheckpointStore::open(path(), kJob, nullptr);
+  ASSERT_TRUE(store.ok());
+  EXPECT_EQ(penstock({"prune", text(), "--keep-last", "1"}).exit_code, 6);
+  EXPECT_EQ(penstock({"pin", text()}).exit_code, 6);
+  EXPECT_EQ(penstock({"verify", text()}).exit_code, 0) << "reading needs no lock";
+}
+
+TEST_F(CheckpointTest, AnIndexThatIsGoneIsMadeAnewFromTheFiles) {
+  const Path elsewhere = directory_.path() / "elsewhere";
+  {
+    auto store = CheckpointStore::open(elsewhere, JobId{9}, nullptr);
+    ASSERT_TRUE(store.ok());
+    commit_model(*store, JobId{9}, Epoch{1}, 5, 1);
+  }
+  std::filesystem::create_directory(state() / "checkpoints" / "8");  // has saved nothing yet
+  const Json json = json_of({"reindex", state().string(), elsewhere.string()}, 0);
+  ASSERT_EQ(json["items"].size(), 2u) << json.dump();
+  EXPECT_EQ(json["items"][0]["job"], 7);
+  EXPECT_EQ(json["items"][0]["checkpoints"], 3);
+  EXPECT_TRUE(json["items"][0]["rebuilt"]);
+  EXPECT_EQ(json["items"][1]["job"], 9);
+  {
+    const auto index = CheckpointIndex::open(state() / "checkpoint-index");
+    ASSERT_TRUE(index.ok()) << index.status().to_string();
+    EXPECT_EQ(*(*index)->list(kJob), list_checkpoints(path(), kJob).checkpoints);
+    EXPECT_EQ(*(*index)->highest_commit(kJob), 3u);
+    EXPECT_EQ(penstock({"reindex", state().string()}).exit_code, 6) << "somebody has it open";
+  }
+  EXPECT_FALSE(json_of({"reindex", state().string()}, 0)["items"][0]["rebuilt"]);
+  std::filesystem::remove(path() / manifest_file_name(3));
+  const Json lost = json_of({"reindex", state().string()}, 0);
+  EXPECT_EQ(lost["items"][0]["lost_steps"], Json({30}));
+  EXPECT_EQ(penstock({"reindex", directory_.path().string()}).exit_code, 3);
+}
+
+TEST_F(CheckpointTest, WhatIsNoCheckpointIsNotFoundAndAJobNeedsACoordinator) {
+  for (const char* verb : {"verify", "show", "pin"}) {
+    EXPECT_EQ(penstock({verb, directory_.path().string()}).exit_code, 3) << verb;
+    EXPECT_EQ(penstock({verb, "./nothing-here"}).exit_code, 3) << verb;
+    EXPECT_EQ(penstock({verb, "somejob"}).exit_code, 5) << verb;
+  }
+}
+
+TEST_F(CheckpointTest, HostileFilesAreRefusedAndNeverWaitedFor) {
+  const Path pipe = path() / manifest_file_name(4);
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  std::filesystem::create_symlink("/etc/passwd", path() / manifest_file_name(5));
+  replace_file(path() / manifest_file_name(6), std::string(1 << 16, '['));
+  std::filesystem::remove(segment(2, 0));
+  std::filesystem::create_symlink("/dev/zero", segment(2, 0));
+  const Json json = json_of({"verify", text()}, 14);
+  ASSERT_EQ(json["items"].size(), 6u);
+  EXPECT_EQ(json["items"][0]["state"], "ok");
+  for (const size_t i : {1, 3, 4, 5}) EXPECT_EQ(json["items"][i]["state"], "damaged") << i;
+  EXPECT_EQ(json_of({"show", text()}, 0)["step"], 30);
+}
+
+}  // namespace
+}  // namespace penstock
