@@ -5,7 +5,10 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
+#include <mutex>
 
+#include "checkpoint/compare.h"
+#include "checkpoint/segment_writer.h"
 #include "checkpoint/store.h"
 #include "tests/worker/engine_test_support.h"
 
@@ -34,6 +37,34 @@ class EngineResumeTest : public ::testing::Test {
     options.restore_manifest = manifest(checkpoints, step);
     options.restore_step = step;
     return options;
+  }
+  // Goes on from a checkpoint in another layout, and saves what was loaded, untouched, as a
+  // checkpoint of that layout in `directory`.
+  StandaloneReport resume_and_save(const TinyLayout& layout, const Path& checkpoints, int64_t step,
+                                   const Path& directory) {
+    Result<CheckpointStore> store = CheckpointStore::open(directory, JobId{1}, nullptr);
+    EXPECT_TRUE(store.ok()) << store.status().to_string();
+    std::mutex mutex;
+    CommitRequest request{.epoch = Epoch{1},
+                          .step = step,
+                          .created_at = {},
+                          .spec_json = "{}",
+                          .layout = to_string(layout),
+                          .segments = {}};
+    StandaloneOptions options = resumed(layout, checkpoints, step);
+    options.on_loaded = [&](const Engine& engine) {  // on every rank's thread
+      const std::lock_guard lock(mutex);
+      const Rank rank{static_cast<int32_t>(request.segments.size())};
+      const auto saved =
+          write_segment(directory, {JobId{1}, Epoch{1}, rank, step}, engine.state().to_save());
+      ASSERT_TRUE(saved.ok()) << saved.status().to_string();
+      request.segments.push_back({saved->file, rank, saved->byte_count, saved->footer_digest});
+    };
+    StandaloneReport report = train_tiny(options);
+    EXPECT_EQ(std::ssize(request.segments), options.spec.parallelism.world_size());
+    const auto committed = store->commit(request);
+    EXPECT_TRUE(committed.ok()) << committed.status().to_string();
+    return report;
   }
   static Path manifest(const Path& checkpoints, int64_t step) {
     for (const CheckpointInfo& info : list_checkpoints(checkpoints, JobId{1}).checkpoints) {
@@ -112,6 +143,38 @@ TEST_F(EngineResumeTest, EveryLayoutLoadsWhatAnyOtherSaved) {
     EXPECT_NEAR(rest.steps.back().grad_norm, whole.steps.back().grad_norm, 1e-3)
         << to_string(loader);
   }
+}
+
+// Weights, both moments, router biases and the step: one digest per tensor, compared by manifests.
+TEST_F(EngineResumeTest, TheStateHasTheSameDigestsInEveryLayoutAndTrainingGoesOn) {
+  const TinyLayout saver{4, 2, 1, Schedule::kDualPipe};
+  const StandaloneReport whole = train_and_save(saver, checkpoints());
+  const Result<StoredManifest> saved = read_manifest(manifest(checkpoints(), 4));
+  ASSERT_TRUE(saved.ok());
+  ASSERT_GT(saved->manifest.segments.size(), 1u);
+  for (const TinyLayout& layout : {TinyLayout{2, 4, 1, Schedule::kOneForwardOneBackward},
+                                   TinyLayout{1, 1, 1, Schedule::kOneForwardOneBackward}}) {
+    const Path gathered = directory_.path() / ("gathered " + to_string(layout));
+    const StandaloneReport rest = resume_and_save(layout, checkpoints(), 4, gathered);
+    const Result<StoredManifest> again = read_manifest(manifest(gathered, 4));
+    ASSERT_TRUE(again.ok()) << again.status().to_string();
+    const auto comparison =
+        compare_checkpoints({checkpoints(), saved->manifest}, {gathered, again->manifest}, false);
+    ASSERT_TRUE(comparison.ok()) << comparison.status().to_string();
+    for (const TensorDifference& difference : comparison->differences) {
+      ADD_FAILURE() << to_string(layout) << ": " << difference.name << " differs";
+    }
+    EXPECT_EQ(comparison->equal_count, saved->manifest.tensors.size());
+    ASSERT_EQ(rest.steps.size(), 2u);
+    for (size_t i = 0; i < 2; ++i) {
+      EXPECT_NEAR(rest.steps[i].loss, whole.steps[i + 4].loss, 1e-5) << to_string(layout);
+    }
+  }
+  const auto other_step = read_manifest(manifest(checkpoints(), 2));
+  ASSERT_TRUE(other_step.ok());
+  const auto comparison = compare_checkpoints({checkpoints(), saved->manifest},
+                                              {checkpoints(), other_step->manifest}, false);
+  EXPECT_FALSE(comparison->equal()) << "digests tell one step from another";
 }
 
 TEST_F(EngineResumeTest, ACheckpointKnowsNothingOfTheSeatsOfExperts) {
