@@ -68,7 +68,11 @@ Result<std::vector<Checked>> check_all(const CheckpointPlace& place, std::option
   };
   for (const CheckpointInfo& info : listing.checkpoints) {
     if (!wanted(info.commit_seq) || (step && info.step != *step)) continue;
-    all.push_back(check(place.directory, info.commit_seq, info.manifest_file, {}));
+    Checked checked = check(place.directory, info.commit_seq, info.manifest_file, {});
+    std::error_code error;
+    const bool gone = !std::filesystem::exists(place.directory / info.manifest_file, error);
+    if (gone && !error) continue;  // retention removed it while it was read
+    all.push_back(std::move(checked));
   }
   for (const RefusedCheckpoint& refused : listing.refused) {
     if (!wanted(refused.commit_seq)) continue;

@@ -1,4 +1,4 @@
-// Damaged checkpoints are refused, named, and the older one is used.
+// Damaged checkpoints are refused, named, and the older one is used; a lost index is made anew.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -23,18 +23,36 @@ std::vector<Path> files_by_size(const Path& folder) {
 
 class CheckpointDamageTest : public ::testing::Test {
  protected:
-  // Trains until three checkpoints exist, cancels, damages the newest one's segments, resumes, and
-  // expects the run to go on from the one before.
-  void damage_and_resume(const std::function<void(const Path& segment)>& damage) {
+  Json checkpoints_of(const std::string& id) const {
+    return cluster_.get("/api/v1/jobs/" + id + "/checkpoints").at("items");
+  }
+  // Trains until three checkpoints exist, and cancels. Returns the job's id.
+  std::string train_and_cancel() {
     const TinyJob job{.steps = 3000, .checkpoint_interval = 20};
     const std::string id = cluster_.submit(tiny_job_yaml(cluster_.folder(), job));
+    EXPECT_TRUE(wait_until([&] { return checkpoints_of(id).size() >= 3; }, kPatience))
+        << cluster_.describe(id);
+    EXPECT_EQ(cluster_.call("POST", "/api/v1/jobs/" + id + "/cancel").status, 202);
+    EXPECT_TRUE(cluster_.wait_for_state(id, "CANCELLED")) << cluster_.describe(id);
+    return id;
+  }
+  // Resumes and expects the run to go on behind the checkpoint of `step`.
+  void resume_after(const std::string& id, int64_t step) {
+    ASSERT_EQ(cluster_.call("POST", "/api/v1/jobs/" + id + "/resume").status, 202);
     ASSERT_TRUE(wait_until(
-        [&] { return cluster_.get("/api/v1/jobs/" + id + "/checkpoints").at("items").size() >= 3; },
+        [&] {
+          const Json now = cluster_.job(id);
+          return now.at("state") == "RUNNING" && now.at("epoch") >= 2;
+        },
         kPatience))
         << cluster_.describe(id);
-    ASSERT_EQ(cluster_.call("POST", "/api/v1/jobs/" + id + "/cancel").status, 202);
-    ASSERT_TRUE(cluster_.wait_for_state(id, "CANCELLED")) << cluster_.describe(id);
-    const Json checkpoints = cluster_.get("/api/v1/jobs/" + id + "/checkpoints").at("items");
+    EXPECT_EQ(cluster_.job(id).at("first_step"), step + 1) << cluster_.describe(id);
+  }
+
+  // Damages the newest checkpoint's segments and expects the run to go on from the one before.
+  void damage_and_resume(const std::function<void(const Path& segment)>& damage) {
+    const std::string id = train_and_cancel();
+    const Json checkpoints = checkpoints_of(id);
     const Json newest = checkpoints.back();
     const Json older = checkpoints[checkpoints.size() - 2];
     const std::string manifest = *read_file(newest.at("manifest").get<std::string>(), 64 << 20);
@@ -47,16 +65,7 @@ class CheckpointDamageTest : public ::testing::Test {
       }
     }
     ASSERT_EQ(damaged, 1) << "the manifest names its segments";
-    ASSERT_EQ(cluster_.call("POST", "/api/v1/jobs/" + id + "/resume").status, 202);
-    ASSERT_TRUE(wait_until(
-        [&] {
-          const Json now = cluster_.job(id);
-          return now.at("state") == "RUNNING" && now.at("epoch") >= 2;
-        },
-        kPatience))
-        << cluster_.describe(id);
-    EXPECT_EQ(cluster_.job(id).at("first_step"), older.at("step").get<int64_t>() + 1)
-        << cluster_.describe(id);
+    resume_after(id, older.at("step").get<int64_t>());
     EXPECT_TRUE(cluster_.has_event(id, "checkpoint_refused")) << cluster_.describe(id);
   }
 
@@ -83,6 +92,25 @@ TEST_F(CheckpointDamageTest, ATruncatedSegmentIsNoticedAndTheOlderCheckpointUsed
 
 TEST_F(CheckpointDamageTest, AMissingSegmentIsNoticedAndTheOlderCheckpointUsed) {
   damage_and_resume([](const Path& segment) { ASSERT_TRUE(std::filesystem::remove(segment)); });
+}
+
+TEST_F(CheckpointDamageTest, ALostIndexIsMadeAnewFromTheFilesAndNothingIsLost) {
+  const std::string id = train_and_cancel();
+  const Json before = checkpoints_of(id);
+  cluster_.kill_coordinator();
+  const Path state = cluster_.folder() / "coordinator";
+  ASSERT_GT(std::filesystem::remove_all(state / "checkpoint-index"), 1u);
+  const ProgramRun run = run_program(
+      {binary("penstock").string(), "checkpoint", "reindex", state.string(), "-o", "json"});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const Json indexed = Json::parse(run.out).at("items");
+  ASSERT_EQ(indexed.size(), 1u) << run.out;
+  EXPECT_EQ(indexed[0].at("checkpoints"), before.size());
+  cluster_.start_coordinator();
+  EXPECT_EQ(checkpoints_of(id).size(), before.size());
+  resume_after(id, before.back().at("step").get<int64_t>());
+  EXPECT_EQ(cluster_.log("coordinator").find("made anew from the manifests"), std::string::npos)
+      << "reindex left the coordinator nothing to do";
 }
 
 }  // namespace
