@@ -135,7 +135,7 @@ TEST_P(EngineRecordsTest, AResultIsSentBeforeTheBackwardOrPairThatMadeItEnds) {
     }
   }
   // ZB1P has no such pass: it sends first and computes all weight gradients later.
-  EXPECT_EQ(checked > 0, GetParam() != Schedule::kZb1p);
+  EXPECT_EQ(checked > 0, GetParam() != Schedule::kZeroBubble);
 }
 
 TEST_P(EngineRecordsTest, TheSummaryOfEveryRankAddsUpAndNamesItsCommunication) {
