@@ -102,7 +102,7 @@ void describe_facts(Output& out, const Json& job) {
     const char* name = "last output";
     for (std::string line; std::getline(log_tail, line); name = "") fact(name, line);
     const std::string state = field_string(job, "state");
-    if (state == "FAILED" || state == "CANCELLED") {
+    if (state == "CANCELLED" || is_worth_resuming(job)) {
       fact("resume", fmt::format("penstock resume {}", field_text(job, "name")));
     }
   }

@@ -297,6 +297,12 @@ Result<Json> wait_for_job(const Client& client, Output& out, const std::string& 
   }
 }
 
+bool is_worth_resuming(const Json& job) {
+  const Json failure = job.value("last_failure", Json());
+  const bool diverged = failure.is_object() && field_string(failure, "code") == "diverged";
+  return field_string(job, "state") == "FAILED" && !diverged;
+}
+
 void explain_failure(const Client& client, Output& out, const Json& job) {
   if (field_string(job, "state") != "FAILED") return;
   const Json failure = job.value("last_failure", Json());
@@ -316,8 +322,8 @@ void explain_failure(const Client& client, Output& out, const Json& job) {
       out.note(fmt::format("  [{}] {}", log.rank, log.lines[i]));
     }
   }
-  out.note(
-      fmt::format("next: penstock describe {0}; penstock logs {0}; penstock resume {0}", name));
+  out.note(fmt::format("next: penstock describe {0}; penstock logs {0}{1}", name,
+                       is_worth_resuming(job) ? "; penstock resume " + name : ""));
 }
 
 }  // namespace penstock

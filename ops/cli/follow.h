@@ -48,6 +48,9 @@ struct WaitCondition {
 // The job is where the condition wants it.
 bool holds(const WaitCondition& condition, const Json& job);
 
+// Whether a failed job may end otherwise when its last steps are replayed. A diverged one does not.
+bool is_worth_resuming(const Json& job);
+
 // Shows progress on stderr until the job is final: one redrawn line on a terminal, with a line of
 // its own for what stays worth reading (a failure, a recovery, a held-out loss); elsewhere plain
 // lines, one for every event and one per second with news. Lines are in the order in which things

@@ -164,6 +164,7 @@ TEST(RecoveryTest, ATrainingThatDivergesFailsAtOnceAndKeepsItsLastGoodCheckpoint
   const ProgramRun shown =
       run_program({binary("penstock").string(), "--server", cluster.server(), "describe", id});
   EXPECT_NE(shown.out.find("\nlast output "), std::string::npos) << shown.out;
+  EXPECT_EQ(shown.out.find("penstock resume"), std::string::npos) << "a replay ends the same way";
   const std::string metrics = cluster.call("GET", "/metrics").body;
   EXPECT_NE(metrics.find(fmt::format("penstock_run_nonfinite_steps_total{{run=\"{}\"}} 1", id)),
             std::string::npos);

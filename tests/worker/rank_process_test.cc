@@ -151,8 +151,8 @@ TEST_F(RankProcessTest, ATrainingThatDivergesEndsWithACodeOfItsOwn) {
     const RankExit exit = daemon.wait_exit(r);
     if (exit.status.exit_code == code(ExitCode::kPeerLost)) continue;  // before it could tell
     EXPECT_EQ(exit.status.exit_code, code(ExitCode::kDiverged)) << exit.last_line;
-    EXPECT_TRUE(
-        std::regex_search(exit.last_line, std::regex("step [0-9]+: loss .*, gradient norm ")))
+    EXPECT_TRUE(std::regex_search(
+        exit.last_line, std::regex("^penstock-rank: step [0-9]+: loss .*, gradient norm ")))
         << exit.last_line;
     ++diverged;
   }

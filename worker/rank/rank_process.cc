@@ -257,7 +257,10 @@ ExitCode exit_code_of(const Status& status, bool stop_requested) {
 
 ExitCode run_rank_process(const RankProcessOptions& options) {
   const auto fail = [](const Status& status, ExitCode code) {
-    std::fprintf(stderr, "penstock-rank: %s\n", status.to_string().c_str());
+    // That training diverged is no fault of the program's, whatever the status is called.
+    const bool diverged = code == ExitCode::kDiverged;
+    std::fprintf(stderr, "penstock-rank: %s\n",
+                 (diverged ? status.message() : status.to_string()).c_str());
     return code;
   };
   const RankHello hello{options.job, options.epoch, options.rank, ::getpid()};
