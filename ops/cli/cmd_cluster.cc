@@ -56,9 +56,12 @@ Result<ExitCode> list_checkpoints(Cli& cli, const std::string& name) {
   for (const Json& item : list.value("items", Json::array())) {
     const Json damaged = item.value("damaged", Json());
     const bool is_damaged = damaged.is_string() || (damaged.is_boolean() && damaged.get<bool>());
-    rows.push_back({field_text(item, "step"), field_text(item, "epoch"),
-                    format_bytes(field_number(item, "bytes")), field_age(item, "time"),
-                    is_damaged ? "damaged" : "complete", field_text(item, "manifest")});
+    // Of one whose manifest cannot be used nothing is known but the file.
+    const bool is_known = field_number(item, "epoch") > 0;
+    rows.push_back(
+        {is_known ? field_text(item, "step") : "-", is_known ? field_text(item, "epoch") : "-",
+         is_known ? format_bytes(field_number(item, "bytes")) : "-", field_age(item, "time"),
+         is_damaged ? "damaged" : "complete", field_text(item, "manifest")});
   }
   cli.out.table({"STEP", "EPOCH", "SIZE", "AGE", "FILES", "MANIFEST"}, rows);
   return ExitCode::kOk;
