@@ -308,7 +308,8 @@ TEST_F(EngineResumeTest, AStepThatIsNoNumberEndsTheRunBeforeAnythingOfItIsSaved)
   };
   const Result<StandaloneReport> report = run_standalone_threads(options);
   ASSERT_FALSE(report.ok());
-  for (const char* word : {"step 3: loss nan, gradient norm nan", "lower the learning rate"}) {
+  // A NaN's sign is the compiler's business.
+  for (const char* word : {"step 3: loss ", "nan, gradient norm ", "lower the learning rate"}) {
     EXPECT_NE(report.status().message().find(word), std::string::npos) << report.status().message();
   }
   for (const CheckpointInfo& info : list_checkpoints(checkpoints(), JobId{1}).checkpoints) {
