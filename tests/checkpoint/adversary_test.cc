@@ -10,8 +10,6 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
-
 class AdversaryTest : public ::testing::Test {
  protected:
   void SetUp() override {

@@ -10,8 +10,6 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
-
 // Commits what each rank is given as one checkpoint in a directory of its own.
 class CompareTest : public ::testing::Test {
  protected:

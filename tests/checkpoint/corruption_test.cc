@@ -10,8 +10,6 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
-
 // A store with checkpoint 1 (step 10, contents 1) and checkpoint 2 (step 20, contents 2), which the
 // test damages.
 class CorruptionTest : public ::testing::Test {

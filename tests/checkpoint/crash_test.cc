@@ -15,7 +15,6 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
 constexpr int64_t kOldStep = 10;
 constexpr int64_t kNewStep = 20;
 

@@ -12,8 +12,6 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
-
 // A file system of one mebibyte where this process may mount one; elsewhere a limit of as much per
 // file, which the kernel enforces at the same calls.
 class SmallDisk {

@@ -13,8 +13,6 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
-
 struct Saved {
   TempDirectory directory;
   Manifest manifest;

@@ -8,8 +8,6 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
-
 class IndexTest : public ::testing::Test {
  protected:
   void SetUp() override { open(); }

@@ -9,8 +9,6 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
-
 // Saves slices, each on the rank given beside it, and commits them.
 StoredManifest commit_slices(const Path& directory,
                              const std::vector<std::vector<OwnedSlice>>& by_rank) {

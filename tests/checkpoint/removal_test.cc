@@ -8,40 +8,18 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
-
-class RemovalTest : public ::testing::Test {
+class RemovalTest : public ModelStoreTest {
  protected:
-  void SetUp() override {
-    auto store = CheckpointStore::open(path(), kJob, nullptr);
-    ASSERT_TRUE(store.ok()) << store.status().to_string();
-    store_.emplace(*std::move(store));
-  }
-  Path path() const { return directory_.path(); }
-  CheckpointInfo commit(int64_t step, uint64_t version) {
-    return commit_model(*store_, kJob, Epoch{1}, step, version);
-  }
-  std::vector<int64_t> steps() const {
-    std::vector<int64_t> steps;
-    for (const auto& info : list_checkpoints(path(), kJob).checkpoints) steps.push_back(info.step);
-    return steps;
-  }
   size_t segment_count() const {
     size_t count = 0;
     const std::vector<std::string> names = file_names(path()).value();
     for (const std::string& name : names) count += name.ends_with(".segment");
     return count;
   }
-  Path segment_of(const CheckpointInfo& info, size_t index) const {
-    return path() / read_manifest(path() / info.manifest_file)->manifest.segments[index].file;
-  }
-
-  TempDirectory directory_;
-  std::optional<CheckpointStore> store_;
 };
 
 TEST_F(RemovalTest, TheNewestAreKeptAndTheSpaceOfOthersReturns) {
-  for (int64_t step = 1; step <= 4; ++step) commit(step, step);
+  for (int64_t step = 1; step <= 4; ++step) commit(step);
   const auto report = store_->retain({2});
   ASSERT_TRUE(report.ok()) << report.status().to_string();
   EXPECT_EQ(report->commit_seqs, (std::vector<uint64_t>{1, 2}));
@@ -55,8 +33,8 @@ TEST_F(RemovalTest, TheNewestAreKeptAndTheSpaceOfOthersReturns) {
 }
 
 TEST_F(RemovalTest, TheOnlyGoodCheckpointIsNeverRemoved) {
-  const CheckpointInfo good = commit(1, 1);
-  const CheckpointInfo bad = commit(2, 2);
+  const CheckpointInfo good = commit(1);
+  const CheckpointInfo bad = commit(2);
   // Damage in the data: only reading everything finds it.
   flip_byte(segment_of(bad, 0), 5000);
   ASSERT_TRUE(newest_whole(path(), kJob).checkpoint->step == 2);
@@ -68,25 +46,25 @@ TEST_F(RemovalTest, TheOnlyGoodCheckpointIsNeverRemoved) {
 
 TEST_F(RemovalTest, NothingIsRemovedWhenNothingVerifies) {
   for (int64_t step = 1; step <= 3; ++step) {
-    flip_byte(segment_of(commit(step, step), 1), 5000);
+    flip_byte(segment_of(commit(step), 1), 5000);
   }
   EXPECT_TRUE(store_->retain({1})->commit_seqs.empty());
   EXPECT_EQ(steps().size(), 3u);
 }
 
 TEST_F(RemovalTest, DamagedOnesGoOnceANewerWholeOneIsKept) {
-  commit(1, 1);
-  const CheckpointInfo bad = commit(2, 2);
+  commit(1);
+  const CheckpointInfo bad = commit(2);
   std::filesystem::remove(segment_of(bad, 0));
-  commit(3, 3);
+  commit(3);
   EXPECT_EQ(store_->retain({1})->commit_seqs, (std::vector<uint64_t>{1, 2}));
   EXPECT_EQ(steps(), (std::vector<int64_t>{3}));
   EXPECT_EQ(segment_count(), 2u);
 }
 
 TEST_F(RemovalTest, AnInterruptedRemovalIsFinishedAtTheNextOpen) {
-  const CheckpointInfo first = commit(1, 1);
-  commit(2, 2);
+  const CheckpointInfo first = commit(1);
+  commit(2);
   Removal removal{{first.manifest_file}, {}};
   const auto stored = read_manifest(path() / first.manifest_file);
   for (const auto& segment : stored->manifest.segments) {
@@ -102,7 +80,7 @@ TEST_F(RemovalTest, AnInterruptedRemovalIsFinishedAtTheNextOpen) {
 }
 
 TEST_F(RemovalTest, ADamagedRemovalFileRemovesNothing) {
-  commit(1, 1);
+  commit(1);
   replace_file(path() / "GC", "000000000001.manifest\n");
   store_.reset();
   SetUp();
@@ -123,7 +101,7 @@ TEST_F(RemovalTest, RemovalFilesRoundTripAndRefusePaths) {
 }
 
 TEST_F(RemovalTest, OrphansOfOlderEpochsAreSweptAndNothingElse) {
-  commit(1, 1);
+  commit(1);
   ASSERT_TRUE(save_model(path(), kJob, Epoch{1}, 2, 2).ok());  // saved, never committed
   ASSERT_TRUE(save_model(path(), kJob, Epoch{2}, 2, 2).ok());  // the running epoch's
   replace_file(path() / "000000000009.manifest.tmp", "torn");
@@ -137,7 +115,7 @@ TEST_F(RemovalTest, OrphansOfOlderEpochsAreSweptAndNothingElse) {
 }
 
 TEST_F(RemovalTest, NothingIsSweptWhileAManifestIsUnreadable) {
-  const CheckpointInfo info = commit(1, 1);
+  const CheckpointInfo info = commit(1);
   replace_file(path() / info.manifest_file, "torn");
   EXPECT_EQ(store_->sweep_orphans(Epoch{9}).status().code(), Code::kDataLoss);
   EXPECT_EQ(segment_count(), 2u);

@@ -9,8 +9,6 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
-
 class StoreTest : public ::testing::Test {
  protected:
   void SetUp() override { reopen(); }

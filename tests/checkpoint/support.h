@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -74,5 +75,36 @@ uint64_t size_of_file(const Path& path);
 std::string file_text(const Path& path);
 void overwrite(const Path& path, uint64_t offset, std::string_view bytes);
 void replace_file(const Path& path, std::string_view text);
+
+inline constexpr JobId kJob{7};
+
+// A store of kJob in a directory of its own, filled with checkpoints of the model.
+class ModelStoreTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto store = CheckpointStore::open(path(), kJob, nullptr);
+    ASSERT_TRUE(store.ok()) << store.status().to_string();
+    store_.emplace(*std::move(store));
+  }
+  Path path() const { return directory_.path(); }
+  CheckpointInfo commit(int64_t step) {
+    return commit_model(*store_, kJob, Epoch{1}, step, static_cast<uint64_t>(step));
+  }
+  Manifest manifest_of(const CheckpointInfo& info) const {
+    return read_manifest(path() / info.manifest_file)->manifest;
+  }
+  Path segment_of(const CheckpointInfo& info, size_t index) const {
+    return path() / manifest_of(info).segments[index].file;
+  }
+  // Of the checkpoints that are listed, oldest first.
+  std::vector<int64_t> steps() const {
+    std::vector<int64_t> steps;
+    for (const auto& info : list_checkpoints(path(), kJob).checkpoints) steps.push_back(info.step);
+    return steps;
+  }
+
+  TempDirectory directory_;
+  std::optional<CheckpointStore> store_;
+};
 
 }  // namespace penstock::checkpoint_test

@@ -8,34 +8,7 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
-
-class VerifyTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    auto store = CheckpointStore::open(path(), kJob, nullptr);
-    ASSERT_TRUE(store.ok()) << store.status().to_string();
-    store_.emplace(*std::move(store));
-  }
-  Path path() const { return directory_.path(); }
-  CheckpointInfo commit(int64_t step) {
-    return commit_model(*store_, kJob, Epoch{1}, step, static_cast<uint64_t>(step));
-  }
-  Manifest manifest_of(const CheckpointInfo& info) const {
-    return read_manifest(path() / info.manifest_file)->manifest;
-  }
-  Path segment_of(const CheckpointInfo& info, size_t index) const {
-    return path() / manifest_of(info).segments[index].file;
-  }
-  std::vector<int64_t> steps() const {
-    std::vector<int64_t> steps;
-    for (const auto& info : list_checkpoints(path(), kJob).checkpoints) steps.push_back(info.step);
-    return steps;
-  }
-
-  TempDirectory directory_;
-  std::optional<CheckpointStore> store_;
-};
+using VerifyTest = ModelStoreTest;
 
 TEST_F(VerifyTest, AWholeCheckpointHasNoDamage) {
   const DamageReport report = find_damage(path(), manifest_of(commit(10)));
