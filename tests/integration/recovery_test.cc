@@ -145,8 +145,8 @@ TEST(RecoveryTest, ATrainingThatDivergesFailsAtOnceAndKeepsItsLastGoodCheckpoint
   std::string yaml = tiny_job_yaml(cluster.folder(), {.steps = 5000, .checkpoint_interval = 1});
   const std::string modest = "{lr: 3.0e-3}";
   ASSERT_NE(yaml.find(modest), std::string::npos);
-  // Every step multiplies the weights by about -10,000.
-  yaml.replace(yaml.find(modest), modest.size(), "{lr: 100, weight_decay: 100}");
+  // Every step doubles the weights: long enough for a first checkpoint to be committed.
+  yaml.replace(yaml.find(modest), modest.size(), "{lr: 1, weight_decay: 3}");
   const std::string id = cluster.submit(yaml);
   ASSERT_TRUE(cluster.wait_for_state(id, "FAILED")) << cluster.describe(id);
   const Json job = cluster.job(id);

@@ -19,9 +19,13 @@ namespace penstock {
 using Json = nlohmann::json;
 using std::chrono::seconds;
 
-// How long a test waits for what must come: only a broken build, however slow or sanitized, takes
+// How long a test waits for what must come: only a broken build, however slow its machine, takes
 // this long.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+inline constexpr seconds kPatience{960};
+#else
 inline constexpr seconds kPatience{240};
+#endif
 
 // Looks at `condition` every few milliseconds until it is true or `limit` has passed. Returns its
 // last value.
