@@ -17,7 +17,7 @@
 //
 // The output of the last layer and the gradient of the first one's input, which neighbouring stages
 // wait for, are there before the last attn(W), which nobody waits for: so that has both sends
-// beside it.
+// beside it, and the last combine(F) only attn(B).
 #pragma once
 
 #include <array>

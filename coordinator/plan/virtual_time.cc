@@ -74,7 +74,7 @@ class Pipeline {
         channel.pop_front();
       } else if (i.op == Op::kSendForward || i.op == Op::kSendBackward) {
         channel_of(static_cast<size_t>(i.peer), i)
-            .push_back({i.microbatch, rank.now + costs_.send});
+            .push_back({i.microbatch, departure(r, i) + costs_.send});
         span = {rank.now, rank.now};
       } else {
         span = {rank.now, rank.now + duration(rank, i)};
@@ -84,6 +84,32 @@ class Pipeline {
       rank.now = span.end;
     }
     return {};
+  }
+
+  static bool makes(const Instruction& pass, const Instruction& send) {
+    if (send.op == Op::kSendBackward && pass.op == Op::kOverlapped) {
+      return pass.backward_direction == send.direction &&
+             pass.backward_microbatch == send.microbatch;
+    }
+    const bool kind = send.op == Op::kSendForward
+                          ? pass.op == Op::kForward || pass.op == Op::kOverlapped
+                          : pass.op == Op::kBackward || pass.op == Op::kBackwardInput;
+    return kind && pass.direction == send.direction && pass.microbatch == send.microbatch;
+  }
+
+  // A value leaves when its send is due, but that of a pass with a tail as soon as it is final.
+  double departure(size_t r, const Instruction& send) const {
+    const Rank& rank = ranks_[r];
+    for (size_t at = rank.at; at-- > 0;) {
+      const Instruction& pass = rank.program[at];
+      if (!makes(pass, send)) continue;
+      const Span& span = timeline_.ranks[r].spans[at];
+      double tail = 0.0;  // share of the pass
+      if (pass.op == Op::kBackward) tail = costs_.backward_tail / costs_.backward;
+      if (pass.op == Op::kOverlapped) tail = costs_.pair_tail / costs_.pair;
+      return tail > 0.0 ? span.end - tail * (span.end - span.begin) : rank.now;
+    }
+    return rank.now;
   }
 
   double duration(const Rank& rank, const Instruction& i) const {
@@ -203,7 +229,7 @@ Result<Timeline> run_in_virtual_time(const ParallelismSpec& parallelism,
 
 double bubble_by_formula(const ParallelismSpec& parallelism, const OperationCosts& costs) {
   const auto P = static_cast<double>(parallelism.pipeline);
-  const double pair_hop = costs.pair + costs.backward - 3 * costs.backward_weight;
+  const double pair_hop = costs.pair - costs.pair_tail + costs.backward - 3 * costs.backward_weight;
   switch (parallelism.schedule) {
     case Schedule::kDualPipe:
       if (P == 1) return 0.0;
@@ -213,7 +239,7 @@ double bubble_by_formula(const ParallelismSpec& parallelism, const OperationCost
     case Schedule::kZeroBubble:
       return (P - 1) * (costs.forward + costs.backward - 2 * costs.backward_weight);
     case Schedule::kOneForwardOneBackward:
-      return (P - 1) * (costs.forward + costs.backward);
+      return (P - 1) * (costs.forward + costs.backward - costs.backward_tail);
   }
   PENSTOCK_CHECK(false);
   return 0.0;

@@ -21,8 +21,11 @@ struct OperationCosts {
   double backward_input = 1.0;
   double backward_weight = 1.0;
   double pair = 3.0;  // an overlapped forward and full backward
-  double send =
-      0.0;  // from the end of a pass until its value is at the neighbour; takes no compute
+  // What a full backward or a pair still has to do (weight gradients) when what its neighbours wait
+  // for is final and leaves; at most all of it. 0: it leaves at the end, as publications suppose.
+  double backward_tail = 0.0;
+  double pair_tail = 0.0;
+  double send = 0.0;    // from a value's leaving until it is at the neighbour; takes no compute
   double reduce = 0.0;  // of gradients, once every rank is there
   double optimizer = 0.0;
   // By stage: how many times as long its passes take; a pair takes the mean of its stages, weighted
@@ -61,12 +64,15 @@ Result<Timeline> run_in_virtual_time(const ParallelismSpec& parallelism,
                                      const std::vector<Program>& programs, ProgramKind kind,
                                      const OperationCosts& costs);
 
-// The published bubble of the schedule, as schedule.h lists them. Equal to Timeline::bubble() when
+// The published bubble of the schedule, as schedule.h lists them, but that on its way from rank to
+// rank a value waits for no tail: 1f1b (P - 1)(F + B - backward_tail), dualpipe
+// (P/2 - 1)(pair - pair_tail + B - 3W), dualpipev alike. Equal to Timeline::bubble() when
 //   1f1b                  always;
 //   zb1p                  W <= F and W <= Bi (a longer W delays what the rank before waits for);
 //   dualpipe, dualpipev   F = Bi >= W and B <= pair <= F + B. With F > Bi the ranks at the ends
 //                         wait for forwards instead: (H - 1)(pair + F - 2W) over H ranks to the
-//                         middle. With F < Bi it is an upper bound.
+//                         middle. With F < Bi it is an upper bound. With tails: F = Bi = W and
+//                         B <= pair - pair_tail; with F = Bi > W up to one backward_tail less.
 // All stages equal, and sends free.
 double bubble_by_formula(const ParallelismSpec& parallelism, const OperationCosts& costs);
 

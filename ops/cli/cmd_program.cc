@@ -29,6 +29,8 @@ struct ProgramFlags {
   double backward = 2.0;
   double weight = 1.0;
   std::optional<double> pair;
+  double backward_tail = 0.0;
+  double pair_tail = 0.0;
   double send = 0.0;
 };
 
@@ -59,12 +61,18 @@ Result<OperationCosts> costs_of(const ProgramFlags& flags) {
   if (flags.weight >= flags.backward) {
     return invalid_argument("--weight is a part of --backward, and must be shorter");
   }
+  if (!(flags.backward_tail >= 0.0 && flags.backward_tail <= flags.weight &&
+        flags.pair_tail >= 0.0 && flags.pair_tail <= flags.weight)) {
+    return invalid_argument("--backward-tail and --pair-tail are 0 to --weight");
+  }
   if (!(flags.send >= 0.0 && flags.send <= 1e6)) return invalid_argument("--send is 0 to 1e6");
   return OperationCosts{.forward = flags.forward,
                         .backward = flags.backward,
                         .backward_input = flags.backward - flags.weight,
                         .backward_weight = flags.weight,
                         .pair = pair,
+                        .backward_tail = flags.backward_tail,
+                        .pair_tail = flags.pair_tail,
                         .send = flags.send};
 }
 
@@ -151,6 +159,8 @@ Json plan_json(const Plan& plan, std::optional<size_t> only) {
             {"backward_input", plan.costs.backward_input},
             {"backward_weight", plan.costs.backward_weight},
             {"pair", plan.costs.pair},
+            {"backward_tail", plan.costs.backward_tail},
+            {"pair_tail", plan.costs.pair_tail},
             {"send", plan.costs.send}}},
           {"makespan", plan.training.makespan},
           {"bubble", plan.training.bubble()},
@@ -160,16 +170,18 @@ Json plan_json(const Plan& plan, std::optional<size_t> only) {
 
 // --- text
 
-std::string_view formula_text(const ParallelismSpec& layout) {
+std::string formula_text(const ParallelismSpec& layout, const OperationCosts& costs) {
+  const std::string_view pair = costs.pair_tail > 0 ? "pair-tail" : "pair";
+  const std::string_view backward = costs.backward_tail > 0 ? "B-tail" : "B";
   switch (layout.schedule) {
     case Schedule::kDualPipe:
-      return layout.pipeline == 1 ? "0" : "(P/2-1)(pair+B-3W)";
+      return layout.pipeline == 1 ? "0" : fmt::format("(P/2-1)({}+B-3W)", pair);
     case Schedule::kDualPipeV:
-      return "(P-1)(pair+B-3W)";
+      return fmt::format("(P-1)({}+B-3W)", pair);
     case Schedule::kZeroBubble:
       return "(P-1)(F+B-2W)";
     case Schedule::kOneForwardOneBackward:
-      return "(P-1)(F+B)";
+      return fmt::format("(P-1)(F+{})", backward);
   }
   return "";
 }
@@ -188,7 +200,7 @@ std::string summary(const Plan& plan, ProgramKind kind) {
                       plan.costs.pair, plan.costs.send, timeline.makespan);
   text += fmt::format("bubble {:g}, {:.1f}% of it", bubble, 100 * bubble / timeline.makespan);
   if (kind == ProgramKind::kTraining) {
-    text += fmt::format("; by formula {} = {:g}", formula_text(layout),
+    text += fmt::format("; by formula {} = {:g}", formula_text(layout, plan.costs),
                         bubble_by_formula(layout, plan.costs));
   }
   return text + "\n\n";
@@ -254,6 +266,12 @@ void add_program_verb(CLI::App& app, Cli& cli) {
       ->capture_default_str();
   verb->add_option("--pair", flags->pair,
                    "Seconds of an overlapped forward and backward (default: their sum)");
+  verb->add_option("--backward-tail", flags->backward_tail,
+                   "Seconds a full backward still takes when its gradient leaves")
+      ->capture_default_str();
+  verb->add_option("--pair-tail", flags->pair_tail,
+                   "Seconds a pair still takes when its output and gradient leave")
+      ->capture_default_str();
   verb->add_option("--send", flags->send, "Seconds from one rank to the next")
       ->capture_default_str();
   verb->callback([&cli, flags] { cli.action = [&cli, flags] { return program(cli, *flags); }; });

@@ -380,6 +380,20 @@ TEST_F(PenstockTest, ProgramInJsonHasEveryInstructionAndItsTime) {
   EXPECT_EQ(one["pipeline_ranks"][0]["pipeline_index"], 0);
 }
 
+TEST_F(PenstockTest, ProgramLetsResultsLeaveBeforeTheTailOfAPass) {
+  const std::string spec =
+      write("one.yaml", edited("{pipeline: 2, expert: 2, schedule: dualpipe, microbatches: 4}",
+                               "{pipeline: 2, schedule: 1f1b, microbatches: 4}"));
+  const Json json = document(
+      penstock({"program", spec, "--backward-tail", "0.5", "--pair-tail", "0.25", "-o", "json"}));
+  EXPECT_EQ(json["bubble"], 2.5);
+  EXPECT_EQ(json["bubble_by_formula"], 2.5);
+  EXPECT_EQ(json["costs"]["backward_tail"], 0.5);
+  EXPECT_EQ(json["costs"]["pair_tail"], 0.25);
+  const ProgramRun run = penstock({"program", spec, "--backward-tail", "0.5"});
+  EXPECT_NE(run.out.find("by formula (P-1)(F+B-tail) = 2.5"), std::string::npos) << run.out;
+}
+
 TEST_F(PenstockTest, ProgramShowsTheStepsOfARampWhoseEvaluationsKeepTheFirstSize) {
   const std::string spec = write(
       "ramp.yaml",
@@ -406,6 +420,7 @@ TEST_F(PenstockTest, ProgramMistakesHaveTheirExitCodes) {
   EXPECT_EQ(penstock({"program", spec, "--pair", "0"}).exit_code, 2);
   EXPECT_EQ(penstock({"program", spec, "--weight", "2"}).exit_code, 2);
   EXPECT_EQ(penstock({"program", spec, "--send", "-1"}).exit_code, 2);
+  EXPECT_EQ(penstock({"program", spec, "--pair-tail", "1.5"}).exit_code, 2);
   const ProgramRun wrong =
       penstock({"program", write("odd.yaml", edited("pipeline: 2", "pipeline: 3"))});
   EXPECT_EQ(wrong.exit_code, 2);

@@ -53,9 +53,16 @@ OperationCosts costs_of(double forward, double backward_input, double backward_w
   return costs;
 }
 
+// Results that leave before the last weight part, and none from a pair before a backward's time.
+OperationCosts with_tails(OperationCosts costs) {
+  costs.backward_tail = length(0, 16) * costs.backward_weight;
+  costs.pair_tail = length(0, 16) * std::min(costs.backward_weight, costs.pair - costs.backward);
+  return costs;
+}
+
 // Any lengths, stages of unequal length, sends that take time.
 OperationCosts any_costs(const ParallelismSpec& layout) {
-  OperationCosts costs = costs_of(length(1, 64), length(1, 64), length(1, 64));
+  OperationCosts costs = with_tails(costs_of(length(1, 64), length(1, 64), length(1, 64)));
   costs.send = length(0, 32);
   costs.reduce = length(0, 32);
   costs.optimizer = length(0, 32);
@@ -218,7 +225,7 @@ TEST(SchedulePropertyTest, TheWeightQueueIsAsLongAsPublished) {
 
 TEST(SchedulePropertyTest, The1f1bBubbleEqualsTheFormulaWhateverOperationsCost) {
   holds_for(std::array{Schedule::kOneForwardOneBackward}, [](const ParallelismSpec& layout) {
-    const OperationCosts costs = costs_of(length(1, 64), length(1, 64), length(1, 64));
+    const OperationCosts costs = with_tails(costs_of(length(1, 64), length(1, 64), length(1, 64)));
     expect_equal(run(layout, costs).bubble(), bubble_by_formula(layout, costs), layout);
   });
 }
@@ -226,7 +233,8 @@ TEST(SchedulePropertyTest, The1f1bBubbleEqualsTheFormulaWhateverOperationsCost) 
 TEST(SchedulePropertyTest, TheZb1pBubbleEqualsTheFormulaUnlessAWeightPartIsTheLongest) {
   holds_for(std::array{Schedule::kZeroBubble}, [](const ParallelismSpec& layout) {
     const double weight = length(1, 64);
-    const OperationCosts costs = costs_of(weight + length(0, 64), weight + length(0, 64), weight);
+    const OperationCosts costs =
+        with_tails(costs_of(weight + length(0, 64), weight + length(0, 64), weight));
     expect_equal(run(layout, costs).bubble(), bubble_by_formula(layout, costs), layout);
   });
 }
@@ -236,6 +244,24 @@ TEST(SchedulePropertyTest, TheDualPipeBubbleEqualsTheFormulaWhereForwardsCostAsM
     const double forward = length(1, 64);
     const OperationCosts costs = costs_of(forward, forward, forward * length(0, 16) / 16);
     expect_equal(run(layout, costs).bubble(), bubble_by_formula(layout, costs), layout);
+  });
+}
+
+TEST(SchedulePropertyTest, TheDualPipeBubbleIsShorterByTheTailOfAPairAtEveryHop) {
+  holds_for(kDualPipes, [](const ParallelismSpec& layout) {
+    const double all = length(1, 64);
+    const OperationCosts costs = with_tails(costs_of(all, all, all));
+    expect_equal(run(layout, costs).bubble(), bubble_by_formula(layout, costs), layout);
+  });
+}
+
+TEST(SchedulePropertyTest, LongerInputPartsMakeTheDualPipeBubbleAtMostOneTailOfABackwardShorter) {
+  holds_for(kDualPipes, [](const ParallelismSpec& layout) {
+    const double weight = length(1, 64), forward = weight + length(0, 64);
+    const OperationCosts costs = with_tails(costs_of(forward, forward, weight));
+    const double bubble = run(layout, costs).bubble();
+    RC_ASSERT(bubble <= bubble_by_formula(layout, costs) + 1e-9);
+    RC_ASSERT(bubble >= bubble_by_formula(layout, costs) - costs.backward_tail - 1e-9);
   });
 }
 

@@ -43,6 +43,38 @@ TEST(VirtualTimeTest, ASendTakesTimeButNoCompute) {
   EXPECT_EQ(timeline.ranks[0].busy, 6.0);
 }
 
+TEST(VirtualTimeTest, AGradientLeavesBeforeTheTailOfItsBackward) {
+  const ParallelismSpec layout = one_f_one_b(2, 2);
+  const std::vector<Program> programs = programs_of(layout);
+  const Timeline timeline = timeline_of(layout, {.backward_tail = 0.5});
+  EXPECT_EQ(starts(programs[0].training, timeline.ranks[0]),
+            "F0.0@0 F0.1@1 B0.0@3.5 B0.1@6.5 reduce@8.5 optimizer@8.5");
+  EXPECT_EQ(starts(programs[1].training, timeline.ranks[1]),
+            "F0.0@1 B0.0@2 F0.1@4 B0.1@5 reduce@8.5 optimizer@8.5");
+}
+
+TEST(VirtualTimeTest, ATailIsAsMuchLongerAsItsStage) {
+  const ParallelismSpec layout = one_f_one_b(2, 2);
+  const std::vector<Program> programs = programs_of(layout);
+  const Timeline timeline =
+      timeline_of(layout, {.backward_tail = 0.5, .stage_factors = {1.0, 2.0}});
+  EXPECT_EQ(starts(programs[0].training, timeline.ranks[0]),
+            "F0.0@0 F0.1@1 B0.0@6 B0.1@12 reduce@14 optimizer@14");
+}
+
+TEST(VirtualTimeTest, AnInputPartHasNoTail) {
+  const OperationCosts tails = {.backward_tail = 1.0, .pair_tail = 1.0};
+  EXPECT_EQ(timeline_of(zero_bubble(8, 20), tails).makespan,
+            timeline_of(zero_bubble(8, 20)).makespan);
+}
+
+TEST(VirtualTimeTest, OutputAndGradientOfAPairLeaveBeforeItsTail) {
+  EXPECT_NEAR(timeline_of(dualpipe(8, 20), {.pair_tail = 0.5}).bubble(), 4.5, kAccuracy);
+  EXPECT_NEAR(timeline_of(dualpipe(8, 20), {.pair_tail = 0.25}).bubble(), 5.25, kAccuracy);
+  EXPECT_NEAR(timeline_of(dualpipe(8, 20), {.backward_tail = 0.5}).bubble(), 6.0, kAccuracy);
+  EXPECT_NEAR(timeline_of(dualpipev(4, 10), {.pair_tail = 0.5}).bubble(), 4.5, kAccuracy);
+}
+
 TEST(VirtualTimeTest, AReceiveLastsAsLongAsItWaits) {
   const ParallelismSpec layout = one_f_one_b(2, 2);
   const std::vector<Program> programs = programs_of(layout);
@@ -118,6 +150,11 @@ TEST(VirtualTimeTest, FormulasOfTheDefaultCosts) {
   EXPECT_EQ(bubble_by_formula(dualpipe(8, 20), {}), 6.0);
   EXPECT_EQ(bubble_by_formula(dualpipev(8, 20), {}), 14.0);
   EXPECT_EQ(bubble_by_formula(dualpipe(1, 20), {}), 0.0);
+  const OperationCosts tails = {.backward_tail = 0.5, .pair_tail = 0.25};
+  EXPECT_EQ(bubble_by_formula(one_f_one_b(8, 20), tails), 17.5);
+  EXPECT_EQ(bubble_by_formula(zero_bubble(8, 20), tails), 7.0);
+  EXPECT_EQ(bubble_by_formula(dualpipe(8, 20), tails), 5.25);
+  EXPECT_EQ(bubble_by_formula(dualpipev(8, 20), tails), 12.25);
 }
 
 // A weight part longer than a forward keeps the rank before waiting, which the formula leaves out.
