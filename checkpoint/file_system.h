@@ -10,14 +10,29 @@
 
 namespace penstock {
 
-// A file being written, owned by one thread. Destroying it closes it without a word: call close().
+// Writes of which address, offset and size are multiples of this can go straight to the disk.
+inline constexpr uint64_t kDirectAlignment = 4096;
+// Writes of one file that may be under way at a time.
+inline constexpr size_t kStartedWritesMax = 8;
+
+// A file being written, owned by one thread. Destroying it waits for started writes and closes it
+// without a word: call close().
 class WritableFile {
  public:
   virtual ~WritableFile() = default;
   // Allocates the disk space of the first `bytes` bytes, so that a full disk is known before the
   // first write. The file's length becomes `bytes`.
   virtual Status reserve(uint64_t bytes) = 0;
+  // Returns when the bytes are taken. This and all below REQUIRE that every started write is
+  // finished.
   virtual Status write_at(uint64_t offset, Bytes bytes) = 0;
+  // Starts a write and may return before it ends: `bytes` are borrowed, and must not change, until
+  // the finish_write() that is its own. Ranges of started writes do not overlap. Fast for large
+  // ones aligned to kDirectAlignment. REQUIRES: fewer than kStartedWritesMax are unfinished.
+  virtual Status start_write(uint64_t offset, Bytes bytes) { return write_at(offset, bytes); }
+  // Waits for the oldest started write that is not finished, and tells how it ended. After an
+  // error the file is to be given up.
+  virtual Status finish_write() { return {}; }
   // fdatasync(2). An error is final: the kernel may have dropped the pages, a second call proves
   // nothing.
   virtual Status sync() = 0;

@@ -14,6 +14,8 @@ namespace {
 // Data is read through one window buffer of this size, at fixed file positions.
 constexpr uint64_t kWindowBytes = 4 << 20;
 static_assert(kWindowBytes % kBlockBytesMax == 0, "blocks never straddle two windows");
+// How far the disk reads ahead of what is being verified.
+constexpr uint64_t kReadAheadBytes = 16 << 20;
 // Collected copies that make it worth executing those whose windows are complete; bounds the memory
 // of plans that cut tensors into single elements.
 constexpr size_t kCopiesMax = 1 << 18;
@@ -31,6 +33,14 @@ struct Copy {
   uint64_t file_offset = 0;
   uint64_t byte_count = 0;
   std::byte* destination = nullptr;
+};
+
+// Blocks [first, last) of one window, and the copies [copies_begin, copies_end) out of them.
+struct Read {
+  uint64_t first = 0;
+  uint64_t last = 0;
+  size_t copies_begin = 0;
+  size_t copies_end = 0;
 };
 
 // The pieces of one tensor, findable by box: sorted along the dimension with the most cut points.
@@ -182,56 +192,68 @@ class SegmentLoad {
   Status execute(uint64_t until) {
     std::sort(copies_.begin(), copies_.end(),
               [](const Copy& a, const Copy& b) { return a.file_offset < b.file_offset; });
-    size_t first = 0;
-    while (first < copies_.size()) {
-      const uint64_t end = window_end(copies_[first].file_offset);
-      if (end > until) break;
-      size_t last = first;
-      while (last < copies_.size() && copies_[last].file_offset < end) ++last;
-      PENSTOCK_TRY(execute_window(std::span(copies_).subspan(first, last - first)));
-      first = last;
+    const size_t copied = plan_reads(until);
+    size_t asked_for = 0;
+    for (size_t i = 0; i < reads_.size(); ++i) {
+      // The disk reads what comes next while this is verified and copied.
+      for (; asked_for < reads_.size() &&
+             (asked_for <= i || reads_[asked_for].first < reads_[i].first + blocks_ahead());
+           ++asked_for) {
+        reader_.will_need(reads_[asked_for].first, reads_[asked_for].last);
+      }
+      PENSTOCK_TRY(execute_read(reads_[i]));
     }
-    copies_.erase(copies_.begin(), copies_.begin() + first);
+    copies_.erase(copies_.begin(), copies_.begin() + copied);
     return {};
   }
 
-  // Reads the blocks these copies need, neighbours in one read, then copies out of the window
-  // buffer.
-  Status execute_window(std::span<const Copy> copies) {
-    const uint64_t base = window_begin(copies.front().file_offset);
-    const uint64_t block_bytes = reader_.header().block_bytes;
+  // The blocks these copies need, neighbours in one read that ends with its window. Returns how
+  // many copies that are.
+  size_t plan_reads(uint64_t until) {
+    reads_.clear();
     const auto block_of = [&](uint64_t offset) {
-      return (offset - kSegmentHeaderBytes) / block_bytes;
+      return (offset - kSegmentHeaderBytes) / reader_.header().block_bytes;
     };
-    uint64_t read_end = 0;  // blocks below are read or not needed
-    for (size_t i = 0; i < copies.size();) {
-      const uint64_t first = std::max(read_end, block_of(copies[i].file_offset));
-      uint64_t last = first;
-      while (i < copies.size() && block_of(copies[i].file_offset) <= last) {
-        last = std::max(last, block_of(copies[i].file_offset + copies[i].byte_count - 1) + 1);
+    size_t i = 0;
+    while (i < copies_.size() && window_end(copies_[i].file_offset) <= until) {
+      const uint64_t end = window_end(copies_[i].file_offset);
+      Read read{.first = block_of(copies_[i].file_offset), .last = 0, .copies_begin = i};
+      read.last = read.first;
+      while (i < copies_.size() && copies_[i].file_offset < end &&
+             block_of(copies_[i].file_offset) <= read.last) {
+        const Copy& copy = copies_[i];
+        read.last = std::max(read.last, block_of(copy.file_offset + copy.byte_count - 1) + 1);
         ++i;
       }
-      if (first == last) continue;
-      const uint64_t begin = reader_.block_begin(first);
-      const uint64_t end = reader_.block_end(last - 1);
-      PENSTOCK_TRY(reader_.read_blocks(first, last,
-                                       MutableBytes(window_).subspan(begin - base, end - begin)));
-      report_.bytes_read += end - begin;
-      report_.read_count += 1;
-      read_end = last;
+      read.copies_end = i;
+      reads_.push_back(read);
     }
-    for (const Copy& copy : copies) {
-      std::memcpy(copy.destination, window_.data() + (copy.file_offset - base), copy.byte_count);
+    return i;
+  }
+
+  Status execute_read(const Read& read) {
+    const uint64_t begin = reader_.block_begin(read.first);
+    const uint64_t end = reader_.block_end(read.last - 1);
+    PENSTOCK_TRY(
+        reader_.read_blocks(read.first, read.last, MutableBytes(window_).first(end - begin)));
+    report_.bytes_read += end - begin;
+    report_.read_count += 1;
+    for (size_t i = read.copies_begin; i < read.copies_end; ++i) {
+      const Copy& copy = copies_[i];
+      std::memcpy(copy.destination, window_.data() + (copy.file_offset - begin), copy.byte_count);
       report_.bytes_loaded += copy.byte_count;
     }
     return {};
   }
+
+  uint64_t blocks_ahead() const { return kReadAheadBytes / reader_.header().block_bytes; }
 
   const SegmentReader& reader_;
   const std::span<const LoadTarget> targets_;
   LoadReport& report_;
   std::vector<std::byte> window_;
   std::vector<Copy> copies_;
+  std::vector<Read> reads_;  // of the first copies
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "checkpoint/segment_reader.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -187,6 +188,13 @@ Status SegmentReader::describe(const SegmentDamage& damage) const {
 
 bool SegmentReader::block_is_whole(uint64_t index, Bytes bytes) const {
   return block_sum(header_.segment, index, bytes) == footer_.block_sums[index];
+}
+
+void SegmentReader::will_need(uint64_t first, uint64_t last) const {
+  PENSTOCK_CHECK(first < last && last <= block_count(), first, last, block_count());
+  ::posix_fadvise(file_.get(), static_cast<off_t>(block_begin(first)),
+                  static_cast<off_t>(block_end(last - 1) - block_begin(first)),
+                  POSIX_FADV_WILLNEED);
 }
 
 Status SegmentReader::read_blocks(uint64_t first, uint64_t last, MutableBytes into) const {

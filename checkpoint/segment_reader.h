@@ -43,6 +43,8 @@ class SegmentReader {
   uint64_t block_begin(uint64_t index) const;
   uint64_t block_end(uint64_t index) const;
 
+  // A hint: these blocks are read soon, so the disk may begin.
+  void will_need(uint64_t first, uint64_t last) const;
   // Reads blocks [first, last) into `into`, which has exactly their bytes, and verifies each.
   Status read_blocks(uint64_t first, uint64_t last, MutableBytes into) const;
 

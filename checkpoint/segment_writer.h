@@ -6,6 +6,7 @@
 
 #include "checkpoint/file_system.h"
 #include "checkpoint/segment.h"
+#include "checkpoint/write_buffers.h"
 
 namespace penstock {
 
@@ -23,8 +24,13 @@ struct SliceSource {
 //   kResourceExhausted  the disk or a quota is full; found before the first byte is written
 //   other codes         the write, sync or close failed. Never retried on the same file: call
 //                       again, which makes a new one
-// Cost: one pass over the bytes (copy to a 4 MiB staging buffer, CRC-32C, digest, write), no
-// other memory.
+// Cost: one pass over the bytes (copy to a buffer, CRC-32C, digest) while the disk writes the
+// buffers before; no memory but the buffers and 4 bytes of sums for each 16 KiB.
+Result<SegmentSummary> write_segment(const Path& directory, const SegmentIdentity& identity,
+                                     std::span<const SliceSource> sources,
+                                     const WriteBuffers& buffers,
+                                     FileSystem& files = real_file_system());
+// The same with buffers of its own.
 Result<SegmentSummary> write_segment(const Path& directory, const SegmentIdentity& identity,
                                      std::span<const SliceSource> sources,
                                      FileSystem& files = real_file_system());

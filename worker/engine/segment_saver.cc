@@ -3,6 +3,16 @@
 #include <cstring>
 
 namespace penstock {
+namespace {
+
+WriteBuffers make_buffers() {
+  Result<WriteBuffers> made = WriteBuffers::make();
+  PENSTOCK_CHECK(made.ok(), made.status().to_string());
+  made->touch();
+  return *std::move(made);
+}
+
+}  // namespace
 
 SegmentSaver::SegmentSaver(Path directory, SegmentIdentity identity,
                            std::span<const SliceSource> state, Done done, FileSystem& files)
@@ -10,7 +20,8 @@ SegmentSaver::SegmentSaver(Path directory, SegmentIdentity identity,
       identity_(identity),
       state_(state),
       done_(std::move(done)),
-      files_(files) {
+      files_(files),
+      buffers_(make_buffers()) {
   uint64_t bytes = 0;
   for (const SliceSource& source : state) bytes += source.bytes.size();
   staging_.resize(bytes);  // zero-filled, hence touched
@@ -59,7 +70,7 @@ void SegmentSaver::run() {
     }
     SegmentIdentity identity = identity_;
     identity.step = step_;
-    done_(step_, write_segment(directory_, identity, staged_, files_));
+    done_(step_, write_segment(directory_, identity, staged_, buffers_, files_));
     {
       const std::lock_guard lock(mutex_);
       pending_ = false;

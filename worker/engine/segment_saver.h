@@ -20,9 +20,9 @@ class SegmentSaver {
   // gone then).
   using Done = std::function<void(int64_t step, const Result<SegmentSummary>&)>;
 
-  // Allocates and touches the staging memory now, so that a machine too small for it fails at the
-  // start and not at the first save. `state`: borrowed; read inside save() only. `identity.step` is
-  // set per save. `files` is borrowed.
+  // Allocates and touches all memory now (the staging copy, and the buffers it is written through),
+  // so that a machine too small for it fails at the start and not at the first save. `state`:
+  // borrowed; read inside save() only. `identity.step` is set per save. `files` is borrowed.
   SegmentSaver(Path directory, SegmentIdentity identity, std::span<const SliceSource> state,
                Done done, FileSystem& files = real_file_system());
   // Waits for the save under way, whose Done is called.
@@ -35,7 +35,8 @@ class SegmentSaver {
   // instead of filling the memory. Caller's thread only.
   void save(int64_t step);
 
-  uint64_t staging_bytes() const { return staging_.size(); }
+  // All memory that saving uses.
+  uint64_t memory_bytes() const { return staging_.size() + buffers_.byte_count(); }
 
  private:
   void run();
@@ -48,6 +49,7 @@ class SegmentSaver {
   // Caller's while `pending_` is false, the background thread's while it is true.
   std::vector<std::byte> staging_;
   std::vector<SliceSource> staged_;  // state_, pointing into staging_
+  const WriteBuffers buffers_;
   int64_t step_ = 0;
 
   std::mutex mutex_;

@@ -1,0 +1,282 @@
+"""The checkpoint store beside PyTorch Distributed Checkpoint (DCP): time, stall, bytes, memory and damage noticed.
+
+Both save and load the same amount of random-looking f32 state on the same disk, alternated round by round; durable
+means files and directory synced. The page cache forgets the files before each load. Ours verifies every byte it loads.
+
+save      write and commit, caller waits     reshard   saved by N ranks, loaded by M: bytes read / bytes needed
+stall     what training waits for            plan      finding what to read, without reading
+load      newest checkpoint, cold            damage    one payload bit flipped: noticed by how many loads
+busy      step time lost until durable       kill      a saving process is killed: newest whole step known again
+
+Without a Python that imports PyTorch (--torch-python) ours alone is measured. Use --dir on the disk that matters.
+"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+DESCRIPTION = "checkpoint store: save, load, reshard, memory, damage, beside PyTorch DCP"
+HERE = pathlib.Path(__file__).resolve().parent
+LAYOUTS = ((4, 3), (3, 4), (2, 4), (8, 64), (1, 64))
+MIB = 1 << 20
+TABLES_MIB = 2  # names, boxes and sums of a segment, beside the buffers it is written through
+
+
+def add_arguments(parser):
+    parser.add_argument("--torch-python", default="/usr/bin/python3", help="a Python that can import torch 2.4 or newer")
+    parser.add_argument("--dir", help="where checkpoints go (default: a folder in the build folder)")
+    parser.add_argument("--mib", type=int, help="of state (default: 1024, 128 with --quick)")
+    parser.add_argument("--rounds", type=int, help="default: 5, 2 with --quick")
+    parser.add_argument("--only", default=",".join(PARTS), help="comma separated; default: %(default)s")
+
+
+class Peer:
+    """peer_dcp.py as a server: PyTorch takes seconds to import."""
+
+    def __init__(self, python):
+        self.process = subprocess.Popen([python, str(HERE / "peer_dcp.py")], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.version = self.read()["version"]
+
+    def read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("peer_dcp.py ended; run it by hand to see why")
+        return json.loads(line)
+
+    def __call__(self, what, **arguments):
+        self.process.stdin.write(json.dumps({"what": what, **arguments}) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Bench:
+    def __init__(self, options):
+        self.program = pathlib.Path(options.build) / "bin/checkpoint_bench"
+        if not self.program.exists():
+            raise RuntimeError(f"{self.program} is missing; build the target checkpoint_bench")
+        self.folder = pathlib.Path(options.dir or options.build) / "bench-checkpoint"
+        self.tensors = max(1, (options.mib or (128 if options.quick else 1024)) // 4)
+        self.rounds = options.rounds or (2 if options.quick else 5)
+        self.quick = options.quick
+        try:
+            self.peer = Peer(options.torch_python)
+        except (RuntimeError, OSError):
+            self.peer = None
+            print(f"ops/bench checkpoint: {options.torch_python} cannot import torch.distributed.checkpoint: measured "
+                  "without a peer (--torch-python names another)", file=sys.stderr)
+        self.rows, self.bars = [], []
+
+    def fresh(self, name):
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def size(self, tensors=None, rows=1024, columns=1024):
+        return {"tensors": tensors or self.tensors, "rows": rows, "columns": columns}
+
+    def command(self, what, folder, **flags):
+        command = [str(self.program), what, "--dir", str(folder)]
+        for flag, value in flags.items():
+            command += ["--" + flag.replace("_", "-"), str(value)]
+        return command
+
+    def ours(self, what, folder, **flags):
+        done = subprocess.run(self.command(what, folder, **flags), capture_output=True, text=True, timeout=600)
+        if done.returncode != 0:
+            raise RuntimeError(f"checkpoint_bench {what} exited {done.returncode}: {done.stderr.strip()[-400:]}")
+        return json.loads(done.stdout)
+
+    def theirs(self, what, **arguments):
+        return self.peer(what, **arguments) if self.peer else None
+
+    def row(self, what, unit, values, bar="", peer=()):
+        """One line of the table: the median of each side, and the spread of ours."""
+        peer = [p for p in peer if p is not None]
+        self.rows.append({"what": what, "unit": unit, "spread": f"{min(values):.3g}..{max(values):.3g}",
+                          "value": statistics.median(values), "bar": bar,
+                          "peer": statistics.median(peer) if peer else ""})
+
+    def bar(self, what, unit, value, bar, at_least=True):
+        self.bars.append({"what": what, "unit": unit, "value": value, "bar": bar, "at_least": at_least})
+
+    def ratio_bar(self, what, theirs, ours, bar):
+        """Theirs over ours, the median of the rounds; not measured without a peer."""
+        ratios = [t / o for t, o in zip(theirs, ours) if t is not None]
+        self.bar(what, "x", statistics.median(ratios) if ratios else None, bar)
+
+
+def forget(folder):
+    """The page cache forgets the folder's files, so that the next read is of the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def of(results, key, scale=1.0):
+    return [None if r is None else r[key] * scale for r in results]
+
+
+def measure_save_and_load(bench, parts):
+    saves, loads, peer_saves, peer_loads = [], [], [], []
+    for _ in range(bench.rounds):
+        ours, theirs = bench.fresh("ours"), bench.fresh("theirs")
+        saves.append(bench.ours("save", ours, saves=1, **bench.size()))
+        peer_saves.append(bench.theirs("save", directory=str(theirs), **bench.size()))
+        if "load" in parts:
+            forget(ours)
+            loads.append(bench.ours("load", ours, **bench.size()))
+            forget(theirs)
+            peer_loads.append(bench.theirs("load", directory=str(theirs), **bench.size()))
+    payload = saves[0]["payload_bytes"]
+    gib = 2**30 / payload
+    ours, theirs = [s["seconds"][0] * gib for s in saves], of(peer_saves, "seconds", gib)
+    if "save" in parts:
+        bench.row("save, durable", "s/GiB", ours, "peer / 2.5", theirs)
+        bench.ratio_bar("durable save, DCP over ours", theirs, ours, 2.5)
+        disk = [s["disk_bytes"] / payload for s in saves]
+        bench.row("save, bytes on disk / payload", "x", disk, 1.01)
+        bench.bar("bytes on disk / payload", "x", max(disk), 1.01, at_least=False)
+        extra = [s["extra_bytes"] / MIB for s in saves]
+        budget = saves[0]["budget_bytes"] / MIB + TABLES_MIB
+        bench.row("save, memory beyond the state", "MiB", extra, f"{budget:.4g}", of(peer_saves, "extra_bytes", 1 / MIB))
+        bench.bar("memory of a save", "MiB", max(extra), budget, at_least=False)
+    if "load" in parts:
+        ours, theirs = of(loads, "seconds", gib), of(peer_loads, "seconds", gib)
+        bench.row("load, cold, verified (peer: not verified)", "s/GiB", ours, "peer / 1.3", theirs)
+        bench.ratio_bar("cold load, DCP over ours", theirs, ours, 1.3)
+        bench.row("load, memory beyond the state", "MiB", of(loads, "extra_bytes", 1 / MIB), "",
+                  of(peer_loads, "extra_bytes", 1 / MIB))
+        verifying = [r["seconds"] / (r["seconds"] - r["checksum_seconds"]) for r in loads]
+        bench.row("load, with checksums / without", "x", verifying, 1.10)
+        bench.bar("load with checksums / without", "x", statistics.median(verifying), 1.10, at_least=False)
+
+
+def measure_stall(bench, _):
+    ours, theirs = [], []
+    for _ in range(bench.rounds):
+        ours.append(bench.ours("stall", bench.fresh("ours"), saves=3, **bench.size()))
+        theirs.append(bench.theirs("stall", directory=str(bench.fresh("theirs")), saves=3, **bench.size()))
+    gib = 2**30 / ours[0]["payload_bytes"]
+
+    def pick(results, key, choose):
+        return [None if r is None else choose(r[key]) * gib for r in results]
+    first, peer_first = pick(ours, "stall_seconds", lambda s: s[0]), pick(theirs, "stall_seconds", lambda s: s[0])
+    bench.row("stall, first save", "s/GiB", first, "peer / 5", peer_first)
+    bench.ratio_bar("first stall, DCP over ours", peer_first, first, 5.0)
+    later = pick(ours, "stall_seconds", lambda s: statistics.median(s[1:]))
+    bench.row("stall, later saves", "s/GiB", later, "1.2 memcpy",
+              pick(theirs, "stall_seconds", lambda s: statistics.median(s[1:])))
+    copies = pick(ours, "memcpy_seconds", lambda s: statistics.median(s[1:]))
+    bench.row("memcpy of the state", "s/GiB", copies)
+    bench.bar("later stall / memcpy", "x", statistics.median(a / b for a, b in zip(later, copies)), 1.2, at_least=False)
+    bench.row("save in the background, until durable", "s/GiB", pick(ours, "durable_seconds", statistics.median), "",
+              pick(theirs, "durable_seconds", statistics.median))
+    bench.row("save in the background, memory beyond what was set aside", "MiB", of(ours, "extra_bytes", 1 / MIB), "",
+              of(theirs, "extra_bytes", 1 / MIB))
+
+
+def measure_busy(bench, _):
+    shape = {"saves": 3, "steps": 10 if bench.quick else 20, **bench.size()}
+    ours, theirs = [], []
+    for _ in range(bench.rounds):
+        ours.append(bench.ours("busy", bench.fresh("ours"), step_ms=50, **shape))
+        theirs.append(bench.theirs("busy", directory=str(bench.fresh("theirs")), step_ms=50, **shape))
+    gib = 2**30 / ours[0]["payload_bytes"]
+    lost = [s * gib for r in ours for s in r["lost_seconds"]]
+    peer = [s * gib for r in theirs if r for s in r["lost_seconds"]]
+    bench.row("step time lost to a save, two busy threads", "s/GiB", lost, "peer", peer)
+    bench.bar("step time lost to a save, ours over DCP", "x", statistics.median(lost) / statistics.median(peer)
+              if peer else None, 1.0, at_least=False)
+
+
+def measure_reshard(bench, _):
+    tensors = 4 if bench.quick else 16
+    for rows, columns, barred in ((1024, 1024, True), (1000, 1037, False)):
+        for ranks_from, ranks_to in LAYOUTS:
+            shape = bench.size(tensors, rows, columns)
+            ours = bench.ours("reshard", bench.fresh("ours"), **{"from": ranks_from}, to=ranks_to, **shape)
+            theirs = bench.theirs("reshard", directory=str(bench.fresh("theirs")), ranks_from=ranks_from,
+                                  ranks_to=ranks_to, **shape) if barred else None
+            value = ours["rchar"] / ours["needed_bytes"]
+            bench.row(f"reshard {ranks_from} to {ranks_to} of [{rows}, {columns}], bytes read / needed", "x", [value],
+                      1.05 if barred else "", [theirs["rchar"] / theirs["needed_bytes"]] if theirs else [])
+            if barred:
+                bench.bar(f"reshard {ranks_from} to {ranks_to}, bytes read / needed", "x", value, 1.05, at_least=False)
+
+
+def measure_plan(bench, _):
+    few, many = 32768, 262144
+    ours = {n: [bench.ours("plan", bench.fresh("ours"), pieces=n)["seconds"] for _ in range(bench.rounds)]
+            for n in (few, many)}
+    peer = bench.theirs("plan", pieces=few // 8)
+    bench.row(f"plan {few} pieces into {few - 1}", "s", ours[few])
+    bench.row(f"plan {many} pieces into {many - 1}", "s", ours[many], "10 times the above")
+    if peer:
+        bench.row(f"plan {few // 8} pieces into {few // 8 - 1}", "s",
+                  [bench.ours("plan", bench.fresh("ours"), pieces=few // 8)["seconds"]], "", [peer["seconds"]])
+    bench.bar("plan time, 8 times the pieces", "x", statistics.median(ours[many]) / statistics.median(ours[few]), 10.0,
+              at_least=False)
+
+
+def measure_damage(bench, _):
+    shape = {"places": 12 if bench.quick else 64, **bench.size(4, 256, 1024)}
+    ours = bench.ours("damage", bench.fresh("ours"), **shape)
+    theirs = bench.theirs("damage", directory=str(bench.fresh("theirs")), **shape)
+    bench.row(f"payload bits flipped, noticed of {ours['places']}", "", [ours["detected"]], ours["places"],
+              [theirs["detected"]] if theirs else [])
+    bench.bar("flipped payload bits noticed", "of 1", ours["detected"] / ours["places"], 1.0)
+
+
+def measure_kill(bench, _):
+    """SIGKILL in the middle of a save; then: how soon another process knows the newest whole step, and has loaded it."""
+    known, loaded = [], []
+    for _ in range(bench.rounds):
+        folder = bench.fresh("ours")
+        saving = subprocess.Popen(bench.command("save", folder, saves=1000, **bench.size()), stdout=subprocess.DEVNULL)
+        while len(list(folder.glob("*.manifest"))) == 0 or len(list(folder.glob("*.segment"))) < 3:
+            if saving.poll() is not None:
+                raise RuntimeError("the process that saves ended by itself")
+            time.sleep(0.01)
+        begin = time.monotonic()
+        saving.send_signal(signal.SIGKILL)
+        saving.wait()
+        result = bench.ours("load", folder, **bench.size())
+        overhead = time.monotonic() - begin - result["seconds"] - result["checksum_seconds"]
+        known.append(result["newest_seconds"])
+        loaded.append(overhead + result["seconds"])
+    bench.row("kill: newest whole step known", "s", known)
+    bench.row("kill: process replaced, state loaded", "s", loaded)
+
+
+PARTS = {"save": measure_save_and_load, "load": measure_save_and_load, "stall": measure_stall, "busy": measure_busy,
+         "reshard": measure_reshard, "plan": measure_plan, "damage": measure_damage, "kill": measure_kill}
+
+
+def run(options):
+    parts = options.only.split(",")
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise RuntimeError(f"--only: no measurement {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+    bench = Bench(options)
+    try:
+        for measure in dict.fromkeys(PARTS[part] for part in PARTS if part in parts):
+            measure(bench, parts)
+    finally:
+        if bench.peer:
+            bench.peer.close()
+        shutil.rmtree(bench.folder, ignore_errors=True)
+    return {"peer": f"PyTorch {bench.peer.version}" if bench.peer else None, "state_mib": 4 * bench.tensors,
+            "rounds": bench.rounds, "rows": bench.rows, "bars": bench.bars}
