@@ -9,8 +9,8 @@
 
 #include "checkpoint/float_formats.h"
 #include "checkpoint/hf_folder.h"
-#include "checkpoint/loader.h"
 #include "checkpoint/names.h"
+#include "checkpoint/tensor_stream.h"
 #include "comm/base/check.h"
 #include "comm/base/minifloat.h"
 
@@ -19,8 +19,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// Of the checkpoint's tensors held at a time: enough that segments are opened rarely.
-constexpr uint64_t kBatchBytes = 256 << 20;
 constexpr uint64_t kReadBytes = 4 << 20;
 constexpr std::string_view kRouterBias = ".e_score_correction_bias";
 constexpr std::string_view kMtpProjection = "eh_proj.weight";
@@ -89,76 +87,43 @@ void convert(DType from, Bytes bytes, DType to, std::vector<std::byte>& into) {
   }
 }
 
-// Streams tensors from the checkpoint into one file, in the file's order, a batch at a time.
+// Writes the tensors of one file, in the file's order.
 class FileCopy {
  public:
-  FileCopy(const Path& checkpoint, const Manifest& manifest, SafetensorsWriter& writer)
-      : checkpoint_(checkpoint), manifest_(manifest), writer_(writer) {}
+  FileCopy(const SafetensorsHeader& header, const Sources& sources, SafetensorsWriter& writer)
+      : header_(header), sources_(sources), writer_(writer) {}
 
-  Status add(const ManifestTensor& source, const SafetensorsEntry& entry) {
-    const int64_t rows = source.shape.empty() ? 1 : source.shape[0];
-    const uint64_t all_bytes = byte_count(whole_tensor(entry.name, source.dtype, source.shape));
-    const uint64_t row_bytes = std::max<uint64_t>(1, rows > 0 ? all_bytes / rows : 0);
-    const auto step = static_cast<int64_t>(std::max<uint64_t>(1, kBatchBytes / row_bytes));
-    for (int64_t row = 0; row < rows || row == 0; row += step) {
-      Part part{whole_tensor(source.name, source.dtype, source.shape), &entry, row + step >= rows};
-      if (!source.shape.empty()) {
-        part.slice.box.offset[0] = row;
-        part.slice.box.size[0] = std::min(step, rows - row);
-      }
-      const uint64_t bytes = element_count(part.slice.box) * dtype_bytes(source.dtype);
-      if (pending_bytes_ + bytes > kBatchBytes) PENSTOCK_TRY(flush());
-      pending_bytes_ += bytes;
-      parts_.push_back(std::move(part));
+  Status run(const CheckpointFiles& files) {
+    TensorStream stream(files, [this](size_t index, Bytes bytes, bool last) {
+      return write(header_.tensors[index], bytes, last);
+    });
+    for (const SafetensorsEntry& entry : header_.tensors) {
+      PENSTOCK_TRY(stream.add(*sources_.at(entry.name)));
     }
-    return {};
-  }
-
-  Status flush() {
-    loaded_.resize(pending_bytes_);
-    std::vector<LoadTarget> targets;
-    size_t at = 0;
-    for (const Part& part : parts_) {
-      const size_t bytes = element_count(part.slice.box) * dtype_bytes(part.slice.dtype);
-      targets.push_back({part.slice, MutableBytes(loaded_).subspan(at, bytes), {}});
-      at += bytes;
-    }
-    PENSTOCK_TRY(load_slices(checkpoint_, manifest_, targets).status());
-    for (size_t i = 0; i < parts_.size(); ++i) PENSTOCK_TRY(write(parts_[i], targets[i].bytes));
-    parts_.clear();
-    pending_bytes_ = 0;
-    return {};
+    return stream.flush();
   }
 
   std::vector<HfWeights::Tensor> take_written() { return std::move(written_); }
 
  private:
-  struct Part {  // some rows of a tensor
-    TensorSlice slice;
-    const SafetensorsEntry* entry = nullptr;
-    bool last = false;
-  };
-
-  Status write(const Part& part, Bytes bytes) {
-    if (part.slice.dtype != part.entry->dtype) {
-      convert(part.slice.dtype, bytes, part.entry->dtype, converted_);
+  Status write(const SafetensorsEntry& entry, Bytes bytes, bool last) {
+    const DType from = sources_.at(entry.name)->dtype;
+    if (from != entry.dtype) {
+      convert(from, bytes, entry.dtype, converted_);
       bytes = converted_;
     }
     PENSTOCK_TRY(writer_.append(bytes));
     digest_->update(bytes);
-    if (part.last) {
-      written_.push_back({part.entry->name, digest_->finish()});
+    if (last) {
+      written_.push_back({entry.name, digest_->finish()});
       digest_ = std::make_unique<DigestStream>();
     }
     return {};
   }
 
-  const Path& checkpoint_;
-  const Manifest& manifest_;
+  const SafetensorsHeader& header_;
+  const Sources& sources_;
   SafetensorsWriter& writer_;
-  std::vector<Part> parts_;
-  uint64_t pending_bytes_ = 0;
-  std::vector<std::byte> loaded_;
   std::vector<std::byte> converted_;
   std::unique_ptr<DigestStream> digest_ = std::make_unique<DigestStream>();
   std::vector<HfWeights::Tensor> written_;
@@ -200,11 +165,8 @@ Result<HfWeights> write_hf_weights(const Path& checkpoint, const Manifest& manif
         headers.size() == 1 ? kHfSingleFile : hf_shard_name(i + 1, headers.size());
     PENSTOCK_TRY_ASSIGN(SafetensorsWriter writer,
                         SafetensorsWriter::create(folder / name, headers[i], files));
-    FileCopy copy(checkpoint, manifest, writer);
-    for (const SafetensorsEntry& entry : headers[i].tensors) {
-      PENSTOCK_TRY(copy.add(*sources.at(entry.name), entry));
-    }
-    PENSTOCK_TRY(copy.flush());
+    FileCopy copy(headers[i], sources, writer);
+    PENSTOCK_TRY(copy.run({checkpoint, manifest}));
     PENSTOCK_TRY(writer.finish());
     for (HfWeights::Tensor& tensor : copy.take_written()) {
       written.tensors.push_back(std::move(tensor));

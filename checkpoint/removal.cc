@@ -184,6 +184,46 @@ Result<RemovalReport> CheckpointStore::retain(const RetentionPolicy& policy) {
   return report;
 }
 
+Status remove_store(const Path& directory, JobId job, FileSystem& files) {
+  std::error_code error;
+  if (!std::filesystem::exists(directory, error) && !error) return {};
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
+  Removal removal;
+  std::vector<std::string> others;
+  for (const std::string& name : names) {
+    const bool is_manifest =
+        parse_manifest_file_name(name).ok() || parse_set_aside_file_name(name).ok();
+    const bool is_other = parse_pin_file_name(name).ok() || name == "STORE" ||
+                          name == "STORE.damaged" || name == "LOCK" || name.ends_with(".tmp");
+    if (is_manifest) {
+      const auto stored = read_manifest(directory / name);
+      if (stored.ok() && stored->manifest.job != job) {
+        return failed_precondition(fmt::format("{} is a checkpoint of job {}; nothing is removed",
+                                               (directory / name).string(), stored->manifest.job));
+      }
+      removal.manifests.push_back(name);
+    } else if (parse_segment_file_name(name).ok()) {
+      removal.segments.push_back(name);
+    } else if (is_other) {
+      others.push_back(name);
+    }
+  }
+  {
+    PENSTOCK_TRY_ASSIGN(const CheckpointStore store,
+                        CheckpointStore::open(directory, job, nullptr, files));
+    PENSTOCK_TRY(begin_removal(directory, removal, files));
+    PENSTOCK_TRY(finish_removal(directory, files));
+    for (const std::string& name : others) PENSTOCK_TRY(remove_if_there(files, directory / name));
+    // Made by open() where they were missing.
+    for (const char* name : {"STORE", "LOCK"}) {
+      PENSTOCK_TRY(remove_if_there(files, directory / name));
+    }
+    PENSTOCK_TRY(files.sync_directory(directory));
+  }
+  std::filesystem::remove(directory, error);  // not when somebody else's files are in it
+  return {};
+}
+
 Result<RemovalReport> CheckpointStore::sweep_orphans(Epoch current) {
   PENSTOCK_TRY_ASSIGN(const std::set<std::string> referenced, referenced_segments(directory_, {}));
   PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory_));

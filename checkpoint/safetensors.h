@@ -55,6 +55,7 @@ class SafetensorsFile {
 
   const Path& path() const { return path_; }
   const SafetensorsHeader& header() const { return header_; }
+  uint64_t data_offset() const { return data_offset_; }  // in the file
   // Exactly into.size() bytes of a tensor of this file, from its byte `offset` on.
   // REQUIRES: they lie within it.
   Status read(const SafetensorsEntry& tensor, uint64_t offset, MutableBytes into) const;

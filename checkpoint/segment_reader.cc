@@ -251,7 +251,8 @@ Status SegmentReader::read_box(size_t index, const Box& region, const Box& desti
   return status;
 }
 
-void SegmentReader::find_damage(const std::function<bool(const SegmentDamage&)>& visit) const {
+void SegmentReader::find_damage(const std::function<bool(const SegmentDamage&)>& visit,
+                                const ReadPace& pace) const {
   std::vector<std::byte> buffer;
   const uint64_t blocks_per_read = std::max<uint64_t>(1, kReadBytesMax / header_.block_bytes);
   SliceCheck check(header_.format, footer_.slices);
@@ -264,6 +265,7 @@ void SegmentReader::find_damage(const std::function<bool(const SegmentDamage&)>&
     const uint64_t begin = block_begin(first);
     const uint64_t end = block_end(last - 1);
     buffer.resize(end - begin);
+    if (pace && !pace(buffer.size())) return;
     const Status read = read_at(file_.get(), path_, begin, buffer);
     if (!read.ok()) {
       std::fill(buffer.begin(), buffer.end(), std::byte{0});

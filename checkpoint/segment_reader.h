@@ -20,6 +20,9 @@ struct SegmentDamage {
   std::string what;            // "the checksum does not match"
 };
 
+// Told of every read of so many bytes; false: enough, stop reading.
+using ReadPace = std::function<bool(uint64_t bytes)>;
+
 // Constant after open; concurrent reads are safe. Errors are kDataLoss and name the file, the rank
 // and, where bytes are damaged, the tensors and the byte range; kNotFound when the file is missing.
 class SegmentReader {
@@ -55,8 +58,9 @@ class SegmentReader {
                   std::span<const int64_t> strides = {}) const;
 
   // Reads everything: every block and every slice digest. Visits each damaged block, and each slice
-  // whose digest alone is wrong, until the visitor says false.
-  void find_damage(const std::function<bool(const SegmentDamage&)>& visit) const;
+  // whose digest alone is wrong, until the visitor says false, or `pace` does.
+  void find_damage(const std::function<bool(const SegmentDamage&)>& visit,
+                   const ReadPace& pace = {}) const;
   // The damage as an error that names the file, the rank and the tensors.
   Status describe(const SegmentDamage& damage) const;
   // The first damage found.

@@ -98,6 +98,13 @@ NewestWhole newest_whole(const Path& directory, JobId job);
 Status check_store_file(const Path& directory);
 Status restore_store_file(const Path& directory, FileSystem& files = real_file_system());
 
+// Removes a job's store: its checkpoints for good first, then every other file of docs/checkpoint-
+// format.md, then the directory, unless something else is in it. A missing directory is no error. A
+// crash leaves a store with fewer checkpoints; calling it again goes on.
+//   kFailedPrecondition  a manifest is of another job, and then nothing was removed; or the store
+//                        has another writer just now
+Status remove_store(const Path& directory, JobId job, FileSystem& files = real_file_system());
+
 // The uuid of the store in `directory`, made durably on first use. Any process, any time.
 Result<Uuid> store_uuid(const Path& directory, FileSystem& files = real_file_system());
 

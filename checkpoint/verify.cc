@@ -55,7 +55,8 @@ Status compare_piece(const SegmentReader& reader, const ManifestSegment& segment
 // False when the visitor has seen enough.
 bool visit_segment(const Path& directory, const Manifest& manifest, const ManifestSegment& segment,
                    const std::vector<Listed>& pieces, bool read_data,
-                   const std::function<bool(const CheckpointDamage&)>& visit) {
+                   const std::function<bool(const CheckpointDamage&)>& visit,
+                   const ReadPace& pace) {
   const Result<SegmentReader> reader = open_listed(directory, manifest, segment);
   if (!reader.ok()) return visit(whole_file(segment, pieces, reader.status()));
   for (const Listed& listed : pieces) {
@@ -78,7 +79,7 @@ bool visit_segment(const Path& directory, const Manifest& manifest, const Manife
     go_on = visit(damage);
     return go_on;
   };
-  if (read_data) reader->find_damage(visit_data);
+  if (read_data) reader->find_damage(visit_data, pace);
   return go_on;
 }
 
@@ -126,7 +127,7 @@ Result<SegmentReader> open_listed(const Path& directory, const Manifest& manifes
 }
 
 void visit_damage(const Path& directory, const Manifest& manifest, bool read_data,
-                  const std::function<bool(const CheckpointDamage&)>& visit) {
+                  const std::function<bool(const CheckpointDamage&)>& visit, const ReadPace& pace) {
   std::vector<std::vector<Listed>> by_segment(manifest.segments.size());
   for (const ManifestTensor& tensor : manifest.tensors) {
     for (const ManifestPiece& piece : tensor.pieces) {
@@ -135,7 +136,7 @@ void visit_damage(const Path& directory, const Manifest& manifest, bool read_dat
   }
   for (size_t i = 0; i < by_segment.size(); ++i) {
     const ManifestSegment& segment = manifest.segments[i];
-    if (!visit_segment(directory, manifest, segment, by_segment[i], read_data, visit)) return;
+    if (!visit_segment(directory, manifest, segment, by_segment[i], read_data, visit, pace)) return;
   }
   if (const Status whole = prove_whole(manifest); !whole.ok()) {
     visit({.file = manifest_file_name(manifest.commit_seq),
@@ -146,9 +147,9 @@ void visit_damage(const Path& directory, const Manifest& manifest, bool read_dat
   }
 }
 
-DamageReport find_damage(const Path& directory, const Manifest& manifest) {
+DamageReport find_damage(const Path& directory, const Manifest& manifest, const ReadPace& pace) {
   DamageReport report;
-  visit_damage(directory, manifest, /*read_data=*/true, [&](const CheckpointDamage& damage) {
+  const auto add = [&](const CheckpointDamage& damage) {
     if (!report.damages.empty()) {
       CheckpointDamage& last = report.damages.back();
       if (last.file == damage.file && last.end == damage.begin && last.what == damage.what) {
@@ -164,7 +165,8 @@ DamageReport find_damage(const Path& directory, const Manifest& manifest) {
     ++report.damage_count;
     if (report.damages.size() < kDamagesListed) report.damages.push_back(damage);
     return true;
-  });
+  };
+  visit_damage(directory, manifest, /*read_data=*/true, add, pace);
   return report;
 }
 

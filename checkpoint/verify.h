@@ -27,9 +27,11 @@ Result<SegmentReader> open_listed(const Path& directory, const Manifest& manifes
                                   const ManifestSegment& listed);
 
 // Visits everything that keeps the checkpoint from being whole, segment by segment, until the
-// visitor says false. `read_data`: every block and digest too, not only what footers tell.
+// visitor says false. `read_data`: every block and digest too, not only what footers tell. Reads
+// no more data once `pace` says false: what was visited is then not all.
 void visit_damage(const Path& directory, const Manifest& manifest, bool read_data,
-                  const std::function<bool(const CheckpointDamage&)>& visit);
+                  const std::function<bool(const CheckpointDamage&)>& visit,
+                  const ReadPace& pace = {});
 
 struct DamageReport {
   std::vector<CheckpointDamage> damages;  // adjacent blocks are one; at most kDamagesListed
@@ -38,6 +40,7 @@ struct DamageReport {
 inline constexpr size_t kDamagesListed = 1000;
 
 // Everything visit_damage() finds, data included.
-DamageReport find_damage(const Path& directory, const Manifest& manifest);
+DamageReport find_damage(const Path& directory, const Manifest& manifest,
+                         const ReadPace& pace = {});
 
 }  // namespace penstock

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
@@ -37,6 +38,12 @@ Result<CheckpointPlace> place_at(const Path& directory, std::optional<uint64_t> 
 }
 
 }  // namespace
+
+void add_place_options(CLI::App& verb, std::string& what, std::optional<int64_t>& step,
+                       const std::string& step_help) {
+  verb.add_option("checkpoint", what, "Job, checkpoint directory or manifest")->required();
+  verb.add_option("--step", step, step_help)->check(CLI::NonNegativeNumber);
+}
 
 Result<CheckpointPlace> find_checkpoint_place(const Cli& cli, const std::string& word) {
   const Path path = word;

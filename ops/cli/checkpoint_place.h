@@ -10,6 +10,10 @@
 
 namespace penstock {
 
+// The arguments of a verb about one place: what it is asked about, and --step.
+void add_place_options(CLI::App& verb, std::string& what, std::optional<int64_t>& step,
+                       const std::string& step_help = "Of this step (default: the newest)");
+
 struct CheckpointPlace {
   Path directory;
   JobId job;                           // by its newest readable manifest; 0: none can be read

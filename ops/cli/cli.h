@@ -36,7 +36,7 @@ CLI::App* add_verb(CLI::App& parent, const std::string& name, const std::string&
 // Takes one of `words` as a flag's value, and names the nearest when it refuses.
 CLI::Validator one_of(const std::vector<std::string>& words);
 
-void add_job_verbs(CLI::App& app, Cli& cli);       // ps describe cancel resume wait
+void add_job_verbs(CLI::App& app, Cli& cli);       // ps describe cancel resume rm wait
 void add_submit_verb(CLI::App& app, Cli& cli);     // submit
 void add_program_verb(CLI::App& app, Cli& cli);    // program
 void add_record_verbs(CLI::App& app, Cli& cli);    // logs events metrics
@@ -52,6 +52,7 @@ void add_rebalance_verb(CLI::App& app, Cli& cli);  // rebalance
 void add_checkpoint_verbs(CLI::App& app, Cli& cli);
 void add_checkpoint_verify_verb(CLI::App& checkpoint, Cli& cli);  // verify
 void add_checkpoint_show_verbs(CLI::App& checkpoint, Cli& cli);   // show diff
+void add_checkpoint_files_verbs(CLI::App& checkpoint, Cli& cli);  // export import
 void add_checkpoint_keep_verbs(CLI::App& checkpoint, Cli& cli);   // pin unpin prune reindex
 
 // The values of a verb's own -o, which names what it writes: "json" and "table" choose the format

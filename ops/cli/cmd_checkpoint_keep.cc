@@ -161,9 +161,7 @@ void add_pin_verb(CLI::App& checkpoint, Cli& cli, bool pinned) {
                                      "penstock checkpoint pin checkpoints/7    # the newest")
                           : add_verb(checkpoint, "unpin", "Let retention have a pinned checkpoint",
                                      "penstock checkpoint unpin quickstart --step 120");
-  verb->add_option("checkpoint", flags->what, "Job, checkpoint directory or manifest")->required();
-  verb->add_option("--step", flags->step, "Of this step (default: the newest)")
-      ->check(CLI::NonNegativeNumber);
+  add_place_options(*verb, flags->what, flags->step);
   verb->callback([&cli, flags, pinned] {
     cli.action = [&cli, flags, pinned] { return set_pin(cli, *flags, pinned); };
   });
@@ -214,6 +212,7 @@ void add_checkpoint_verbs(CLI::App& app, Cli& cli) {
   add_checkpoint_show_verbs(checkpoint, cli);
   add_checkpoint_verify_verb(checkpoint, cli);
   add_checkpoint_keep_verbs(checkpoint, cli);
+  add_checkpoint_files_verbs(checkpoint, cli);
 }
 
 }  // namespace penstock

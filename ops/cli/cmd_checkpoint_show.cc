@@ -232,10 +232,7 @@ void add_checkpoint_show_verbs(CLI::App& checkpoint, Cli& cli) {
       add_verb(checkpoint, "show", "Show what a checkpoint holds",
                "penstock checkpoint show quickstart\n"
                "penstock checkpoint show checkpoints/7 --step 120 --tensor lm_head.weight -o json");
-  show_verb->add_option("checkpoint", flags->what, "Job, checkpoint directory or manifest")
-      ->required();
-  show_verb->add_option("--step", flags->step, "Of this step (default: the newest)")
-      ->check(CLI::NonNegativeNumber);
+  add_place_options(*show_verb, flags->what, flags->step);
   show_verb->add_option("--tensor", flags->tensor,
                         "One tensor: its digest, and who holds its parts");
   show_verb->callback([&cli, flags] { cli.action = [&cli, flags] { return show(cli, *flags); }; });

@@ -7,8 +7,9 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/marks.h"
+#include "checkpoint/pace.h"
+#include "checkpoint/scrub.h"
 #include "checkpoint/store.h"
-#include "checkpoint/verify.h"
 #include "ops/cli/checkpoint_place.h"
 #include "ops/cli/text.h"
 
@@ -16,75 +17,30 @@ namespace penstock {
 
 namespace {
 
+constexpr uint64_t kScrubBytesPerSecond = 64 << 20;
+
 struct VerifyFlags {
   std::string what;
   std::optional<int64_t> step;
   bool repair = false;
+  uint64_t bytes_per_second = 0;  // 0: no limit
 };
 
-// One checkpoint and what was found.
-struct Checked {
-  uint64_t commit_seq = 0;
-  std::string manifest_file;
-  std::optional<int64_t> step;  // empty: its manifest cannot be read
-  uint64_t bytes = 0;           // of its segments
-  bool set_aside = false;
-  DamageReport report;
-  std::string repair;  // what --repair did
-
-  bool damaged() const { return report.damage_count > 0 && !set_aside; }
+// One checkpoint, what was found, and what --repair did.
+struct Checked : CheckedCheckpoint {
+  std::string repair;
   std::string state() const { return set_aside ? "set aside" : damaged() ? "damaged" : "ok"; }
 };
 
-Checked check(const Path& directory, uint64_t commit_seq, const std::string& file,
-              const Status& refused) {
-  Checked checked{
-      .commit_seq = commit_seq, .manifest_file = file, .step = {}, .report = {}, .repair = {}};
-  const Result<StoredManifest> stored = read_manifest(directory / file);
-  if (stored.ok()) {
-    checked.step = stored->manifest.step;
-    for (const ManifestSegment& segment : stored->manifest.segments) {
-      checked.bytes += segment.byte_count;
-    }
-  }
-  const Status status = refused.ok() ? stored.status() : refused;
-  if (status.ok()) {
-    checked.report = find_damage(directory, stored->manifest);
-  } else {  // whose segments are whole or not does not matter
-    checked.report.damages = {
-        {.file = file, .rank = {}, .tensors = {}, .what = status.message(), .status = status}};
-    checked.report.damage_count = 1;
-  }
-  return checked;
-}
-
-// In the order of their commits.
-Result<std::vector<Checked>> check_all(const CheckpointPlace& place, std::optional<int64_t> step) {
-  const StoreListing listing = list_checkpoints(place.directory, place.job);
-  PENSTOCK_TRY(listing.directory);
+Result<std::vector<Checked>> check_all(const CheckpointPlace& place, const VerifyFlags& flags) {
   std::vector<Checked> all;
-  const auto wanted = [&](uint64_t number) {
-    return !place.commit_seq || *place.commit_seq == number;
-  };
-  for (const CheckpointInfo& info : listing.checkpoints) {
-    if (!wanted(info.commit_seq) || (step && info.step != *step)) continue;
-    Checked checked = check(place.directory, info.commit_seq, info.manifest_file, {});
-    std::error_code error;
-    const bool gone = !std::filesystem::exists(place.directory / info.manifest_file, error);
-    if (gone && !error) continue;  // retention removed it while it was read
-    all.push_back(std::move(checked));
-  }
-  for (const RefusedCheckpoint& refused : listing.refused) {
-    if (!wanted(refused.commit_seq)) continue;
-    Checked checked =
-        check(place.directory, refused.commit_seq, refused.manifest_file, refused.reason);
-    checked.set_aside = refused.set_aside;
-    // A manifest that cannot be read may be of any step, the one asked for included.
-    if (step && ((checked.step && *checked.step != *step) || checked.set_aside)) continue;
-    all.push_back(std::move(checked));
-  }
-  std::sort(all.begin(), all.end(),
-            [](const Checked& a, const Checked& b) { return a.commit_seq < b.commit_seq; });
+  Pace pace(flags.bytes_per_second);
+  PENSTOCK_TRY(check_checkpoints(
+      place.directory, place.job, {.commit_seq = place.commit_seq, .step = flags.step},
+      [&pace](uint64_t bytes) { return pace.spend(bytes); },
+      [&all](CheckedCheckpoint checked) {
+        all.push_back({std::move(checked), {}});
+      }));
   return all;
 }
 
@@ -159,7 +115,7 @@ void print_tables(Output& out, const std::vector<Checked>& all) {
 Result<ExitCode> verify(Cli& cli, const VerifyFlags& flags) {
   PENSTOCK_TRY_ASSIGN(const CheckpointPlace place, find_checkpoint_place(cli, flags.what));
   const Status store_file = check_store_file(place.directory);
-  PENSTOCK_TRY_ASSIGN(std::vector<Checked> all, check_all(place, flags.step));
+  PENSTOCK_TRY_ASSIGN(std::vector<Checked> all, check_all(place, flags));
   if (all.empty()) {
     return not_found(flags.step ? fmt::format("{} holds no checkpoint of step {}",
                                               place.directory.string(), *flags.step)
@@ -200,13 +156,24 @@ void add_checkpoint_verify_verb(CLI::App& checkpoint, Cli& cli) {
       "penstock checkpoint verify quickstart\n"
       "penstock checkpoint verify checkpoints/7 --step 120 -o json    # without a coordinator\n"
       "penstock checkpoint verify checkpoints/7 --repair              # set damaged ones aside");
-  verb->add_option("checkpoint", flags->what, "Job, checkpoint directory or manifest")->required();
-  verb->add_option("--step", flags->step, "Only of this step (default: all there are)")
-      ->check(CLI::NonNegativeNumber);
+  add_place_options(*verb, flags->what, flags->step, "Only of this step (default: all there are)");
   verb->add_flag("--repair", flags->repair,
                  "Rename the manifests of damaged ones, so that nobody uses them, where another "
                  "checkpoint is whole; write a damaged STORE file again");
   verb->callback([&cli, flags] { cli.action = [&cli, flags] { return verify(cli, *flags); }; });
+
+  auto slow = std::make_shared<VerifyFlags>();
+  slow->bytes_per_second = kScrubBytesPerSecond;
+  CLI::App* scrub = add_verb(
+      checkpoint, "scrub", "Read checkpoints over at a limited rate, as verify does at full speed",
+      "penstock checkpoint scrub checkpoints/7 --rate 20MiB\n"
+      "penstock checkpoint scrub quickstart -o json");
+  add_place_options(*scrub, slow->what, slow->step, "Only of this step (default: all there are)");
+  scrub->add_option("--rate", slow->bytes_per_second, "Bytes a second to read, such as 20MiB")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  scrub->callback([&cli, slow] { cli.action = [&cli, slow] { return verify(cli, *slow); }; });
 }
 
 }  // namespace penstock

@@ -1,8 +1,6 @@
 #include "ops/cli/hf_export.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/file.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +10,7 @@
 #include "checkpoint/hf_folder.h"
 #include "comm/base/minifloat.h"
 #include "comm/base/random.h"
+#include "ops/cli/partial_folder.h"
 #include "worker/data/hf_tokenizer.h"
 #include "worker/data/tokenizer.h"
 #include "worker/model/generator.h"
@@ -23,57 +22,6 @@ namespace {
 using OrderedJson = nlohmann::ordered_json;
 
 constexpr int64_t kComparedTokens = 64;
-
-// The folder while it is written. Removed with everything in it unless publish() was called.
-class PartialFolder {
- public:
-  static Result<PartialFolder> create(const Path& final_path) {
-    std::error_code error;
-    if (std::filesystem::exists(std::filesystem::symlink_status(final_path, error))) {
-      return already_exists(
-          fmt::format("{} exists; name a folder that does not", final_path.string()));
-    }
-    PartialFolder folder;
-    folder.final_path_ = final_path;
-    const Path path = final_path.string() + ".partial";
-    PENSTOCK_TRY(create_directories_durably(path));
-    PENSTOCK_TRY_ASSIGN(folder.lock_, open_file(path, O_RDONLY | O_DIRECTORY));
-    if (::flock(folder.lock_.get(), LOCK_EX | LOCK_NB) != 0) {
-      return failed_precondition(fmt::format(
-          "another export is writing {}; wait for it, or choose another folder", path.string()));
-    }
-    folder.path_ = path;  // ours from here on, with what an export that died left in it
-    for (const auto& entry : std::filesystem::directory_iterator(path, error)) {
-      std::filesystem::remove_all(entry.path(), error);
-    }
-    if (error) return errno_status(error.value(), "empty " + path.string());
-    return folder;
-  }
-  PartialFolder(PartialFolder&& other) noexcept
-      : path_(std::exchange(other.path_, {})),
-        final_path_(std::move(other.final_path_)),
-        lock_(std::move(other.lock_)) {}
-  ~PartialFolder() {
-    std::error_code error;  // what cannot be removed now, the next export removes
-    if (!path_.empty()) std::filesystem::remove_all(path_, error);
-  }
-
-  const Path& path() const { return path_; }
-
-  // The rename makes the export exist.
-  Status publish() {
-    PENSTOCK_TRY(sync_directory(path_));
-    PENSTOCK_TRY(rename_no_replace(path_, final_path_));
-    path_.clear();
-    return sync_directory(final_path_.parent_path());
-  }
-
- private:
-  PartialFolder() = default;
-  Path path_;  // empty: nothing to remove
-  Path final_path_;
-  FileDescriptor lock_;
-};
 
 std::string generation_config_json(int32_t end_of_document) {
   const OrderedJson json = {{"_from_model_config", true},

@@ -121,5 +121,52 @@ TEST_F(RemovalTest, NothingIsSweptWhileAManifestIsUnreadable) {
   EXPECT_EQ(segment_count(), 2u);
 }
 
+TEST_F(RemovalTest, AStoreIsRemovedWithEveryFileItIsMadeOf) {
+  commit(1, 1);
+  const CheckpointInfo second = commit(2, 2);
+  commit(3, 3);
+  ASSERT_TRUE(store_->pin(1).ok());
+  flip_byte(segment_of(second, 0), kSegmentHeaderBytes + 3);
+  ASSERT_TRUE(store_->set_aside(2).ok());
+  replace_file(path() / "STORE.damaged", "x");
+  replace_file(path() / "000000000009.manifest.tmp", "x");
+  store_.reset();
+  const Status removed = remove_store(path(), kJob);
+  EXPECT_TRUE(removed.ok()) << removed.to_string();
+  EXPECT_FALSE(std::filesystem::exists(path()));
+  EXPECT_TRUE(remove_store(path(), kJob).ok()) << "there is nothing left to do";
+}
+
+TEST_F(RemovalTest, WhatIsNotTheStoresStaysWithItsDirectory) {
+  commit(1, 1);
+  store_.reset();
+  replace_file(path() / "notes.txt", "mine");
+  EXPECT_TRUE(remove_store(path(), kJob).ok());
+  EXPECT_EQ(file_names(path()).value(), std::vector<std::string>{"notes.txt"});
+}
+
+TEST_F(RemovalTest, AStoreWithACheckpointOfAnotherJobIsLeftAlone) {
+  commit(1, 1);
+  store_.reset();
+  const size_t count = file_names(path())->size();
+  EXPECT_EQ(remove_store(path(), JobId{8}).code(), Code::kFailedPrecondition);
+  EXPECT_EQ(file_names(path())->size(), count);
+}
+
+TEST_F(RemovalTest, AStoreThatSomebodyWritesIsLeftAlone) {
+  commit(1, 1);
+  EXPECT_EQ(remove_store(path(), kJob).code(), Code::kFailedPrecondition);
+  EXPECT_EQ(steps(), std::vector<int64_t>{1});
+}
+
+TEST_F(RemovalTest, ARemovalOfAStoreThatWasCutShortIsFinishedByTheNext) {
+  const CheckpointInfo first = commit(1, 1);
+  commit(2, 2);
+  store_.reset();
+  replace_file(path() / "GC", encode_removal({.manifests = {first.manifest_file}, .segments = {}}));
+  EXPECT_TRUE(remove_store(path(), kJob).ok());
+  EXPECT_FALSE(std::filesystem::exists(path()));
+}
+
 }  // namespace
 }  // namespace penstock

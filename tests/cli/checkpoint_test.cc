@@ -71,6 +71,62 @@ TEST_F(CheckpointTest, VerifyReadsWholeDirectoriesOneStepOrOneManifest) {
   EXPECT_EQ(penstock({"verify", text(), "--step", "99"}).exit_code, 3);
 }
 
+TEST_F(CheckpointTest, AnExportedStateImportsAsTheSameCheckpoint) {
+  const std::string folder = (directory_.path() / "files").string();
+  const Json exported = json_of({"export", text(), "--step", "20", "-o", folder}, 0);
+  EXPECT_EQ(exported["kind"], "CheckpointExport");
+  EXPECT_EQ(exported["tensors"], model_tensors().size());
+  EXPECT_EQ(exported["step"], 20);
+  EXPECT_EQ(penstock({"export", text(), "-o", folder}).exit_code, 6) << "it exists";
+  const std::string store = (directory_.path() / "again").string();
+  const Json imported = json_of({"import", folder, "-o", store}, 0);
+  EXPECT_EQ(imported["job"], kJob.value);
+  EXPECT_EQ(imported["step"], 20);
+  EXPECT_EQ(json_of({"verify", store}, 0)["items"].size(), 1u);
+  const Json same = json_of({"diff", text() + "@20", store}, 0);
+  EXPECT_EQ(same["equal_tensors"], model_tensors().size());
+  EXPECT_EQ(json_of({"diff", text() + "@30", store}, 1)["equal"], false);
+  EXPECT_EQ(penstock({"import", folder, "-o", store}).exit_code, 6) << "a store is there";
+  const std::string other = (directory_.path() / "other").string();
+  EXPECT_EQ(json_of({"import", folder, "-o", other, "--job", "12"}, 0)["job"], 12);
+}
+
+TEST_F(CheckpointTest, AnExportThatWasDamagedIsNotImportedAndLeavesNothing) {
+  const Path folder = directory_.path() / "files";
+  ASSERT_EQ(penstock({"export", text(), "-o", folder.string()}).exit_code, 0);
+  flip_byte(folder / "state.safetensors", size_of_file(folder / "state.safetensors") - 70);
+  const Path store = directory_.path() / "again";
+  const ProgramRun run = penstock({"import", folder.string(), "-o", store.string()});
+  EXPECT_EQ(run.exit_code, 14) << run.err;
+  EXPECT_NE(run.err.find("not those that were exported"), std::string::npos) << run.err;
+  EXPECT_FALSE(std::filesystem::exists(store));
+  EXPECT_EQ(penstock({"import", text(), "-o", store.string()}).exit_code, 3);
+}
+
+TEST_F(CheckpointTest, ACheckpointIsExportedForPyTorchToo) {
+  const Path folder = directory_.path() / "torch";
+  const Json json = json_of(
+      {"export", text(), "--format", "dcp", "--file-size", "30kB", "-o", folder.string()}, 0);
+  EXPECT_EQ(json["format"], "dcp");
+  EXPECT_GT(json["files"], 1);
+  EXPECT_TRUE(std::filesystem::exists(folder / ".metadata"));
+  EXPECT_TRUE(std::filesystem::exists(folder / "__0_0.distcp"));
+  EXPECT_EQ(penstock({"export", text(), "--format", "zip", "-o", "x"}).exit_code, 2);
+  EXPECT_EQ(penstock({"export", text()}).exit_code, 2) << "no folder";
+}
+
+TEST_F(CheckpointTest, ScrubReadsTheSameAtItsOwnRate) {
+  const Json whole = json_of({"scrub", text(), "--rate", "1GiB"}, 0);
+  EXPECT_EQ(whole["kind"], "CheckpointVerification");
+  EXPECT_EQ(whole["items"].size(), 3u);
+  flip_byte(segment(2, 1), 5000);
+  EXPECT_EQ(json_of({"scrub", text(), "--rate", "1GiB", "--step", "30"}, 0)["items"].size(), 1u);
+  EXPECT_TRUE(json_of({"scrub", text(), "--rate", "1GiB"}, 14)["damaged"]);
+  for (const char* rate : {"0", "-1", "fast"}) {
+    EXPECT_EQ(penstock({"scrub", text(), "--rate", rate}).exit_code, 2) << rate;
+  }
+}
+
 TEST_F(CheckpointTest, DamageIsNamedWithFileRankTensorAndBytesAndExitsFourteen) {
   const Path damaged = segment(2, 1);
   flip_byte(damaged, 5000);

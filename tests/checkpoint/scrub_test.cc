@@ -1,0 +1,153 @@
+#include "checkpoint/scrub.h"
+
+#include <thread>
+
+#include "checkpoint/marks.h"
+#include "checkpoint/pace.h"
+#include "tests/checkpoint/support.h"
+
+namespace penstock {
+namespace {
+
+using namespace checkpoint_test;
+
+constexpr JobId kJob{7};
+
+class ScrubTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto store = CheckpointStore::open(path(), kJob, nullptr);
+    ASSERT_TRUE(store.ok()) << store.status().to_string();
+    store_.emplace(*std::move(store));
+    for (const int64_t step : {10, 20, 30}) {
+      rows_.push_back(commit_model(*store_, kJob, Epoch{1}, step, static_cast<uint64_t>(step)));
+    }
+  }
+  Path path() const { return directory_.path() / "job"; }
+  Path segment(size_t row, size_t index) const {
+    const auto stored = read_manifest(path() / rows_[row].manifest_file);
+    return path() / stored->manifest.segments[index].file;
+  }
+  std::vector<CheckedCheckpoint> check(const CheckpointSelection& selection = {},
+                                       const ReadPace& pace = {}) const {
+    std::vector<CheckedCheckpoint> all;
+    EXPECT_TRUE(check_checkpoints(path(), kJob, selection, pace, [&](CheckedCheckpoint checked) {
+                  all.push_back(std::move(checked));
+                }).ok());
+    return all;
+  }
+  static std::vector<uint64_t> numbers(const std::vector<CheckedCheckpoint>& all) {
+    std::vector<uint64_t> numbers;
+    for (const CheckedCheckpoint& checked : all) numbers.push_back(checked.commit_seq);
+    return numbers;
+  }
+
+  TempDirectory directory_;
+  std::optional<CheckpointStore> store_;
+  std::vector<CheckpointInfo> rows_;
+};
+
+TEST_F(ScrubTest, EveryCheckpointIsVisitedInTheOrderOfCommits) {
+  const auto all = check();
+  EXPECT_EQ(numbers(all), (std::vector<uint64_t>{1, 2, 3}));
+  for (const CheckedCheckpoint& checked : all) {
+    EXPECT_FALSE(checked.damaged());
+    EXPECT_GT(checked.bytes, 0u);
+  }
+  EXPECT_EQ(all[2].step, 30);
+}
+
+TEST_F(ScrubTest, OneCommitOrOneStepMayBeSelected) {
+  EXPECT_EQ(numbers(check({.commit_seq = 2, .step = {}})), std::vector<uint64_t>{2});
+  EXPECT_EQ(numbers(check({.commit_seq = {}, .step = 30})), std::vector<uint64_t>{3});
+  EXPECT_TRUE(check({.commit_seq = {}, .step = 31}).empty());
+}
+
+TEST_F(ScrubTest, EveryByteOfTheDataIsAnnouncedBeforeItIsRead) {
+  uint64_t bytes = 0;
+  check({.commit_seq = 1, .step = {}}, [&](uint64_t count) {
+    bytes += count;
+    return true;
+  });
+  uint64_t data = 0;
+  for (const size_t index : {0, 1}) {
+    data += SegmentReader::open(segment(0, index))->data_end() - kSegmentHeaderBytes;
+  }
+  EXPECT_EQ(bytes, data);
+}
+
+TEST_F(ScrubTest, DamageIsFoundWhereItIs) {
+  flip_byte(segment(1, 0), kSegmentHeaderBytes + 5);
+  const auto all = check();
+  ASSERT_EQ(all.size(), 3u);
+  EXPECT_FALSE(all[0].damaged());
+  ASSERT_TRUE(all[1].damaged());
+  EXPECT_EQ(words_of(all[1].report.damages[0]),
+            segment(1, 0).filename().string() +
+                " (rank 0), bytes 4096:20480, embed [0:200, 0:64]: the checksum does not match");
+  EXPECT_FALSE(all[2].damaged());
+}
+
+TEST_F(ScrubTest, AManifestThatCannotBeReadIsDamageToo) {
+  flip_byte(path() / rows_[0].manifest_file, 30);
+  const auto all = check();
+  ASSERT_EQ(all.size(), 3u);
+  EXPECT_TRUE(all[0].damaged());
+  EXPECT_FALSE(all[0].step.has_value());
+  EXPECT_NE(words_of(all[0].report.damages[0]).find(rows_[0].manifest_file), std::string::npos);
+}
+
+TEST_F(ScrubTest, WhatWasSetAsideIsListedAndNotCalledDamaged) {
+  flip_byte(segment(0, 0), kSegmentHeaderBytes + 5);
+  ASSERT_TRUE(store_->set_aside(1).ok());
+  const auto all = check();
+  ASSERT_EQ(all.size(), 3u);
+  EXPECT_TRUE(all[0].set_aside);
+  EXPECT_FALSE(all[0].damaged());
+}
+
+TEST_F(ScrubTest, StoppingLeavesOutWhatWasNotReadToItsEnd) {
+  int reads = 0;
+  const auto all = check({}, [&](uint64_t) { return ++reads < 4; });  // two segments each
+  EXPECT_EQ(numbers(all), std::vector<uint64_t>{1});
+  EXPECT_EQ(reads, 4);
+}
+
+TEST_F(ScrubTest, ACheckpointThatRetentionRemovesMeanwhileIsLeftOut) {
+  bool removed = false;
+  const auto all = check({}, [&](uint64_t) {
+    if (std::exchange(removed, true)) return true;
+    EXPECT_TRUE(store_->retain({.keep_last = 1}).ok());
+    return true;
+  });
+  EXPECT_EQ(numbers(all), std::vector<uint64_t>{3});
+}
+
+TEST_F(ScrubTest, ADirectoryThatIsNoneIsAnError) {
+  replace_file(directory_.path() / "file", "no directory");
+  EXPECT_FALSE(check_checkpoints(directory_.path() / "file", kJob, {}, {}, [](auto) {}).ok());
+}
+
+TEST(PaceTest, ReadingTakesAtLeastAsLongAsTheRateSays) {
+  Pace pace(1'000'000);
+  const int64_t begin_ns = monotonic_ns();
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(pace.spend(10'000));
+  EXPECT_GE(monotonic_ns() - begin_ns, 50'000'000);
+}
+
+TEST(PaceTest, WithoutALimitNothingIsWaitedFor) {
+  Pace pace(0);
+  for (int i = 0; i < 1000; ++i) EXPECT_TRUE(pace.spend(uint64_t{1} << 60));
+}
+
+TEST(PaceTest, AStopEndsTheLongestWait) {
+  Pace pace(1);
+  std::thread other([&] { pace.stop(); });
+  EXPECT_FALSE(pace.spend(1 << 30));  // else a wait of 34 years
+  other.join();
+  EXPECT_FALSE(pace.spend(1));
+  EXPECT_FALSE(pace.pause(std::chrono::hours(1)));
+}
+
+}  // namespace
+}  // namespace penstock
