@@ -59,6 +59,8 @@ Result<ControlMessage> to_message(wire::ControlMessage::Reader reader) {
       return taken<RanksStopped>(reader.getRanksStopped());
     case wire::ControlMessage::EXPERT_LOAD_REPORT:
       return taken<ExpertLoadReport>(reader.getExpertLoadReport());
+    case wire::ControlMessage::SAVE_INTERVAL:
+      return taken<SaveInterval>(reader.getSaveInterval());
   }
   return invalid_argument(fmt::format("unknown message kind {}", static_cast<int>(reader.which())));
 }
@@ -121,6 +123,9 @@ auto init(wire::ControlMessage::Builder b, const RanksStopped&) {
 }
 auto init(wire::ControlMessage::Builder b, const ExpertLoadReport&) {
   return b.initExpertLoadReport();
+}
+auto init(wire::ControlMessage::Builder b, const SaveInterval&) {
+  return b.initSaveInterval();
 }
 
 }  // namespace

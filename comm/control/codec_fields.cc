@@ -227,6 +227,7 @@ void put(wire::StartRank::Builder builder, const StartRank& message) {
   builder.setRestoreStep(message.restore_step);
   builder.setFirstUnreportedStep(message.first_unreported_step);
   put_seats(builder.initSeats(message.seats.layers.size()), message.seats);
+  builder.setSaveInterval(message.save_interval);
 }
 void take(wire::StartRank::Reader reader, StartRank& message) {
   take_rank_key(reader, message);
@@ -245,6 +246,7 @@ void take(wire::StartRank::Reader reader, StartRank& message) {
   message.restore_step = reader.getRestoreStep();
   message.first_unreported_step = reader.getFirstUnreportedStep();
   message.seats = take_seats(reader.getSeats());
+  message.save_interval = reader.getSaveInterval();
 }
 
 void put(wire::RankReady::Builder builder, const RankReady& message) {
@@ -328,6 +330,7 @@ void put(wire::StepReport::Builder builder, const StepReport& message) {
   builder.setFinishedAtNs(message.finished_at_ns);
   builder.setMtpLoss(message.mtp_loss);
   builder.setBalanceLoss(message.balance_loss);
+  builder.setCheckpointSeconds(message.checkpoint_seconds);
 }
 void take(wire::StepReport::Reader reader, StepReport& message) {
   take_attempt(reader, message);
@@ -341,6 +344,7 @@ void take(wire::StepReport::Reader reader, StepReport& message) {
   message.finished_at_ns = reader.getFinishedAtNs();
   message.mtp_loss = reader.getMtpLoss();
   message.balance_loss = reader.getBalanceLoss();
+  message.checkpoint_seconds = reader.getCheckpointSeconds();
 }
 
 void put(wire::EvaluationReport::Builder builder, const EvaluationReport& message) {
@@ -399,6 +403,15 @@ void take(wire::CheckpointOutcome::Reader reader, CheckpointOutcome& message) {
   message.step = reader.getStep();
   message.committed = reader.getCommitted();
   message.reason = take_text(reader.getReason());
+}
+
+void put(wire::SaveInterval::Builder builder, const SaveInterval& message) {
+  put_attempt(builder, message);
+  builder.setSteps(message.steps);
+}
+void take(wire::SaveInterval::Reader reader, SaveInterval& message) {
+  take_attempt(reader, message);
+  message.steps = reader.getSteps();
 }
 
 void put(wire::ExpertLoadReport::Builder builder, const ExpertLoadReport& message) {

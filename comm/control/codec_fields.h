@@ -21,6 +21,7 @@ void put(wire::EvaluationReport::Builder builder, const EvaluationReport& messag
 void put(wire::SegmentSaved::Builder builder, const SegmentSaved& message);
 void put(wire::SaveFailed::Builder builder, const SaveFailed& message);
 void put(wire::CheckpointOutcome::Builder builder, const CheckpointOutcome& message);
+void put(wire::SaveInterval::Builder builder, const SaveInterval& message);
 void put(wire::RankFinished::Builder builder, const RankFinished& message);
 void put(wire::LogChunk::Builder builder, const LogChunk& message);
 void put(wire::RankHello::Builder builder, const RankHello& message);
@@ -41,6 +42,7 @@ void take(wire::EvaluationReport::Reader reader, EvaluationReport& message);
 void take(wire::SegmentSaved::Reader reader, SegmentSaved& message);
 void take(wire::SaveFailed::Reader reader, SaveFailed& message);
 void take(wire::CheckpointOutcome::Reader reader, CheckpointOutcome& message);
+void take(wire::SaveInterval::Reader reader, SaveInterval& message);
 void take(wire::RankFinished::Reader reader, RankFinished& message);
 void take(wire::LogChunk::Reader reader, LogChunk& message);
 void take(wire::RankHello::Reader reader, RankHello& message);

@@ -34,6 +34,7 @@ struct ControlMessage {
     rankProgress      @16 :RankProgress;
     ranksStopped      @17 :RanksStopped;
     expertLoadReport  @18 :ExpertLoadReport;
+    saveInterval      @19 :SaveInterval;
   }
 }
 
@@ -96,6 +97,7 @@ struct StartRank {
   restoreStep         @8 :Int64;    # >= 0; 0 without a manifest
   firstUnreportedStep @9 :Int64;    # >= 0; lower steps were recorded by an earlier attempt
   seats               @10 :List(LayerSeats);  # each layer once; at most 1 Mi seats in all
+  saveInterval        @11 :Int64;             # >= 0; as in SaveInterval; 0: as the spec says
 }
 
 struct LayerSeats {
@@ -202,6 +204,7 @@ struct StepReport {
   finishedAtNs       @9 :Int64;    # rank 0's wall clock
   mtpLoss            @10 :Float64; # as loss; 0 without multi-token prediction
   balanceLoss        @11 :Float64; # as loss; 0 without a balance loss
+  checkpointSeconds  @12 :Float64; # of stepSeconds; finite, >= 0; 0: the state was not saved
 }
 
 struct EvaluationReport {
@@ -258,6 +261,14 @@ struct CheckpointOutcome {
   step      @2 :Int64;  # >= 0
   committed @3 :Bool;
   reason    @4 :Text;   # when not committed
+}
+
+struct SaveInterval {
+  # Coordinator -> workers -> ranks. Loss-tolerant: the newest wins; sent again with every
+  # CheckpointOutcome.
+  job   @0 :UInt64;
+  epoch @1 :UInt32;
+  steps @2 :Int64;  # >= 1, from one saved state to the next
 }
 
 struct RankFinished {

@@ -7,11 +7,11 @@ namespace {
 
 // In the order of ControlMessage.
 constexpr std::array<std::string_view, std::variant_size_v<ControlMessage>> kMessageNames = {
-    "register",           "registered",        "heartbeat",         "start_rank",
-    "rank_ready",         "begin_training",    "stop_ranks",        "rank_exited",
-    "step_report",        "evaluation_report", "segment_saved",     "save_failed",
-    "checkpoint_outcome", "rank_finished",     "log_chunk",         "rank_hello",
-    "rank_progress",      "ranks_stopped",     "expert_load_report"};
+    "register",           "registered",        "heartbeat",          "start_rank",
+    "rank_ready",         "begin_training",    "stop_ranks",         "rank_exited",
+    "step_report",        "evaluation_report", "segment_saved",      "save_failed",
+    "checkpoint_outcome", "rank_finished",     "log_chunk",          "rank_hello",
+    "rank_progress",      "ranks_stopped",     "expert_load_report", "save_interval"};
 
 }  // namespace
 

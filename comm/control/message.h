@@ -100,7 +100,8 @@ struct StartRank {
   int64_t restore_step = 0;      // step the manifest holds; 0 with no manifest
   int64_t first_unreported_step =
       0;  // steps below were recorded by an earlier attempt (replay is reported all the same)
-  ExpertSeats seats;  // of the layers that the rank holds
+  ExpertSeats seats;          // of the layers that the rank holds
+  int64_t save_interval = 0;  // as in SaveInterval, to begin with; 0: as the spec says
   bool operator==(const StartRank&) const = default;
 };
 
@@ -169,6 +170,8 @@ struct StepReport {
   int64_t finished_at_ns = 0;          // wall clock of rank 0
   double mtp_loss = 0.0;               // of multi-token prediction, before its weight; 0 without it
   double balance_loss = 0.0;           // mean over sequences, summed over layers; 0 without it
+  // Of step_seconds: what saving the state made rank 0 wait for. 0: it was not saved after it.
+  double checkpoint_seconds = 0.0;
   bool operator==(const StepReport&) const = default;
 };
 
@@ -240,6 +243,16 @@ struct CheckpointOutcome {
   bool operator==(const CheckpointOutcome&) const = default;
 };
 
+// Coordinator -> workers -> ranks: from now on the state is saved when so many steps were trained
+// since it last was. Rank 0 counts, and tells the others with the sums of each step. Loss-tolerant:
+// the newest wins, and it is sent again with every CheckpointOutcome.
+struct SaveInterval {
+  JobId job;
+  Epoch epoch;
+  int64_t steps = 0;  // at least 1
+  bool operator==(const SaveInterval&) const = default;
+};
+
 // Rank -> daemon -> coordinator: every step is done, and (rank by rank) the digest of its final
 // weights.
 struct RankFinished {
@@ -292,7 +305,7 @@ using ControlMessage =
     std::variant<Register, Registered, Heartbeat, StartRank, RankReady, BeginTraining, StopRanks,
                  RankExited, StepReport, EvaluationReport, SegmentSaved, SaveFailed,
                  CheckpointOutcome, RankFinished, LogChunk, RankHello, RankProgress, RanksStopped,
-                 ExpertLoadReport>;
+                 ExpertLoadReport, SaveInterval>;
 
 // The message's name, for logs and metrics: "step_report".
 std::string_view message_name(const ControlMessage& message);

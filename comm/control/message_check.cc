@@ -194,6 +194,7 @@ Status check(const StartRank& message) {
   PENSTOCK_TRY(check_that(message.restore_step >= 0, "restore_step", "is negative"));
   PENSTOCK_TRY(
       check_that(message.first_unreported_step >= 0, "first_unreported_step", "is negative"));
+  PENSTOCK_TRY(check_that(message.save_interval >= 0, "save_interval", "is negative"));
   return check_seats(message.seats);
 }
 
@@ -246,6 +247,7 @@ Status check(const StepReport& message) {
   PENSTOCK_TRY(check_that(std::isfinite(message.learning_rate), "learning_rate", "is not finite"));
   PENSTOCK_TRY(check_that(message.tokens >= 0, "tokens", "is negative"));
   PENSTOCK_TRY(check_amount("step_seconds", message.step_seconds));
+  PENSTOCK_TRY(check_amount("checkpoint_seconds", message.checkpoint_seconds));
   return check_amount("expert_load_max_ratio", message.expert_load_max_ratio);
 }
 
@@ -274,6 +276,11 @@ Status check(const CheckpointOutcome& message) {
   PENSTOCK_TRY(check_attempt(message));
   PENSTOCK_TRY(check_that(message.step >= 0, "step", "is negative"));
   return check_text("reason", message.reason, kNameBytesMax);
+}
+
+Status check(const SaveInterval& message) {
+  PENSTOCK_TRY(check_attempt(message));
+  return check_that(message.steps >= 1, "steps", "is below 1");
 }
 
 Status check(const ExpertLoadReport& message) {

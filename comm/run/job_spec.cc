@@ -170,6 +170,12 @@ void read_parallelism(MappingReader reader, SpecProblems& problems, ParallelismS
   reader.finish();
 }
 
+// A number of steps, or "auto".
+void read_interval(MappingReader& reader, CheckpointSpec& checkpoint) {
+  checkpoint.automatic =
+      reader.integer_or_word("interval", 0, kStepsMax, "auto", checkpoint.interval);
+}
+
 void read_rest(MappingReader& document, JobSpec& spec) {
   MappingReader training = document.section("training", Need::kRequired);
   training.integer("steps", 1, kStepsMax, spec.training.steps, Need::kRequired);
@@ -182,8 +188,11 @@ void read_rest(MappingReader& document, JobSpec& spec) {
   training.finish();
   MappingReader checkpoint = document.section("checkpoint");
   checkpoint.text("dir", spec.checkpoint.dir);
-  checkpoint.integer("interval", 0, kStepsMax, spec.checkpoint.interval);
+  read_interval(checkpoint, spec.checkpoint);
+  checkpoint.real("max_overhead", 0.0, 1.0, true, spec.checkpoint.max_overhead);
+  checkpoint.real("device_mtbf_hours", 0.0, kRealMax, true, spec.checkpoint.device_mtbf_hours);
   checkpoint.integer("keep_last", 1, 1'000'000, spec.checkpoint.keep_last);
+  checkpoint.integer("keep_every", 0, kStepsMax, spec.checkpoint.keep_every);
   checkpoint.text("init_from", spec.checkpoint.init_from);
   checkpoint.finish();
   MappingReader recovery = document.section("recovery");

@@ -125,12 +125,19 @@ struct TrainingSpec {
 };
 
 struct CheckpointSpec {
-  std::string dir;        // empty: the coordinator chooses one under its state directory
-  int64_t interval = 0;   // steps; 0: only after the last step
-  int64_t keep_last = 3;  // committed checkpoints kept
+  std::string dir;       // empty: the coordinator chooses one under its state directory
+  int64_t interval = 0;  // steps; 0: only after the last step
+  // "auto": the coordinator chooses the interval while the job runs (coordinator/plan/
+  // save_interval.h), from the two numbers below and what it measures. `interval` is 0 then.
+  bool automatic = false;
+  double max_overhead = 0.01;         // share of training time that saving may cost
+  double device_mtbf_hours = 50'000;  // between failures of one device, until the job has had some
+  int64_t keep_last = 3;              // committed checkpoints kept
+  int64_t keep_every = 0;             // those of steps divisible by this are kept too; 0: none
   // Hugging Face model folder whose weights a run without a checkpoint starts with; empty: random
   // ones, from the seed.
   std::string init_from;
+  bool saves_on_the_way() const { return automatic || interval > 0; }
   bool operator==(const CheckpointSpec&) const = default;
 };
 

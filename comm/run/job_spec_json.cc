@@ -125,8 +125,11 @@ Json schedule_json(const OptimizerSpec& o) {
 Json checkpoint_json(const CheckpointSpec& c) {
   Json json = Json::object();
   if (!c.dir.empty()) json["dir"] = c.dir;  // absent means: the coordinator chooses
-  json["interval"] = c.interval;
+  json["interval"] = c.automatic ? Json("auto") : Json(c.interval);
+  json["max_overhead"] = c.max_overhead;
+  json["device_mtbf_hours"] = c.device_mtbf_hours;
   json["keep_last"] = c.keep_last;
+  json["keep_every"] = c.keep_every;
   if (!c.init_from.empty()) json["init_from"] = c.init_from;
   return json;
 }

@@ -148,10 +148,24 @@ void MappingReader::integer(const std::string& key, int64_t min, int64_t max, in
                             Need need) {
   const std::string expected = fmt::format("an integer from {} to {}", min, max);
   const YamlNode* node = scalar(key, expected, need);
-  if (node == nullptr) return;
+  if (node != nullptr) read_integer(key, *node, min, max, expected, out);
+}
+
+bool MappingReader::integer_or_word(const std::string& key, int64_t min, int64_t max,
+                                    std::string_view word, int64_t& out) {
+  const std::string expected = fmt::format("an integer from {} to {} or {}", min, max, word);
+  const YamlNode* node = scalar(key, expected, Need::kOptional);
+  if (node == nullptr) return false;
+  if (node->text == word) return true;
+  read_integer(key, *node, min, max, expected, out);
+  return false;
+}
+
+void MappingReader::read_integer(const std::string& key, const YamlNode& node, int64_t min,
+                                 int64_t max, const std::string& expected, int64_t& out) {
   int64_t number = 0;
-  if (!parse_number(*node, number) || number < min || number > max) {
-    return wrong_type(key, *node, expected);
+  if (!parse_number(node, number) || number < min || number > max) {
+    return wrong_type(key, node, expected);
   }
   out = number;
 }

@@ -61,6 +61,9 @@ class MappingReader {
 
   void integer(const std::string& key, int64_t min, int64_t max, int64_t& out,
                Need need = Need::kOptional);
+  // The same, or one word: then true, and `out` stays.
+  bool integer_or_word(const std::string& key, int64_t min, int64_t max, std::string_view word,
+                       int64_t& out);
   // null, like an absent key, means "none".
   void integer_or_null(const std::string& key, int64_t min, int64_t max,
                        std::optional<int64_t>& out);
@@ -101,6 +104,8 @@ class MappingReader {
  private:
   std::string full(const std::string& key) const;
   const YamlNode* scalar(const std::string& key, std::string_view expected, Need need);
+  void read_integer(const std::string& key, const YamlNode& node, int64_t min, int64_t max,
+                    const std::string& expected, int64_t& out);
   void wrong_type(const std::string& key, const YamlNode& node, std::string_view expected,
                   const std::string& hint = {});
 

@@ -141,7 +141,8 @@ void check_rebalance(const JobSpec& spec, SpecProblems& problems) {
       fmt::format("parallelism.rebalance.threshold must be 0 (off) or at least 1, not {}: "
                   "it is the load of the most loaded rank relative to the mean",
                   threshold));
-  problems.rule("parallelism.rebalance.threshold", threshold == 0.0 || spec.checkpoint.interval > 0,
+  problems.rule("parallelism.rebalance.threshold",
+                threshold == 0.0 || spec.checkpoint.saves_on_the_way(),
                 "parallelism.rebalance.threshold needs checkpoint.interval above 0: experts move "
                 "when a checkpoint is committed");
 }

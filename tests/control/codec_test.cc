@@ -74,6 +74,9 @@ TEST(CodecTest, SaveFailedSurvivesTheWire) {
 TEST(CodecTest, CheckpointOutcomeSurvivesTheWire) {
   expect_round_trip<CheckpointOutcome>();
 }
+TEST(CodecTest, SaveIntervalSurvivesTheWire) {
+  expect_round_trip<SaveInterval>();
+}
 TEST(CodecTest, RankFinishedSurvivesTheWire) {
   expect_round_trip<RankFinished>();
 }

@@ -349,6 +349,7 @@ TEST(MessageCheckTest, TensorsHaveAtMostEightDimensions) {
 TEST(MessageCheckTest, SavesAndOutcomesHaveAStep) {
   expect_refused(SaveFailed{{1}, {1}, {0}, -1, "disk full"}, "step");
   expect_refused(CheckpointOutcome{{1}, {1}, -1, true, ""}, "step");
+  expect_refused(SaveInterval{{1}, {1}, 0}, "steps");
 }
 
 TEST(MessageCheckTest, LogChunksAreBounded) {

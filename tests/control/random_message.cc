@@ -190,6 +190,7 @@ void fill(StepReport& message, Random& random) {
   message.expert_load_max_ratio = amount(random);
   message.mtp_loss = random.normal();
   message.balance_loss = random.normal();
+  message.checkpoint_seconds = amount(random);
   message.finished_at_ns = static_cast<int64_t>(random.next());
 }
 
@@ -221,6 +222,11 @@ void fill(CheckpointOutcome& message, Random& random) {
   message.step = number<int64_t>(random, 0);
   message.committed = random.below(2) == 0;
   message.reason = any_bytes(random, 100);
+}
+
+void fill(SaveInterval& message, Random& random) {
+  fill_key(message, random);
+  message.steps = number<int64_t>(random, 1);
 }
 
 void fill(RankFinished& message, Random& random) {

@@ -120,11 +120,18 @@ JobSpec random_spec() {
       .evaluation_interval = between(0, 100),
       .evaluation_batches = between(1, 10),
       .recompute = {*rc::gen::arbitrary<bool>(), *rc::gen::arbitrary<bool>()}};
-  s.checkpoint = {*rc::gen::arbitrary<bool>() ? random_path() : "", between(0, 1000),
-                  between(1, 10), *rc::gen::arbitrary<bool>() ? random_path() : ""};
+  const bool automatic = *rc::gen::arbitrary<bool>();
+  s.checkpoint = {.dir = *rc::gen::arbitrary<bool>() ? random_path() : "",
+                  .interval = automatic ? 0 : between(0, 1000),
+                  .automatic = automatic,
+                  .max_overhead = fraction(),
+                  .device_mtbf_hours = 1e6 * fraction(),
+                  .keep_last = between(1, 10),
+                  .keep_every = between(0, 10),
+                  .init_from = *rc::gen::arbitrary<bool>() ? random_path() : ""};
   s.recovery.max_restarts = between(0, 100);
   s.parallelism.rebalance.every_checkpoints = between(1, 100);
-  if (s.checkpoint.interval > 0) s.parallelism.rebalance.threshold = 1.0 + fraction();
+  if (s.checkpoint.saves_on_the_way()) s.parallelism.rebalance.threshold = 1.0 + fraction();
   return s;
 }
 

@@ -102,11 +102,41 @@ TEST(JobSpecTest, AnUnknownKeyNamesTheNearestValidOne) {
             "s.yaml:6:3: unknown key \"hiden_size\" in model; did you mean \"hidden_size\"?");
 }
 
+TEST(JobSpecTest, CheckpointsOfCertainStepsMayBeKept) {
+  const auto with = [](const std::string& every) {
+    return edited("checkpoint: {interval: 20}",
+                  "checkpoint: {interval: 20, keep_every: " + every + "}");
+  };
+  const auto spec = parse_job_spec(with("1000"), "s.yaml");
+  ASSERT_TRUE(spec.ok()) << spec.status().to_string();
+  EXPECT_EQ(spec->checkpoint.keep_every, 1000);
+  EXPECT_EQ(parse_job_spec(to_json(*spec), "again")->checkpoint.keep_every, 1000);
+  EXPECT_NE(error_of(with("-1")).find("keep_every"), std::string::npos);
+}
+
+TEST(JobSpecTest, TheIntervalBetweenCheckpointsMayBeLeftToTheCoordinator) {
+  const auto with = [](const std::string& checkpoint) {
+    return edited("checkpoint: {interval: 20}", "checkpoint: {" + checkpoint + "}");
+  };
+  const auto spec =
+      parse_job_spec(with("interval: auto, max_overhead: 0.02, device_mtbf_hours: 1000"), "s.yaml");
+  ASSERT_TRUE(spec.ok()) << spec.status().to_string();
+  EXPECT_TRUE(spec->checkpoint.automatic);
+  EXPECT_EQ(spec->checkpoint.interval, 0);
+  EXPECT_EQ(spec->checkpoint.max_overhead, 0.02);
+  EXPECT_EQ(spec->checkpoint.device_mtbf_hours, 1000.0);
+  EXPECT_EQ(*parse_job_spec(to_json(*spec), "again"), *spec);
+  EXPECT_EQ(error_of(with("interval: often")),
+            "s.yaml:31:24: checkpoint.interval must be an integer from 0 to 1000000000 or auto, "
+            "not often");
+  EXPECT_NE(error_of(with("max_overhead: 0")).find("max_overhead"), std::string::npos);
+  EXPECT_NE(error_of(with("device_mtbf_hours: -1")).find("device_mtbf_hours"), std::string::npos);
+}
+
 TEST(JobSpecTest, AnUnknownKeyNearNothingListsTheValidOnes) {
-  EXPECT_EQ(
-      error_of(edited("checkpoint: {interval", "checkpoint: {colour")),
-      "s.yaml:31:14: unknown key \"colour\" in checkpoint; valid keys: dir, interval, keep_last, "
-      "init_from");
+  EXPECT_EQ(error_of(edited("checkpoint: {interval", "checkpoint: {colour")),
+            "s.yaml:31:14: unknown key \"colour\" in checkpoint; valid keys: dir, interval, "
+            "max_overhead, device_mtbf_hours, keep_last, keep_every, init_from");
 }
 
 TEST(JobSpecTest, AnUnknownSectionNamesTheNearest) {

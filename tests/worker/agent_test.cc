@@ -392,6 +392,15 @@ TEST_F(AgentTest, CheckpointOutcomesGoToTheRanksOfTheirEpoch) {
   EXPECT_EQ(std::get<CheckpointOutcome>(sent_to_ranks[0].second).step, 10);
 }
 
+TEST_F(AgentTest, ANewIntervalBetweenSavesGoesToTheRanksOfItsEpoch) {
+  register_agent();
+  run_rank(key(1, 0));
+  coordinator(SaveInterval{kJob, {1}, 25});
+  coordinator(SaveInterval{kJob, {2}, 50});
+  ASSERT_EQ(sent_to_ranks.size(), 1U);
+  EXPECT_EQ(std::get<SaveInterval>(sent_to_ranks[0].second).steps, 25);
+}
+
 TEST_F(AgentTest, ReportsOfRanksArePassedOnInOrder) {
   register_agent();
   run_rank(key(1, 0));

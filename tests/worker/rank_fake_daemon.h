@@ -27,6 +27,7 @@ struct FakeDaemonOptions {
   Path checkpoint_dir;
   std::string restore_manifest;
   int64_t restore_step = 0;
+  int64_t save_interval = 0;
   std::optional<std::string> spec_json;  // instead of the spec's own
   bool begin = true;                     // send BeginTraining when every rank is ready
   std::function<void()> before_begin = {};

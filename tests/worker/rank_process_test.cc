@@ -126,6 +126,50 @@ TEST_F(RankProcessTest, ARestoredJobGoesOnBitForBit) {
   }
 }
 
+TEST_F(RankProcessTest, EveryRankSavesAfterTheSameStepsWhenTheCoordinatorChoosesThem) {
+  FakeDaemonOptions options = options_of({2, 2, 1, Schedule::kDualPipe}, 8);
+  options.spec.checkpoint.interval = 0;
+  options.spec.checkpoint.automatic = true;
+  options.save_interval = 3;
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  for (int32_t r = 0; r < 4; ++r) EXPECT_EQ(daemon.wait_exit(r).status.exit_code, 0);
+  std::map<int64_t, int> saved;
+  for (const SegmentSaved& segment : daemon.all<SegmentSaved>()) ++saved[segment.step];
+  EXPECT_EQ(saved, (std::map<int64_t, int>{{3, 4}, {6, 4}, {8, 4}}));
+  const StandaloneReport expected =
+      train_tiny(tiny_run(options_of({2, 2, 1, Schedule::kDualPipe}, 8).spec));
+  const std::vector<StepReport> steps = daemon.all<StepReport>();
+  ASSERT_EQ(steps.size(), 8u);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    EXPECT_EQ(steps[i].loss, expected.steps[i].loss) << "when the state is saved changes nothing";
+    EXPECT_EQ(steps[i].grad_norm, expected.steps[i].grad_norm);
+    EXPECT_EQ(steps[i].checkpoint_seconds > 0.0, saved.contains(steps[i].step)) << steps[i].step;
+  }
+}
+
+TEST_F(RankProcessTest, ANewIntervalTakesEffectWhileARunGoesOn) {
+  FakeDaemonOptions options = options_of({2, 1, 1, Schedule::kDualPipe}, 100'000);
+  options.spec.checkpoint.interval = 0;
+  options.spec.checkpoint.automatic = true;
+  options.save_interval = 100'000;
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  ASSERT_TRUE(daemon.wait_for([](const ControlMessage& m) { return is_step(m, 3); }));
+  EXPECT_TRUE(daemon.all<SegmentSaved>().empty());
+  for (const int32_t r : {0, 1}) {
+    daemon.send_to(r, SaveInterval{FakeDaemon::kJob, FakeDaemon::kEpoch, 2});
+  }
+  for (const int32_t r : {0, 1}) {
+    ASSERT_TRUE(daemon.wait_for([&](const ControlMessage& message) {
+      const auto* saved = std::get_if<SegmentSaved>(&message);
+      return saved != nullptr && saved->rank == Rank{r};
+    }));
+  }
+  for (const int32_t r : {0, 1}) EXPECT_TRUE(daemon.child(r).send_signal(SIGKILL).ok());
+  for (const int32_t r : {0, 1}) daemon.wait_exit(r);
+}
+
 TEST_F(RankProcessTest, AKilledRankTakesItsPeersWithItAsLostPeers) {
   FakeDaemon daemon(options_of({4, 1, 1, Schedule::kDualPipe}, 100000));
   daemon.spawn_all();

@@ -276,11 +276,20 @@ void Agent::handle(int64_t, const CheckpointOutcome& message) {
     return answered(std::get_if<SegmentSaved>(&report)) ||
            answered(std::get_if<SaveFailed>(&report));
   });
+  pass_on(message);
+}
+
+void Agent::handle(int64_t, const SaveInterval& message) {
+  pass_on(message);
+}
+
+template <typename Message>
+void Agent::pass_on(const Message& message) {
   for (const auto& [key, entry] : ranks_) {
     if (key.job != message.job || key.epoch != message.epoch || !entry.bound) continue;
     const Status sent = actions_.send_to_rank(key, message);
     if (!sent.ok()) {
-      log_warning("{} did not get CheckpointOutcome: {}", to_string(key), sent.to_string());
+      log_warning("{} did not get {}: {}", to_string(key), message_name(message), sent.to_string());
     }
   }
 }

@@ -97,10 +97,10 @@ class Agent {
   // The connection to the coordinator came up (first time or again) or went away.
   void on_connected(int64_t now_ns);
   void on_disconnected();
-  // The coordinator may only send Registered, StartRank, BeginTraining, StopRanks and
-  // CheckpointOutcome; ranks only RankReady, StepReport, EvaluationReport, ExpertLoadReport,
-  // SegmentSaved, SaveFailed, RankFinished, RankProgress (and RankHello, which comes through
-  // on_rank_hello).
+  // The coordinator may only send Registered, StartRank, BeginTraining, StopRanks,
+  // CheckpointOutcome and SaveInterval; ranks only RankReady, StepReport, EvaluationReport,
+  // ExpertLoadReport, SegmentSaved, SaveFailed, RankFinished, RankProgress (and RankHello, which
+  // comes through on_rank_hello).
   // Anything else is logged and dropped.
   void on_coordinator_message(int64_t now_ns, const ControlMessage& message);
   void on_rank_message(int64_t now_ns, const RankKey& from, const ControlMessage& message);
@@ -154,6 +154,10 @@ class Agent {
   void handle(int64_t now_ns, const BeginTraining& message);
   void handle(int64_t now_ns, const StopRanks& message);
   void handle(int64_t now_ns, const CheckpointOutcome& message);
+  void handle(int64_t now_ns, const SaveInterval& message);
+  // To every rank of its job and epoch that can be reached.
+  template <typename Message>
+  void pass_on(const Message& message);
 
   void send_register(int64_t now_ns);
   void send_heartbeat(int64_t now_ns);

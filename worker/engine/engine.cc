@@ -154,7 +154,7 @@ Engine::Engine(Parts parts)
   for (const StepPlan& plan : plans_) {
     weight_queue_.reserve(static_cast<size_t>(plan.parallelism.microbatches));
   }
-  sums_.resize(5 + static_cast<size_t>(stage_count(spec_.parallelism)));
+  sums_.resize(6 + static_cast<size_t>(stage_count(spec_.parallelism)));
 }
 
 Engine::~Engine() = default;

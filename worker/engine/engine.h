@@ -61,6 +61,7 @@ struct StepResult {
   double grad_norm = 0.0;  // before clipping; every parameter of the model counted once
   double learning_rate = 0.0;
   int64_t tokens = 0;
+  bool save = false;  // some rank asked for the state after this step to be saved
   double expert_load_max_ratio = 0.0;
   StepTimes times = {};
 };
@@ -96,7 +97,8 @@ class Engine {
   // Runs step `step`, which is the one after the state's. An error, and diverged(), when loss or
   // gradient norm are not finite: found on every rank, since every rank has the sums over all, and
   // before the optimizer, so that neither weights nor a checkpoint ever hold anything of that step.
-  Result<StepResult> train_step(int64_t step);
+  // `ask_to_save` travels with the sums of the step, so that all ranks hear of it in the same step.
+  Result<StepResult> train_step(int64_t step, bool ask_to_save = false);
   // Mean loss over spec.training.evaluation_batches held-out batches, the same ones every time; of
   // the averaged weights when spec.optimizer.ema_evaluation. Changes no state. An error, and
   // diverged(), when it is not finite.
@@ -220,6 +222,7 @@ class Engine {
   // Of the step under way.
   bool training_ = true;
   bool diverged_ = false;
+  bool ask_to_save_ = false;
   int64_t step_ = 0;  // of training; the batch's number in an evaluation
   const StepPlan* plan_ = nullptr;
   StepTimes times_;
@@ -231,8 +234,8 @@ class Engine {
   std::vector<std::vector<int64_t>> loads_;        // by direction: over the global batch
   std::vector<std::vector<double>> recent_loads_;  // by direction: of expert_loads(), unscaled
   double recent_weight_ = 0.0;                     // that its sums have
-  std::vector<double>
-      sums_;  // totals of all ranks: kLoss, kTokens, kSquares, kPrediction, kBalance, stages …
+  // Totals of all ranks: kLoss, kTokens, kSquares, kPrediction, kBalance, kSave, stages …
+  std::vector<double> sums_;
 };
 
 }  // namespace penstock

@@ -12,7 +12,15 @@ namespace penstock {
 namespace {
 
 // Places in the vector of totals that all ranks add up.
-enum Sum : size_t { kLossSum, kTokenSum, kSquareSum, kPredictionSum, kBalanceSum, kStageImbalance };
+enum Sum : size_t {
+  kLossSum,
+  kTokenSum,
+  kSquareSum,
+  kPredictionSum,
+  kBalanceSum,
+  kSaveSum,
+  kStageImbalance
+};
 
 // By ParameterKind.
 constexpr std::array kReduceChannels = {Channel::kReduceDense, Channel::kReduceExperts,
@@ -51,7 +59,8 @@ int64_t waited(const std::unique_ptr<MeasuredTransport>& transport) {
 
 }  // namespace
 
-Result<StepResult> Engine::train_step(int64_t step) {
+Result<StepResult> Engine::train_step(int64_t step, bool ask_to_save) {
+  ask_to_save_ = ask_to_save;
   PENSTOCK_CHECK(step == state_->step() + 1, step, state_->step());
   const int64_t begin = monotonic_ns();
   for (const std::unique_ptr<Stage>& stage : stages_) {
@@ -66,7 +75,8 @@ Result<StepResult> Engine::train_step(int64_t step) {
                     .balance_loss = sums_[kBalanceSum] / sums_[kTokenSum],
                     .grad_norm = std::sqrt(sums_[kSquareSum]),
                     .learning_rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step),
-                    .tokens = static_cast<int64_t>(sums_[kTokenSum])};
+                    .tokens = static_cast<int64_t>(sums_[kTokenSum]),
+                    .save = sums_[kSaveSum] > 0.0};
   for (size_t i = kStageImbalance; i < sums_.size(); ++i) {
     result.expert_load_max_ratio = std::max(result.expert_load_max_ratio, sums_[i]);
   }
@@ -412,6 +422,7 @@ Status Engine::reduce_totals() {
   sums_[kTokenSum] = totals_.tokens;
   sums_[kPredictionSum] = totals_.prediction_loss;
   sums_[kBalanceSum] = totals_.balance_loss;
+  sums_[kSaveSum] = training_ && ask_to_save_ ? 1.0 : 0.0;
   PENSTOCK_TRY(collective(Collective::kReduceTotals, -1, [&] {
     return reducer_->all_reduce_sum(layout_.world, tag_of(Channel::kReduceTotals), sums_);
   }));

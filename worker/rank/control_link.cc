@@ -61,6 +61,8 @@ void ControlLink::on_message(ControlMessage message) {
     // A run has any number of checkpoints, and nobody asks for the outcome of a past one.
     outcomes_.erase(outcomes_.begin(), outcomes_.lower_bound(step));
     outcomes_[step] = std::move(*outcome);
+  } else if (const auto* interval = std::get_if<SaveInterval>(&message)) {
+    if (is_mine(interval->job, interval->epoch)) save_interval_ = interval->steps;
   } else if (const auto* stop = std::get_if<StopRanks>(&message)) {
     if (stop->job == hello_.job && stop->epoch >= hello_.epoch) stop_requested_ = true;
   } else {
@@ -78,6 +80,11 @@ void ControlLink::request_stop() {
 bool ControlLink::stop_requested() const {
   const std::lock_guard lock(mutex_);
   return stop_requested_;
+}
+
+std::optional<int64_t> ControlLink::save_interval() const {
+  const std::lock_guard lock(mutex_);
+  return save_interval_;
 }
 
 template <typename Condition>

@@ -40,6 +40,9 @@ class ControlLink {
   // reason, when not.
   Status wait_outcome(int64_t step);
 
+  // The newest SaveInterval; none before the first.
+  std::optional<int64_t> save_interval() const;
+
   void send(ControlMessage message);
 
   // SIGTERM, SIGINT or StopRanks arrived. Never false again once true.
@@ -65,6 +68,7 @@ class ControlLink {
   bool stop_requested_ = false;
   std::optional<StartRank> start_;
   std::optional<BeginTraining> begin_;
+  std::optional<int64_t> save_interval_;
   std::map<int64_t, CheckpointOutcome> outcomes_;  // by step
 
   std::thread thread_;

@@ -147,7 +147,8 @@ void report_step(const RankRun& run, const StepResult& result, double checkpoint
                              .expert_load_max_ratio = result.expert_load_max_ratio,
                              .finished_at_ns = wall_now().nanoseconds,
                              .mtp_loss = result.prediction_loss,
-                             .balance_loss = result.balance_loss});
+                             .balance_loss = result.balance_loss,
+                             .checkpoint_seconds = checkpoint_seconds});
     log_info("step {} loss {:.4f} grad norm {:.3f} lr {:.3g} {:.0f} tokens/s", result.step,
              result.loss, result.grad_norm, result.learning_rate,
              static_cast<double>(result.tokens) / result.times.total_seconds);
@@ -207,7 +208,8 @@ Status train_and_finish(RankRun& run) {
       .on_segment = [&](int64_t step,
                         const Result<SegmentSummary>& saved) { report_segment(run, step, saved); },
       .wait_for_commit = [&](int64_t step) { return run.link.wait_outcome(step); },
-      .stop_requested = [&] { return run.link.stop_requested(); }};
+      .stop_requested = [&] { return run.link.stop_requested(); },
+      .save_interval = [&] { return run.link.save_interval().value_or(run.start.save_interval); }};
   PENSTOCK_TRY_ASSIGN(const TrainingEnd end,
                       train(run.spec, *run.engine,
                             {.job = run.options.job,

@@ -24,9 +24,10 @@ struct TrainerOptions {
   int64_t stop_after = 0;  // step after which the loop ends early, as if asked to; 0: never
 };
 
-// Called on the rank's compute thread but for on_segment. All must be set.
+// Called on the rank's compute thread but for on_segment. All but save_interval must be set.
 struct TrainerHooks {
-  // After each step. checkpoint_seconds: what saving made this step wait for.
+  // After each step. checkpoint_seconds: what saving made this step wait for; above 0 when the
+  // state after it is saved.
   std::function<void(const StepResult&, double checkpoint_seconds)> on_step;
   std::function<void(int64_t step, const EvaluationResult&)> on_evaluation;
   // Before the state after `step` is saved.
@@ -38,11 +39,15 @@ struct TrainerHooks {
   std::function<Status(int64_t step)> wait_for_commit;
   // Asked before each step: true ends the loop there.
   std::function<bool()> stop_requested;
+  // With `checkpoint.interval: auto`: steps from one saved state to the next, which may change at
+  // any time; 0: only the last is saved. Rank 0's answer counts. Empty: as 0.
+  std::function<int64_t()> save_interval = {};
 };
 
 enum class TrainingEnd { kFinished, kStopped };
 
-// Whether the state after `step` is saved: at every interval, and after the last step.
+// Whether the spec alone says that the state after `step` is saved: at every fixed interval, and
+// after the last step.
 bool is_checkpoint_step(const JobSpec& spec, int64_t step);
 bool is_evaluation_step(const JobSpec& spec, int64_t step);
 
