@@ -44,6 +44,15 @@ int run(int argc, char** argv) {
                  "between heartbeats of a worker; three missed ones mean that it is lost")
       ->capture_default_str()
       ->check(CLI::Range(20, 60'000));
+  app.add_option("--scrub-rate", options.scrub_bytes_per_second,
+                 "bytes a second, such as 20MiB, at which each running job's checkpoints are read "
+                 "over in the background; 0: not at all")
+      ->capture_default_str()
+      ->transform(CLI::AsSizeValue(false));
+  app.add_option("--scrub-pause-seconds", options.scrub_pause_seconds,
+                 "from the end of one such reading to the next")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 100 * 24 * 3600));
   app.set_version_flag("--version", std::string("penstock-coordinator ") + kVersion);
   try {
     app.parse(argc, argv);

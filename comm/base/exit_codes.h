@@ -22,6 +22,7 @@ enum class ExitCode : int {
   kDataCorrupt = 14,  // data set or checkpoint damaged
   kPeerLost = 15,     // rank only: a peer went away; the cause is elsewhere
   kDiverged = 16,     // loss or gradient norm is NaN or infinite; the same step ends so every time
+  kNotReproduced = 17,  // steps that were trained again have other bits than were recorded
   kInterrupted = 130,
 };
 

@@ -11,6 +11,7 @@ namespace penstock {
 std::vector<Record> records_of(const Effects& effects) {
   std::vector<Record> records;
   for (const auto& [job, spec_json] : effects.specs) records.push_back(spec_record(job, spec_json));
+  if (effects.last_job) records.push_back(last_job_record(*effects.last_job));
   for (const JobRecord& job : effects.jobs) records.push_back(record_of(job));
   for (const JobRecord& job : effects.relaxed_jobs) records.push_back(record_of(job));
   for (const SeatsRecord& seats : effects.seats) records.push_back(record_of(seats));
@@ -60,6 +61,10 @@ Status Coordinator::load(const StoredState& stored) {
       Result<DataRecord> data = decode_data(record.value);
       if (!data.ok()) return in_record(data.status());
       jobs_[data->job].data = std::move(data->data);
+    } else if (record.key == kLastJobKey) {
+      const Result<JobId> last = decode_last_job(record.value);
+      if (!last.ok()) return in_record(last.status());
+      last_job_ = *last;
     } else if (record.key.starts_with(kWorkerPrefix)) {
       Result<WorkerRecord> worker = decode_worker(record.value);
       if (!worker.ok()) return in_record(worker.status());
@@ -76,6 +81,7 @@ Status Coordinator::load(const StoredState& stored) {
       if (kept.size() > kEvaluationsMax) kept.pop_front();
     }
   }
+  if (!jobs_.empty()) last_job_ = std::max(last_job_, jobs_.rbegin()->first);
   for (const auto& [id, job] : jobs_) {
     const bool whole = job.record.id == id && job.spec.training.steps > 0;
     const bool placement_fits =
@@ -104,6 +110,7 @@ void Coordinator::resume_watch(Job& job) {
   job.ranks.assign(static_cast<size_t>(job.world_size()), {});
   job.epoch_began = now_;
   job.ordered_at = now_;
+  read_proof(job);
   if (!wants_ranks(job.record.state)) await_stops(job);
 }
 

@@ -82,6 +82,9 @@ class Coordinator {
   void on_event(const SubmitJob& submit);
   void on_event(const CancelJob& cancel);
   void on_event(const ResumeJob& resume);
+  void on_event(const RemoveJob& remove);
+  void on_event(const CheckpointsRemoved& removed);
+  void erase_job(JobId id, RequestId request, bool checkpoints);
   Status check_submission(const JobSpec& spec) const;
 
   // coordinator_experts.cc: where experts are.
@@ -90,6 +93,23 @@ class Coordinator {
   void rebalance_at_checkpoint(Job& job, int64_t step);
   Result<ExpertBalance> measured_balance(const Job& job) const;
   ExpertSeats seats_for(const Job& job, int64_t pipeline_index) const;
+
+  // coordinator_saves.cc: the interval between checkpoints, where the spec leaves it to us.
+  void measure_step(Job& job, const StepRecord& step);
+  void measure_commit(Job& job, int64_t step);
+  void choose_interval(Job& job);
+  std::optional<int64_t> next_save_step(const Job& job) const;
+
+  // coordinator_proof.cc: a resume that compares the steps it trains again with what is recorded.
+  Status begin_proof(Job& job, int64_t steps);
+  void place_proof(Job& job, const CheckpointFound& found);
+  void refuse_proof(Job& job, const CheckpointFound& found);
+  void read_proof(const Job& job);
+  void on_event(const StepsRead& read);
+  void compare_step(Job& job, const StepRecord& step);
+  void compare_checkpoint(Job& job, const CheckpointDone& done);
+  void conclude_proof(Job& job);
+  void fail_proof(Job& job, std::string message);
 
   // coordinator.cc: starting, one step, and what others may ask.
   Status load(const StoredState& stored);
@@ -124,6 +144,7 @@ class Coordinator {
   void on_message(Worker& worker, const RankFinished& message);
   void on_message(Worker& worker, const LogChunk& message);
   void on_event(const CheckpointDone& done);
+  void on_event(const CheckpointDamaged& damaged);
   void drop_overtaken_rounds(Job& job, int64_t committed_step);
   void fail_round(Job& job, int64_t step, const std::string& reason);
   void tell_outcome(const Job& job, int64_t step, bool committed, const std::string& reason);
@@ -173,6 +194,7 @@ class Coordinator {
   std::map<WorkerId, Worker> workers_;
   std::map<std::string, WorkerId> worker_by_peer_;
   std::map<std::string, WorkerId> worker_by_name_;
+  JobId last_job_;  // no job had a higher id
   uint64_t event_sequence_ = 0;
   Instant last_tick_;
 

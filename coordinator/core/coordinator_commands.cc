@@ -1,4 +1,4 @@
-// What clients ask for: submit, cancel, resume.
+// What clients ask for: submit, cancel, resume, remove.
 #include <algorithm>
 
 #include "comm/base/counted.h"
@@ -52,13 +52,14 @@ Status Coordinator::check_submission(const JobSpec& spec) const {
 }
 
 void Coordinator::on_event(const SubmitJob& submit) {
-  const JobId id = {jobs_.empty() ? 1 : jobs_.rbegin()->first.value + 1};
+  const JobId id = {last_job_.value + 1};
   JobSpec spec = submit.spec;
   if (spec.name.empty()) spec.name = fmt::format("job-{}", id);
   if (const Status refused = check_submission(spec); !refused.ok()) {
     effects_.answers.push_back({submit.request, refused, {}});
     return;
   }
+  last_job_ = id;
   Job& job = jobs_[id];
   job.spec = std::move(spec);
   job.record.id = id;
@@ -68,6 +69,7 @@ void Coordinator::on_event(const SubmitJob& submit) {
   job.record.checkpoint_dir = job.spec.checkpoint.dir.empty()
                                   ? fmt::format("{}/{}", config_.checkpoint_root, id)
                                   : job.spec.checkpoint.dir;
+  if (job.spec.checkpoint.automatic) job.record.saving.emplace();
   effects_.specs.emplace_back(id, to_json(job.spec));
   transition(job, JobState::kQueued, "user", {"submitted", "submitted"});
   effects_.answers.push_back({submit.request, {}, id});
@@ -112,7 +114,14 @@ void Coordinator::on_event(const ResumeJob& resume) {
         fmt::format("job {} \"{}\" is {}; only a FAILED or CANCELLED job can be resumed", record.id,
                     record.name, job_state_name(record.state))));
   }
+  if (job.removing.value != 0) {
+    return refuse(
+        failed_precondition(fmt::format("job {} \"{}\" is being removed", record.id, record.name)));
+  }
   if (const Status refused = check_submission(job.spec); !refused.ok()) return refuse(refused);
+  if (const Status refused = begin_proof(job, resume.prove_steps); !refused.ok()) {
+    return refuse(refused);
+  }
   record.failures = 0;
   record.failures_without_step = 0;
   record.last_failure.reset();
@@ -124,6 +133,50 @@ void Coordinator::on_event(const ResumeJob& resume) {
                                            record.checkpoint->step)
                              : "resumed; no checkpoint is known, so it starts over"});
   effects_.answers.push_back({resume.request, {}, record.id});
+}
+
+void Coordinator::on_event(const RemoveJob& remove) {
+  const auto refuse = [&](Status status) {
+    effects_.answers.push_back({remove.request, std::move(status), {}});
+  };
+  const auto found = jobs_.find(remove.job);
+  if (found == jobs_.end()) return refuse(not_found(fmt::format("no job {}", remove.job)));
+  Job& job = found->second;
+  const JobRecord& record = job.record;
+  if (!is_final(record.state)) {
+    return refuse(failed_precondition(fmt::format("job {} \"{}\" is {}; cancel it first", record.id,
+                                                  record.name, job_state_name(record.state))));
+  }
+  if (job.removing.value != 0) {
+    return refuse(failed_precondition(
+        fmt::format("job {} \"{}\" is being removed already", record.id, record.name)));
+  }
+  if (!remove.checkpoints) return erase_job(record.id, remove.request, false);
+  job.removing = remove.request;
+  effects_.removals.push_back({record.id, record.checkpoint_dir});
+}
+
+// The record goes last: a coordinator that dies before still knows the job, whose removal can then
+// be asked for again.
+void Coordinator::on_event(const CheckpointsRemoved& removed) {
+  const auto found = jobs_.find(removed.job);
+  if (found == jobs_.end() || found->second.removing.value == 0) return;
+  const RequestId request = std::exchange(found->second.removing, RequestId{});
+  if (removed.status.ok()) return erase_job(removed.job, request, true);
+  effects_.answers.push_back({request, removed.status, {}});
+}
+
+void Coordinator::erase_job(JobId id, RequestId request, bool checkpoints) {
+  const JobRecord& record = jobs_.at(id).record;
+  note_cluster("user", {"job_removed", fmt::format("job {} \"{}\", which was {}, is removed{}", id,
+                                                   record.name, job_state_name(record.state),
+                                                   checkpoints ? ", and its checkpoints" : "")});
+  effects_.removed_jobs.push_back(id);
+  effects_.last_job = last_job_;
+  effects_.answers.push_back({request, {}, id});
+  changed_jobs_.erase(id);
+  relaxed_jobs_.erase(id);
+  jobs_.erase(id);
 }
 
 }  // namespace penstock

@@ -66,9 +66,8 @@ Result<ExpertBalance> Coordinator::rebalance_plan(const Job& job) const {
                     "expert group {}",
                     kSeatsMax, kBalancedRanksMax));
   }
-  const int64_t interval = job.spec.checkpoint.interval;
-  const int64_t newest = record.last_step ? record.last_step->step : record.restore_step;
-  if (interval == 0 || (newest / interval + 1) * interval >= record.target_steps) {
+  const std::optional<int64_t> next = next_save_step(job);
+  if (!next || *next >= record.target_steps) {
     return refuse(
         "saves no further checkpoint before its last step, and experts move when one is "
         "committed; see checkpoint.interval");
@@ -128,10 +127,11 @@ void Coordinator::rebalance_at_checkpoint(Job& job, int64_t step) {
   if (record.state != JobState::kRunning || trained >= record.target_steps || job.loads.empty()) {
     return;
   }
+  if (record.proof) return;  // the steps to compare with were trained with experts where they are
   const RebalanceSpec& rule = job.spec.parallelism.rebalance;
   const int64_t interval = job.spec.checkpoint.interval;
-  const bool due = rule.threshold > 0.0 && interval > 0 &&
-                   step / interval % rule.every_checkpoints == 0 &&
+  const int64_t saves = record.saving ? record.saving->commits : interval > 0 ? step / interval : 0;
+  const bool due = rule.threshold > 0.0 && saves > 0 && saves % rule.every_checkpoints == 0 &&
                    job.spec.parallelism.expert <= kBalancedRanksMax;
   const bool asked = std::exchange(record.rebalance, false);
   if (!asked && !due) return;
@@ -149,6 +149,7 @@ void Coordinator::rebalance_at_checkpoint(Job& job, int64_t step) {
   }
   job.seats = balance->seats(job.seats);
   effects_.seats.push_back({record.id, job.seats});
+  record.rebalanced_step = step;
   stop_epoch(job, JobState::kRecovering, JobState::kFailed, 0, "coordinator",
              {kRebalancing, fmt::format("restarts from the checkpoint of step {} to move {}", step,
                                         words_of(*balance))});

@@ -102,7 +102,11 @@ bool Coordinator::ready_to_place(Job& job) {
     const bool refused_by_rank =
         job.record.last_failure && job.record.last_failure->reason.code == kCauseDataCorrupt;
     job.restore = Restore::kSearching;
-    effects_.finds.push_back({job.record.id, job.record.checkpoint_dir, refused_by_rank});
+    FindCheckpoint find{job.record.id, job.record.checkpoint_dir, refused_by_rank};
+    if (const auto& proof = job.record.proof) {
+      find.steps_within = {job.record.rebalanced_step, proof->through - proof->steps};
+    }
+    effects_.finds.push_back(std::move(find));
   }
   return job.restore == Restore::kKnown;
 }
@@ -124,6 +128,7 @@ void Coordinator::on_event(const CheckpointFound& found) {
   for (const std::string& refused : found.refused) {
     note(job, "coordinator", {"checkpoint_refused", refused});
   }
+  if (record.proof) return place_proof(job, found);
   const auto give_up = [&](Reason reason) {
     stop_epoch(job, JobState::kStopping, JobState::kFailed, 0, "coordinator", std::move(reason));
   };
@@ -211,6 +216,8 @@ void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
     effects_.data.push_back({record.id, {}});
   }
   job.recent_steps.clear();
+  job.saves = {};
+  choose_interval(job);
   job.epoch_began = now_;
   job.ordered_at = now_;
   std::string where;
@@ -245,6 +252,7 @@ void Coordinator::send_start(const Job& job, Rank rank) {
   order.restore_step = record.restore_step;
   order.first_unreported_step = record.highest_step + 1;
   order.seats = seats_for(job, pipeline_index);
+  if (record.saving) order.save_interval = record.saving->choice.steps;
   send(at.worker, std::move(order));
 }
 
@@ -314,6 +322,7 @@ void Coordinator::fail(Job& job, Failure failure) {
   if (failure.reason.code != kCauseClusterRestarted) {
     ++record.failures;
     ++record.failures_without_step;
+    if (record.saving && !failure.fatal) ++record.saving->measured.failure_count;
   }
   const std::string actor = failure.worker.empty() ? "coordinator" : "worker " + failure.worker;
   const std::optional<Rank> rank = failure.rank;

@@ -109,6 +109,7 @@ void Coordinator::on_message(Worker& worker, const StepReport& message) {
   step.expert_load_max_ratio = message.expert_load_max_ratio;
   step.mtp_loss = message.mtp_loss;
   step.balance_loss = message.balance_loss;
+  step.checkpoint_seconds = message.checkpoint_seconds;
   step.replayed = message.step <= record.highest_step;
   step.finished = {message.finished_at_ns};
   record.highest_step = std::max(record.highest_step, message.step);
@@ -118,6 +119,8 @@ void Coordinator::on_message(Worker& worker, const StepReport& message) {
   if (job->recent_steps.size() > kRecentStepsMax) job->recent_steps.pop_front();
   effects_.steps.push_back(step);
   relaxed_jobs_.insert(record.id);
+  measure_step(*job, step);
+  compare_step(*job, step);
 }
 
 void Coordinator::on_message(Worker& worker, const EvaluationReport& message) {
@@ -173,6 +176,8 @@ void Coordinator::on_message(Worker& worker, const SegmentSaved& message) {
   commit.spec_json = to_json(job->spec);
   commit.layout = layout_text(job->spec.parallelism);
   commit.keep_last = job->spec.checkpoint.keep_last;
+  commit.keep_every = job->spec.checkpoint.keep_every;
+  commit.compare = record.proof.has_value();
   commit.at = now_;
   for (const auto& [rank, saved] : round.segments) commit.segments.push_back(saved);
   effects_.commits.push_back(std::move(commit));
@@ -214,12 +219,16 @@ void Coordinator::fail_round(Job& job, int64_t step, const std::string& reason) 
        {"checkpoint_failed",
         fmt::format("the checkpoint of step {} could not be saved ({}); {}", step, reason, kept)});
   tell_outcome(job, step, false, reason);
+  conclude_proof(job);  // it may have waited for that checkpoint
 }
 
 void Coordinator::tell_outcome(const Job& job, int64_t step, bool committed,
                                const std::string& reason) {
   for (const WorkerId worker : hosts(job)) {
     send(worker, CheckpointOutcome{job.record.id, job.record.epoch, step, committed, reason});
+    if (const auto& saving = job.record.saving) {
+      send(worker, SaveInterval{job.record.id, job.record.epoch, saving->choice.steps});
+    }
   }
 }
 
@@ -242,11 +251,20 @@ void Coordinator::on_event(const CheckpointDone& done) {
     note(*job, "coordinator",
          {"checkpoint_committed",
           fmt::format("checkpoint of step {}, {} bytes", done.step, done.checkpoint.bytes)});
+    measure_commit(*job, done.step);
     tell_outcome(*job, done.step, true, {});
+    compare_checkpoint(*job, done);
     rebalance_at_checkpoint(*job, done.step);
   }
+  conclude_proof(*job);
   check_finished(*job);
   settle(*job);
+}
+
+// Known, and nothing more: a start that wants this checkpoint finds out what it needs of it.
+void Coordinator::on_event(const CheckpointDamaged& damaged) {
+  const Job* job = find_job(damaged.job);
+  if (job != nullptr) note(*job, "coordinator", {"checkpoint_damaged", damaged.damage});
 }
 
 void Coordinator::on_message(Worker& worker, const RankFinished& message) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -12,12 +13,10 @@
 #include "comm/base/status.h"
 #include "comm/control/message.h"
 #include "comm/run/job_spec.h"
+#include "coordinator/core/job.h"
 #include "coordinator/core/records.h"
 
 namespace penstock {
-
-// Names one client's command, so that its answer finds it. Chosen by the driver, never 0.
-using RequestId = Id<struct RequestTag, uint64_t>;
 
 // ---- in
 
@@ -33,11 +32,23 @@ struct CancelJob {
 struct ResumeJob {
   RequestId request;
   JobId job;
+  int64_t prove_steps = 0;  // above 0: so many steps are trained again first, and compared
 };
 // Move experts between ranks when the next checkpoint is committed.
 struct RebalanceJob {
   RequestId request;
   JobId job;
+};
+// Forget a job that has ended.
+struct RemoveJob {
+  RequestId request;
+  JobId job;
+  bool checkpoints = false;  // and remove its checkpoint directory, first
+};
+// The end of a RemoveCheckpoints effect.
+struct CheckpointsRemoved {
+  JobId job;
+  Status status;
 };
 // A message from the connection `peer`; the core decides which worker that is.
 struct WorkerMessage {
@@ -51,6 +62,9 @@ struct CheckpointDone {
   int64_t step = 0;
   Status status;
   CheckpointRecord checkpoint;  // when the status is ok
+  // With CommitCheckpoint::compare, when an earlier checkpoint of that step was there:
+  int64_t tensors_equal = 0;
+  std::string difference;  // the first tensor that is another one, and how; empty: all are equal
 };
 // The end of a FindCheckpoint effect.
 struct CheckpointFound {
@@ -59,12 +73,25 @@ struct CheckpointFound {
   int64_t step = 0;                  // 0 with an empty manifest: there is none
   std::string manifest;              // absolute path
   std::vector<std::string> refused;  // newer ones passed over, one sentence each
+  std::vector<int64_t> steps;        // of every checkpoint whose manifest can be read
+};
+// The end of a ReadSteps effect.
+struct StepsRead {
+  JobId job;
+  Status status;
+  std::vector<StepRecord> steps;  // of each step the newest record, where there is one
+};
+// A checkpoint that was committed is not what was written, which reading it over has shown.
+struct CheckpointDamaged {
+  JobId job;
+  std::string damage;  // one sentence: file, rank, range, tensors
 };
 // Time passed. Sent at least every CoreConfig::heartbeat_interval / 2.
 struct Tick {};
 
-using Event = std::variant<SubmitJob, CancelJob, ResumeJob, RebalanceJob, WorkerMessage,
-                           CheckpointDone, CheckpointFound, Tick>;
+using Event = std::variant<SubmitJob, CancelJob, ResumeJob, RebalanceJob, RemoveJob, WorkerMessage,
+                           CheckpointDone, CheckpointFound, StepsRead, CheckpointDamaged,
+                           CheckpointsRemoved, Tick>;
 
 // ---- out
 
@@ -86,6 +113,8 @@ struct CommitCheckpoint {
   std::string spec_json;
   std::string layout;
   int64_t keep_last = 1;
+  int64_t keep_every = 0;
+  bool compare = false;  // with the newest earlier checkpoint of the same step
   Instant at;
   std::vector<SegmentSaved>
       segments;  // by rank, slices dropped: the commit re-reads them from the files
@@ -96,6 +125,21 @@ struct FindCheckpoint {
   JobId job;
   std::string directory;
   bool read_everything = false;
+  // Only of steps within; the one of the latest step counts as the newest. Else that of the last
+  // commit.
+  std::optional<std::pair<int64_t, int64_t>> steps_within = {};
+};
+// Read what is recorded of steps `first` to `last` in epochs up to `epoch`.
+struct ReadSteps {
+  JobId job;
+  Epoch epoch;
+  int64_t first = 0;
+  int64_t last = 0;
+};
+// Remove everything that the job saved.
+struct RemoveCheckpoints {
+  JobId job;
+  std::string directory;
 };
 struct LogLine {
   LogLevel level = LogLevel::kInfo;
@@ -112,6 +156,9 @@ struct Effects {
   std::vector<DataRecord> data;
   std::vector<WorkerRecord> workers;
   std::vector<JobEvent> events;
+  // Jobs whose every record goes, and what keeps their ids from being given again.
+  std::vector<JobId> removed_jobs;
+  std::optional<JobId> last_job;
   // Records that a crash may cost the newest of.
   std::vector<JobRecord> relaxed_jobs;
   std::vector<StepRecord> steps;
@@ -121,12 +168,14 @@ struct Effects {
   std::vector<Answer> answers;
   std::vector<CommitCheckpoint> commits;
   std::vector<FindCheckpoint> finds;
+  std::vector<ReadSteps> reads;
+  std::vector<RemoveCheckpoints> removals;
   std::vector<LogChunk> log_chunks;
   std::vector<LogLine> log;
 
   bool must_sync() const {
     return !jobs.empty() || !specs.empty() || !seats.empty() || !data.empty() || !workers.empty() ||
-           !events.empty();
+           !events.empty() || !removed_jobs.empty();
   }
 };
 

@@ -14,6 +14,8 @@ namespace penstock {
 inline constexpr const char* kCausePeerLost = "peer_lost";
 inline constexpr const char* kCauseDataCorrupt = "data_corrupt";
 inline constexpr const char* kCauseDiverged = "diverged";
+// A replay gave other bits than were recorded.
+inline constexpr const char* kCauseNotReproduced = "not_reproduced";
 // The coordinator and the worker were restarted, as by "penstock dev down" and "up" or a reboot of
 // everything. Nothing was wrong with the job: it does not count against recovery.max_restarts.
 inline constexpr const char* kCauseClusterRestarted = "cluster_restarted";

@@ -15,6 +15,9 @@
 
 namespace penstock {
 
+// Names one client's command, so that its answer finds it. Chosen by the driver, never 0.
+using RequestId = Id<struct RequestTag, uint64_t>;
+
 // One rank of the current epoch.
 struct RankView {
   bool seen = false;                   // its daemon has said that the process runs
@@ -50,10 +53,14 @@ struct Job {
   // Newest measured load, and the step it came with. Empty: none since this coordinator started.
   ExpertLoads loads;
   int64_t loads_step = 0;
+  SaveMeter saves;  // of this epoch, or of what this coordinator saw of it
+  // While JobRecord::proof is there: what is recorded of the steps that are replayed, by step.
+  std::map<int64_t, StepRecord> recorded;
   std::vector<RankView> ranks;  // of the current epoch, as long as it is placed
   std::set<WorkerId> awaiting;  // workers that have not confirmed the stop of the epoch yet
   std::map<int64_t, CheckpointRound> rounds;     // by step
   std::map<int64_t, std::string> failed_rounds;  // step to reason, of this epoch
+  RequestId removing;  // the RemoveJob that waits for its checkpoints to be gone; 0: none
   Restore restore = Restore::kUnknown;
   Instant place_after;  // back-off
   Instant epoch_began;  // StartRanks sent, or adopted after a restart of the coordinator

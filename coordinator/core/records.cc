@@ -72,6 +72,7 @@ json to_json(const StepRecord& step) {
           {"expert_load_max_ratio", number(step.expert_load_max_ratio)},
           {"mtp_loss", number(step.mtp_loss)},
           {"balance_loss", number(step.balance_loss)},
+          {"checkpoint_seconds", number(step.checkpoint_seconds)},
           {"replayed", step.replayed},
           {"finished_ns", step.finished.nanoseconds}};
 }
@@ -89,6 +90,9 @@ StepRecord to_step(const json& value) {
   // Absent from records of before there were such losses.
   if (value.contains("mtp_loss")) step.mtp_loss = to_number(value.at("mtp_loss"));
   if (value.contains("balance_loss")) step.balance_loss = to_number(value.at("balance_loss"));
+  if (value.contains("checkpoint_seconds")) {
+    step.checkpoint_seconds = to_number(value.at("checkpoint_seconds"));
+  }
   step.replayed = value.at("replayed");
   step.finished = {value.at("finished_ns")};
   return step;
@@ -105,6 +109,47 @@ json to_json(const CheckpointRecord& checkpoint) {
 CheckpointRecord to_checkpoint(const json& value) {
   return {value.at("step"),  {value.at("epoch")},        value.at("manifest"),
           value.at("bytes"), value.at("weights_digest"), {value.at("committed_ns")}};
+}
+
+json to_json(const SavingRecord& saving) {
+  const SaveMeasurements& m = saving.measured;
+  return {{"step_seconds", number(m.step_seconds)},
+          {"stall_seconds", number(m.stall_seconds)},
+          {"slowdown_seconds", number(m.slowdown_seconds)},
+          {"save_seconds", number(m.save_seconds)},
+          {"save_count", m.save_count},
+          {"training_seconds", number(m.training_seconds)},
+          {"failure_count", m.failure_count},
+          {"steps", saving.choice.steps},
+          {"mtbf_seconds", number(saving.choice.mtbf_seconds)},
+          {"overhead", number(saving.choice.overhead)},
+          {"reason", saving.choice.reason},
+          {"commits", saving.commits}};
+}
+SavingRecord to_saving(const json& value) {
+  SavingRecord saving;
+  saving.measured = {to_number(value.at("step_seconds")),
+                     to_number(value.at("stall_seconds")),
+                     to_number(value.at("slowdown_seconds")),
+                     to_number(value.at("save_seconds")),
+                     value.at("save_count"),
+                     to_number(value.at("training_seconds")),
+                     value.at("failure_count")};
+  saving.choice = {value.at("steps"), to_number(value.at("mtbf_seconds")),
+                   to_number(value.at("overhead")), value.at("reason")};
+  saving.commits = value.at("commits");
+  return saving;
+}
+
+json to_json(const ProofRecord& proof) {
+  return {
+      {"steps", proof.steps},     {"epoch", proof.epoch.value},       {"from", proof.from},
+      {"through", proof.through}, {"digest_step", proof.digest_step}, {"compared", proof.compared},
+      {"tensors", proof.tensors}};
+}
+ProofRecord to_proof(const json& value) {
+  return {value.at("steps"),       {value.at("epoch")},  value.at("from"),   value.at("through"),
+          value.at("digest_step"), value.at("compared"), value.at("tensors")};
 }
 
 json optional_instant(const std::optional<Instant>& at) {
@@ -145,6 +190,9 @@ JobRecord to_job(const json& value) {
   job.restore_manifest = value.at("restore_manifest");
   job.restore_step = value.at("restore_step");
   job.rebalance = value.value("rebalance", false);  // absent from older records
+  job.rebalanced_step = value.value("rebalanced_step", int64_t{0});
+  if (value.contains("saving")) job.saving = to_saving(value.at("saving"));
+  if (value.contains("proof")) job.proof = to_proof(value.at("proof"));
   if (!value.at("checkpoint").is_null()) job.checkpoint = to_checkpoint(value.at("checkpoint"));
   if (!value.at("last_failure").is_null()) job.last_failure = to_failure(value.at("last_failure"));
   if (!value.at("last_step").is_null()) job.last_step = to_step(value.at("last_step"));
@@ -248,6 +296,17 @@ std::string step_prefix(JobId job) {
   return "step/" + key_number(job.value) + "/";
 }
 
+std::vector<std::string> prefixes_of(JobId job) {
+  const std::string number = key_number(job.value);
+  return {job_key(job),
+          spec_key(job),
+          job_event_prefix(job),
+          step_prefix(job),
+          std::string(kSeatsPrefix) + number,
+          std::string(kDataPrefix) + number,
+          std::string(kEvaluationPrefix) + number + "/"};
+}
+
 std::optional<JobId> job_of_spec_key(std::string_view key) {
   if (!key.starts_with(kSpecPrefix)) return std::nullopt;
   key.remove_prefix(kSpecPrefix.size());
@@ -262,7 +321,7 @@ Record record_of(const JobRecord& job) {
   for (const RankPlacement& at : job.placement) {
     placement.push_back({{"worker", at.worker.value}, {"device", at.device}});
   }
-  const json value = {
+  json value = {
       {"id", job.id.value},
       {"name", job.name},
       {"state", job_state_name(job.state)},
@@ -282,10 +341,13 @@ Record record_of(const JobRecord& job) {
       {"restore_manifest", job.restore_manifest},
       {"restore_step", job.restore_step},
       {"rebalance", job.rebalance},
+      {"rebalanced_step", job.rebalanced_step},
       {"checkpoint", job.checkpoint ? to_json(*job.checkpoint) : json()},
       {"last_failure", job.last_failure ? to_json(*job.last_failure) : json()},
       {"last_step", job.last_step ? to_json(*job.last_step) : json()},
   };
+  if (job.saving) value["saving"] = to_json(*job.saving);
+  if (job.proof) value["proof"] = to_json(*job.proof);
   return {job_key(job.id), dump(value)};
 }
 
@@ -339,6 +401,10 @@ Record spec_record(JobId job, std::string spec_json) {
   return {spec_key(job), std::move(spec_json)};
 }
 
+Record last_job_record(JobId job) {
+  return {std::string(kLastJobKey), dump({{"id", job.value}})};
+}
+
 std::vector<Record> records_of(const JobEvent& event) {
   const json value = {{"sequence", event.sequence},
                       {"at_ns", event.at.nanoseconds},
@@ -360,6 +426,9 @@ std::vector<Record> records_of(const JobEvent& event) {
 
 Result<JobRecord> decode_job(std::string_view value) {
   return decode(value, "job", to_job);
+}
+Result<JobId> decode_last_job(std::string_view value) {
+  return decode(value, "last job", [](const json& stored) { return JobId{stored.at("id")}; });
 }
 Result<SeatsRecord> decode_seats(std::string_view value) {
   return decode(value, "seats", to_seats);

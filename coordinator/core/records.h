@@ -5,6 +5,7 @@
 //   spec/<id>                    canonical job spec (comm/run/job_spec.h)
 //   seats/<id>                   SeatsRecord, once experts were moved
 //   data/<id>                    DataRecord
+//   last-job                     highest id that any job ever had; once the newest was removed
 //   worker/<id>                  WorkerRecord
 //   event/<sequence>             JobEvent, every event in order
 //   job-event/<id>/<sequence>    the same, by job
@@ -24,6 +25,7 @@
 #include "comm/base/status.h"
 #include "comm/run/data_identity.h"
 #include "comm/run/expert_seats.h"
+#include "coordinator/plan/save_interval.h"
 
 namespace penstock {
 
@@ -86,9 +88,10 @@ struct StepRecord {
   double step_seconds = 0.0;
   double expert_load_max_ratio = 0.0;
   bool replayed = false;  // an earlier epoch had reached this step
-  Instant finished;
+  Instant finished = {};
   double mtp_loss = 0.0;
   double balance_loss = 0.0;
+  double checkpoint_seconds = 0.0;  // of step_seconds: waited for saving; 0: nothing was saved
   // Position in the job's records: grows in the order trained.
   uint64_t cursor() const { return uint64_t{epoch.value} << 32 | static_cast<uint64_t>(step); }
 };
@@ -112,6 +115,26 @@ struct CheckpointRecord {
   Instant committed;
 };
 
+// Of a job whose spec leaves the interval between checkpoints to the coordinator.
+struct SavingRecord {
+  SaveMeasurements measured;
+  SaveChoice choice;  // what its ranks go by; of 0 steps before the first start
+  int64_t commits = 0;
+  bool operator==(const SavingRecord&) const = default;
+};
+
+// A resume that is to show that steps trained before come out the same when they are trained again.
+struct ProofRecord {
+  int64_t steps = 0;        // at least so many
+  Epoch epoch;              // newest of those whose records count
+  int64_t from = 0;         // the replay begins after this step
+  int64_t through = 0;      // the last step that is recorded
+  int64_t digest_step = 0;  // of a checkpoint that the replay saves again; 0: none
+  int64_t compared = 0;     // steps that were equal so far
+  int64_t tensors = 0;      // of checkpoints saved again that were equal so far
+  bool operator==(const ProofRecord&) const = default;
+};
+
 struct JobRecord {
   JobId id;
   std::string name;
@@ -132,6 +155,9 @@ struct JobRecord {
   std::string restore_manifest;  // of `epoch`; empty: initial weights
   int64_t restore_step = 0;
   bool rebalance = false;  // asked for: experts are to move when the next checkpoint is committed
+  int64_t rebalanced_step = 0;  // of the checkpoint at which experts last moved; 0: never
+  std::optional<SavingRecord> saving;
+  std::optional<ProofRecord> proof;  // until it is decided
   std::optional<CheckpointRecord> checkpoint;
   std::optional<Failure> last_failure;
   std::optional<StepRecord> last_step;
@@ -185,6 +211,7 @@ Record record_of(const WorkerRecord& worker);
 Record record_of(const StepRecord& step);
 Record record_of(const EvaluationRecord& evaluation);
 Record spec_record(JobId job, std::string spec_json);
+Record last_job_record(JobId job);
 // Both keys of an event.
 std::vector<Record> records_of(const JobEvent& event);
 
@@ -196,6 +223,7 @@ Result<WorkerRecord> decode_worker(std::string_view value);
 Result<StepRecord> decode_step(std::string_view value);
 Result<EvaluationRecord> decode_evaluation(std::string_view value);
 Result<JobEvent> decode_event(std::string_view value);
+Result<JobId> decode_last_job(std::string_view value);
 
 // "job/000…7"; with a trailing slash where more parts follow.
 std::string job_key(JobId job);
@@ -203,6 +231,8 @@ std::string spec_key(JobId job);
 std::string job_event_prefix(JobId job);
 std::string step_prefix(JobId job);
 std::string key_number(uint64_t number);
+// Of everything that is recorded of a job, but for its events in the list of all.
+std::vector<std::string> prefixes_of(JobId job);
 // The job named in a spec/<id> key; nullopt for another key.
 std::optional<JobId> job_of_spec_key(std::string_view key);
 
@@ -210,11 +240,13 @@ inline constexpr std::string_view kJobPrefix = "job/";
 inline constexpr std::string_view kSpecPrefix = "spec/";
 inline constexpr std::string_view kSeatsPrefix = "seats/";
 inline constexpr std::string_view kDataPrefix = "data/";
+inline constexpr std::string_view kLastJobKey = "last-job";
 inline constexpr std::string_view kWorkerPrefix = "worker/";
 inline constexpr std::string_view kEventPrefix = "event/";
 inline constexpr std::string_view kEvaluationPrefix = "evaluation/";
 // What a coordinator is rebuilt from, beside the last event.
-inline constexpr std::string_view kStatePrefixes[] = {
-    kJobPrefix, kSpecPrefix, kSeatsPrefix, kDataPrefix, kWorkerPrefix, kEvaluationPrefix};
+inline constexpr std::string_view kStatePrefixes[] = {kJobPrefix,       kSpecPrefix, kSeatsPrefix,
+                                                      kDataPrefix,      kLastJobKey, kWorkerPrefix,
+                                                      kEvaluationPrefix};
 
 }  // namespace penstock

@@ -7,6 +7,7 @@
 #include <deque>
 #include <thread>
 
+#include "checkpoint/compare.h"
 #include "checkpoint/names.h"
 #include "checkpoint/saved_slice.h"
 #include "checkpoint/store.h"
@@ -29,6 +30,33 @@ std::string weights_digest(const Manifest& manifest) {
     stream.update(writer.data());
   }
   return to_hex(stream.finish());
+}
+
+// The newest earlier checkpoint of the step; none, or one without digests of tensors: nothing.
+std::optional<Manifest> earlier_of_step(const CheckpointStore& store, JobId job, int64_t step) {
+  const StoreListing listing = list_checkpoints(store.directory(), job);
+  for (auto at = listing.checkpoints.rbegin(); at != listing.checkpoints.rend(); ++at) {
+    if (at->step != step) continue;
+    const Result<StoredManifest> stored = read_manifest(store.directory() / at->manifest_file);
+    if (stored.ok() && stored->manifest.has_tensor_digests()) return stored->manifest;
+  }
+  return std::nullopt;
+}
+
+// Of two checkpoints of one step: whether all their tensors have equal digests. Reads no data.
+void compare_with_earlier(const Path& directory, const Manifest& earlier,
+                          const std::string& committed, CheckpointDone& done) {
+  const Result<StoredManifest> stored = read_manifest(committed);
+  if (!stored.ok()) return;  // said elsewhere: nothing can be loaded from it
+  const Result<Comparison> comparison =
+      compare_checkpoints({directory, earlier}, {directory, stored->manifest}, false);
+  if (!comparison.ok()) return;
+  done.tensors_equal = static_cast<int64_t>(comparison->equal_count);
+  if (comparison->equal()) return;
+  done.difference =
+      fmt::format("another {}, the first of {} tensors that differ from those of {}",
+                  comparison->differences.front().name, comparison->differences.size(),
+                  manifest_file_name(earlier.commit_seq));
 }
 
 Result<CheckpointRecord> commit_now(CheckpointStore& store, const CommitCheckpoint& request) {
@@ -56,7 +84,8 @@ Result<CheckpointRecord> commit_now(CheckpointStore& store, const CommitCheckpoi
 }
 
 void remove_old(CheckpointStore& store, const CommitCheckpoint& request) {
-  if (const auto removed = store.retain({.keep_last = request.keep_last}); !removed.ok()) {
+  const RetentionPolicy policy{.keep_last = request.keep_last, .keep_every = request.keep_every};
+  if (const auto removed = store.retain(policy); !removed.ok()) {
     log_warning("job {}: old checkpoints stay: {}", request.job, removed.status().to_string());
   }
   if (const auto swept = store.sweep_orphans(request.epoch); !swept.ok()) {
@@ -68,16 +97,29 @@ std::string sentence(const RefusedCheckpoint& refused) {
   return fmt::format("{}: {}", refused.manifest_file, refused.reason.message());
 }
 
-// The newest checkpoint of which every byte is as it was written.
-NewestWhole newest_verified(const Path& directory, JobId job) {
-  StoreListing listing = list_checkpoints(directory, job);
+// The newest checkpoint that the request allows and of which every byte is as it was written, or at
+// least everything but the data.
+NewestWhole newest_of(const FindCheckpoint& request, StoreListing listing) {
+  const Path directory = request.directory;
   NewestWhole newest;
   newest.directory = listing.directory;
   newest.refused = std::move(listing.refused);
-  for (auto at = listing.checkpoints.rbegin(); at != listing.checkpoints.rend(); ++at) {
+  std::vector<CheckpointInfo>& candidates = listing.checkpoints;
+  if (request.steps_within) {
+    const auto [least, most] = *request.steps_within;
+    std::erase_if(candidates, [least = least, most = most](const CheckpointInfo& info) {
+      return info.step < least || info.step > most;
+    });
+    std::stable_sort(candidates.begin(), candidates.end(),
+                     [](const auto& a, const auto& b) { return a.step < b.step; });
+  }
+  for (auto at = candidates.rbegin(); at != candidates.rend(); ++at) {
     const Result<StoredManifest> stored = read_manifest(directory / at->manifest_file);
-    const Status status =
-        stored.ok() ? verify_checkpoint(directory, stored->manifest) : stored.status();
+    Status status = stored.status();
+    if (status.ok()) {
+      status = request.read_everything ? verify_checkpoint(directory, stored->manifest)
+                                       : check_segments(directory, stored->manifest);
+    }
     if (status.ok()) {
       newest.checkpoint = *at;
       break;
@@ -91,8 +133,11 @@ CheckpointFound find_now(const FindCheckpoint& request) {
   const Path directory = request.directory;
   CheckpointFound found;
   found.job = request.job;
-  const NewestWhole newest = request.read_everything ? newest_verified(directory, request.job)
-                                                     : newest_whole(directory, request.job);
+  StoreListing listing = list_checkpoints(directory, request.job);
+  for (const CheckpointInfo& info : listing.checkpoints) found.steps.push_back(info.step);
+  const bool special = request.read_everything || request.steps_within;
+  const NewestWhole newest =
+      special ? newest_of(request, std::move(listing)) : newest_whole(directory, request.job);
   found.status = newest.directory;
   for (const RefusedCheckpoint& refused : newest.refused) {
     found.refused.push_back(sentence(refused));
@@ -256,10 +301,15 @@ void CheckpointThreads::commit(CommitCheckpoint request,
     result.step = request.step;
     Result<CheckpointStore> store =
         CheckpointStore::open(request.directory, request.job, index_.get());
+    std::optional<Manifest> earlier;
+    if (request.compare && store.ok()) earlier = earlier_of_step(*store, request.job, request.step);
     Result<CheckpointRecord> record =
         store.ok() ? commit_now(*store, request) : Result<CheckpointRecord>(store.status());
     if (record.ok()) {
       result.checkpoint = *std::move(record);
+      if (earlier) {
+        compare_with_earlier(request.directory, *earlier, result.checkpoint.manifest, result);
+      }
     } else {
       result.status = record.status();
     }
@@ -285,6 +335,17 @@ void CheckpointThreads::prepare(JobId job, Path directory, std::function<void(St
       preparing_.erase(job);
       done(made);
     });
+  });
+}
+
+void CheckpointThreads::remove(JobId job, Path directory, std::function<void(Status)> done) {
+  enqueue(job, [this, job, directory = std::move(directory), done = std::move(done)] {
+    Status removed = remove_store(directory, job);
+    if (removed.ok()) {
+      const Status forgotten = index_->forget_job(job);
+      if (!forgotten.ok()) log_warning("checkpoint index: {}", forgotten.message());
+    }
+    loop_.post([done, removed = std::move(removed)] { done(removed); });
   });
 }
 

@@ -34,6 +34,8 @@ class CheckpointThreads {
   // Makes the directory and its parents. Does nothing while an earlier prepare() of the job is
   // under way.
   void prepare(JobId job, Path directory, std::function<void(Status)> done);
+  // Removes all that the job saved, and the directory where nothing else is in it.
+  void remove(JobId job, Path directory, std::function<void(Status)> done);
   // kResourceExhausted, at once, while kListsMax others are waiting: clients that come and go must
   // not hold up commits.
   void list(JobId job, Path directory,

@@ -14,6 +14,7 @@
 #include "comm/base/log.h"
 #include "comm/control/channel.h"
 #include "comm/control/event_loop.h"
+#include "coordinator/driver/checkpoint_scrubber.h"
 #include "coordinator/driver/checkpoint_threads.h"
 #include "coordinator/driver/run_metrics.h"
 
@@ -64,6 +65,8 @@ struct Driver::Impl {
   void send(const OutgoingMessage& out);
   void deliver(const OutgoingMessage& out);
   void append_log(const LogChunk& chunk);
+  void start_scrubber();
+  void choose_scrubbed(const JobEvent& event);
   void tick();
 
   const DriverOptions options;
@@ -76,6 +79,7 @@ struct Driver::Impl {
   MetricRegistry registry;
   std::optional<RunMetrics> metrics;
   std::unique_ptr<CheckpointThreads> checkpoints;
+  std::unique_ptr<CheckpointScrubber> scrubber;
   std::unique_ptr<RouterChannel> workers;
   std::unique_ptr<HttpServer> http;
   std::optional<Api> api;
@@ -92,12 +96,38 @@ Status Driver::Impl::start() {
   metrics.emplace(registry, core);
   PENSTOCK_TRY_ASSIGN(checkpoints,
                       CheckpointThreads::start(loop, options.state_dir / "checkpoint-index"));
+  start_scrubber();
   PENSTOCK_TRY(listen());
   act(std::move(effects));
   PENSTOCK_TRY(broken);
   PENSTOCK_TRY(write_endpoints());
   loop.call_every(kTickInterval, [this] { tick(); });
   return {};
+}
+
+void Driver::Impl::start_scrubber() {
+  const ScrubOptions scrub{.bytes_per_second = options.scrub_bytes_per_second,
+                           .pause = std::chrono::seconds(options.scrub_pause_seconds)};
+  ScrubHandlers handlers;
+  handlers.on_read = [this](JobId job, uint64_t bytes) { metrics->observe_scrub(job, bytes); };
+  handlers.on_damage = [this](JobId job, const std::string& damage) {
+    feed(CheckpointDamaged{job, damage});
+  };
+  handlers.on_pass = [this](JobId job) { metrics->observe_scrub_pass(job, clock.now()); };
+  scrubber = std::make_unique<CheckpointScrubber>(loop, scrub, std::move(handlers));
+  for (const auto& [id, job] : core.jobs()) {
+    const bool scrubbed = !is_final(job.record.state) && job.record.checkpoint;
+    if (scrubbed) scrubber->watch(id, job.record.checkpoint_dir);
+  }
+}
+
+// From its first checkpoint to its end.
+void Driver::Impl::choose_scrubbed(const JobEvent& event) {
+  if (event.state && is_final(*event.state)) return scrubber->forget(event.job);
+  const Job* job = core.find_job(event.job);
+  if (job != nullptr && job->record.checkpoint && !is_final(job->record.state)) {
+    scrubber->watch(event.job, job->record.checkpoint_dir);
+  }
 }
 
 Status Driver::Impl::listen() {
@@ -167,7 +197,11 @@ void Driver::Impl::act(Effects effects) {
   const std::vector<Record> records = records_of(effects);
   if (!records.empty()) {
     const int64_t begun_ns = monotonic_ns();
-    broken = store->write(records, effects.must_sync());
+    std::vector<std::string> erased;
+    for (const JobId job : effects.removed_jobs) {
+      for (std::string& prefix : prefixes_of(job)) erased.push_back(std::move(prefix));
+    }
+    broken = store->write(records, erased, effects.must_sync());
     if (!broken.ok()) {
       log_error("stopping, because the state store refuses writes: {}", broken.message());
       return loop.stop();
@@ -182,6 +216,7 @@ void Driver::Impl::act(Effects effects) {
     log_info("{}{}{}", subject,
              event.from ? fmt::format("{} ", job_state_name(*event.state)) : std::string(),
              event.reason.message);
+    choose_scrubbed(event);
   }
   for (const LogChunk& chunk : effects.log_chunks) append_log(chunk);
   for (const OutgoingMessage& out : effects.messages) send(out);
@@ -194,6 +229,13 @@ void Driver::Impl::act(Effects effects) {
   for (FindCheckpoint& find : effects.finds) {
     checkpoints->find(std::move(find), [this](const CheckpointFound& found) { feed(found); });
   }
+  for (const RemoveCheckpoints& removal : effects.removals) {
+    checkpoints->remove(removal.job, removal.directory, [this, job = removal.job](Status status) {
+      feed(CheckpointsRemoved{job, std::move(status)});
+    });
+  }
+  for (const JobId job : effects.removed_jobs) logs.remove(job);
+  for (const ReadSteps& read : effects.reads) feed(read_steps(*store, read));
   for (const Answer& answer : effects.answers) {
     const auto request = requests.extract(answer.request);
     if (!request.empty()) request.mapped()(answer);
@@ -254,10 +296,14 @@ ExitCode Driver::run() {
 }
 
 bool Driver::finish(Duration limit) {
-  const std::vector<JobId> hanging = impl_->checkpoints->finish(limit);
+  const int64_t deadline_ns = monotonic_ns() + limit.count();
+  std::vector<JobId> hanging = impl_->checkpoints->finish(limit);
+  const Duration left(std::max<int64_t>(0, deadline_ns - monotonic_ns()));
+  for (const JobId job : impl_->scrubber->finish(left)) hanging.push_back(job);
   for (const JobId job : hanging) {
+    const Job* known = impl_->core.find_job(job);
     log_warning("job {}: {} does not answer; what was under way there is left behind", job,
-                impl_->core.find_job(job)->record.checkpoint_dir);
+                known == nullptr ? "its checkpoint directory" : known->record.checkpoint_dir);
   }
   return hanging.empty();
 }

@@ -117,6 +117,19 @@ Gauge last_save_time(MetricRegistry& registry, const std::string& run) {
       "When the newest checkpoint was committed; before the first, when the run began.", run);
 }
 
+Counter scrubbed_bytes(MetricRegistry& registry, const std::string& run) {
+  return registry.counter("penstock_checkpoint_scrubbed_bytes_total",
+                          "Bytes of checkpoints read over in the background.", {{"run", run}});
+}
+Counter damaged(MetricRegistry& registry, const std::string& run) {
+  return registry.counter("penstock_checkpoint_damaged_total",
+                          "Checkpoints that reading them over found damaged.", {{"run", run}});
+}
+Gauge last_scrub_time(MetricRegistry& registry, const std::string& run) {
+  return run_gauge(registry, "penstock_checkpoint_scrub_last_pass_timestamp_seconds",
+                   "When every checkpoint of the run was last read over; 0: not yet.", run);
+}
+
 }  // namespace
 
 RunMetrics::RunMetrics(MetricRegistry& registry, const Coordinator& core)
@@ -151,6 +164,9 @@ void RunMetrics::create(const Job& job) {
   for (const char* cause : kCauses) restarts(registry_, run, cause);
   rebalances(registry_, run);
   for (const char* result : {"committed", "failed"}) saves(registry_, run, result);
+  scrubbed_bytes(registry_, run);
+  damaged(registry_, run);
+  last_scrub_time(registry_, run);
   step_duration(registry_, run);
   recovery_duration(registry_, run);
   save_duration(registry_, run);
@@ -185,6 +201,9 @@ void RunMetrics::observe(Instant now, const Effects& effects) {
   for (const JobEvent& event : effects.events) {
     if (event.job.value != 0) observe_event(now, event);
   }
+  for (const JobId job : effects.removed_jobs) {
+    if (created_.erase(job) > 0) registry_.remove_series("run", run_label(job));
+  }
   for (const StepRecord& step : effects.steps) observe_step(step);
   for (const EvaluationRecord& evaluation : effects.evaluations) {
     loss(registry_, run_label(evaluation.job), "eval").set(evaluation.loss);
@@ -212,6 +231,7 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
     }
   }
   if (event.reason.code == "checkpoint_failed") saves(registry_, run, "failed").increment();
+  if (event.reason.code == "checkpoint_damaged") damaged(registry_, run).increment();
   if (!event.from) return;
   set_state(job.record);
   switch (*event.state) {
@@ -320,6 +340,15 @@ void RunMetrics::observe_write(Duration took) {
 
 void RunMetrics::observe_commit(JobId job, Duration took) {
   save_duration(registry_, run_label(job)).observe(to_seconds(took));
+}
+
+void RunMetrics::observe_scrub(JobId job, uint64_t bytes) {
+  if (!created_.contains(job)) return;
+  scrubbed_bytes(registry_, run_label(job)).increment(static_cast<double>(bytes));
+}
+
+void RunMetrics::observe_scrub_pass(JobId job, Instant now) {
+  if (created_.contains(job)) last_scrub_time(registry_, run_label(job)).set(seconds_of(now));
 }
 
 void RunMetrics::frame_rejected(const std::string& kind) {

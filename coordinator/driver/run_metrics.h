@@ -26,6 +26,9 @@ class RunMetrics {
   void refresh(Instant now);
   void observe_write(Duration took);
   void observe_commit(JobId job, Duration took);
+  // The background reading of a job's checkpoints; nothing when it has no series any more.
+  void observe_scrub(JobId job, uint64_t bytes);
+  void observe_scrub_pass(JobId job, Instant now);
   void frame_rejected(const std::string& kind);  // "frame" or "connection"
 
  private:

@@ -64,7 +64,9 @@ void Api::handle(const HttpRequest& request, HttpResponder respond) {
   const auto route = std::make_shared<std::string>("unknown");
   const Instant begun = actions_.now();
   const std::string method =
-      request.method == "GET" || request.method == "POST" ? request.method : "other";
+      request.method == "GET" || request.method == "POST" || request.method == "DELETE"
+          ? request.method
+          : "other";
   HttpResponder measured = [this, route, begun, method,
                             respond = std::move(respond)](HttpResponse response) {
     metrics_
@@ -133,13 +135,15 @@ void Api::dispatch_job(const HttpRequest& request, const std::vector<std::string
   const bool is_read = get && std::find(reads.begin(), reads.end(), action) != reads.end();
   const bool is_command = request.method == "POST" &&
                           std::find(commands.begin(), commands.end(), action) != commands.end();
-  if (!is_read && !is_command) return unknown_route();
+  const bool is_removal = request.method == "DELETE" && action.empty();
+  if (!is_read && !is_command && !is_removal) return unknown_route();
   *route = name;
   if (!job) {
     return respond(
         error_response(not_found(fmt::format("no job has the id or name \"{}\"", path[3]))));
   }
   const JobId id = job->record.id;
+  if (is_removal) return remove(request, *job, std::move(respond));
   if (action.empty()) return respond(json_response(job_document(core_, *job)));
   if (action == "spec") return respond(json_response(to_json(job->spec) + "\n"));
   if (action == "events") return follow_events(request, id, std::move(respond));
@@ -158,9 +162,15 @@ void Api::dispatch_job(const HttpRequest& request, const std::vector<std::string
           respond(answer.status.ok() ? planned_rebalance(id, 202) : error_response(answer.status));
         });
   }
+  resume(request, id, std::move(respond));
+}
+
+void Api::resume(const HttpRequest& request, JobId job, HttpResponder respond) {
+  const Result<int64_t> prove = number_parameter(request, "prove", 0, 1, 1'000'000'000);
+  if (!prove.ok()) return respond(error_response(prove.status()));
   actions_.command(
-      [id](RequestId given) {
-        return ResumeJob{given, id};
+      [job, steps = *prove](RequestId given) {
+        return ResumeJob{given, job, steps};
       },
       [this, respond](const Answer& answer) { answer_command(answer, 202, respond); });
 }
@@ -194,6 +204,23 @@ void Api::cancel(const HttpRequest& request, JobId job, HttpResponder respond) {
         return CancelJob{given, job, grace};
       },
       [this, respond](const Answer& answer) { answer_command(answer, 202, respond); });
+}
+
+void Api::remove(const HttpRequest& request, const Job& job, HttpResponder respond) {
+  const std::string_view flag = request.parameter("checkpoints").value_or("false");
+  if (flag != "true" && flag != "false") {
+    return respond(error_response(invalid_argument("checkpoints must be true or false")));
+  }
+  const JobId id = job.record.id;
+  actions_.command(
+      [id, checkpoints = flag == "true"](RequestId given) {
+        return RemoveJob{given, id, checkpoints};
+      },
+      [id, name = job.record.name, checkpoints = flag == "true",
+       respond = std::move(respond)](const Answer& answer) {
+        if (!answer.status.ok()) return respond(error_response(answer.status));
+        respond(json_response(removed_job_document(id, name, checkpoints)));
+      });
 }
 
 HttpResponse Api::planned_rebalance(JobId id, int status) const {
@@ -233,13 +260,17 @@ void Api::list_checkpoints(const Job& job, HttpResponder respond) const {
   const JobId id = job.record.id;
   actions_.list_checkpoints(job, [this, id, respond](Result<std::vector<ListedCheckpoint>> listed) {
     if (!listed.ok()) return respond(error_response(listed.status()));
-    respond(json_response(checkpoint_list_document(*core_.find_job(id), *listed)));
+    const Job* job = core_.find_job(id);
+    if (job == nullptr) return respond(error_response(not_found("the job was removed meanwhile")));
+    respond(json_response(checkpoint_list_document(*job, *listed)));
   });
 }
 
 // Nothing more will follow: the job has ended. The log of the whole cluster never ends.
 bool Api::ended(std::optional<JobId> job) const {
-  return job && is_final(core_.find_job(*job)->record.state);
+  if (!job) return false;
+  const Job* known = core_.find_job(*job);
+  return known == nullptr || is_final(known->record.state);
 }
 
 void Api::follow_events(const HttpRequest& request, std::optional<JobId> job,

@@ -68,6 +68,8 @@ class Api {
                     HttpResponder respond, std::string* route);
   void submit(const HttpRequest& request, HttpResponder respond);
   void cancel(const HttpRequest& request, JobId job, HttpResponder respond);
+  void resume(const HttpRequest& request, JobId job, HttpResponder respond);
+  void remove(const HttpRequest& request, const Job& job, HttpResponder respond);
   HttpResponse planned_rebalance(JobId id, int status) const;
   void answer_command(const Answer& answer, int status, const HttpResponder& respond) const;
   HttpResponse list_jobs(const HttpRequest& request) const;

@@ -105,6 +105,34 @@ json failure_of(const JobRecord& record) {
           {"step", failure.step}};
 }
 
+// How often the state is saved; where the coordinator chose it, why.
+json interval_of(const Job& job) {
+  const auto& saving = job.record.saving;
+  if (!saving) return {{"automatic", false}, {"steps", job.spec.checkpoint.interval}};
+  const SaveMeasurements& measured = saving->measured;
+  return {{"automatic", true},
+          {"steps", saving->choice.steps},
+          {"reason", saving->choice.reason},
+          {"overhead", number(saving->choice.overhead)},
+          {"max_overhead", job.spec.checkpoint.max_overhead},
+          {"step_seconds", number(measured.step_seconds)},
+          {"stall_seconds", number(measured.stall_seconds)},
+          {"slowdown_seconds", number(measured.slowdown_seconds)},
+          {"save_seconds", number(measured.save_seconds)},
+          {"mtbf_seconds", number(saving->choice.mtbf_seconds)},
+          {"failures", measured.failure_count},
+          {"training_seconds", number(measured.training_seconds)}};
+}
+
+json proof_of(const JobRecord& record) {
+  if (!record.proof) return {};
+  const ProofRecord& proof = *record.proof;
+  return {{"steps", proof.steps},
+          {"from", proof.from},
+          {"through", proof.through},
+          {"compared", proof.compared}};
+}
+
 json job_body(const Coordinator& core, const Job& job) {
   const JobRecord& record = job.record;
   // After a restore the newest step reported may be ahead of where the run is again.
@@ -135,6 +163,8 @@ json job_body(const Coordinator& core, const Job& job) {
           {"checkpoint", checkpoint_of(record)},
           {"evaluations", evaluations_of(job)},
           {"rebalance_requested", record.rebalance},
+          {"checkpoint_interval", interval_of(job)},
+          {"proof", proof_of(record)},
           {"last_failure", failure_of(record)},
           {"checkpoint_dir", record.checkpoint_dir}};
 }
@@ -184,6 +214,14 @@ std::string html_escape(std::string_view text) {
 std::string job_document(const Coordinator& core, const Job& job) {
   json body = document("Job");
   body.update(job_body(core, job));
+  return dump(body);
+}
+
+std::string removed_job_document(JobId job, const std::string& name, bool checkpoints) {
+  json body = document("RemovedJob");
+  body["job"] = job.value;
+  body["name"] = name;
+  body["checkpoints_removed"] = checkpoints;
   return dump(body);
 }
 
@@ -263,6 +301,7 @@ std::string step_list_document(const std::vector<StepRecord>& steps, uint64_t ne
                      {"expert_load_max_ratio", number(step.expert_load_max_ratio)},
                      {"mtp_loss", number(step.mtp_loss)},
                      {"balance_loss", number(step.balance_loss)},
+                     {"checkpoint_seconds", number(step.checkpoint_seconds)},
                      {"replayed", step.replayed},
                      {"time", time_of(step.finished)}});
   }

@@ -13,6 +13,7 @@ namespace penstock {
 std::string job_document(const Coordinator& core, const Job& job);
 // `jobs` in the order to list them.
 std::string job_list_document(const Coordinator& core, const std::vector<const Job*>& jobs);
+std::string removed_job_document(JobId job, const std::string& name, bool checkpoints);
 std::string worker_list_document(const Coordinator& core);
 std::string event_list_document(const std::vector<JobEvent>& events, uint64_t next_after,
                                 bool terminal);

@@ -56,7 +56,11 @@ void add_jobs(json& paths) {
   jobs["post"] = std::move(submit);
   paths["/api/v1/jobs"] = std::move(jobs);
   const json none = json::array();
-  paths["/api/v1/jobs/{job}"] = get_json("One job", of_job(none));
+  json job = get_json("One job", of_job(none));
+  job["delete"] =
+      call("Forget it, once it has ended", "200", "application/json",
+           of_job(json::array({query("checkpoints", "boolean", "remove its checkpoints too")})));
+  paths["/api/v1/jobs/{job}"] = std::move(job);
   paths["/api/v1/jobs/{job}/spec"] = get_json("Its canonical spec", of_job(none));
   paths["/api/v1/jobs/{job}/events"] = get_json("Its events", of_job(follow_parameters()));
   paths["/api/v1/jobs/{job}/steps"] =
@@ -77,8 +81,11 @@ void add_jobs(json& paths) {
   rebalance["post"] = call("Move experts when the next checkpoint is committed", "202",
                            "application/json", of_job(none));
   paths["/api/v1/jobs/{job}/rebalance"] = std::move(rebalance);
-  paths["/api/v1/jobs/{job}/resume"] = {{"post", call("Resume it from its newest checkpoint", "202",
-                                                      "application/json", of_job(none))}};
+  paths["/api/v1/jobs/{job}/resume"] = {
+      {"post", call("Resume it from its newest checkpoint", "202", "application/json",
+                    of_job(json::array({query("prove", "integer",
+                                              "train so many recorded steps again first, and "
+                                              "compare them bit for bit")})))}};
 }
 
 json build() {

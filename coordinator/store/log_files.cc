@@ -66,6 +66,13 @@ void LogFiles::keep_within_bounds(uint64_t bytes_written) {
   if (!bounded.ok()) log_warning("logs stay over their bounds: {}", bounded.message());
 }
 
+void LogFiles::remove(JobId job) {
+  std::error_code error;
+  std::filesystem::remove_all(folder(job), error);
+  if (error) log_warning("the logs of job {} stay: {}", job, error.message());
+  std::erase_if(newest_, [job](const auto& entry) { return entry.first.first == job; });
+}
+
 std::map<Epoch, uint64_t> LogFiles::sizes(JobId job, Rank rank) const {
   std::map<Epoch, uint64_t> sizes;
   const std::string prefix = fmt::format("rank-{}.epoch-", rank);

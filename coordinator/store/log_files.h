@@ -33,6 +33,9 @@ class LogFiles {
   // Up to `bytes_max` bytes of a rank's log from `offset`; empty at its end, or when there is none.
   Result<LogText> read(JobId job, Rank rank, uint64_t offset, uint64_t bytes_max) const;
 
+  // Every log of a job. What cannot be removed is left to the bounds.
+  void remove(JobId job);
+
  private:
   using RankLog = std::pair<JobId, Rank>;
   Path folder(JobId job) const;

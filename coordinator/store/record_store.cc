@@ -1,8 +1,36 @@
 #include "coordinator/store/record_store.h"
 
+#include <algorithm>
 #include <limits>
+#include <map>
 
 namespace penstock {
+
+StepsRead read_steps(const RecordStore& store, const ReadSteps& read) {
+  StepsRead result{.job = read.job, .status = {}, .steps = {}};
+  const std::string prefix = step_prefix(read.job);
+  const auto count = static_cast<size_t>(std::max<int64_t>(0, read.last - read.first + 1));
+  std::map<int64_t, StepRecord> newest;
+  for (uint32_t epoch = read.epoch.value; epoch > 0 && newest.size() < count; --epoch) {
+    const StepRecord from{.job = read.job, .epoch = {epoch}, .step = read.first};
+    const auto records = store.scan(prefix, prefix + key_number(from.cursor()), count);
+    if (!records.ok()) {
+      result.status = records.status();
+      return result;
+    }
+    for (const Record& record : *records) {
+      const Result<StepRecord> step = decode_step(record.value);
+      if (!step.ok()) {
+        result.status = step.status().with_context(record.key);
+        return result;
+      }
+      if (step->epoch.value != epoch || step->step > read.last) break;
+      newest.emplace(step->step, *step);
+    }
+  }
+  for (auto& [number, step] : newest) result.steps.push_back(std::move(step));
+  return result;
+}
 
 Result<StoredState> read_stored_state(const RecordStore& store) {
   constexpr size_t kAll = std::numeric_limits<size_t>::max();

@@ -22,7 +22,10 @@ class RecordStore {
 
   // All of them or none. With `sync` they, and every batch before, survive a crash of the host once
   // this returns; without, they survive a crash of the process.
-  virtual Status write(const std::vector<Record>& records, bool sync) = 0;
+  Status write(const std::vector<Record>& records, bool sync) { return write(records, {}, sync); }
+  // The same, after every record whose key starts with one of `erased` is gone.
+  virtual Status write(const std::vector<Record>& records, const std::vector<std::string>& erased,
+                       bool sync) = 0;
   // Records whose keys start with `prefix`, ascending, from the first key >= `from`, at most
   // `limit`.
   virtual Result<std::vector<Record>> scan(std::string_view prefix, std::string_view from,
@@ -34,6 +37,10 @@ class RecordStore {
 // Opens or creates the store in `directory`. kAlreadyExists when another coordinator has it open;
 // kDataLoss when it is damaged, with what to do.
 Result<std::unique_ptr<RecordStore>> open_rocks_store(const Path& directory);
+
+// Carries the effect out: newest epochs first, so that what it reads is bounded by the steps asked
+// for and the number of epochs.
+StepsRead read_steps(const RecordStore& store, const ReadSteps& read);
 
 // What Coordinator::start() needs.
 Result<StoredState> read_stored_state(const RecordStore& store);

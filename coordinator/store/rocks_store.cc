@@ -60,8 +60,13 @@ class RocksStore : public RecordStore {
         "state store {} has format {}, this coordinator reads {}", path_, found, kFormat));
   }
 
-  Status write(const std::vector<Record>& records, bool sync) override {
+  using RecordStore::write;
+  Status write(const std::vector<Record>& records, const std::vector<std::string>& erased,
+               bool sync) override {
     rocksdb::WriteBatch batch;
+    for (const std::string& prefix : erased) {  // no key has a byte above 0x7f
+      PENSTOCK_TRY(from_rocksdb(batch.DeleteRange(prefix, prefix + '\xff'), path_, "erase"));
+    }
     for (const Record& record : records) {
       PENSTOCK_TRY(from_rocksdb(batch.Put(record.key, record.value), path_, "write"));
     }

@@ -81,6 +81,7 @@ ExitCode exit_code_of_job(const Json& job) {
   if (code == "out_of_memory") return ExitCode::kOutOfMemory;
   if (code == "data_corrupt") return ExitCode::kDataCorrupt;
   if (code == "diverged") return ExitCode::kDiverged;
+  if (code == "not_reproduced") return ExitCode::kNotReproduced;
   return ExitCode::kJobFailed;
 }
 

@@ -13,6 +13,7 @@ namespace penstock {
 namespace {
 
 constexpr std::chrono::milliseconds kCallDeadline{10'000};
+constexpr std::chrono::milliseconds kRemovalDeadline{600'000};  // of checkpoints of any size
 
 Code code_of(const std::string& name, int http_status) {
   for (int c = static_cast<int>(Code::kInvalidArgument); c <= static_cast<int>(Code::kInternal);
@@ -84,6 +85,10 @@ Result<Json> Client::get(const std::string& path, std::chrono::milliseconds wait
 Result<Json> Client::post(const std::string& path, const std::string& body,
                           const std::string& content_type) const {
   return call("POST", path, body, content_type, kCallDeadline);
+}
+
+Result<Json> Client::remove(const std::string& path) const {
+  return call("DELETE", path, "", "application/json", kRemovalDeadline);
 }
 
 Result<Json> Client::job(const std::string& name_or_id) const {

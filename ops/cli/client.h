@@ -26,6 +26,8 @@ class Client {
   Result<Json> post(const std::string& path, const std::string& body = "",
                     const std::string& content_type = "application/json") const;
 
+  Result<Json> remove(const std::string& path) const;
+
   // A job by name or id. An unknown one is kNotFound with the nearest name there is.
   Result<Json> job(const std::string& name_or_id) const;
   // Every item of a growing list, paged through from the start.

@@ -1,4 +1,4 @@
-// penstock ps, describe, cancel, resume, wait.
+// penstock ps, describe, cancel, resume, rm, wait.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -89,6 +89,14 @@ void describe_facts(Output& out, const Json& job) {
          fmt::format("step {} at {} ({} ago)", field_text(job["checkpoint"], "step"),
                      field_text(job["checkpoint"], "path"), field_age(job["checkpoint"], "time")));
   }
+  const Json interval = job.value("checkpoint_interval", Json::object());
+  fact("interval", field_string(interval, "reason"));
+  if (job.contains("proof") && job["proof"].is_object()) {
+    fact("proof", fmt::format("{} of steps {} to {} compared and equal so far",
+                              field_counted(job["proof"], "compared", "step"),
+                              static_cast<int64_t>(field_number(job["proof"], "from")) + 1,
+                              field_text(job["proof"], "through")));
+  }
   if (job.value("rebalance_requested", false)) {
     fact("rebalance", "requested: experts move when the next checkpoint is committed");
   }
@@ -151,6 +159,64 @@ Result<ExitCode> command(Cli& cli, const std::string& name, const std::string& t
   return ExitCode::kOk;
 }
 
+Result<ExitCode> remove_job(Cli& cli, const std::string& name, bool checkpoints) {
+  const Client client = cli.client();
+  PENSTOCK_TRY_ASSIGN(const Json job, client.job(name));
+  const std::string id = field_text(job, "id");
+  PENSTOCK_TRY_ASSIGN(const Json removed,
+                      client.remove(job_path(id, checkpoints ? "?checkpoints=true" : "")));
+  cli.out.document(removed);
+  cli.out.text(id + "\n");
+  cli.out.note(checkpoints ? fmt::format("removed job {} and its checkpoints", id)
+                           : fmt::format("removed job {}; its checkpoints stay in {}", id,
+                                         field_text(job, "checkpoint_dir")));
+  return ExitCode::kOk;
+}
+
+// Resumes, and waits until the replay was compared: an event says so, or the job ends before.
+Result<ExitCode> resume_with_proof(Cli& cli, const std::string& name, int64_t steps) {
+  const Client client = cli.client();
+  PENSTOCK_TRY_ASSIGN(const Json before, client.job(name));
+  const std::string id = field_text(before, "id");
+  PENSTOCK_TRY_ASSIGN(const auto earlier, client.all_items(job_path(id, "/events")));
+  int64_t after =
+      earlier.empty() ? 0 : static_cast<int64_t>(field_number(earlier.back(), "sequence"));
+  PENSTOCK_TRY(client.post(job_path(id, fmt::format("/resume?prove={}", steps))).status());
+  detach_on_interrupt(field_string(before, "name"));
+  PatientClient patient(client, cli.out);
+  constexpr std::chrono::milliseconds kHeldBack{10'000};
+  for (bool over = false; !over;) {
+    const std::string path =
+        job_path(id, fmt::format("/events?after={}&wait_ms={}", after, kHeldBack.count()));
+    PENSTOCK_TRY_ASSIGN(const Json page, patient.get(path, kHeldBack));
+    const Json events = page.value("items", Json::array());
+    for (const Json& event : events) {
+      const std::string code = field_string(event, "code");
+      if (code == "proving") cli.out.note(field_string(event, "message"));
+      if (code != "proved") continue;
+      cli.out.document({{"apiVersion", "penstock/v1"},
+                        {"kind", "Proof"},
+                        {"job", before.value("id", Json())},
+                        {"proved", true},
+                        {"message", field_string(event, "message")}});
+      cli.out.text("proved: " + field_string(event, "message") + "\n");
+      return ExitCode::kOk;
+    }
+    after = static_cast<int64_t>(field_number(page, "next_after", static_cast<double>(after)));
+    over = page.value("terminal", false);
+  }
+  PENSTOCK_TRY_ASSIGN(const Json job, client.job(id));
+  const std::string why = field_string(job.value("reason", Json::object()), "message");
+  cli.out.document({{"apiVersion", "penstock/v1"},
+                    {"kind", "Proof"},
+                    {"job", before.value("id", Json())},
+                    {"proved", false},
+                    {"message", why}});
+  cli.out.note(fmt::format("not proved: {}", why));
+  const ExitCode ended = exit_code_of_job(job);
+  return ended == ExitCode::kOk ? ExitCode::kConflict : ended;
+}
+
 // "state=RUNNING" or "step=100".
 Result<WaitCondition> parse_condition(const std::string& text) {
   WaitCondition condition;
@@ -199,11 +265,30 @@ Result<ExitCode> wait(Cli& cli, const std::string& name, const std::string& want
   return ended == ExitCode::kOk ? ExitCode::kConflict : ended;
 }
 
+void add_rm_verb(CLI::App& app, Cli& cli) {
+  struct Flags {
+    std::string job;
+    bool checkpoints = false;
+  };
+  auto flags = std::make_shared<Flags>();
+  CLI::App* remove =
+      add_verb(app, "rm", "Forget a job that has ended: its record, events, steps and logs",
+               "penstock rm quickstart\n"
+               "penstock rm 7 --checkpoints    # and everything that it saved");
+  remove->add_option("job", flags->job, "Name or id")->required();
+  remove->add_flag("--checkpoints", flags->checkpoints, "Remove its checkpoints too");
+  remove->callback([&cli, flags] {
+    cli.action = [&cli, flags] { return remove_job(cli, flags->job, flags->checkpoints); };
+  });
+}
+
 }  // namespace
 
 void add_job_verbs(CLI::App& app, Cli& cli) {
+  add_rm_verb(app, cli);
   struct Flags {
     std::string job, condition, timeout, grace = "5s";
+    int64_t prove = 0;
     bool all = false;
   };
   auto flags = std::make_shared<Flags>();
@@ -235,12 +320,21 @@ void add_job_verbs(CLI::App& app, Cli& cli) {
     };
   });
 
-  CLI::App* resume =
-      add_verb(app, "resume", "Go on with a failed or cancelled job from its newest checkpoint",
-               "penstock resume quickstart && penstock wait quickstart");
+  CLI::App* resume = add_verb(
+      app, "resume", "Go on with a failed or cancelled job from its newest checkpoint",
+      "penstock resume quickstart && penstock wait quickstart\n"
+      "penstock resume quickstart --prove 50    # first train 50 steps again, and compare");
   resume->add_option("job", flags->job, "Name or id")->required();
+  resume
+      ->add_option("--prove", flags->prove,
+                   "Begin at a checkpoint that so many recorded steps follow, compare the steps "
+                   "trained again bit for bit, and wait for that; exit code 17: they differ")
+      ->check(CLI::Range(int64_t{1}, int64_t{100'000}));
   resume->callback([&cli, flags] {
-    cli.action = [&cli, flags] { return command(cli, flags->job, "/resume", "resumed"); };
+    cli.action = [&cli, flags] {
+      if (flags->prove > 0) return resume_with_proof(cli, flags->job, flags->prove);
+      return command(cli, flags->job, "/resume", "resumed");
+    };
   });
 
   CLI::App* wait_verb = add_verb(app, "wait", "Wait for a job; the exit code says how it ended",

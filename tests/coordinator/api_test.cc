@@ -372,6 +372,55 @@ TEST_F(ApiTest, AJobIsCancelledAndResumed) {
   EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/cancel", {{"grace_ms", "-1"}}).status, 400);
 }
 
+TEST_F(ApiTest, AJobThatHasEndedIsRemovedAndNotFoundAfterwards) {
+  const JobId job = running_job();
+  EXPECT_EQ(call("DELETE", "/api/v1/jobs/tiny").status, 409);
+  h.cancel(job);
+  h.confirm_stops(job);
+  EXPECT_EQ(call("DELETE", "/api/v1/jobs/tiny", {{"checkpoints", "maybe"}}).status, 400);
+  EXPECT_EQ(call("DELETE", "/api/v1/jobs/tiny/spec").status, 404);
+  const HttpResponse removed = call("DELETE", "/api/v1/jobs/tiny");
+  EXPECT_EQ(removed.status, 200) << removed.body;
+  const Json document = Json::parse(removed.body);
+  EXPECT_EQ(document["kind"], "RemovedJob");
+  EXPECT_EQ(document["job"], job.value);
+  EXPECT_EQ(document["checkpoints_removed"], false);
+  EXPECT_EQ(call("GET", "/api/v1/jobs/tiny").status, 404);
+  EXPECT_EQ(call("DELETE", "/api/v1/jobs").status, 404);
+  EXPECT_EQ(call("PUT", "/api/v1/jobs/tiny").status, 404);
+}
+
+TEST_F(ApiTest, AResumeMayAskForAProofAndTheJobSaysHowFarItIs) {
+  const JobId job = running_job();
+  h.train(job, 1, 30);
+  h.cancel(job);
+  h.confirm_stops(job);
+  EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/resume", {{"prove", "0"}}).status, 400);
+  EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/resume", {{"prove", "31"}}).status, 409);
+  const HttpResponse resumed = call("POST", "/api/v1/jobs/tiny/resume", {{"prove", "10"}});
+  EXPECT_EQ(resumed.status, 202) << resumed.body;
+  EXPECT_EQ(Json::parse(resumed.body)["proof"],
+            Json({{"steps", 10}, {"from", 0}, {"through", 30}, {"compared", 0}}));
+}
+
+TEST_F(ApiTest, AJobSaysHowOftenItIsSavedAndWhereThatIsChosenWhy) {
+  running_job();
+  const Json fixed = Json::parse(call("GET", "/api/v1/jobs/tiny").body)["checkpoint_interval"];
+  EXPECT_EQ(fixed, Json({{"automatic", false}, {"steps", 20}}));
+  JobSpec spec = four_rank_spec("automatic");
+  spec.checkpoint.interval = 0;
+  spec.checkpoint.automatic = true;
+  h.add_worker("w9", 4);
+  h.submit_ok(spec);
+  const Json chosen =
+      Json::parse(call("GET", "/api/v1/jobs/automatic").body)["checkpoint_interval"];
+  EXPECT_EQ(chosen["automatic"], true);
+  EXPECT_EQ(chosen["steps"], 10);
+  EXPECT_EQ(chosen["max_overhead"], 0.01);
+  EXPECT_EQ(chosen["mtbf_seconds"], 45e6) << "50,000 hours of a device, of which there are four";
+  EXPECT_NE(chosen["reason"].get<std::string>().find("first checkpoint"), std::string::npos);
+}
+
 TEST_F(ApiTest, ExpertsAreAskedToMoveAndThePlanIsShown) {
   const JobId job = running_job();
   const HttpResponse early = call("GET", "/api/v1/jobs/tiny/rebalance");
@@ -458,13 +507,14 @@ TEST_F(ApiTest, EveryRouteOfTheOpenApiDocumentExists) {
       concrete.replace(at, 5, "tiny");
     }
     for (const auto& [method, description] : methods.items()) {
-      const HttpResponse response = call(method == "post" ? "POST" : "GET", concrete);
+      const std::string verb = method == "post" ? "POST" : method == "delete" ? "DELETE" : "GET";
+      const HttpResponse response = call(verb, concrete);
       EXPECT_NE(response.status, 404) << method << " " << path;
       EXPECT_TRUE(description["responses"].contains("default"));
       ++calls;
     }
   }
-  EXPECT_EQ(calls, 22u);
+  EXPECT_EQ(calls, 23u);
 }
 
 TEST_F(ApiTest, UnknownRoutesAndMethodsAreNotFound) {

@@ -29,11 +29,14 @@ class CheckpointThreadsTest : public ::testing::Test {
     PENSTOCK_CHECK(threads.ok(), threads.status().message());
     return std::move(threads).value();
   }
-  CheckpointFound find(bool read_everything) {
+  CheckpointFound find(bool read_everything) const {
+    return ask({kJob, path().string(), read_everything});
+  }
+  CheckpointFound ask(const FindCheckpoint& request) const {
     EventLoop loop;
     const auto threads = start(loop);
     CheckpointFound answer;
-    threads->find({kJob, path().string(), read_everything}, [&](const CheckpointFound& found) {
+    threads->find(request, [&](const CheckpointFound& found) {
       answer = found;
       loop.stop();
     });
@@ -64,6 +67,62 @@ TEST_F(CheckpointThreadsTest, DamagedDataIsFoundOnlyByReadingEverything) {
   EXPECT_EQ(found.step, 10);
   ASSERT_EQ(found.refused.size(), 1u);
   EXPECT_NE(found.refused[0].find(rows_[1].manifest_file), std::string::npos);
+}
+
+TEST_F(CheckpointThreadsTest, OfCheckpointsWithinARangeOfStepsTheLatestStepIsFound) {
+  auto store = CheckpointStore::open(path(), kJob, nullptr);
+  ASSERT_TRUE(store.ok());
+  commit_model(*store, kJob, Epoch{2}, 5, 5);  // the newest commit
+  const auto within = [&](int64_t least, int64_t most) {
+    return ask({kJob, path().string(), false, std::pair{least, most}});
+  };
+  EXPECT_EQ(within(0, 19).step, 10);
+  EXPECT_EQ(within(0, 9).step, 5);
+  EXPECT_EQ(within(0, 100).step, 20);
+  const CheckpointFound none = within(11, 19);
+  EXPECT_TRUE(none.status.ok());
+  EXPECT_TRUE(none.manifest.empty());
+  EXPECT_EQ(none.steps, (std::vector<int64_t>{10, 20, 5}));
+}
+
+TEST_F(CheckpointThreadsTest, AStepSavedAgainIsComparedWithTheOneBefore) {
+  for (const uint64_t version : {20u, 21u}) {
+    const auto saved = save_model(path(), kJob, Epoch{3}, 20, version);
+    ASSERT_TRUE(saved.ok());
+    CommitCheckpoint commit;
+    commit.job = kJob;
+    commit.epoch = Epoch{3};
+    commit.step = 20;
+    commit.directory = path().string();
+    commit.spec_json = saved->spec_json;
+    commit.keep_last = 10;
+    commit.compare = true;
+    for (const CommitSegment& segment : saved->segments) {
+      commit.segments.push_back({.job = kJob,
+                                 .epoch = Epoch{3},
+                                 .rank = segment.rank,
+                                 .step = 20,
+                                 .file = segment.file,
+                                 .byte_count = segment.byte_count,
+                                 .footer_digest = segment.footer_digest,
+                                 .slices = {}});
+    }
+    EventLoop loop;
+    const auto threads = start(loop);
+    CheckpointDone done;
+    threads->commit(commit, [&](const CheckpointDone& answer, Duration) {
+      done = answer;
+      loop.stop();
+    });
+    loop.run();
+    ASSERT_TRUE(done.status.ok()) << done.status.to_string();
+    EXPECT_EQ(done.difference.empty(), version == 20) << done.difference;
+    if (version == 20) {
+      EXPECT_EQ(done.tensors_equal, std::ssize(model_tensors()));
+    } else {
+      EXPECT_NE(done.difference.find("bias"), std::string::npos);
+    }
+  }
 }
 
 TEST_F(CheckpointThreadsTest, ADirectoryThatCannotBeReadIsAnErrorAndNotNothing) {

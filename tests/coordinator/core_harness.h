@@ -12,6 +12,7 @@
 
 #include "comm/base/exit_codes.h"
 #include "coordinator/core/coordinator.h"
+#include "tests/coordinator/memory_store.h"
 #include "tests/run/spec_text.h"
 
 namespace penstock {
@@ -120,8 +121,12 @@ class CoreHarness {
     feed(CancelJob{{++request_}, job, grace_ms});
     return last_answer();
   }
-  Answer resume(JobId job) {
-    feed(ResumeJob{{++request_}, job});
+  Answer resume(JobId job, int64_t prove_steps = 0) {
+    feed(ResumeJob{{++request_}, job, prove_steps});
+    return last_answer();
+  }
+  Answer remove(JobId job, bool checkpoints = false) {
+    feed(RemoveJob{{++request_}, job, checkpoints});
     return last_answer();
   }
   Answer rebalance(JobId job) {
@@ -174,7 +179,8 @@ class CoreHarness {
     }
     ASSERT_EQ(state(job), JobState::kRunning);
   }
-  void train(JobId job, int64_t first, int64_t last) {
+  void train(JobId job, int64_t first, int64_t last,
+             const std::function<void(StepReport&)>& change = {}) {
     for (int64_t step = first; step <= last; ++step) {
       StepReport report;
       report.job = job;
@@ -183,6 +189,7 @@ class CoreHarness {
       report.loss = 5.0 - 0.01 * static_cast<double>(step);
       report.tokens = 1024;
       report.step_seconds = 0.5;
+      if (change) change(report);
       say(host_of(job, 0), report);
     }
   }
@@ -201,7 +208,7 @@ class CoreHarness {
     }
   }
   // The newest CommitCheckpoint effect ends like this.
-  void finish_commit(Status status = {}) {
+  void finish_commit(Status status = {}, const std::function<void(CheckpointDone&)>& change = {}) {
     ASSERT_FALSE(commits.empty());
     const CommitCheckpoint commit = commits.back();
     commits.pop_back();
@@ -213,6 +220,7 @@ class CoreHarness {
     done.checkpoint.manifest = commit.directory + "/" + std::to_string(commit.step) + ".manifest";
     done.checkpoint.bytes = 4096;
     done.checkpoint.weights_digest = "00ff";
+    if (change) change(done);
     feed(done);
   }
   void checkpoint(JobId job, int64_t step) {
@@ -300,6 +308,7 @@ class CoreHarness {
   std::vector<Answer> answers;
   std::vector<CommitCheckpoint> commits;
   std::vector<FindCheckpoint> finds;
+  std::vector<RemoveCheckpoints> removals;
   std::vector<LogChunk> log_chunks;
 
  private:
@@ -310,6 +319,11 @@ class CoreHarness {
     say(worker.name, RankExited{job, record(job).epoch, Rank{rank}, code, signal, reason});
   }
   void apply(Effects effects) {
+    for (const JobId job : effects.removed_jobs) {
+      for (const std::string& prefix : prefixes_of(job)) {
+        std::erase_if(store, [&](const auto& entry) { return entry.first.starts_with(prefix); });
+      }
+    }
     for (const Record& written : records_of(effects)) store[written.key] = written.value;
     const auto append = [](auto& to, auto& from) { to.insert(to.end(), from.begin(), from.end()); };
     append(messages, effects.messages);
@@ -317,7 +331,13 @@ class CoreHarness {
     append(answers, effects.answers);
     append(commits, effects.commits);
     append(finds, effects.finds);
+    append(removals, effects.removals);
     append(log_chunks, effects.log_chunks);
+    for (const ReadSteps& read : effects.reads) {
+      MemoryStore records;
+      records.map = store;
+      feed(read_steps(records, read));
+    }
   }
   Answer last_answer() {
     EXPECT_FALSE(answers.empty());

@@ -264,7 +264,9 @@ TEST_F(CoreJobsTest, EvaluationsAreKeptOncePerStepAndEpoch) {
 
 TEST_F(CoreJobsTest, ACheckpointIsCommittedWhenTheLastRankHasSaved) {
   h.add_worker("w0", 4);
-  const JobId job = h.submit_ok(four_rank_spec());
+  JobSpec spec = four_rank_spec();
+  spec.checkpoint.keep_every = 40;
+  const JobId job = h.submit_ok(spec);
   h.run(job);
   for (const int32_t rank : {2, 0, 3, 3}) h.save_segment(job, rank, 20);
   EXPECT_TRUE(h.commits.empty());
@@ -272,6 +274,7 @@ TEST_F(CoreJobsTest, ACheckpointIsCommittedWhenTheLastRankHasSaved) {
   ASSERT_EQ(h.commits.size(), 1u);
   EXPECT_EQ(h.commits[0].step, 20);
   EXPECT_EQ(h.commits[0].keep_last, 3);
+  EXPECT_EQ(h.commits[0].keep_every, 40);
   ASSERT_EQ(h.commits[0].segments.size(), 4u);
   EXPECT_EQ(h.commits[0].segments[2].rank, Rank{2});
   EXPECT_FALSE(h.record(job).checkpoint.has_value());

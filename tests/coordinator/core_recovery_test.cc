@@ -256,7 +256,7 @@ TEST_F(CoreRecoveryTest, ACheckpointThatARankRefusesIsVerifiedAndAnOlderOneUsed)
   EXPECT_TRUE(h.finds[0].read_everything);
   h.clear();
   h.answer_find(
-      {job, {}, 10, "/state/checkpoints/1/10.manifest", {"20.manifest: block 7 damaged"}});
+      {job, {}, 10, "/state/checkpoints/1/10.manifest", {"20.manifest: block 7 damaged"}, {}});
   EXPECT_TRUE(h.has_event("checkpoint_refused"));
   EXPECT_EQ(h.sent<StartRank>().at(0).restore_step, 10);
   EXPECT_EQ(h.record(job).checkpoint->step, 10);
@@ -277,7 +277,7 @@ TEST_F(CoreRecoveryTest, ARefusedCheckpointThatProvesGoodMeansTheDataAreDamaged)
 TEST_F(CoreRecoveryTest, WithOnlyDamagedCheckpointsTheJobFailsInsteadOfStartingOver) {
   h.kill_rank(job, 2);
   h.confirm_stops(job);
-  h.answer_find({job, {}, 0, {}, {"20.manifest: truncated"}});
+  h.answer_find({job, {}, 0, {}, {"20.manifest: truncated"}, {}});
   EXPECT_EQ(h.state(job), JobState::kFailed);
   EXPECT_EQ(h.record(job).reason.code, "no_usable_checkpoint");
 }
@@ -285,7 +285,7 @@ TEST_F(CoreRecoveryTest, WithOnlyDamagedCheckpointsTheJobFailsInsteadOfStartingO
 TEST_F(CoreRecoveryTest, AnUnreadableCheckpointDirectoryIsTriedAgain) {
   h.kill_rank(job, 2);
   h.confirm_stops(job);
-  h.answer_find({job, unavailable("stale file handle"), 0, {}, {}});
+  h.answer_find({job, unavailable("stale file handle"), 0, {}, {}, {}});
   EXPECT_EQ(h.record(job).reason.code, "checkpoints_unreadable");
   h.pass(seconds(2));
   h.answer_find();
@@ -295,7 +295,7 @@ TEST_F(CoreRecoveryTest, AnUnreadableCheckpointDirectoryIsTriedAgain) {
 TEST_F(CoreRecoveryTest, ACommittedCheckpointThatIsGoneIsWaitedForInsteadOfStartingOver) {
   h.kill_rank(job, 2);
   h.confirm_stops(job);
-  h.answer_find({job, {}, 0, {}, {}});  // its file system is not mounted
+  h.answer_find({job, {}, 0, {}, {}, {}});  // its file system is not mounted
   EXPECT_EQ(h.state(job), JobState::kRecovering);
   EXPECT_EQ(h.record(job).reason.code, "checkpoint_missing");
   EXPECT_NE(h.record(job).reason.message.find("step 20"), std::string::npos);
@@ -310,7 +310,7 @@ TEST_F(CoreRecoveryTest, AnOlderCheckpointInPlaceOfOneThatIsGoneIsSaid) {
   h.checkpoint(job, 30);
   h.kill_rank(job, 2);
   h.confirm_stops(job);
-  h.answer_find({job, {}, 20, "/state/checkpoints/1/20.manifest", {}});
+  h.answer_find({job, {}, 20, "/state/checkpoints/1/20.manifest", {}, {}});
   EXPECT_EQ(h.state(job), JobState::kStarting);
   EXPECT_EQ(h.sent<StartRank>().at(0).restore_step, 20);
   EXPECT_TRUE(std::any_of(h.events.begin(), h.events.end(), [](const JobEvent& event) {
@@ -469,7 +469,7 @@ TEST_F(CoreRecoveryTest, ARankThatFinishedMayExitBeforeTheOthersHaveFinished) {
 TEST_F(CoreRecoveryTest, AFinalCheckpointFoundOnDiskEndsTheJob) {
   h.kill_rank(job, 2);
   h.confirm_stops(job);
-  h.answer_find({job, {}, 100, "/state/checkpoints/1/100.manifest", {}});
+  h.answer_find({job, {}, 100, "/state/checkpoints/1/100.manifest", {}, {}});
   EXPECT_EQ(h.state(job), JobState::kSucceeded);
 }
 

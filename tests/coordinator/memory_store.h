@@ -10,8 +10,13 @@ namespace penstock {
 
 class MemoryStore : public RecordStore {
  public:
-  Status write(const std::vector<Record>& records, bool sync) override {
+  using RecordStore::write;
+  Status write(const std::vector<Record>& records, const std::vector<std::string>& erased,
+               bool sync) override {
     if (!next_write.ok()) return next_write;
+    for (const std::string& prefix : erased) {
+      std::erase_if(map, [&](const auto& entry) { return entry.first.starts_with(prefix); });
+    }
     for (const Record& record : records) map[record.key] = record.value;
     synced_writes += sync;
     return {};

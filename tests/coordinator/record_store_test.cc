@@ -30,6 +30,11 @@ void check_contract(RecordStore& store) {
   EXPECT_EQ(store.last("b/").value()->key, "b/1");
   EXPECT_FALSE(store.last("0/").value().has_value());
   EXPECT_FALSE(store.last("c/").value().has_value());
+  ASSERT_TRUE(store.write({{"a/4", "z"}, {"c/1", "q"}}, {"a/", "b/1", "none/"}, true).ok());
+  EXPECT_EQ(keys(store.scan("a/", "a/", 100).value()), std::vector<std::string>{"a/4"})
+      << "erased first, then written";
+  EXPECT_TRUE(store.scan("b/", "b/", 100).value().empty());
+  EXPECT_EQ(store.last("c/").value()->key, "c/1");
 }
 
 TEST(RecordStoreTest, TheStoreOnDiskKeepsTheContract) {
@@ -49,6 +54,39 @@ TEST(RecordStoreTest, WhatWasWrittenIsThereWhenItIsOpenedAgain) {
   const Path path = scratch.path() / "state";
   ASSERT_TRUE((*open_rocks_store(path))->write({{"job/1", "v"}}, true).ok());
   EXPECT_EQ((*open_rocks_store(path))->scan("job/", "job/", 9).value().at(0).value, "v");
+}
+
+TEST(RecordStoreTest, OfStepsTrainedSeveralTimesTheNewestRecordIsReadUpToAnEpoch) {
+  MemoryStore store;
+  const auto trained = [&](uint32_t epoch, int64_t first, int64_t last) {
+    for (int64_t step = first; step <= last; ++step) {
+      const StepRecord record{.job = {7},
+                              .epoch = {epoch},
+                              .step = step,
+                              .loss = epoch + 0.001 * static_cast<double>(step)};
+      ASSERT_TRUE(store.write({record_of(record)}, false).ok());
+    }
+  };
+  trained(1, 1, 30);
+  trained(2, 21, 25);
+  trained(3, 23, 40);
+  trained(4, 1, 100);  // the replay itself
+  const StepsRead read = read_steps(store, {{7}, {3}, 19, 32});
+  ASSERT_TRUE(read.status.ok());
+  ASSERT_EQ(read.steps.size(), 14u);
+  for (const StepRecord& step : read.steps) {
+    const uint32_t epoch = step.step >= 23 ? 3 : step.step >= 21 ? 2 : 1;
+    EXPECT_EQ(step.epoch, Epoch{epoch}) << step.step;
+  }
+  EXPECT_TRUE(read_steps(store, {{8}, {3}, 1, 9}).steps.empty());
+}
+
+TEST(RecordStoreTest, ADamagedStepRecordIsReportedAndNotPassedOver) {
+  MemoryStore store;
+  Record record = record_of(StepRecord{.job = {7}, .epoch = {1}, .step = 4});
+  record.value = "{";
+  ASSERT_TRUE(store.write({record}, false).ok());
+  EXPECT_EQ(read_steps(store, {{7}, {1}, 1, 9}).status.code(), Code::kDataLoss);
 }
 
 TEST(RecordStoreTest, ASecondOpenIsAConflict) {

@@ -28,6 +28,9 @@ JobRecord full_job() {
   job.restore_manifest = "/c/7/40.manifest";
   job.restore_step = 40;
   job.rebalance = true;
+  job.rebalanced_step = 20;
+  job.saving = SavingRecord{{0.5, 0.1, 0.2, 3.0, 4, 5000.0, 2}, {340, 1e4, 0.005, "why"}, 6};
+  job.proof = ProofRecord{50, {2}, 40, 60, 60, 12, 300};
   job.checkpoint = CheckpointRecord{60, {2}, "/c/7/60.manifest", 1ull << 40, "00ff", {9}};
   job.last_failure = Failure{{"rank_killed", "rank 2", "a\nb\n"}, Rank{2}, "w1", 61, true};
   StepRecord step;
@@ -52,6 +55,9 @@ TEST(RecordsTest, AJobReadsBackAsWritten) {
   EXPECT_EQ(job->last_failure, full_job().last_failure);
   EXPECT_EQ(job->checkpoint->bytes, 1ull << 40);
   EXPECT_TRUE(job->rebalance);
+  EXPECT_EQ(job->rebalanced_step, 20);
+  EXPECT_EQ(job->saving, full_job().saving);
+  EXPECT_EQ(job->proof, full_job().proof);
   EXPECT_FALSE(job->finished.has_value());
   EXPECT_TRUE(std::isnan(job->last_step->loss));
   EXPECT_TRUE(std::isinf(job->last_step->grad_norm));

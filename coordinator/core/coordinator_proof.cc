@@ -1,0 +1,196 @@
+// A resume that first shows that training is reproducible here: it begins at a checkpoint that some
+// recorded steps follow, and every step it trains again must be the recorded one, bit for bit.
+#include <algorithm>
+#include <bit>
+
+#include "comm/base/counted.h"
+#include "coordinator/core/coordinator.h"
+#include "coordinator/core/failure.h"
+
+namespace penstock {
+namespace {
+
+constexpr int64_t kProofStepsMax = 100'000;  // that are kept in memory to compare with
+
+// The first field of which the replay has other bits, as words; empty: none.
+std::string difference(const StepRecord& recorded, const StepRecord& replayed) {
+  const std::pair<const char*, double StepRecord::*> fields[] = {
+      {"loss", &StepRecord::loss},
+      {"gradient norm", &StepRecord::grad_norm},
+      {"learning rate", &StepRecord::learning_rate},
+      {"prediction loss", &StepRecord::mtp_loss},
+      {"balance loss", &StepRecord::balance_loss}};
+  for (const auto& [name, field] : fields) {
+    const double was = recorded.*field;
+    const double is = replayed.*field;
+    if (std::bit_cast<uint64_t>(was) == std::bit_cast<uint64_t>(is)) continue;
+    return fmt::format("another {}: {:.17g}, not the {:.17g} of epoch {}", name, is, was,
+                       recorded.epoch);
+  }
+  if (recorded.tokens == replayed.tokens) return {};
+  return fmt::format("{} tokens, not the {} of epoch {}", replayed.tokens, recorded.tokens,
+                     recorded.epoch);
+}
+
+bool saves_after(const Job& job, int64_t step) {
+  const int64_t interval = job.spec.checkpoint.interval;
+  return step == job.record.target_steps || (interval > 0 && step % interval == 0);
+}
+
+}  // namespace
+
+// Of a ResumeJob; `steps` 0 asks for none, and forgets one that was cut short.
+Status Coordinator::begin_proof(Job& job, int64_t steps) {
+  JobRecord& record = job.record;
+  record.proof.reset();
+  if (steps == 0) return {};
+  if (steps > kProofStepsMax) {
+    return invalid_argument(fmt::format("a proof takes at most {} steps", kProofStepsMax));
+  }
+  const int64_t recorded = record.highest_step - record.rebalanced_step;
+  if (steps > recorded) {
+    return failed_precondition(
+        fmt::format("job {} \"{}\" has {} recorded{}, so {} cannot be compared", record.id,
+                    record.name, counted(recorded, "step"),
+                    record.rebalanced_step > 0
+                        ? fmt::format(" since experts moved at step {}", record.rebalanced_step)
+                        : "",
+                    counted(steps, "step")));
+  }
+  record.proof.emplace();
+  record.proof->steps = steps;
+  record.proof->epoch = record.epoch;
+  record.proof->through = record.highest_step;
+  return {};
+}
+
+// What is asked for cannot be shown: the job stops as it was.
+void Coordinator::refuse_proof(Job& job, const CheckpointFound& found) {
+  const ProofRecord proof = *job.record.proof;
+  int64_t most = 0;  // that some checkpoint allows
+  for (const int64_t step : found.steps) {
+    if (step >= job.record.rebalanced_step) most = std::max(most, proof.through - step);
+  }
+  job.record.proof.reset();
+  stop_epoch(
+      job, JobState::kStopping, JobState::kFailed, 0, "coordinator",
+      {"no_proof",
+       fmt::format("no whole checkpoint in {} has from {} to {} recorded steps after it, so the "
+                   "replay cannot begin; the oldest has {}",
+                   job.record.checkpoint_dir, proof.steps, kProofStepsMax, most)});
+}
+
+void Coordinator::place_proof(Job& job, const CheckpointFound& found) {
+  JobRecord& record = job.record;
+  ProofRecord& proof = *record.proof;
+  const bool from_the_start = found.manifest.empty();
+  // Initial weights only where nothing was saved: a replay must not push out what was.
+  const bool nothing_fits = from_the_start && (record.rebalanced_step > 0 || !found.steps.empty());
+  if (nothing_fits || proof.through - found.step > kProofStepsMax) {
+    return refuse_proof(job, found);
+  }
+  record.restore_manifest = found.manifest;
+  record.restore_step = found.step;
+  proof.from = found.step;
+  proof.compared = 0;
+  proof.tensors = 0;
+  proof.digest_step = 0;
+  for (const int64_t step : found.steps) {
+    const bool again = step > proof.from && step <= proof.through && saves_after(job, step);
+    if (again) proof.digest_step = std::max(proof.digest_step, step);
+  }
+  job.restore = Restore::kKnown;
+  changed(job);
+  note(job, "coordinator",
+       {"proving",
+        fmt::format("trains steps {} to {} again, from {}, and compares them with what "
+                    "is recorded",
+                    proof.from + 1, proof.through,
+                    from_the_start ? "initial weights"
+                                   : fmt::format("the checkpoint of step {}", proof.from))});
+  read_proof(job);
+}
+
+// Memory does not survive this process: read when the proof begins, and by a new coordinator.
+void Coordinator::read_proof(const Job& job) {
+  if (!job.record.proof) return;
+  const ProofRecord& proof = *job.record.proof;
+  effects_.reads.push_back({job.record.id, proof.epoch, proof.from + 1, proof.through});
+}
+
+void Coordinator::on_event(const StepsRead& read) {
+  const auto at = jobs_.find(read.job);
+  if (at == jobs_.end() || !at->second.record.proof) return;
+  Job& job = at->second;
+  job.recorded.clear();
+  for (const StepRecord& step : read.steps) job.recorded[step.step] = step;
+  if (!read.status.ok()) {
+    note(job, "coordinator", {"proof_unreadable", read.status.message()});
+  }
+}
+
+void Coordinator::compare_step(Job& job, const StepRecord& step) {
+  if (!job.record.proof) return;
+  if (const auto recorded = job.recorded.find(step.step); recorded != job.recorded.end()) {
+    const std::string other = difference(recorded->second, step);
+    if (!other.empty()) {
+      return fail_proof(job, fmt::format("step {}, trained again from step {}, has {}", step.step,
+                                         job.record.proof->from, other));
+    }
+    ++job.record.proof->compared;
+  }
+  conclude_proof(job);
+}
+
+void Coordinator::compare_checkpoint(Job& job, const CheckpointDone& done) {
+  if (!job.record.proof) return;
+  if (!done.difference.empty()) {
+    return fail_proof(job, fmt::format("the checkpoint of step {}, saved again, has {}", done.step,
+                                       done.difference));
+  }
+  job.record.proof->tensors += done.tensors_equal;
+}
+
+void Coordinator::fail_proof(Job& job, std::string message) {
+  Failure failure;
+  failure.reason = {kCauseNotReproduced, std::move(message)};
+  failure.fatal = true;
+  job.record.proof.reset();
+  job.recorded.clear();
+  fail(job, std::move(failure));
+}
+
+// Once every recorded step was trained again, and the checkpoint among them saved again.
+void Coordinator::conclude_proof(Job& job) {
+  JobRecord& record = job.record;
+  if (!record.proof || record.state != JobState::kRunning) return;
+  const ProofRecord proof = *record.proof;
+  const auto in_epoch = [&](const auto& newest, int64_t step) {
+    return newest && newest->epoch == record.epoch && newest->step >= step;
+  };
+  if (!in_epoch(record.last_step, proof.through)) return;
+  const bool saved_again = proof.digest_step == 0 ||
+                           in_epoch(record.checkpoint, proof.digest_step) ||
+                           job.failed_rounds.contains(proof.digest_step);
+  if (!saved_again) return;
+  if (proof.compared == 0) {
+    return fail_proof(job, fmt::format("nothing is recorded of steps {} to {} to compare with",
+                                       proof.from + 1, proof.through));
+  }
+  std::string text = fmt::format(
+      "steps {} to {} were trained again, and every loss and gradient "
+      "norm is equal bit for bit",
+      proof.from + 1, proof.through);
+  const int64_t unknown = proof.through - proof.from - proof.compared;
+  if (unknown > 0)
+    text += fmt::format(", but for {} that no record was left of", counted(unknown, "step"));
+  text += proof.tensors > 0 ? fmt::format("; so are the digests of {} saved again",
+                                          counted(proof.tensors, "tensor"))
+                            : "; no checkpoint was saved again to compare";
+  record.proof.reset();
+  job.recorded.clear();
+  changed(job);
+  note(job, "coordinator", {"proved", std::move(text)});
+}
+
+}  // namespace penstock

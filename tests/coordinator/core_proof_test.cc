@@ -1,0 +1,224 @@
+// resume --prove: what was trained is trained again, and compared.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "coordinator/core/failure.h"
+#include "tests/coordinator/core_harness.h"
+
+namespace penstock {
+namespace {
+
+// A job that was cancelled after step 50, with checkpoints of steps 20 and 40.
+class CoreProofTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    h.add_worker("w0", 4);
+    job = h.submit_ok(four_rank_spec());
+    h.run(job);
+    for (const int64_t step : {20, 40}) {
+      h.train(job, step - 19, step);
+      h.checkpoint(job, step);
+    }
+    h.train(job, 41, 50);
+    h.cancel(job);
+    h.confirm_stops(job);
+    h.events.clear();
+    h.finds.clear();
+  }
+  // Up to training again, from the checkpoint of step 20.
+  void start_proof(int64_t steps = 25) {
+    ASSERT_TRUE(h.resume(job, steps).status.ok());
+    ASSERT_EQ(h.finds.size(), 1u);
+    h.answer_find(found(20));
+    h.run(job);
+  }
+  CheckpointFound found(int64_t step) const {
+    CheckpointFound answer;
+    answer.job = job;
+    answer.step = step;
+    answer.manifest = step > 0 ? "/c/" + std::to_string(step) + ".manifest" : "";
+    answer.steps = {20, 40};
+    return answer;
+  }
+  std::string message_of(const std::string& code) const {
+    for (const JobEvent& event : h.events) {
+      if (event.reason.code == code) return event.reason.message;
+    }
+    return {};
+  }
+  // The checkpoint of step 40 is saved again.
+  void save_again(const std::string& difference = {}) {
+    h.save_all(job, 40);
+    ASSERT_TRUE(h.commits.back().compare);
+    h.finish_commit({}, [&](CheckpointDone& done) {
+      done.tensors_equal = 300;
+      done.difference = difference;
+    });
+  }
+
+  CoreHarness h;
+  JobId job;
+};
+
+TEST_F(CoreProofTest, TheReplayBeginsWhereEnoughRecordedStepsFollow) {
+  ASSERT_TRUE(h.resume(job, 25).status.ok());
+  ASSERT_EQ(h.finds.size(), 1u);
+  EXPECT_EQ(h.finds[0].steps_within, (std::pair<int64_t, int64_t>{0, 25}));
+  h.answer_find(found(20));
+  EXPECT_EQ(h.sent<StartRank>().back().restore_step, 20);
+  EXPECT_EQ(message_of("proving"),
+            "trains steps 21 to 50 again, from the checkpoint of step 20, and compares them with "
+            "what is recorded");
+  EXPECT_EQ(h.record(job).checkpoint->step, 40) << "what is committed stays so";
+}
+
+TEST_F(CoreProofTest, EqualStepsAndAnEqualCheckpointAreAProof) {
+  start_proof();
+  h.train(job, 21, 40);
+  save_again();
+  h.train(job, 41, 49);
+  EXPECT_FALSE(h.has_event("proved"));
+  EXPECT_EQ(h.record(job).proof->compared, 29);
+  h.train(job, 50, 50);
+  EXPECT_EQ(message_of("proved"),
+            "steps 21 to 50 were trained again, and every loss and gradient norm is equal bit for "
+            "bit; so are the digests of 300 tensors saved again");
+  EXPECT_FALSE(h.record(job).proof.has_value());
+  h.train(job, 51, 60);
+  EXPECT_EQ(h.state(job), JobState::kRunning) << "and it goes on";
+}
+
+TEST_F(CoreProofTest, TheProofWaitsForTheCheckpointThatIsSavedAgain) {
+  start_proof();
+  h.train(job, 21, 50);
+  EXPECT_FALSE(h.has_event("proved"));
+  save_again();
+  EXPECT_TRUE(h.has_event("proved"));
+}
+
+TEST_F(CoreProofTest, ACheckpointThatCannotBeSavedAgainDoesNotHoldUpTheProof) {
+  start_proof();
+  h.train(job, 21, 50);
+  h.say("w0", SaveFailed{job, h.record(job).epoch, Rank{1}, 40, "disk full"});
+  EXPECT_NE(message_of("proved").find("no checkpoint was saved again"), std::string::npos);
+}
+
+TEST_F(CoreProofTest, TheLastBitOfALossFailsTheJobAndNamesTheStep) {
+  start_proof();
+  h.train(job, 21, 29);
+  h.train(job, 30, 30, [](StepReport& report) { report.loss = std::nextafter(report.loss, 1e9); });
+  h.confirm_stops(job);
+  EXPECT_EQ(h.state(job), JobState::kFailed);
+  const Failure& failure = *h.record(job).last_failure;
+  EXPECT_EQ(failure.reason.code, kCauseNotReproduced);
+  EXPECT_EQ(failure.reason.message,
+            "step 30, trained again from step 20, has another loss: 4.7000000000000011, not the "
+            "4.7000000000000002 of epoch 1");
+  EXPECT_FALSE(h.record(job).proof.has_value());
+  ASSERT_TRUE(h.resume(job).status.ok()) << "without a proof it may go on";
+  EXPECT_FALSE(h.finds.back().steps_within.has_value());
+}
+
+TEST_F(CoreProofTest, EveryFieldIsCompared) {
+  const std::pair<const char*, std::function<void(StepReport&)>> changes[] = {
+      {"gradient norm", [](StepReport& report) { report.grad_norm = 1e-300; }},
+      {"learning rate", [](StepReport& report) { report.learning_rate = -0.0; }},
+      {"prediction loss", [](StepReport& report) { report.mtp_loss = 1.0; }},
+      {"balance loss", [](StepReport& report) { report.balance_loss = 1.0; }},
+      {"1023 tokens, not the 1024", [](StepReport& report) { report.tokens = 1023; }}};
+  for (const auto& [words, change] : changes) {
+    start_proof();
+    h.train(job, 21, 21, change);
+    h.confirm_stops(job);
+    EXPECT_EQ(h.state(job), JobState::kFailed);
+    EXPECT_NE(h.record(job).last_failure->reason.message.find(words), std::string::npos) << words;
+    // What the failed replay recorded is no measure for the next one.
+    h.store.erase(record_of(StepRecord{.job = job, .epoch = h.record(job).epoch, .step = 21}).key);
+    h.restart_coordinator();
+    h.register_worker("w0");
+  }
+}
+
+TEST_F(CoreProofTest, AnotherDigestFailsTheJobAndNamesTheTensor) {
+  start_proof();
+  h.train(job, 21, 40);
+  save_again("another lm_head.weight, the first of 2 tensors that differ");
+  h.confirm_stops(job);
+  EXPECT_EQ(h.state(job), JobState::kFailed);
+  EXPECT_EQ(h.record(job).last_failure->reason.message,
+            "the checkpoint of step 40, saved again, has another lm_head.weight, the first of 2 "
+            "tensors that differ");
+}
+
+TEST_F(CoreProofTest, ANewCoordinatorGoesOnComparing) {
+  start_proof();
+  h.train(job, 21, 30);
+  h.restart_coordinator();
+  h.register_worker("w0");
+  for (int32_t rank = 0; rank < 4; ++rank) h.ready(job, rank);
+  h.train(job, 31, 31, [](StepReport& report) { report.grad_norm = 7.0; });
+  h.confirm_stops(job);
+  EXPECT_EQ(h.state(job), JobState::kFailed);
+  EXPECT_NE(h.record(job).last_failure->reason.message.find("step 31"), std::string::npos);
+}
+
+TEST_F(CoreProofTest, AfterAFailureTheReplayBeginsAnewAndComparesWithTheFirstRecords) {
+  start_proof();
+  h.train(job, 21, 30);
+  h.kill_rank(job, 1);
+  h.confirm_stops(job);
+  ASSERT_EQ(h.finds.size(), 1u);
+  EXPECT_TRUE(h.finds[0].steps_within.has_value());
+  h.answer_find(found(20));
+  h.pass(std::chrono::seconds(2));
+  h.run(job);
+  for (const auto& [step, record] : h.job(job).recorded) EXPECT_EQ(record.epoch, Epoch{1}) << step;
+  EXPECT_EQ(h.job(job).recorded.size(), 30u);
+  EXPECT_EQ(h.record(job).proof->compared, 0);
+}
+
+TEST_F(CoreProofTest, WithoutACheckpointTheReplayBeginsAtInitialWeights) {
+  ASSERT_TRUE(h.resume(job, 50).status.ok());
+  CheckpointFound nothing = found(0);
+  nothing.steps.clear();
+  h.answer_find(nothing);
+  EXPECT_EQ(h.sent<StartRank>().back().restore_manifest, "");
+  EXPECT_NE(message_of("proving").find("initial weights"), std::string::npos);
+}
+
+TEST_F(CoreProofTest, AReplayFromInitialWeightsDoesNotPushOutWhatWasSaved) {
+  ASSERT_TRUE(h.resume(job, 35).status.ok());
+  h.answer_find(found(0));  // those there are begin too late
+  EXPECT_EQ(h.state(job), JobState::kFailed);
+  EXPECT_EQ(h.record(job).reason.code, "no_proof");
+  EXPECT_NE(h.record(job).reason.message.find("the oldest has 30"), std::string::npos)
+      << h.record(job).reason.message;
+  EXPECT_FALSE(h.record(job).proof.has_value());
+}
+
+TEST_F(CoreProofTest, MoreStepsThanAreRecordedAreRefused) {
+  const Answer answer = h.resume(job, 51);
+  EXPECT_EQ(answer.status.code(), Code::kFailedPrecondition);
+  EXPECT_NE(answer.status.message().find("has 50 steps recorded"), std::string::npos)
+      << answer.status.message();
+  EXPECT_EQ(h.state(job), JobState::kCancelled);
+  EXPECT_EQ(h.resume(job, 100'001).status.code(), Code::kInvalidArgument);
+}
+
+TEST_F(CoreProofTest, StepsWithoutARecordAreSaidAndNoneAtAllIsNoProof) {
+  for (auto at = h.store.begin(); at != h.store.end();) {
+    at = at->first.starts_with("step/") ? h.store.erase(at) : std::next(at);
+  }
+  start_proof();
+  h.train(job, 21, 40);
+  save_again();
+  h.train(job, 41, 50);
+  h.confirm_stops(job);
+  EXPECT_EQ(h.state(job), JobState::kFailed);
+  EXPECT_NE(h.record(job).last_failure->reason.message.find("nothing is recorded"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace penstock

@@ -1,0 +1,74 @@
+// Checkpoints whose interval the coordinator chooses, and resumes that compare what they replay.
+#include <gtest/gtest.h>
+
+#include "tests/support/cluster.h"
+
+namespace penstock {
+namespace {
+
+const ClusterOptions kTwoByTwo{.worker_count = 2, .devices_per_worker = 2};
+
+ProgramRun penstock(const Cluster& cluster, std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), {binary("penstock").string(), "--server", cluster.server()});
+  return run_program(arguments);
+}
+
+std::string message_of(const Cluster& cluster, const std::string& id, const std::string& code) {
+  const Json events = cluster.get("/api/v1/jobs/" + id + "/events?limit=1000");
+  std::string message;
+  for (const Json& item : events.at("items")) {
+    if (item.at("code") == code) message = item.at("message");
+  }
+  return message;
+}
+
+TEST(ProofTest, ACancelledRunIsProvedReproducibleAndGoesOn) {
+  const Cluster cluster(kTwoByTwo);
+  const std::string id = cluster.submit(
+      tiny_job_yaml(cluster.folder(), {.steps = 100'000, .checkpoint_interval = 10}));
+  ASSERT_TRUE(cluster.wait_for_step(id, 25)) << cluster.describe(id);
+  ASSERT_EQ(penstock(cluster, {"cancel", id}).exit_code, 0);
+  ASSERT_TRUE(cluster.wait_for_state(id, "CANCELLED")) << cluster.describe(id);
+  const ProgramRun proof = penstock(cluster, {"resume", id, "--prove", "12", "-o", "json"});
+  ASSERT_EQ(proof.exit_code, 0) << proof.err << cluster.describe(id);
+  const Json document = Json::parse(proof.out);
+  EXPECT_EQ(document.at("kind"), "Proof");
+  EXPECT_EQ(document.at("proved"), true);
+  const std::string message = document.at("message");
+  EXPECT_NE(message.find("every loss and gradient norm is equal"), std::string::npos) << message;
+  EXPECT_NE(message.find("so are the digests of"), std::string::npos) << message;
+  const int64_t highest = cluster.job(id).at("highest_step");
+  EXPECT_TRUE(cluster.wait_for_step(id, highest + 10)) << cluster.describe(id);
+  ASSERT_EQ(penstock(cluster, {"cancel", id}).exit_code, 0);
+  ASSERT_TRUE(cluster.wait_for_state(id, "CANCELLED"));
+  EXPECT_EQ(penstock(cluster, {"resume", id, "--prove", "99999"}).exit_code, 6);
+}
+
+TEST(ProofTest, TheCoordinatorChoosesAnIntervalAndTheRunEndsAsWithAnyOther) {
+  const Cluster cluster(kTwoByTwo);
+  TinyJob job{.name = "fixed", .steps = 60, .checkpoint_interval = 7};
+  const std::string fixed = cluster.submit(tiny_job_yaml(cluster.folder(), job));
+  ASSERT_TRUE(cluster.wait_for_state(fixed, "SUCCEEDED")) << cluster.describe(fixed);
+  job.name = "automatic";
+  std::string yaml = tiny_job_yaml(cluster.folder(), job);
+  const std::string interval = "interval: 7";
+  ASSERT_NE(yaml.find(interval), std::string::npos);
+  // Failures so often that only the limit on the overhead counts.
+  yaml.replace(yaml.find(interval), interval.size(),
+               "interval: auto, device_mtbf_hours: 1e-9, max_overhead: 1");
+  const std::string automatic = cluster.submit(yaml);
+  ASSERT_TRUE(cluster.wait_for_state(automatic, "SUCCEEDED")) << cluster.describe(automatic);
+  EXPECT_EQ(cluster.losses(automatic), cluster.losses(fixed));
+  EXPECT_EQ(cluster.job(automatic).at("checkpoint").at("weights_digest"),
+            cluster.job(fixed).at("checkpoint").at("weights_digest"));
+  const std::string chosen = message_of(cluster, automatic, "checkpoint_interval");
+  EXPECT_NE(chosen.find("a checkpoint every"), std::string::npos) << chosen;
+  const Json steps = cluster.get("/api/v1/jobs/" + automatic + "/steps");
+  EXPECT_GT(steps.at("items").at(9).at("checkpoint_seconds"), 0.0) << "saved after step 10";
+  EXPECT_EQ(steps.at("items").at(8).at("checkpoint_seconds"), 0.0);
+  EXPECT_NE(penstock(cluster, {"describe", automatic}).out.find("a checkpoint every"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace penstock
