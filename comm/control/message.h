@@ -26,7 +26,7 @@
 
 namespace penstock {
 
-inline constexpr uint32_t kProtocolVersion = 2;
+inline constexpr uint32_t kProtocolVersion = 3;
 
 // Bounds of what a frame may carry; a frame beyond one is refused whole.
 inline constexpr size_t kFrameBytesMax = 16 << 20;
