@@ -122,9 +122,9 @@ TEST_F(RemovalTest, NothingIsSweptWhileAManifestIsUnreadable) {
 }
 
 TEST_F(RemovalTest, AStoreIsRemovedWithEveryFileItIsMadeOf) {
-  commit(1, 1);
-  const CheckpointInfo second = commit(2, 2);
-  commit(3, 3);
+  commit(1);
+  const CheckpointInfo second = commit(2);
+  commit(3);
   ASSERT_TRUE(store_->pin(1).ok());
   flip_byte(segment_of(second, 0), kSegmentHeaderBytes + 3);
   ASSERT_TRUE(store_->set_aside(2).ok());
@@ -138,7 +138,7 @@ TEST_F(RemovalTest, AStoreIsRemovedWithEveryFileItIsMadeOf) {
 }
 
 TEST_F(RemovalTest, WhatIsNotTheStoresStaysWithItsDirectory) {
-  commit(1, 1);
+  commit(1);
   store_.reset();
   replace_file(path() / "notes.txt", "mine");
   EXPECT_TRUE(remove_store(path(), kJob).ok());
@@ -146,7 +146,7 @@ TEST_F(RemovalTest, WhatIsNotTheStoresStaysWithItsDirectory) {
 }
 
 TEST_F(RemovalTest, AStoreWithACheckpointOfAnotherJobIsLeftAlone) {
-  commit(1, 1);
+  commit(1);
   store_.reset();
   const size_t count = file_names(path())->size();
   EXPECT_EQ(remove_store(path(), JobId{8}).code(), Code::kFailedPrecondition);
@@ -154,14 +154,14 @@ TEST_F(RemovalTest, AStoreWithACheckpointOfAnotherJobIsLeftAlone) {
 }
 
 TEST_F(RemovalTest, AStoreThatSomebodyWritesIsLeftAlone) {
-  commit(1, 1);
+  commit(1);
   EXPECT_EQ(remove_store(path(), kJob).code(), Code::kFailedPrecondition);
   EXPECT_EQ(steps(), std::vector<int64_t>{1});
 }
 
 TEST_F(RemovalTest, ARemovalOfAStoreThatWasCutShortIsFinishedByTheNext) {
-  const CheckpointInfo first = commit(1, 1);
-  commit(2, 2);
+  const CheckpointInfo first = commit(1);
+  commit(2);
   store_.reset();
   replace_file(path() / "GC", encode_removal({.manifests = {first.manifest_file}, .segments = {}}));
   EXPECT_TRUE(remove_store(path(), kJob).ok());

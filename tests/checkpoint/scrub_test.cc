@@ -11,23 +11,13 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
-
-class ScrubTest : public ::testing::Test {
+class ScrubTest : public ModelStoreTest {
  protected:
   void SetUp() override {
-    auto store = CheckpointStore::open(path(), kJob, nullptr);
-    ASSERT_TRUE(store.ok()) << store.status().to_string();
-    store_.emplace(*std::move(store));
-    for (const int64_t step : {10, 20, 30}) {
-      rows_.push_back(commit_model(*store_, kJob, Epoch{1}, step, static_cast<uint64_t>(step)));
-    }
+    ModelStoreTest::SetUp();
+    for (const int64_t step : {10, 20, 30}) rows_.push_back(commit(step));
   }
-  Path path() const { return directory_.path() / "job"; }
-  Path segment(size_t row, size_t index) const {
-    const auto stored = read_manifest(path() / rows_[row].manifest_file);
-    return path() / stored->manifest.segments[index].file;
-  }
+  Path segment(size_t row, size_t index) const { return segment_of(rows_[row], index); }
   std::vector<CheckedCheckpoint> check(const CheckpointSelection& selection = {},
                                        const ReadPace& pace = {}) const {
     std::vector<CheckedCheckpoint> all;
@@ -42,8 +32,6 @@ class ScrubTest : public ::testing::Test {
     return numbers;
   }
 
-  TempDirectory directory_;
-  std::optional<CheckpointStore> store_;
   std::vector<CheckpointInfo> rows_;
 };
 
@@ -124,8 +112,8 @@ TEST_F(ScrubTest, ACheckpointThatRetentionRemovesMeanwhileIsLeftOut) {
 }
 
 TEST_F(ScrubTest, ADirectoryThatIsNoneIsAnError) {
-  replace_file(directory_.path() / "file", "no directory");
-  EXPECT_FALSE(check_checkpoints(directory_.path() / "file", kJob, {}, {}, [](auto) {}).ok());
+  const Path file = path() / rows_[0].manifest_file;
+  EXPECT_FALSE(check_checkpoints(file, kJob, {}, {}, [](auto) {}).ok());
 }
 
 TEST(PaceTest, ReadingTakesAtLeastAsLongAsTheRateSays) {

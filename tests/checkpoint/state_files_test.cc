@@ -10,27 +10,23 @@ namespace {
 
 using namespace checkpoint_test;
 
-constexpr JobId kJob{7};
 constexpr uint64_t kEverything = uint64_t{1} << 50;
 
-class StateFilesTest : public ::testing::Test {
+class StateFilesTest : public ModelStoreTest {
  protected:
   void SetUp() override {
-    auto store = CheckpointStore::open(path(), kJob, nullptr);
-    ASSERT_TRUE(store.ok()) << store.status().to_string();
-    const CheckpointInfo info = commit_model(*store, kJob, Epoch{1}, 20, 20);
-    manifest_ = read_manifest(path() / info.manifest_file)->manifest;
+    ModelStoreTest::SetUp();
+    manifest_ = read_manifest(path() / commit(20).manifest_file)->manifest;
     std::filesystem::create_directory(folder());
   }
-  Path path() const { return directory_.path() / "job"; }
-  Path folder() const { return directory_.path() / "files"; }
+  Path folder() const { return files_.path() / "files"; }
   StateFiles write(StateFormat format, uint64_t file_bytes_max = kEverything) const {
     const auto written = write_state_files({path(), manifest_}, format, file_bytes_max, folder());
     EXPECT_TRUE(written.ok()) << written.status().to_string();
     return written.ok() ? *written : StateFiles{};
   }
 
-  TempDirectory directory_;
+  TempDirectory files_;
   Manifest manifest_;
 };
 
@@ -70,7 +66,7 @@ TEST_F(StateFilesTest, SmallFilesHoldTheSameAndOneMissingOrStrangeOneIsNoticed) 
 }
 
 TEST_F(StateFilesTest, FoldersThatAreNoExportedStateAreRefused) {
-  EXPECT_EQ(open_state_folder(directory_.path() / "none").status().code(), Code::kNotFound);
+  EXPECT_EQ(open_state_folder(files_.path() / "none").status().code(), Code::kNotFound);
   EXPECT_EQ(open_state_folder(folder()).status().code(), Code::kNotFound) << "empty";
   const SafetensorsHeader header =
       lay_out_safetensors({{.name = "a", .dtype = DType::kF32, .shape = {1}}});
