@@ -386,8 +386,7 @@ TEST_F(ApiTest, AJobThatHasEndedIsRemovedAndNotFoundAfterwards) {
   EXPECT_EQ(document["job"], job.value);
   EXPECT_EQ(document["checkpoints_removed"], false);
   EXPECT_EQ(call("GET", "/api/v1/jobs/tiny").status, 404);
-  EXPECT_EQ(call("DELETE", "/api/v1/jobs").status, 404);
-  EXPECT_EQ(call("PUT", "/api/v1/jobs/tiny").status, 404);
+  EXPECT_EQ(call("DELETE", "/api/v1/jobs/tiny").status, 404);
 }
 
 TEST_F(ApiTest, AResumeMayAskForAProofAndTheJobSaysHowFarItIs) {
@@ -507,14 +506,15 @@ TEST_F(ApiTest, EveryRouteOfTheOpenApiDocumentExists) {
       concrete.replace(at, 5, "tiny");
     }
     for (const auto& [method, description] : methods.items()) {
-      const std::string verb = method == "post" ? "POST" : method == "delete" ? "DELETE" : "GET";
-      const HttpResponse response = call(verb, concrete);
-      EXPECT_NE(response.status, 404) << method << " " << path;
       EXPECT_TRUE(description["responses"].contains("default"));
       ++calls;
+      if (method == "delete") continue;  // last: after it the others are about nothing
+      const HttpResponse response = call(method == "post" ? "POST" : "GET", concrete);
+      EXPECT_NE(response.status, 404) << method << " " << path;
     }
   }
   EXPECT_EQ(calls, 23u);
+  EXPECT_NE(call("DELETE", "/api/v1/jobs/tiny").status, 404);
 }
 
 TEST_F(ApiTest, UnknownRoutesAndMethodsAreNotFound) {
@@ -525,7 +525,8 @@ TEST_F(ApiTest, UnknownRoutesAndMethodsAreNotFound) {
     EXPECT_EQ(response.status, 404) << path;
     EXPECT_EQ(error_code(response), "not_found");
   }
-  EXPECT_EQ(call("DELETE", "/api/v1/jobs/tiny").status, 404);
+  EXPECT_EQ(call("DELETE", "/api/v1/jobs").status, 404);
+  EXPECT_EQ(call("PUT", "/api/v1/jobs/tiny").status, 404);
   EXPECT_EQ(call("GET", "/api/v1/jobs/tiny/cancel").status, 404);
   EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/steps").status, 404);
 }
