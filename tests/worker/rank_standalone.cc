@@ -8,6 +8,7 @@
 #include "comm/base/log.h"
 #include "coordinator/plan/schedule.h"
 #include "ops/cli/spec_file.h"
+#include "worker/model/linear.h"
 #include "worker/rank/standalone.h"
 
 namespace penstock {
@@ -20,7 +21,41 @@ struct Flags {
   bool json = false;
   bool evaluate = false;
   std::string checkpoint_dir;
+  std::string restore;
+  int64_t restore_step = 0;
+  bool round_start = false;
+  bool record_odd_steps = false;
 };
+
+// A start that differs from the seed's by roundings: a run like any other, on another path. How far
+// its loss ends from the first one's is chance.
+void round_weights(Engine& engine) {
+  const std::unique_ptr<Kernels> kernels = make_kernels(Precision::kFp32);
+  for (const std::unique_ptr<Stage>& stage : engine.stages()) {
+    for (const ParameterKind kind : kParameterKinds) {
+      const std::span<float> values = stage->parameters().values(kind);
+      const Matrix column = {values.data(), 1};  // there may be none
+      kernels->round_rows(RowFormat::kBf16, std::ssize(values), 1, column, column);
+    }
+  }
+}
+
+// Records every other step only, so that neighbouring steps differ in nothing else. Lives where its
+// rank does: the engine it steers is the one that was loaded on its thread.
+class RecordingProbe final : public RankProbe {
+ public:
+  static void use(Engine& engine) {
+    engine_ = &engine;
+    engine.recorder().set_enabled(true);
+  }
+  void on_step(const StepResult& step) override {
+    engine_->recorder().set_enabled(step.step % 2 == 0);  // for the next one
+  }
+
+ private:
+  static thread_local Engine* engine_;
+};
+thread_local Engine* RecordingProbe::engine_ = nullptr;
 
 void print_step(const StepResult& step, bool json) {
   const StepTimes& times = step.times;
@@ -56,6 +91,21 @@ Status run(const Flags& flags) {
   options.stop_after = flags.steps;
   options.evaluate = flags.evaluate;
   options.checkpoint_dir = flags.checkpoint_dir;
+  options.restore_manifest = flags.restore;
+  options.restore_step = flags.restore_step;
+  if (flags.round_start) options.on_loaded = round_weights;
+  if (flags.record_odd_steps) {
+    options.on_loaded = RecordingProbe::use;
+    options.make_probe = [](Rank) -> Result<std::unique_ptr<RankProbe>> {
+      return std::unique_ptr<RankProbe>(std::make_unique<RecordingProbe>());
+    };
+  }
+  if (flags.json) {
+    options.on_end = [](const Engine& engine) {
+      fmt::print("{{\"rank\": {}, \"memory_bytes\": {}}}\n", engine.layout().rank,
+                 engine.memory_bytes());
+    };
+  }
   options.on_step = [&](const StepResult& step) { print_step(step, flags.json); };
   options.on_evaluation = [&](int64_t step, const EvaluationResult& result) {
     print_evaluation(step, result, flags.json);
@@ -85,6 +135,15 @@ int main(int argc, char** argv) {
   app.add_flag("--evaluate", flags.evaluate, "held-out loss where the spec asks for it");
   app.add_option("--checkpoint-dir", flags.checkpoint_dir,
                  "save there as the spec says (threads only)");
+  app.add_option("--restore", flags.restore,
+                 "checkpoint of any precision to go on from, by its manifest; at the spec's last "
+                 "step only the evaluation is left")
+      ->check(CLI::ExistingFile);
+  app.add_option("--restore-step", flags.restore_step, "of that checkpoint");
+  CLI::Option* const round =
+      app.add_flag("--round-start", flags.round_start, "round the first weights to bf16");
+  app.add_flag("--record-odd-steps", flags.record_odd_steps, "keep the trace of odd steps only")
+      ->excludes(round);
   CLI11_PARSE(app, argc, argv);
   penstock::start_logging("standalone");
   const penstock::Status status = penstock::run(flags);
