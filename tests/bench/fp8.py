@@ -20,7 +20,7 @@ DESCRIPTION = "final loss in emulated FP8 beside fp32 from the same start"
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BAR_PERCENT = 0.25
 FP32, CONTROL = "fp32", "fp32 from a rounded start"
-# Widths of whole tiles of 128, and a third of the spec's learning rate, which ends at 0: little room for chance.
+# Most widths whole tiles of 128, and a third of the spec's learning rate, which ends at 0: less room for chance.
 WIDE = {"model": {"hidden_size": 256, "num_hidden_layers": 3, "q_lora_rank": 128, "kv_lora_rank": 128,
                   "qk_nope_head_dim": 48, "qk_rope_head_dim": 16, "v_head_dim": 64, "intermediate_size": 512,
                   "moe_intermediate_size": 128},
