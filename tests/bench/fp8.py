@@ -135,7 +135,7 @@ def run(options):
         means = [above_fp32(runs, seeds, what, loss, losses[0] if loss == losses[0] else FP32) for loss in losses]
         rows.append(row("above fp32", what, [f"{mean:.2f} +- {error:.2f} %" for mean, error in means]))
         if what == fp8:
-            bars = [{"what": f"{name}, {fp8} above fp32 over {seed_count} pairs", "value": mean, "unit": "%",
+            bars = [{"what": f"{name}, {fp8} from fp32, mean of {seed_count} pairs", "value": abs(mean), "unit": "%",
                      "bar": BAR_PERCENT, "at_least": False}
                     for name, (mean, _) in (("training loss", means[0]), ("held-out loss", means[2]))]
     rows.append(row("spread of seeds", FP32, [spread_percent(runs, seeds, loss) for loss in losses]))
