@@ -85,6 +85,10 @@ TEST_F(PenstockTest, EveryVerbThatNeedsACoordinatorExitsFiveAndPrintsOneDocument
                                                        {"metrics", "x"},
                                                        {"cancel", "x"},
                                                        {"resume", "x"},
+                                                       {"resume", "x", "--prove", "5"},
+                                                       {"rm", "x"},
+                                                       {"checkpoint", "scrub", "x"},
+                                                       {"checkpoint", "export", "x", "-o", "y"},
                                                        {"rebalance", "x"},
                                                        {"wait", "x"},
                                                        {"sample", "x"},
@@ -153,6 +157,8 @@ TEST_F(WrongServerTest, IsNamedAndNotTakenForACoordinator) {
                                                  {"events"},
                                                  {"workers"},
                                                  {"wait", "x"},
+                                                 {"resume", "x", "--prove", "5"},
+                                                 {"rm", "x"},
                                                  {"cancel", "x"}}) {
       const ProgramRun run = ask(verb);
       EXPECT_EQ(run.exit_code, 1) << verb[0] << ", " << answer << run.err;
