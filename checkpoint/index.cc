@@ -2,23 +2,26 @@
 
 #include <fmt/format.h>
 #include <rocksdb/db.h>
+#include <rocksdb/file_checksum.h>
 #include <rocksdb/write_batch.h>
 
 #include <algorithm>
 #include <mutex>
 #include <set>
 
+#include "checkpoint/index_row.h"
+#include "checkpoint/removal.h"
 #include "checkpoint/store.h"
 #include "checkpoint/uuid.h"
 #include "comm/base/bytes.h"
+#include "comm/base/log.h"
 
 namespace penstock {
 namespace {
 
-constexpr uint8_t kRowFormat = 1;
 constexpr char kRowPrefix = 'c';
 constexpr char kHighPrefix = 'h';
-constexpr size_t kFileNameBytesMax = 255;
+constexpr std::string_view kLinkKey = "n";
 
 void put_big_endian(std::string& key, uint64_t number) {
   for (int shift = 56; shift >= 0; shift -= 8) key.push_back(static_cast<char>(number >> shift));
@@ -42,44 +45,6 @@ std::string row_key(JobId job, uint64_t commit_seq) {
   return key;
 }
 
-std::string encode_row(const CheckpointInfo& info) {
-  ByteWriter writer;
-  writer.put(kRowFormat);
-  writer.put(info.job.value);
-  writer.put(info.commit_seq);
-  writer.put(info.step);
-  writer.put(info.epoch.value);
-  writer.put_string(info.manifest_file);
-  writer.put(info.manifest_digest.low);
-  writer.put(info.manifest_digest.high);
-  writer.put(info.payload_bytes);
-  writer.put(info.segment_count);
-  writer.put(info.created_at.nanoseconds);
-  return std::string(as_text(writer.data()));
-}
-
-Result<CheckpointInfo> decode_row(std::string_view bytes) {
-  ByteReader reader(as_bytes(bytes));
-  PENSTOCK_TRY_ASSIGN(const uint8_t format, reader.get<uint8_t>());
-  if (format != kRowFormat) {
-    return data_loss(
-        fmt::format("an index row has format {}, this program reads {}", format, kRowFormat));
-  }
-  CheckpointInfo info;
-  PENSTOCK_TRY_ASSIGN(info.job.value, reader.get<uint64_t>());
-  PENSTOCK_TRY_ASSIGN(info.commit_seq, reader.get<uint64_t>());
-  PENSTOCK_TRY_ASSIGN(info.step, reader.get<int64_t>());
-  PENSTOCK_TRY_ASSIGN(info.epoch.value, reader.get<uint32_t>());
-  PENSTOCK_TRY_ASSIGN(info.manifest_file, reader.get_string(kFileNameBytesMax));
-  PENSTOCK_TRY_ASSIGN(info.manifest_digest.low, reader.get<uint64_t>());
-  PENSTOCK_TRY_ASSIGN(info.manifest_digest.high, reader.get<uint64_t>());
-  PENSTOCK_TRY_ASSIGN(info.payload_bytes, reader.get<uint64_t>());
-  PENSTOCK_TRY_ASSIGN(info.segment_count, reader.get<uint32_t>());
-  PENSTOCK_TRY_ASSIGN(info.created_at.nanoseconds, reader.get<int64_t>());
-  if (reader.remaining() != 0) return data_loss("an index row is longer than its fields");
-  return info;
-}
-
 Status from_rocksdb(const rocksdb::Status& status, std::string_view what) {
   if (status.ok()) return {};
   const std::string message = fmt::format("checkpoint index: {}: {}", what, status.ToString());
@@ -89,14 +54,16 @@ Status from_rocksdb(const rocksdb::Status& status, std::string_view what) {
   return internal_error(message);
 }
 
-rocksdb::Options index_options(bool create) {
+rocksdb::Options index_options(rocksdb::Env* env, bool create) {
   rocksdb::Options options;
+  options.env = env;
   options.create_if_missing = create;
   options.paranoid_checks = true;
   // The default mode silently drops acknowledged commits after one flipped bit of the log.
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
   options.write_dbid_to_manifest = true;
   options.verify_sst_unique_id_in_manifest = true;
+  options.file_checksum_gen_factory = rocksdb::GetFileChecksumGenCrc32cFactory();
   options.write_buffer_size = 1 << 20;  // rows are small and few
   options.max_open_files = 64;
   options.keep_log_file_num = 2;
@@ -116,43 +83,157 @@ rocksdb::WriteBatch protected_batch() {
                              /*protection_bytes_per_key=*/8, /*default_cf_ts_sz=*/0);
 }
 
+// Count 0 for an index that holds none: an empty one, or one made before there were links.
+Result<ChainLink> read_link(rocksdb::DB& db) {
+  std::string value;
+  const rocksdb::Status status = db.Get(rocksdb::ReadOptions(), kLinkKey, &value);
+  if (status.IsNotFound()) return ChainLink();
+  PENSTOCK_TRY(from_rocksdb(status, "read the newest link"));
+  return decode_link(value);
+}
+
+// Ok when the index is as new as its witness, or the one change newer that a crash leaves it.
+Status compare(const ChainLink& link, const ChainHead& witness) {
+  if (link.head == witness) return {};
+  if (link.head.count == witness.count + 1 && link.previous == witness.digest) return {};
+  return data_loss(fmt::format(
+      "it ends with change {} ({}), but change {} ({}) was made: older contents were put back",
+      link.head.count, to_hex(link.head.digest), witness.count, to_hex(witness.digest)));
+}
+
+bool is_lock_failure(const rocksdb::Status& status) {
+  const std::string text = status.ToString();
+  return status.IsIOError() && (text.find("lock hold by") != std::string::npos ||
+                                text.find("While lock file") != std::string::npos);
+}
+
 }  // namespace
 
 struct CheckpointIndex::Database {
   Path path;
+  FileSystem* files = nullptr;
+  rocksdb::Env* env = nullptr;
   std::unique_ptr<rocksdb::DB> db;
+  ChainHead head;
+  bool reopening = false;  // after a failed write: nobody asks for the report any more
   std::string opening_report;
   std::recursive_mutex mutex;  // for all calls: start_over() changes `db` under them
 
-  rocksdb::Status open(bool create) {
+  // Reads what is there without changing a byte of it: RocksDB deletes tables that an older
+  // MANIFEST does not know as soon as it may write. kDataLoss: it must not be opened.
+  Status inspect(const ChainHead& witness) {
     rocksdb::DB* opened = nullptr;
-    const rocksdb::Status status = rocksdb::DB::Open(index_options(create), path.string(), &opened);
-    db.reset(opened);
-    return status;
+    const rocksdb::Status status =
+        rocksdb::DB::OpenForReadOnly(index_options(env, false), path.string(), &opened);
+    const std::unique_ptr<rocksdb::DB> reader(opened);
+    if (status.IsNoSpace()) return from_rocksdb(status, "open " + path.string());
+    if (!status.ok()) return data_loss(status.ToString());
+    const rocksdb::Status whole = reader->VerifyFileChecksums(rocksdb::ReadOptions());
+    if (!whole.ok()) return data_loss(whole.ToString());
+    PENSTOCK_TRY_ASSIGN(const ChainLink link, read_link(*reader));
+    PENSTOCK_TRY(compare(link, witness));
+    head = link.head;
+    return {};
   }
 
-  // Moves the damaged files aside, where people can look at them, and begins with none.
-  Status start_over(const std::string& damage) {
-    db.reset();
+  Status open(bool create) {
+    rocksdb::DB* opened = nullptr;
+    const rocksdb::Status status =
+        rocksdb::DB::Open(index_options(env, create), path.string(), &opened);
+    db.reset(opened);
+    if (is_lock_failure(status)) return busy();
+    return from_rocksdb(status, "open " + path.string());
+  }
+
+  Status busy() const {
+    return failed_precondition("another process has the checkpoint index " + path.string() +
+                               " open; stop the other coordinator first");
+  }
+
+  // Moves the damaged files aside, where people can look at them.
+  Status set_aside(const std::string& damage) {
     const Path aside = fmt::format("{}.damaged-{}", path.string(), to_hex(random_uuid()));
-    std::error_code error;
-    std::filesystem::rename(path, aside, error);
-    if (error) {
-      return errno_status(error.value(), "move aside " + path.string())
-          .with_context("the checkpoint index is damaged (" + damage + ")");
-    }
+    PENSTOCK_TRY(files->rename_no_replace(path, aside)
+                     .with_context("the checkpoint index is damaged (" + damage + ")"));
     opening_report = fmt::format(
         "the checkpoint index {} was damaged ({}) and is now {}; a new one is made from the "
         "manifests",
         path.string(), damage, aside.string());
-    return from_rocksdb(open(true), "open " + path.string());
+    if (reopening) log_warning("{}", opening_report);
+    return files->sync_directory(path.parent_path());
   }
 
+  // Begins with nothing, as the next link after `witness`.
+  Status make_new(const ChainHead& witness) {
+    PENSTOCK_TRY(open(true));
+    PENSTOCK_TRY(files->sync_directory(path.parent_path()));
+    head = witness;
+    if (witness.count == 0) return {};
+    rocksdb::WriteBatch batch = protected_batch();
+    return write(batch, "begin anew");
+  }
+
+  Status start_over(const std::string& damage) {
+    db.reset();
+    PENSTOCK_TRY(set_aside(damage));
+    return make_new(head);
+  }
+
+  // Opens the database when it is not open: at first, and again after a write that failed.
+  Status ready() {
+    if (db) return {};
+    PENSTOCK_TRY_ASSIGN(const ChainHead witness, read_witness(path));
+    std::error_code error;
+    const bool exists =
+        std::filesystem::exists(path, error) &&
+        !(std::filesystem::is_directory(path, error) && std::filesystem::is_empty(path, error));
+    if (!exists) {
+      if (witness.count > 0) {
+        opening_report = fmt::format(
+            "the checkpoint index {} is gone; a new one is made from the manifests", path.string());
+      }
+      return make_new(witness);
+    }
+    PENSTOCK_TRY_ASSIGN(const bool usable, judge(witness));
+    if (!usable) return make_new(witness);
+    PENSTOCK_TRY(open(/*create=*/false));
+    // A crash may have come between the index's newest change and its witness.
+    return head == witness ? Status() : write_witness(path, head, *files);
+  }
+
+  // Whether what is there may be opened for writing; if not, it is moved aside.
+  Result<bool> judge(const ChainHead& witness) {
+    // Nobody else may write it meanwhile.
+    rocksdb::FileLock* lock = nullptr;
+    const rocksdb::Status locked = env->LockFile((path / "LOCK").string(), &lock);
+    if (is_lock_failure(locked)) return busy();
+    PENSTOCK_TRY(from_rocksdb(locked, "lock " + path.string()));
+    const Status whole = inspect(witness);
+    const Status status = whole.code() == Code::kDataLoss ? set_aside(whole.message()) : whole;
+    env->UnlockFile(lock);
+    PENSTOCK_TRY(status);
+    return whole.ok();
+  }
+
+  // After a failed write RocksDB's files are in doubt, and RocksDB itself may abort at the next
+  // one: closed, it is judged and opened anew by the next call.
   Status write(rocksdb::WriteBatch& batch, std::string_view what) {
+    const Status status = try_write(batch, what);
+    if (status.ok()) return {};
+    reopening = true;
+    db.reset();
+    return status;
+  }
+
+  Status try_write(rocksdb::WriteBatch& batch, std::string_view what) {
+    const ChainHead next = next_head(head, as_bytes(batch.Data()));
+    PENSTOCK_TRY(from_rocksdb(batch.Put(kLinkKey, encode_link({next, head.digest})), what));
     PENSTOCK_TRY(from_rocksdb(db->Write(synced(), &batch), what));
+    head = next;
     // After a flush the commit is in a checked table and no longer depends on the log's last
     // records.
-    return from_rocksdb(db->Flush(rocksdb::FlushOptions()), what);
+    PENSTOCK_TRY(from_rocksdb(db->Flush(rocksdb::FlushOptions()), what));
+    return write_witness(path, head, *files);
   }
 };
 
@@ -161,24 +242,14 @@ CheckpointIndex::CheckpointIndex(std::unique_ptr<Database> database)
 
 CheckpointIndex::~CheckpointIndex() = default;
 
-Result<std::unique_ptr<CheckpointIndex>> CheckpointIndex::open(const Path& path) {
+Result<std::unique_ptr<CheckpointIndex>> CheckpointIndex::open(const Path& path, FileSystem& files,
+                                                               rocksdb::Env* env) {
   PENSTOCK_TRY(create_directories_durably(path.parent_path()));
   auto database = std::make_unique<Database>();
   database->path = path;
-  std::error_code error;
-  const bool exists =
-      std::filesystem::exists(path / "CURRENT", error) ||
-      (std::filesystem::exists(path, error) && !std::filesystem::is_empty(path, error));
-  const rocksdb::Status opened = database->open(!exists);
-  if (!opened.ok() && opened.IsIOError() && opened.ToString().find("lock") != std::string::npos) {
-    return failed_precondition("another process has the checkpoint index " + path.string() +
-                               " open; stop the other coordinator first");
-  }
-  if (!opened.ok() && exists && !opened.IsNoSpace()) {
-    PENSTOCK_TRY(database->start_over(opened.ToString()));
-  } else {
-    PENSTOCK_TRY(from_rocksdb(opened, "open " + path.string()));
-  }
+  database->files = &files;
+  database->env = env != nullptr ? env : rocksdb::Env::Default();
+  PENSTOCK_TRY(database->ready());
   return std::unique_ptr<CheckpointIndex>(new CheckpointIndex(std::move(database)));
 }
 
@@ -188,6 +259,7 @@ const std::string& CheckpointIndex::opening_report() const {
 
 Status CheckpointIndex::record_commit(const CheckpointInfo& info) {
   const std::lock_guard lock(database_->mutex);
+  PENSTOCK_TRY(database_->ready());
   PENSTOCK_TRY_ASSIGN(const uint64_t highest, highest_commit(info.job));
   rocksdb::WriteBatch batch = protected_batch();
   std::string high;
@@ -200,6 +272,7 @@ Status CheckpointIndex::record_commit(const CheckpointInfo& info) {
 
 Status CheckpointIndex::forget(JobId job, const std::vector<uint64_t>& commit_seqs) {
   const std::lock_guard lock(database_->mutex);
+  PENSTOCK_TRY(database_->ready());
   rocksdb::WriteBatch batch = protected_batch();
   for (const uint64_t commit_seq : commit_seqs) {
     PENSTOCK_TRY(from_rocksdb(batch.Delete(row_key(job, commit_seq)), "forget"));
@@ -209,6 +282,7 @@ Status CheckpointIndex::forget(JobId job, const std::vector<uint64_t>& commit_se
 
 Status CheckpointIndex::forget_job(JobId job) {
   const std::lock_guard lock(database_->mutex);
+  PENSTOCK_TRY(database_->ready());
   PENSTOCK_TRY_ASSIGN(const std::vector<CheckpointInfo> rows, list(job));
   rocksdb::WriteBatch batch = protected_batch();
   for (const CheckpointInfo& row : rows) {
@@ -220,6 +294,7 @@ Status CheckpointIndex::forget_job(JobId job) {
 
 Result<std::vector<CheckpointInfo>> CheckpointIndex::list(JobId job) const {
   const std::lock_guard lock(database_->mutex);
+  PENSTOCK_TRY(database_->ready());
   const std::string prefix = row_prefix(job);
   rocksdb::ReadOptions options;
   options.verify_checksums = true;
@@ -241,6 +316,7 @@ Result<std::vector<CheckpointInfo>> CheckpointIndex::list(JobId job) const {
 
 Result<uint64_t> CheckpointIndex::highest_commit(JobId job) const {
   const std::lock_guard lock(database_->mutex);
+  PENSTOCK_TRY(database_->ready());
   std::string value;
   const rocksdb::Status status = database_->db->Get(rocksdb::ReadOptions(), high_key(job), &value);
   if (status.IsNotFound()) return uint64_t{0};
@@ -252,9 +328,16 @@ Result<uint64_t> CheckpointIndex::highest_commit(JobId job) const {
 }
 
 Result<IndexReport> CheckpointIndex::reconcile(JobId job, const Path& directory) {
-  const StoreListing listing = list_checkpoints(directory, job);
+  StoreListing listing = list_checkpoints(directory, job);
   PENSTOCK_TRY(listing.directory);
+  // Those of a removal that a crash cut short are neither there nor lost.
+  PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> going, removal_in_progress(directory));
+  const auto is_going = [&](const CheckpointInfo& info) {
+    return std::find(going.begin(), going.end(), info.commit_seq) != going.end();
+  };
+  std::erase_if(listing.checkpoints, is_going);
   const std::lock_guard lock(database_->mutex);
+  PENSTOCK_TRY(database_->ready());
   const auto& wanted = listing.checkpoints;
   const Result<std::vector<CheckpointInfo>> rows = list(job);
   const Result<uint64_t> mark = highest_commit(job);
@@ -277,7 +360,7 @@ Result<IndexReport> CheckpointIndex::reconcile(JobId job, const Path& directory)
   rocksdb::WriteBatch batch = protected_batch();
   if (rows.ok()) {
     for (const CheckpointInfo& row : *rows) {
-      if (!on_disk.contains(row.commit_seq)) report.lost.push_back(row);
+      if (!on_disk.contains(row.commit_seq) && !is_going(row)) report.lost.push_back(row);
     }
     report.reason = fmt::format(
         "the index had {} rows up to commit {}, the directory has {} "

@@ -3,7 +3,9 @@
 // that vanished is noticed because the index still knows its number. It is never the proof that a
 // checkpoint exists; the manifests are, and reconcile() rebuilds the rows from them.
 //
-// Keys, big-endian: 'c' job commit_seq -> row;  'h' job -> highest commit_seq ever recorded.
+// Keys, big-endian: 'c' job commit_seq -> row;  'h' job -> highest commit_seq ever recorded;
+// 'n' -> newest link of the chain of all changes, by which older contents are noticed
+// (index_witness.h).
 #pragma once
 
 #include <memory>
@@ -11,11 +13,16 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/file_system.h"
 #include "comm/base/clock.h"
 #include "comm/base/file.h"
 #include "comm/base/hash.h"
 #include "comm/base/ids.h"
 #include "comm/base/status.h"
+
+namespace rocksdb {
+class Env;
+}
 
 namespace penstock {
 
@@ -43,17 +50,23 @@ struct IndexReport {
 };
 
 // Any thread. Every call blocks on the disk, so keep it off event loops that must answer quickly;
-// one that hangs in a job's directory holds up no other job's.
+// one that hangs in a job's directory holds up no other job's. After a change that failed the
+// database is opened anew by the next call, as by open().
 class CheckpointIndex {
  public:
-  // Opens or creates. A damaged database is moved aside to "<path>.damaged-<hex>" and a new one
-  // made, and opening_report() says so; kFailedPrecondition when another process has it open.
-  static Result<std::unique_ptr<CheckpointIndex>> open(const Path& path);
+  // Opens or creates. A database that is damaged, or older than its witness, is never opened for
+  // writing: it is moved aside to "<path>.damaged-<hex>" and a new one made, and opening_report()
+  // says so; kFailedPrecondition when another process has it open. `files` and `env` (null: the
+  // real ones) are borrowed and must outlive the index.
+  static Result<std::unique_ptr<CheckpointIndex>> open(const Path& path,
+                                                       FileSystem& files = real_file_system(),
+                                                       rocksdb::Env* env = nullptr);
   ~CheckpointIndex();
   CheckpointIndex(const CheckpointIndex&) = delete;
   CheckpointIndex& operator=(const CheckpointIndex&) = delete;
 
-  // Empty, or what was wrong and where the damaged database lies now. Then reconcile() every job.
+  // Empty, or what was wrong and where the damaged database lies now, if anywhere. Then reconcile()
+  // every job.
   const std::string& opening_report() const;
 
   // One synced WriteBatch: the row and the job's highest commit number.

@@ -94,6 +94,20 @@ Result<Removal> decode_removal(std::string_view text) {
   return removal;
 }
 
+Result<std::vector<uint64_t>> removal_in_progress(const Path& directory) {
+  const auto text = read_plain_file(directory / kRemovalFile, kRemovalBytesMax);
+  std::vector<uint64_t> numbers;
+  if (text.status().code() == Code::kNotFound) return numbers;
+  PENSTOCK_TRY(text.status());
+  const Result<Removal> removal = decode_removal(*text);
+  if (!removal.ok()) return numbers;
+  for (const std::string& name : removal->manifests) {
+    const Result<uint64_t> number = parse_manifest_file_name(name);
+    if (number.ok()) numbers.push_back(*number);
+  }
+  return numbers;
+}
+
 Status begin_removal(const Path& directory, const Removal& removal, FileSystem& files) {
   const Path path = directory / kRemovalFile;
   const Path temporary = path.string() + ".tmp";
@@ -177,8 +191,9 @@ Result<RemovalReport> CheckpointStore::retain(const RetentionPolicy& policy) {
   if (removal.manifests.empty() || policy.dry_run) return report;
   PENSTOCK_TRY(begin_removal(directory_, removal, *files_));
   if (index_ != nullptr) {
+    // Not before its rows are gone may the GC file go, or they would be taken for lost checkpoints.
     const Status forgotten = index_->forget(job_, report.commit_seqs);
-    if (!forgotten.ok()) log_warning("reconcile the checkpoint index: {}", forgotten.message());
+    if (!forgotten.ok()) return forgotten.with_context("the removal goes on at the next open");
   }
   PENSTOCK_TRY(finish_removal(directory_, *files_));
   return report;

@@ -25,6 +25,10 @@ struct Removal {
 std::string encode_removal(const Removal& removal);
 Result<Removal> decode_removal(std::string_view text);
 
+// Numbers of the checkpoints that the GC file names: they are gone, or soon will be. None when
+// there is no GC file, or a damaged one.
+Result<std::vector<uint64_t>> removal_in_progress(const Path& directory);
+
 // Steps 1 to 3. REQUIRES: no GC file exists.
 Status begin_removal(const Path& directory, const Removal& removal, FileSystem& files);
 // Steps 2, 3, 5 and 6 of the removal the GC file names; nothing when there is none. A damaged GC

@@ -1,96 +1,18 @@
 // Crashes and power losses at every single change the store makes to the disk, while it saves,
-// commits and removes. Oracle: afterwards the newest whole checkpoint is the acknowledged one or,
-// when none was acknowledged, the old or the new one; it loads byte for byte; the store works on;
-// space returns.
+// commits and removes. The oracle is CrashScenario::broken_promise(); with the index beside the
+// store: index_crash_test.cc.
 #include <fmt/format.h>
 
 #include "checkpoint/marks.h"
-#include "checkpoint/removal.h"
-#include "checkpoint/store.h"
-#include "tests/checkpoint/simulated_disk.h"
-#include "tests/checkpoint/support.h"
+#include "tests/checkpoint/crash_scenario.h"
 
 namespace penstock {
 namespace {
 
 using namespace checkpoint_test;
 
-constexpr int64_t kOldStep = 10;
-constexpr int64_t kNewStep = 20;
-
-uint64_t version_of(int64_t step) {
-  return static_cast<uint64_t>(step) / 10;
-}
-
-struct Attempt {
-  bool acknowledged = false;  // commit() of kNewStep said ok
-  bool finished = false;      // everything did
-};
-
-// Saves and commits kNewStep, then keeps only it.
-Attempt save_commit_retain(const Path& directory, SimulatedDisk& disk) {
-  Attempt attempt;
-  auto store = CheckpointStore::open(directory, kJob, nullptr, disk);
-  if (!store.ok()) return attempt;
-  const auto request = save_model(directory, kJob, Epoch{2}, kNewStep, version_of(kNewStep), disk);
-  if (!request.ok()) return attempt;
-  if (!store->commit(*request).ok()) return attempt;
-  attempt.acknowledged = true;
-  attempt.finished = store->retain({1}).ok();
-  return attempt;
-}
-
-// What is wrong after the restart; empty: nothing.
-std::string broken_promise(const Path& directory, const Attempt& attempt) {
-  const NewestWhole newest = newest_whole(directory, kJob);
-  if (!newest.checkpoint) return "no checkpoint is left";
-  const int64_t step = newest.checkpoint->step;
-  if (step != kNewStep && (attempt.acknowledged || step != kOldStep)) {
-    return fmt::format("step {} is newest", step);
-  }
-  const Status loaded = load_model(directory, newest.checkpoint->manifest_file, version_of(step));
-  if (!loaded.ok()) return "the newest does not load: " + loaded.message();
-
-  auto store = CheckpointStore::open(directory, kJob, nullptr);
-  if (!store.ok()) return "it does not open again: " + store.status().message();
-  const auto swept = store->sweep_orphans(Epoch{3});
-  if (!swept.ok()) return "orphans cannot be swept: " + swept.status().message();
-  if (newest_whole(directory, kJob).checkpoint != newest.checkpoint) {
-    return "recovery changed the newest checkpoint";
-  }
-  const auto request = save_model(directory, kJob, Epoch{3}, 30, version_of(30));
-  if (!request.ok()) return "the next save fails: " + request.status().message();
-  const auto report = store->commit(*request);
-  if (!report.ok()) return "the next commit fails: " + report.status().message();
-  if (const auto kept = store->retain({1}); !kept.ok()) {
-    return "the next removal fails: " + kept.status().message();
-  }
-  size_t files = 0;
-  const std::vector<std::string> names = file_names(directory).value();
-  for (const std::string& name : names) files += name != "LOCK" && name != "STORE";
-  if (files != kModelRanks + 1) return fmt::format("{} files are left, space is lost", files);
-  return load_model(directory, report->info.manifest_file, version_of(30)).message();
-}
-
-class Scenario {
- public:
-  Scenario() : disk_(graves_.path()) {
-    auto store = CheckpointStore::open(job(), kJob, nullptr);
-    EXPECT_TRUE(store.ok()) << store.status().to_string();
-    commit_model(*store, kJob, Epoch{1}, kOldStep, version_of(kOldStep));
-  }
-  Path job() const { return directory_.path() / "job"; }
-  SimulatedDisk& disk() { return disk_; }
-  Attempt run() { return save_commit_retain(job(), disk_); }
-
- private:
-  TempDirectory directory_{memory_directory()};
-  TempDirectory graves_{memory_directory()};
-  SimulatedDisk disk_;
-};
-
 int64_t calls_of_an_undisturbed_run() {
-  Scenario scenario;
+  CrashScenario scenario;
   EXPECT_TRUE(scenario.run().finished);
   return scenario.disk().call_count();
 }
@@ -99,11 +21,11 @@ TEST(CrashTest, AKilledProcessLeavesTheOldOrTheNewCheckpointWhole) {
   const int64_t calls = calls_of_an_undisturbed_run();
   ASSERT_GT(calls, 35);
   for (int64_t call = 1; call <= calls; ++call) {
-    Scenario scenario;
+    CrashScenario scenario;
     scenario.disk().crash_at(call);
     const Attempt attempt = scenario.run();
     ASSERT_FALSE(attempt.finished);
-    EXPECT_EQ(broken_promise(scenario.job(), attempt), "") << "killed at call " << call;
+    EXPECT_EQ(scenario.broken_promise(attempt), "") << "killed at call " << call;
   }
 }
 
@@ -111,11 +33,11 @@ TEST(CrashTest, APowerLossLeavesTheOldOrTheNewCheckpointWhole) {
   const int64_t calls = calls_of_an_undisturbed_run();
   for (int64_t call = 1; call <= calls + 1; ++call) {
     for (uint64_t seed = 0; seed < 8; ++seed) {
-      Scenario scenario;
+      CrashScenario scenario;
       scenario.disk().crash_at(call);
       const Attempt attempt = scenario.run();
       scenario.disk().lose_power(seed);
-      EXPECT_EQ(broken_promise(scenario.job(), attempt), "")
+      EXPECT_EQ(scenario.broken_promise(attempt), "")
           << "power lost at call " << call << ", seed " << seed;
     }
   }
@@ -124,19 +46,14 @@ TEST(CrashTest, APowerLossLeavesTheOldOrTheNewCheckpointWhole) {
 TEST(CrashTest, ASecondCrashDuringRecoveryChangesNothing) {
   const int64_t calls = calls_of_an_undisturbed_run();
   for (int64_t call = 1; call <= calls; ++call) {
-    Scenario scenario;
+    CrashScenario scenario;
     scenario.disk().crash_at(call);
     const Attempt attempt = scenario.run();
     scenario.disk().lose_power(7);
     for (int64_t again = 1; again <= 8; ++again) {
-      TempDirectory graves(memory_directory());
-      SimulatedDisk disk(graves.path());
-      disk.crash_at(again);
-      auto store = CheckpointStore::open(scenario.job(), kJob, nullptr, disk);
-      if (store.ok() && !store->sweep_orphans(Epoch{3}).ok()) store->retain({1}).status();
-      disk.lose_power(static_cast<uint64_t>(again));
+      scenario.crash_again(again, static_cast<uint64_t>(again));
     }
-    EXPECT_EQ(broken_promise(scenario.job(), attempt), "") << "killed at call " << call;
+    EXPECT_EQ(scenario.broken_promise(attempt), "") << "killed at call " << call;
   }
 }
 
@@ -144,10 +61,10 @@ TEST(CrashTest, AnErrorAtAnyCallKeepsTheOldCheckpointOrGivesTheNew) {
   const int64_t calls = calls_of_an_undisturbed_run();
   for (const Code code : {Code::kResourceExhausted, Code::kInternal}) {
     for (int64_t call = 1; call <= calls; ++call) {
-      Scenario scenario;
+      CrashScenario scenario;
       scenario.disk().fail_call(call, code);
       const Attempt attempt = scenario.run();
-      EXPECT_EQ(broken_promise(scenario.job(), attempt), "") << "error at call " << call;
+      EXPECT_EQ(scenario.broken_promise(attempt), "") << "error at call " << call;
     }
   }
 }
@@ -156,11 +73,11 @@ TEST(CrashTest, APowerLossAfterAFailedSyncNeverShowsACommitThatWasNotDurable) {
   const int64_t calls = calls_of_an_undisturbed_run();
   for (int64_t call = 1; call <= calls; ++call) {
     for (uint64_t seed = 0; seed < 4; ++seed) {
-      Scenario scenario;
+      CrashScenario scenario;
       scenario.disk().fail_call(call, Code::kInternal);
       const Attempt attempt = scenario.run();
       scenario.disk().lose_power(seed);
-      EXPECT_EQ(broken_promise(scenario.job(), attempt), "")
+      EXPECT_EQ(scenario.broken_promise(attempt), "")
           << "error at call " << call << ", seed " << seed;
     }
   }
@@ -225,11 +142,11 @@ TEST(CrashTest, SettingADamagedCheckpointAsideIsAllOrNothing) {
 TEST(CrashTest, WithoutFileSyncsAPowerLossLosesTheCheckpoint) {
   int broken = 0;
   for (uint64_t seed = 0; seed < 10; ++seed) {
-    Scenario scenario;
+    CrashScenario scenario;
     scenario.disk().ignore_file_syncs();
     const Attempt attempt = scenario.run();
     scenario.disk().lose_power(seed);
-    broken += !broken_promise(scenario.job(), attempt).empty();
+    broken += !scenario.broken_promise(attempt).empty();
   }
   EXPECT_GT(broken, 5);
 }
@@ -237,11 +154,11 @@ TEST(CrashTest, WithoutFileSyncsAPowerLossLosesTheCheckpoint) {
 TEST(CrashTest, WithoutDirectorySyncsAPowerLossLosesTheCheckpoint) {
   int broken = 0;
   for (uint64_t seed = 0; seed < 10; ++seed) {
-    Scenario scenario;
+    CrashScenario scenario;
     scenario.disk().ignore_directory_syncs();
     const Attempt attempt = scenario.run();
     scenario.disk().lose_power(seed);
-    broken += !broken_promise(scenario.job(), attempt).empty();
+    broken += !scenario.broken_promise(attempt).empty();
   }
   EXPECT_GT(broken, 5);
 }
