@@ -191,9 +191,10 @@ Result<int64_t> number_of(const SafetensorsFile& file, const char* key) {
 
 }  // namespace
 
-std::string state_digest(const Manifest& manifest) {
+std::string state_digest(const Manifest& manifest, std::optional<TensorKind> kind) {
   DigestStream stream;
   for (const ManifestTensor& tensor : manifest.tensors) {  // ascending by name
+    if (kind && parse_logical_name(tensor.name).kind != *kind) continue;
     ByteWriter writer;
     writer.put_string(tensor.name);
     writer.put(tensor.dtype);

@@ -8,11 +8,13 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "checkpoint/compare.h"
 #include "checkpoint/file_system.h"
+#include "checkpoint/names.h"
 #include "checkpoint/safetensors.h"
 
 namespace penstock {
@@ -36,8 +38,8 @@ Result<StateFiles> write_state_files(const CheckpointFiles& checkpoint, StateFor
                                      FileSystem& files = real_file_system());
 
 // Names the whole state: equal for equal names, types, shapes and bits, whatever the layout.
-// REQUIRES: the manifest has_tensor_digests().
-std::string state_digest(const Manifest& manifest);
+// With `kind`, its tensors of that kind alone. REQUIRES: the manifest has_tensor_digests().
+std::string state_digest(const Manifest& manifest, std::optional<TensorKind> kind = {});
 
 // A folder of safetensors as written above, for importing. Headers are read and checked, no data.
 struct StateFolder {

@@ -8,29 +8,13 @@
 #include <thread>
 
 #include "checkpoint/compare.h"
-#include "checkpoint/names.h"
 #include "checkpoint/saved_slice.h"
+#include "checkpoint/state_files.h"
 #include "checkpoint/store.h"
 #include "comm/base/log.h"
 
 namespace penstock {
 namespace {
-
-// Names the weights of a checkpoint: equal for equal bits, whatever the layout and what else the
-// checkpoint holds.
-std::string weights_digest(const Manifest& manifest) {
-  DigestStream stream;
-  for (const ManifestTensor& tensor : manifest.tensors) {
-    if (parse_logical_name(tensor.name).kind != TensorKind::kWeight) continue;
-    ByteWriter writer;
-    writer.put_string(tensor.name);
-    writer.put(tensor.dtype);
-    for (const int64_t size : tensor.shape) writer.put(size);
-    writer.put(tensor.digest());
-    stream.update(writer.data());
-  }
-  return to_hex(stream.finish());
-}
 
 // The newest earlier checkpoint of the step; none, or one without digests of tensors: nothing.
 std::optional<Manifest> earlier_of_step(const CheckpointStore& store, JobId job, int64_t step) {
@@ -79,7 +63,9 @@ Result<CheckpointRecord> commit_now(CheckpointStore& store, const CommitCheckpoi
   record.manifest = manifest.string();
   record.bytes = report.info.payload_bytes;
   const Result<StoredManifest> stored = read_manifest(manifest);
-  if (stored.ok()) record.weights_digest = weights_digest(stored->manifest);
+  if (stored.ok()) {
+    record.weights_digest = state_digest(stored->manifest, TensorKind::kWeight);
+  }
   return record;
 }
 

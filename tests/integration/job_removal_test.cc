@@ -6,13 +6,6 @@
 namespace penstock {
 namespace {
 
-const ClusterOptions kTwoByTwo{.worker_count = 2, .devices_per_worker = 2};
-
-ProgramRun penstock(const Cluster& cluster, std::vector<std::string> arguments) {
-  arguments.insert(arguments.begin(), {binary("penstock").string(), "--server", cluster.server()});
-  return run_program(arguments);
-}
-
 bool has_series(const Cluster& cluster, const std::string& id) {
   return cluster.call("GET", "/metrics").body.find("run=\"" + id + "\"") != std::string::npos;
 }

@@ -6,13 +6,6 @@
 namespace penstock {
 namespace {
 
-const ClusterOptions kTwoByTwo{.worker_count = 2, .devices_per_worker = 2};
-
-ProgramRun penstock(const Cluster& cluster, std::vector<std::string> arguments) {
-  arguments.insert(arguments.begin(), {binary("penstock").string(), "--server", cluster.server()});
-  return run_program(arguments);
-}
-
 std::string message_of(const Cluster& cluster, const std::string& id, const std::string& code) {
   const Json events = cluster.get("/api/v1/jobs/" + id + "/events?limit=1000");
   std::string message;

@@ -7,13 +7,6 @@
 namespace penstock {
 namespace {
 
-const ClusterOptions kTwoByTwo{.worker_count = 2, .devices_per_worker = 2};
-
-ProgramRun penstock(const Cluster& cluster, std::vector<std::string> arguments) {
-  arguments.insert(arguments.begin(), {binary("penstock").string(), "--server", cluster.server()});
-  return run_program(arguments);
-}
-
 int64_t event_count(const Cluster& cluster, const std::string& id, const std::string& code) {
   const Json events = cluster.get("/api/v1/jobs/" + id + "/events?limit=1000");
   int64_t count = 0;

@@ -161,8 +161,7 @@ TEST(RecoveryTest, ATrainingThatDivergesFailsAtOnceAndKeepsItsLastGoodCheckpoint
   EXPECT_GT(std::stoll(found[1]), job.at("checkpoint").at("step").get<int64_t>());
   const std::string log_tail = job.at("last_failure").at("log_tail");
   EXPECT_NE(log_tail.find("penstock-rank: "), std::string::npos) << log_tail;
-  const ProgramRun shown =
-      run_program({binary("penstock").string(), "--server", cluster.server(), "describe", id});
+  const ProgramRun shown = penstock(cluster, {"describe", id});
   EXPECT_NE(shown.out.find("\nlast output "), std::string::npos) << shown.out;
   EXPECT_EQ(shown.out.find("penstock resume"), std::string::npos) << "a replay ends the same way";
   const std::string metrics = cluster.call("GET", "/metrics").body;

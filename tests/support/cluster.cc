@@ -322,4 +322,9 @@ std::string tiny_job_yaml(const Path& folder, const TinyJob& job) {
       job.checkpoint_interval, job.max_restarts);
 }
 
+ProgramRun penstock(const Cluster& cluster, std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), {binary("penstock").string(), "--server", cluster.server()});
+  return run_program(arguments);
+}
+
 }  // namespace penstock

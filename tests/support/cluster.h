@@ -61,6 +61,7 @@ struct ClusterOptions {
   int devices_per_worker = 1;
   int heartbeat_interval_ms = 500;
 };
+inline const ClusterOptions kTwoByTwo{.worker_count = 2, .devices_per_worker = 2};
 
 // Aborts the test process when a daemon cannot be started: nothing after that would mean anything.
 class Cluster {
@@ -107,6 +108,9 @@ class Cluster {
   int control_port_ = 0;
   std::map<std::string, ChildProcess> daemons_;
 };
+
+// Runs `penstock ARGUMENTS` of this build against the cluster's coordinator.
+ProgramRun penstock(const Cluster& cluster, std::vector<std::string> arguments);
 
 // Writes a small data set of pseudo-random text with structure to learn, as
 // <folder>/NAME.{bin,idx}; returns the prefix. Vocabulary 257 (bytes).
