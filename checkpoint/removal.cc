@@ -202,6 +202,9 @@ Result<RemovalReport> CheckpointStore::retain(const RetentionPolicy& policy) {
 Status remove_store(const Path& directory, JobId job, FileSystem& files) {
   std::error_code error;
   if (!std::filesystem::exists(directory, error) && !error) return {};
+  // Its lock comes first, so that nobody commits between the list and the removal.
+  PENSTOCK_TRY_ASSIGN(std::optional<CheckpointStore> store,
+                      CheckpointStore::open(directory, job, nullptr, files));
   PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
   Removal removal;
   std::vector<std::string> others;
@@ -223,18 +226,11 @@ Status remove_store(const Path& directory, JobId job, FileSystem& files) {
       others.push_back(name);
     }
   }
-  {
-    PENSTOCK_TRY_ASSIGN(const CheckpointStore store,
-                        CheckpointStore::open(directory, job, nullptr, files));
-    PENSTOCK_TRY(begin_removal(directory, removal, files));
-    PENSTOCK_TRY(finish_removal(directory, files));
-    for (const std::string& name : others) PENSTOCK_TRY(remove_if_there(files, directory / name));
-    // Made by open() where they were missing.
-    for (const char* name : {"STORE", "LOCK"}) {
-      PENSTOCK_TRY(remove_if_there(files, directory / name));
-    }
-    PENSTOCK_TRY(files.sync_directory(directory));
-  }
+  PENSTOCK_TRY(begin_removal(directory, removal, files));
+  PENSTOCK_TRY(finish_removal(directory, files));
+  for (const std::string& name : others) PENSTOCK_TRY(remove_if_there(files, directory / name));
+  PENSTOCK_TRY(files.sync_directory(directory));
+  store.reset();  // network file systems keep a removed file's name while it is open
   std::filesystem::remove(directory, error);  // not when somebody else's files are in it
   return {};
 }
