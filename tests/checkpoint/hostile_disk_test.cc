@@ -6,27 +6,13 @@
 #include "checkpoint/removal.h"
 #include "checkpoint/store.h"
 #include "tests/checkpoint/support.h"
+#include "tests/support/real_files.h"
 #include "tests/support/small_disk.h"
 
 namespace penstock {
 namespace {
 
 using namespace checkpoint_test;
-
-// The real disk, but for what a subclass changes.
-class OtherFiles : public FileSystem {
- public:
-  Result<std::unique_ptr<WritableFile>> create(const Path& path) override {
-    return real_file_system().create(path);
-  }
-  Status rename_no_replace(const Path& from, const Path& to) override {
-    return real_file_system().rename_no_replace(from, to);
-  }
-  Status remove(const Path& path) override { return real_file_system().remove(path); }
-  Status sync_directory(const Path& directory) override {
-    return real_file_system().sync_directory(directory);
-  }
-};
 
 class HostileDiskTest : public ::testing::Test {
  protected:
@@ -57,7 +43,7 @@ class FlippingFile : public WritableFile {
   std::unique_ptr<WritableFile> file_;
 };
 
-class FlippingFiles : public OtherFiles {
+class FlippingFiles : public RealFiles {
  public:
   Result<std::unique_ptr<WritableFile>> create(const Path& path) override {
     PENSTOCK_TRY_ASSIGN(std::unique_ptr<WritableFile> file, real_file_system().create(path));
@@ -98,15 +84,15 @@ TEST_F(HostileDiskTest, AReaderOfACheckpointThatIsBeingRemovedGetsItsBytesOrAnEr
 
 // Stops its own process, as SIGSTOP from outside would, after the rename that is the commit and
 // before it is durable.
-class StoppingFiles : public OtherFiles {
+class StoppingFiles : public RealFiles {
  public:
   Status rename_no_replace(const Path& from, const Path& to) override {
     renamed_ = renamed_ || to.extension() == ".manifest";
-    return OtherFiles::rename_no_replace(from, to);
+    return RealFiles::rename_no_replace(from, to);
   }
   Status sync_directory(const Path& directory) override {
     if (renamed_) ::raise(SIGSTOP);
-    return OtherFiles::sync_directory(directory);
+    return RealFiles::sync_directory(directory);
   }
 
  private:

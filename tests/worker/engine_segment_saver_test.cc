@@ -8,6 +8,7 @@
 
 #include "checkpoint/segment_reader.h"
 #include "checkpoint/store.h"
+#include "tests/support/real_files.h"
 #include "tests/worker/engine_test_support.h"
 
 namespace penstock {
@@ -16,19 +17,12 @@ namespace {
 constexpr int64_t kElements = 5000;
 
 // A disk whose files cannot be created before the test says so, or at all.
-class GatedFileSystem : public FileSystem {
+class GatedFileSystem : public RealFiles {
  public:
   Result<std::unique_ptr<WritableFile>> create(const Path& path) override {
     gate_.acquire();
     if (full_) return resource_exhausted("create " + path.string() + ": No space left on device");
     return real_file_system().create(path);
-  }
-  Status rename_no_replace(const Path& from, const Path& to) override {
-    return real_file_system().rename_no_replace(from, to);
-  }
-  Status remove(const Path& path) override { return real_file_system().remove(path); }
-  Status sync_directory(const Path& directory) override {
-    return real_file_system().sync_directory(directory);
   }
   void open_gate() { gate_.release(); }  // for one file
   void fill_up() { full_ = true; }
