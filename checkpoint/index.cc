@@ -187,6 +187,8 @@ struct CheckpointIndex::Database {
     const bool exists =
         std::filesystem::exists(path, error) &&
         !(std::filesystem::is_directory(path, error) && std::filesystem::is_empty(path, error));
+    // Taken for missing, an older one would be opened for writing.
+    if (error) return errno_status(error.value(), "look for " + path.string());
     if (!exists) {
       if (witness.count > 0) {
         opening_report = fmt::format(
@@ -253,7 +255,8 @@ Result<std::unique_ptr<CheckpointIndex>> CheckpointIndex::open(const Path& path,
   return std::unique_ptr<CheckpointIndex>(new CheckpointIndex(std::move(database)));
 }
 
-const std::string& CheckpointIndex::opening_report() const {
+std::string CheckpointIndex::opening_report() const {
+  const std::lock_guard lock(database_->mutex);
   return database_->opening_report;
 }
 

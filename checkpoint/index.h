@@ -67,7 +67,7 @@ class CheckpointIndex {
 
   // Empty, or what was wrong and where the damaged database lies now, if anywhere. Then reconcile()
   // every job.
-  const std::string& opening_report() const;
+  std::string opening_report() const;
 
   // One synced WriteBatch: the row and the job's highest commit number.
   Status record_commit(const CheckpointInfo& info);

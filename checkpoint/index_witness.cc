@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "checkpoint/uuid.h"
+#include "comm/base/log.h"
 
 namespace penstock {
 namespace {
@@ -66,7 +67,9 @@ Status write_witness(const Path& index, const ChainHead& head, FileSystem& files
   PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(folder));
   for (const std::string& other : names) {
     if (other == name || !parse_name(index, other)) continue;
-    PENSTOCK_TRY(files.remove(folder / other));
+    if (const Status removed = files.remove(folder / other); !removed.ok()) {
+      log_warning("{}", removed.message());
+    }
   }
   return {};
 }

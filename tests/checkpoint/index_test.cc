@@ -2,6 +2,7 @@
 
 #include "checkpoint/store.h"
 #include "tests/checkpoint/support.h"
+#include "tests/support/real_files.h"
 
 namespace penstock {
 namespace {
@@ -72,6 +73,23 @@ TEST_F(IndexTest, ACommitIsIndexedAndSurvivesReopening) {
   ASSERT_TRUE(report.ok());
   EXPECT_FALSE(report->rebuilt) << report->reason;
   EXPECT_EQ(report->row_count, 1u);
+}
+
+TEST_F(IndexTest, AWitnessThatCannotBeRemovedDoesNoHarm) {
+  class KeepingFiles : public RealFiles {
+    Status remove(const Path& path) override { return internal_error("unlink " + path.string()); }
+  };
+  open_store();
+  std::vector<CheckpointInfo> rows = {commit(10)};
+  close();
+  KeepingFiles files;
+  index_ = CheckpointIndex::open(index_path(), files).value();
+  open_store();
+  for (const int64_t step : {20, 30}) rows.push_back(commit(step));
+  close();
+  open();
+  EXPECT_EQ(index_->opening_report(), "");
+  EXPECT_EQ(*index_->list(kJob), rows);
 }
 
 TEST_F(IndexTest, ADeletedIndexIsRebuiltFromTheManifests) {
