@@ -2,6 +2,14 @@
 
 namespace penstock {
 
+Status check_room(const Path& folder, uint64_t bytes) {
+  std::error_code error;
+  const std::filesystem::space_info space = std::filesystem::space(folder, error);
+  if (error || space.available >= bytes) return {};  // reserving each file decides
+  return resource_exhausted(
+      fmt::format("{}: {} bytes are free, {} are needed", folder.string(), space.available, bytes));
+}
+
 Status write_new_file(FileSystem& files, const Path& path, Bytes bytes) {
   PENSTOCK_TRY_ASSIGN(std::unique_ptr<WritableFile> file, files.create(path));
   const auto write = [&]() -> Status {

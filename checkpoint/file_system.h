@@ -52,6 +52,10 @@ class FileSystem {
 // The disk. Thread-safe.
 FileSystem& real_file_system();
 
+// kResourceExhausted when the disk of `folder` has less free, so that it is known before the first
+// of many files.
+Status check_room(const Path& folder, uint64_t bytes);
+
 // create, write, sync, close. On an error the file is removed. Its name is durable only after
 // sync_directory().
 Status write_new_file(FileSystem& files, const Path& path, Bytes bytes);

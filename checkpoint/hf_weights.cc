@@ -129,14 +129,6 @@ class FileCopy {
   std::vector<HfWeights::Tensor> written_;
 };
 
-Status check_room(const Path& folder, uint64_t bytes) {
-  std::error_code error;
-  const std::filesystem::space_info space = std::filesystem::space(folder, error);
-  if (error || space.available >= bytes) return {};  // reserving each file decides
-  return resource_exhausted(fmt::format("{}: {} bytes are free, the weights take {}",
-                                        folder.string(), space.available, bytes));
-}
-
 Status write_index(const Path& folder, const std::vector<SafetensorsHeader>& headers,
                    uint64_t byte_count, FileSystem& files) {
   Json places = Json::object();

@@ -48,14 +48,6 @@ std::vector<std::vector<const ManifestTensor*>> plan_files(const Manifest& manif
   return files;
 }
 
-Status check_room(const Path& folder, uint64_t bytes) {
-  std::error_code error;
-  const std::filesystem::space_info space = std::filesystem::space(folder, error);
-  if (error || space.available >= bytes) return {};  // reserving each file decides
-  return resource_exhausted(fmt::format("{}: {} bytes are free, the state takes {}",
-                                        folder.string(), space.available, bytes));
-}
-
 // Streams one file's tensors, in the order of `tensors`, to `put`; adds what was written.
 template <typename Put>
 Status copy_tensors(const CheckpointFiles& checkpoint,
