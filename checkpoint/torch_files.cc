@@ -48,6 +48,10 @@ TorchType torch_type(DType dtype) {
   return {};
 }
 
+void put_little_endian(std::string& text, uint64_t value, int bytes) {
+  for (int i = 0; i < bytes; ++i) text += static_cast<char>(value >> (8 * i) & 0xff);
+}
+
 // Writes a pickle of protocol 2 (Python's pickletools names the opcodes). Values are pushed on the
 // reader's stack; what takes several is preceded by mark().
 class Pickle {
@@ -72,12 +76,12 @@ class Pickle {
   }
   void text(std::string_view value) {  // printable ASCII, as logical names are
     text_ += 'X';
-    little_endian(value.size(), 4);
+    put_little_endian(text_, value.size(), 4);
     text_ += value;
   }
   void number(int64_t value) {
     text_ += "\x8a\x08"sv;
-    little_endian(static_cast<uint64_t>(value), 8);
+    put_little_endian(text_, static_cast<uint64_t>(value), 8);
   }
   void numbers(const std::vector<int64_t>& values) {
     mark();
@@ -102,9 +106,6 @@ class Pickle {
   }
 
  private:
-  void little_endian(uint64_t value, int bytes) {
-    for (int i = 0; i < bytes; ++i) text_ += static_cast<char>(value >> (8 * i) & 0xff);
-  }
   std::string text_;
 };
 
@@ -240,7 +241,7 @@ Result<std::string> torch_save_header(DType dtype, const std::vector<int64_t>& s
   storages.text("0");
   storages.append_items();
   std::string header = container_start() + tensor.finish() + storages.finish();
-  for (int i = 0; i < 8; ++i) header += static_cast<char>(count >> (8 * i) & 0xff);
+  put_little_endian(header, static_cast<uint64_t>(count), 8);
   return header;
 }
 

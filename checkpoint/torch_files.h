@@ -4,7 +4,6 @@
 // is ever read here.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
