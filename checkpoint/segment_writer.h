@@ -19,7 +19,7 @@ struct SliceSource {
 
 // Saves `sources` as one new segment in the job's checkpoint directory (which exists) and returns
 // what SegmentSaved reports. When it returns ok, data and name are on the disk; when not, the file
-// is gone again.
+// is gone again. `buffers` are written to: one call at a time may have them.
 //   kInvalidArgument    a slice or its byte count is wrong, or a name and box are given twice
 //   kResourceExhausted  the disk or a quota is full; found before the first byte is written
 //   other codes         the write, sync or close failed. Never retried on the same file: call

@@ -141,10 +141,10 @@ void check_rebalance(const JobSpec& spec, SpecProblems& problems) {
       fmt::format("parallelism.rebalance.threshold must be 0 (off) or at least 1, not {}: "
                   "it is the load of the most loaded rank relative to the mean",
                   threshold));
-  problems.rule("parallelism.rebalance.threshold",
-                threshold == 0.0 || spec.checkpoint.saves_on_the_way(),
-                "parallelism.rebalance.threshold needs checkpoint.interval above 0: experts move "
-                "when a checkpoint is committed");
+  problems.rule(
+      "parallelism.rebalance.threshold", threshold == 0.0 || spec.checkpoint.saves_on_the_way(),
+      "parallelism.rebalance.threshold needs checkpoint.interval above 0 or auto: experts "
+      "move when a checkpoint is committed");
 }
 
 }  // namespace

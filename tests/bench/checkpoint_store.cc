@@ -168,7 +168,7 @@ uint64_t disk_bytes(const Path& directory) {
   return bytes;
 }
 
-// Writes and commits in the caller's thread, `saves` times; keeps the newest.
+// Writes and commits in the caller's thread, `saves` times; old ones stay.
 Result<json> save(const Flags& flags) {
   const State state(flags, 0, 1, true);
   const std::vector<SliceSource> sources = state.sources();
