@@ -60,15 +60,14 @@ Result<std::set<uint64_t>> pinned_checkpoints(const Path& directory) {
 Status CheckpointStore::pin(uint64_t commit_seq) {
   PENSTOCK_TRY(read_manifest(directory_ / manifest_file_name(commit_seq)).status());
   const Status made = write_new_file(*files_, directory_ / pin_file_name(commit_seq), {});
-  if (made.code() == Code::kAlreadyExists) return {};
-  PENSTOCK_TRY(made);
+  // One that is there may be of a process that died before it was durable.
+  if (made.code() != Code::kAlreadyExists) PENSTOCK_TRY(made);
   return files_->sync_directory(directory_);
 }
 
 Status CheckpointStore::unpin(uint64_t commit_seq) {
   const Status removed = files_->remove(directory_ / pin_file_name(commit_seq));
-  if (removed.code() == Code::kNotFound) return {};
-  PENSTOCK_TRY(removed);
+  if (removed.code() != Code::kNotFound) PENSTOCK_TRY(removed);
   return files_->sync_directory(directory_);
 }
 

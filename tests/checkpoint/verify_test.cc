@@ -1,6 +1,7 @@
 #include "checkpoint/verify.h"
 
 #include "checkpoint/marks.h"
+#include "tests/checkpoint/simulated_disk.h"
 #include "tests/checkpoint/support.h"
 
 namespace penstock {
@@ -143,6 +144,29 @@ TEST_F(VerifyTest, RetentionKeepsPinnedOnesAndThoseOfCertainSteps) {
   const std::vector<std::string> names = file_names(path()).value();
   for (const std::string& name : names) segments += name.ends_with(".segment");
   EXPECT_EQ(segments, 4u) << "space returns";
+}
+
+TEST_F(VerifyTest, APinIsDurableEvenWhenAnEarlierTryMadeItsName) {
+  commit(10);
+  store_.reset();
+  for (uint64_t seed = 0; seed < 8; ++seed) {
+    TempDirectory graves;
+    SimulatedDisk disk(graves.path());
+    {
+      auto store = CheckpointStore::open(path(), kJob, nullptr, disk);
+      ASSERT_TRUE(store.ok());
+      const int64_t before = disk.call_count();
+      ASSERT_TRUE(store->pin(1).ok());
+      const int64_t calls = disk.call_count() - before;
+      ASSERT_TRUE(store->unpin(1).ok());
+      disk.fail_call(disk.call_count() + calls, Code::kInternal);  // the directory's sync
+      EXPECT_FALSE(store->pin(1).ok());
+      EXPECT_TRUE(store->pin(1).ok());
+    }
+    disk.lose_power(seed);
+    EXPECT_EQ(pinned_checkpoints(path()).value(), std::set<uint64_t>{1}) << seed;
+    std::filesystem::remove(path() / pin_file_name(1));
+  }
 }
 
 TEST(MarksTest, NamesRoundTripAndNothingElseParses) {
