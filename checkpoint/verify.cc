@@ -64,6 +64,7 @@ bool visit_segment(const Path& directory, const Manifest& manifest, const Manife
     if (!same.ok() && !visit(whole_file(segment, {listed}, same))) return false;
   }
   bool go_on = true;
+  std::optional<size_t> last_slice;
   const auto visit_data = [&](const SegmentDamage& found) {
     CheckpointDamage damage{.file = segment.file,
                             .rank = segment.rank,
@@ -75,7 +76,9 @@ bool visit_segment(const Path& directory, const Manifest& manifest, const Manife
     for (const size_t slice : found.slices) {
       const TensorSlice& entry = reader->slices()[slice].slice;
       add_tensor(damage, name_of(entry.name, entry.box));
+      damage.continues = damage.continues || slice == last_slice;
     }
+    if (!found.slices.empty()) last_slice = found.slices.back();
     go_on = visit(damage);
     return go_on;
   };
@@ -154,10 +157,9 @@ DamageReport find_damage(const Path& directory, const Manifest& manifest, const 
       CheckpointDamage& last = report.damages.back();
       if (last.file == damage.file && last.end == damage.begin && last.what == damage.what) {
         last.end = damage.end;
-        for (const std::string& tensor : damage.tensors) {
-          if (std::find(last.tensors.begin(), last.tensors.end(), tensor) == last.tensors.end()) {
-            add_tensor(last, tensor);
-          }
+        last.tensor_count += damage.tensor_count - damage.continues;
+        for (size_t i = damage.continues; i < damage.tensors.size(); ++i) {
+          if (last.tensors.size() < kTensorsNamed) last.tensors.push_back(damage.tensors[i]);
         }
         return true;
       }

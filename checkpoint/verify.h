@@ -16,6 +16,7 @@ struct CheckpointDamage {
   std::optional<Rank> rank;          // who wrote it; empty: a manifest
   std::vector<std::string> tensors;  // "NAME [box]" of what cannot be used, the first few of them
   size_t tensor_count = 0;           // of all of them
+  bool continues = false;            // the first of them is the last one of the damage before
   uint64_t begin = 0;                // range of the file
   uint64_t end = 0;
   std::string what;  // why, in short

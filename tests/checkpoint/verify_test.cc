@@ -38,6 +38,29 @@ TEST_F(VerifyTest, EveryDamageIsListedWithFileRankTensorAndBytes) {
   EXPECT_EQ(report.damages[2].end, manifest_of(info).segments[1].byte_count);
 }
 
+TEST_F(VerifyTest, ManyTensorsOfOneDamageAreCountedOnceEach) {
+  std::vector<OwnedSlice> slices = {known_slice("big", DType::kU8, {20'000}, {{0}, {20'000}})};
+  for (int i = 0; i < 400; ++i) {
+    slices.push_back(known_slice(fmt::format("small{}", i), DType::kU8, {130}, {{0}, {130}}));
+  }
+  const SegmentSummary summary = save_segment(path(), {kJob, Epoch{1}, Rank{0}, 10}, slices);
+  const auto report = store_->commit({.epoch = Epoch{1},
+                                      .step = 10,
+                                      .created_at = {},
+                                      .spec_json = "{}",
+                                      .layout = "one rank",
+                                      .segments = {commit_segment(summary)}});
+  ASSERT_TRUE(report.ok()) << report.status().to_string();
+  for (const uint64_t block : {0, 1, 2}) flip_byte(path() / summary.file, 4096 + 16384 * block);
+  const uint64_t end = 4096 + 3 * 16384;
+  const auto wanted = std::count_if(summary.slices.begin(), summary.slices.end(),
+                                    [&](const auto& entry) { return entry.file_offset < end; });
+  const DamageReport found = find_damage(path(), manifest_of(report->info));
+  ASSERT_EQ(found.damages.size(), 1u);
+  EXPECT_EQ(found.damages[0].end, end);
+  EXPECT_EQ(static_cast<int64_t>(found.damages[0].tensor_count), wanted);
+}
+
 TEST_F(VerifyTest, AWrongDigestUnderRightChecksumsIsFound) {
   const CheckpointInfo info = commit(10);
   Manifest manifest = manifest_of(info);
