@@ -85,7 +85,7 @@ class Coordinator {
   void on_event(const RemoveJob& remove);
   void on_event(const CheckpointsRemoved& removed);
   void erase_job(JobId id, RequestId request, bool checkpoints);
-  Status check_submission(const JobSpec& spec) const;
+  Status check_submission(const JobSpec& spec, JobId resumed) const;
 
   // coordinator_experts.cc: where experts are.
   void on_event(const RebalanceJob& rebalance);

@@ -7,7 +7,8 @@
 
 namespace penstock {
 
-Status Coordinator::check_submission(const JobSpec& spec) const {
+// Of a new job (`resumed` 0), or of one that goes on: its own directory is no other job's.
+Status Coordinator::check_submission(const JobSpec& spec, JobId resumed) const {
   if (const Result<std::vector<Program>> programs = make_programs(spec.parallelism);
       !programs.ok()) {
     return programs.status();
@@ -22,8 +23,9 @@ Status Coordinator::check_submission(const JobSpec& spec) const {
   }
   for (const auto& [id, job] : jobs_) {
     const JobRecord& other = job.record;
-    const bool in_use = !is_final(other.state) || other.checkpoint;
-    if (spec.checkpoint.dir.empty() || other.checkpoint_dir != spec.checkpoint.dir || !in_use) {
+    const bool in_use = !is_final(other.state) || other.checkpoint || job.removing.value != 0;
+    if (id == resumed || spec.checkpoint.dir.empty() ||
+        other.checkpoint_dir != spec.checkpoint.dir || !in_use) {
       continue;
     }
     return already_exists(
@@ -55,7 +57,7 @@ void Coordinator::on_event(const SubmitJob& submit) {
   const JobId id = {last_job_.value + 1};
   JobSpec spec = submit.spec;
   if (spec.name.empty()) spec.name = fmt::format("job-{}", id);
-  if (const Status refused = check_submission(spec); !refused.ok()) {
+  if (const Status refused = check_submission(spec, {}); !refused.ok()) {
     effects_.answers.push_back({submit.request, refused, {}});
     return;
   }
@@ -118,7 +120,9 @@ void Coordinator::on_event(const ResumeJob& resume) {
     return refuse(
         failed_precondition(fmt::format("job {} \"{}\" is being removed", record.id, record.name)));
   }
-  if (const Status refused = check_submission(job.spec); !refused.ok()) return refuse(refused);
+  if (const Status refused = check_submission(job.spec, record.id); !refused.ok()) {
+    return refuse(refused);
+  }
   if (const Status refused = begin_proof(job, resume.prove_steps); !refused.ok()) {
     return refuse(refused);
   }
@@ -152,6 +156,14 @@ void Coordinator::on_event(const RemoveJob& remove) {
         fmt::format("job {} \"{}\" is being removed already", record.id, record.name)));
   }
   if (!remove.checkpoints) return erase_job(record.id, remove.request, false);
+  for (const auto& [id, other] : jobs_) {
+    if (id == record.id || other.record.checkpoint_dir != record.checkpoint_dir) continue;
+    // It may have segments there that no manifest names yet.
+    return refuse(failed_precondition(
+        fmt::format("checkpoint.dir {} is also where job {} \"{}\" keeps its checkpoints; remove "
+                    "that job first, or job {} without its checkpoints",
+                    record.checkpoint_dir, id, other.record.name, record.id)));
+  }
   job.removing = remove.request;
   effects_.removals.push_back({record.id, record.checkpoint_dir});
 }
@@ -163,6 +175,8 @@ void Coordinator::on_event(const CheckpointsRemoved& removed) {
   if (found == jobs_.end() || found->second.removing.value == 0) return;
   const RequestId request = std::exchange(found->second.removing, RequestId{});
   if (removed.status.ok()) return erase_job(removed.job, request, true);
+  // Said here as well: whoever asked may have stopped waiting.
+  note(found->second, "coordinator", {"removal_failed", removed.status.message()});
   effects_.answers.push_back({request, removed.status, {}});
 }
 

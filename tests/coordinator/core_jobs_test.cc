@@ -81,6 +81,8 @@ TEST_F(CoreJobsTest, TheCheckpointDirectoryOfAnotherJobIsAConflict) {
   h.confirm_stops(second);
   spec.name = "third";
   EXPECT_EQ(h.submit(spec).status.code(), Code::kAlreadyExists);
+  EXPECT_EQ(h.resume(job).status.code(), Code::kAlreadyExists);
+  EXPECT_TRUE(h.resume(second).status.ok()) << "its own directory is nobody else's";
 }
 
 TEST_F(CoreJobsTest, AJobWithoutANameGetsOneFromItsId) {

@@ -76,10 +76,42 @@ TEST_F(CoreRemovalTest, WhenCheckpointsCannotBeRemovedTheJobStaysAndMayBeResumed
   h.remove(job, true);
   h.feed(CheckpointsRemoved{job, internal_error("the disk is read-only")});
   EXPECT_EQ(h.answers.back().status.message(), "the disk is read-only");
+  EXPECT_TRUE(h.has_event("removal_failed")) << "for who has stopped waiting";
   ASSERT_NE(h.core().find_job(job), nullptr);
   EXPECT_TRUE(h.resume(job).status.ok());
   h.feed(CheckpointsRemoved{job, {}});  // nobody asked
   EXPECT_NE(h.core().find_job(job), nullptr);
+}
+
+TEST_F(CoreRemovalTest, ADirectoryThatAnotherJobHasAsWellIsLeftAlone) {
+  end();
+  JobSpec spec = four_rank_spec("first");
+  spec.checkpoint.dir = "/shared/run";
+  const JobId first = h.submit_ok(spec);  // ends without having saved anything
+  h.cancel(first);
+  h.confirm_stops(first);
+  spec.name = "second";
+  h.submit_ok(spec);
+  const Answer answer = h.remove(first, true);
+  EXPECT_EQ(answer.status.code(), Code::kFailedPrecondition);
+  EXPECT_NE(answer.status.message().find("\"second\""), std::string::npos);
+  EXPECT_TRUE(h.removals.empty());
+  EXPECT_TRUE(h.remove(first).status.ok()) << "the job alone may go";
+}
+
+TEST_F(CoreRemovalTest, NoJobGetsADirectoryThatIsBeingRemoved) {
+  end();
+  JobSpec spec = four_rank_spec("first");
+  spec.checkpoint.dir = "/shared/run";
+  const JobId first = h.submit_ok(spec);
+  h.cancel(first);
+  h.confirm_stops(first);
+  h.remove(first, true);
+  ASSERT_EQ(h.removals.size(), 1u);
+  spec.name = "second";
+  EXPECT_EQ(h.submit(spec).status.code(), Code::kAlreadyExists);
+  h.feed(CheckpointsRemoved{first, {}});
+  EXPECT_TRUE(h.submit(spec).status.ok());
 }
 
 TEST_F(CoreRemovalTest, ALateWordFromARemovedJobsRanksIsAnsweredWithTheOrderToStop) {
