@@ -149,7 +149,7 @@ void Coordinator::rebalance_at_checkpoint(Job& job, int64_t step) {
   }
   job.seats = balance->seats(job.seats);
   effects_.seats.push_back({record.id, job.seats});
-  record.rebalanced_step = step;
+  record.rebalanced_step = record.highest_step;  // records up to it are of the old seats
   stop_epoch(job, JobState::kRecovering, JobState::kFailed, 0, "coordinator",
              {kRebalancing, fmt::format("restarts from the checkpoint of step {} to move {}", step,
                                         words_of(*balance))});

@@ -30,6 +30,8 @@ void Coordinator::transition(Job& job, JobState to, std::string actor, Reason re
   if (is_final(to)) {
     job.record.finished = now_;
     job.record.rebalance = false;
+    job.record.proof.reset();
+    job.recorded.clear();
     job.loads.clear();
     open_jobs_.erase(job.record.id);
   } else {
@@ -312,7 +314,9 @@ void Coordinator::fail(Job& job, Failure failure) {
     record.reason = cause;
     return changed(job);
   }
-  if (record.checkpoint && record.checkpoint->step >= record.target_steps) {
+  // Of a replay the final checkpoint may be from before it: then there is something to fail at.
+  const bool replayed = record.proof || failure.reason.code == kCauseNotReproduced;
+  if (!replayed && record.checkpoint && record.checkpoint->step >= record.target_steps) {
     return stop_epoch(
         job, JobState::kStopping, JobState::kSucceeded, 0, "coordinator",
         {"succeeded", fmt::format("trained {}; a failure after the final checkpoint "

@@ -64,7 +64,7 @@ Status Coordinator::begin_proof(Job& job, int64_t steps) {
   return {};
 }
 
-// What is asked for cannot be shown: the job stops as it was.
+// What is asked for cannot be shown: the job ends, with everything that it saved as it was.
 void Coordinator::refuse_proof(Job& job, const CheckpointFound& found) {
   const ProofRecord proof = *job.record.proof;
   int64_t most = 0;  // that some checkpoint allows
@@ -84,8 +84,10 @@ void Coordinator::place_proof(Job& job, const CheckpointFound& found) {
   JobRecord& record = job.record;
   ProofRecord& proof = *record.proof;
   const bool from_the_start = found.manifest.empty();
-  // Initial weights only where nothing was saved: a replay must not push out what was.
-  const bool nothing_fits = from_the_start && (record.rebalanced_step > 0 || !found.steps.empty());
+  // Initial weights only where nothing was ever saved: a replay must not push out what was, nor
+  // take a file system that is not mounted for an empty directory.
+  const bool was_saved = record.checkpoint || !found.steps.empty() || !found.refused.empty();
+  const bool nothing_fits = from_the_start && (record.rebalanced_step > 0 || was_saved);
   if (nothing_fits || proof.through - found.step > kProofStepsMax) {
     return refuse_proof(job, found);
   }

@@ -13,7 +13,10 @@ StepsRead read_steps(const RecordStore& store, const ReadSteps& read) {
   std::map<int64_t, StepRecord> newest;
   for (uint32_t epoch = read.epoch.value; epoch > 0 && newest.size() < count; --epoch) {
     const StepRecord from{.job = read.job, .epoch = {epoch}, .step = read.first};
-    const auto records = store.scan(prefix, prefix + key_number(from.cursor()), count);
+    const std::string key = prefix + key_number(from.cursor());
+    const std::string of_epoch =
+        key.substr(0, key.size() - 8);  // a cursor's lower half is the step
+    const auto records = store.scan(of_epoch, key, count);
     if (!records.ok()) {
       result.status = records.status();
       return result;
@@ -24,7 +27,7 @@ StepsRead read_steps(const RecordStore& store, const ReadSteps& read) {
         result.status = step.status().with_context(record.key);
         return result;
       }
-      if (step->epoch.value != epoch || step->step > read.last) break;
+      if (step->step > read.last) break;
       newest.emplace(step->step, *step);
     }
   }

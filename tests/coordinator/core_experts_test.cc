@@ -52,6 +52,20 @@ class CoreExpertsTest : public ::testing::Test {
   JobId job;
 };
 
+TEST_F(CoreExpertsTest, NoStepRecordedBeforeTheMoveIsTakenForOneTrainedAfterIt) {
+  start(four_rank_spec());
+  reach(20, kSkewed);
+  ASSERT_TRUE(h.rebalance(job).status.ok());
+  h.train(job, 21, 45);  // on while the checkpoint of step 40 is written
+  report(40, kSkewed);
+  h.checkpoint(job, 40);
+  ASSERT_EQ(h.record(job).reason.code, kRebalancing);
+  h.confirm_stops(job);
+  h.cancel(job);
+  EXPECT_EQ(h.resume(job, 5).status.code(), Code::kFailedPrecondition);
+  EXPECT_EQ(h.record(job).rebalanced_step, 45);
+}
+
 TEST_F(CoreExpertsTest, ARequestMovesExpertsWhenTheNextCheckpointIsCommitted) {
   start(four_rank_spec());
   EXPECT_TRUE(h.sent<StartRank>().at(0).seats.layers.empty());

@@ -179,12 +179,59 @@ TEST_F(CoreProofTest, AfterAFailureTheReplayBeginsAnewAndComparesWithTheFirstRec
 }
 
 TEST_F(CoreProofTest, WithoutACheckpointTheReplayBeginsAtInitialWeights) {
-  ASSERT_TRUE(h.resume(job, 50).status.ok());
+  job = h.submit_ok(four_rank_spec("unsaved"));
+  h.run(job);
+  h.train(job, 1, 10);
+  h.cancel(job);
+  h.confirm_stops(job);
+  ASSERT_TRUE(h.resume(job, 10).status.ok());
   CheckpointFound nothing = found(0);
   nothing.steps.clear();
   h.answer_find(nothing);
   EXPECT_EQ(h.sent<StartRank>().back().restore_manifest, "");
   EXPECT_NE(message_of("proving").find("initial weights"), std::string::npos);
+}
+
+TEST_F(CoreProofTest, AnEmptyDirectoryIsNotTakenForARunThatWasNeverSaved) {
+  ASSERT_TRUE(h.resume(job, 50).status.ok());
+  CheckpointFound nothing = found(0);  // its file system is not mounted
+  nothing.steps.clear();
+  h.answer_find(nothing);
+  EXPECT_EQ(h.state(job), JobState::kFailed);
+  EXPECT_EQ(h.record(job).reason.code, "no_proof");
+}
+
+TEST_F(CoreProofTest, AFinalCheckpointFromBeforeTheReplayMakesNoSuccessOfAnotherOutcome) {
+  ASSERT_TRUE(h.resume(job).status.ok());
+  h.answer_find();
+  h.run(job);
+  h.train(job, 41, 100);
+  h.checkpoint(job, 100);
+  h.cancel(job);  // before the ranks have ended
+  h.confirm_stops(job);
+  ASSERT_EQ(h.state(job), JobState::kCancelled);
+  h.events.clear();
+  start_proof();
+  h.kill_rank(job, 1);
+  EXPECT_EQ(h.state(job), JobState::kRecovering) << "there is something to compare yet";
+  h.confirm_stops(job);
+  h.answer_find(found(20));
+  h.pass(std::chrono::seconds(2));
+  h.run(job);
+  h.train(job, 21, 21, [](StepReport& report) { report.loss = 1.0; });
+  h.confirm_stops(job);
+  EXPECT_EQ(h.state(job), JobState::kFailed);
+  EXPECT_EQ(h.record(job).last_failure->reason.code, kCauseNotReproduced);
+}
+
+TEST_F(CoreProofTest, AReplayThatIsCutShortIsForgottenAndHoldsNoMemory) {
+  start_proof();
+  h.train(job, 21, 30);
+  EXPECT_FALSE(h.job(job).recorded.empty());
+  h.cancel(job);
+  h.confirm_stops(job);
+  EXPECT_FALSE(h.record(job).proof.has_value());
+  EXPECT_TRUE(h.job(job).recorded.empty());
 }
 
 TEST_F(CoreProofTest, AReplayFromInitialWeightsDoesNotPushOutWhatWasSaved) {
