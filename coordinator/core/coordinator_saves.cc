@@ -6,6 +6,9 @@
 namespace penstock {
 namespace {
 
+// The first steps of an attempt touch memory and make connections, and say nothing of later ones.
+constexpr size_t kStepsToMeasure = 5;
+
 SaveLimits limits_of(const Job& job) {
   const CheckpointSpec& spec = job.spec.checkpoint;
   return {
@@ -22,6 +25,7 @@ void Coordinator::measure_step(Job& job, const StepRecord& step) {
   job.saves.on_step(now_, step.step, trained, step.checkpoint_seconds);
   SaveMeasurements& measured = job.record.saving->measured;
   measured.training_seconds += step.step_seconds;
+  if (job.recent_steps.size() < kStepsToMeasure) return;
   measured.step_seconds = job.saves.step_seconds();
   // The first choice was made for this very save: nothing is known before it is committed.
   if (measured.save_count > 0) choose_interval(job);

@@ -16,12 +16,13 @@ constexpr int64_t kSavesAveraged = 5;
 constexpr double kOverheadAim = 0.9;
 constexpr double kChangeMin = 1.2;
 
-// "0.35 s", "2.1 h": three digits are plenty.
+// "0.35 s", "2.1 h": three digits are plenty, but no exponents below a million hours.
 std::string span_text(double seconds) {
   if (seconds < 1.0) return fmt::format("{:.3g} ms", seconds * 1e3);
   if (seconds < 600.0) return fmt::format("{:.3g} s", seconds);
   if (seconds < 36'000.0) return fmt::format("{:.3g} min", seconds / 60.0);
-  return fmt::format("{:.4g} h", seconds / 3600.0);
+  if (seconds < 3.6e6) return fmt::format("{:.4g} h", seconds / 3600.0);
+  return fmt::format("{:.6g} h", std::round(seconds / 3600.0));
 }
 
 double median(const std::deque<double>& values) {

@@ -117,6 +117,23 @@ TEST_F(CoreSavesTest, ANewCoordinatorGoesByWhatTheOldOneMeasured) {
   EXPECT_GT(saving().measured.training_seconds, before.measured.training_seconds);
 }
 
+TEST_F(CoreSavesTest, TheFirstStepsOfAnAttemptWhichAreLongerDoNotMoveIt) {
+  save_after(10, 2.0);
+  const int64_t before = steps();
+  h.kill_rank(job, 2);
+  h.confirm_stops(job);
+  h.answer_find();
+  h.pass(std::chrono::seconds(2));
+  h.run(job);
+  const int64_t after = steps();
+  EXPECT_LT(after, before);
+  h.clear();
+  h.train(job, 11, 12, [](StepReport& report) { report.step_seconds = 5.0; });
+  h.train(job, 13, 40);
+  EXPECT_EQ(steps(), after);
+  EXPECT_TRUE(h.sent<SaveInterval>().empty());
+}
+
 TEST_F(CoreSavesTest, AJobWithAFixedIntervalMeasuresNothingAndTellsItsRanksNothing) {
   h.add_worker("w1", 4);
   h.clear();
