@@ -73,16 +73,19 @@ Result<CheckpointInfo> import_state(const Path& folder, const Path& directory,
                                     std::optional<JobId> job) {
   PENSTOCK_TRY_ASSIGN(const StateFolder state, open_state_folder(folder));
   std::error_code error;
-  if (std::filesystem::exists(directory / "STORE", error)) {
-    return already_exists(directory.string() +
-                          " holds a checkpoint store; name a directory of its own");
+  // Not even a store whose STORE file was lost: what fails below is removed, with all beside it.
+  const bool there = std::filesystem::exists(std::filesystem::symlink_status(directory, error));
+  if (there && !std::filesystem::is_empty(directory, error)) {
+    if (error) return errno_status(error.value(), "read " + directory.string());
+    return already_exists(directory.string() + " is not empty; name a directory of its own");
   }
   const JobId owner = job.value_or(state.job);
   Result<CheckpointInfo> info = write_store(state, directory, owner);
   if (info.ok()) return info;
   // Nothing stays of an import that failed.
-  PENSTOCK_TRY(remove_store(directory, owner));
-  return info.status();
+  const Status removed = remove_store(directory, owner);
+  if (removed.ok()) return info.status();
+  return info.status().with_context("what it wrote stays, because " + removed.message());
 }
 
 }  // namespace penstock

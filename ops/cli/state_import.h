@@ -7,11 +7,11 @@
 
 namespace penstock {
 
-// Makes a store in `directory`, which holds none yet, with one commit: the step and job spec of the
-// folder, each of its files as one segment, of job `job` (none: the one that was exported). Before
-// the commit the digest of the whole state is compared with the exported one. Memory: none, files
-// are mapped.
-//   kAlreadyExists  there is a store in `directory`
+// Makes a store in `directory`, which is not there yet or empty, with one commit: the step and job
+// spec of the folder, each of its files as one segment, of job `job` (none: the one that was
+// exported). Before the commit the digest of the whole state is compared with the exported one.
+// Memory: none, files are mapped.
+//   kAlreadyExists  there is something in `directory`
 //   kDataLoss       the folder is not whole, or its tensors are not those that were exported
 Result<CheckpointInfo> import_state(const Path& folder, const Path& directory,
                                     std::optional<JobId> job);

@@ -103,6 +103,17 @@ TEST_F(CheckpointTest, AnExportThatWasDamagedIsNotImportedAndLeavesNothing) {
   EXPECT_EQ(penstock({"import", text(), "-o", store.string()}).exit_code, 3);
 }
 
+TEST_F(CheckpointTest, AnImportTouchesNoDirectoryThatHoldsAnything) {
+  const std::string folder = (directory_.path() / "files").string();
+  ASSERT_EQ(penstock({"export", text(), "-o", folder}).exit_code, 0);
+  std::filesystem::remove(path() / "STORE");  // as after a crash: its manifests say the same
+  flip_byte(folder + "/state.safetensors", size_of_file(folder + "/state.safetensors") - 70);
+  const ProgramRun run = penstock({"import", folder, "-o", text()});
+  EXPECT_EQ(run.exit_code, 6) << run.err;
+  EXPECT_NE(run.err.find("is not empty"), std::string::npos) << run.err;
+  EXPECT_EQ(json_of({"verify", text()}, 0)["items"].size(), 3u);
+}
+
 TEST_F(CheckpointTest, ACheckpointIsExportedForPyTorchToo) {
   const Path folder = directory_.path() / "torch";
   const Json json = json_of(
