@@ -48,11 +48,12 @@ int run(int argc, char** argv) {
                  "bytes a second, such as 20MiB, at which each running job's checkpoints are read "
                  "over in the background; 0: not at all")
       ->capture_default_str()
-      ->transform(CLI::AsSizeValue(false));
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 50));
   app.add_option("--scrub-pause-seconds", options.scrub_pause_seconds,
                  "from the end of one such reading to the next")
       ->capture_default_str()
-      ->check(CLI::Range(0, 100 * 24 * 3600));
+      ->check(CLI::Range(1, 100 * 24 * 3600));
   app.set_version_flag("--version", std::string("penstock-coordinator ") + kVersion);
   try {
     app.parse(argc, argv);

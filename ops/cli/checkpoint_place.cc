@@ -42,7 +42,7 @@ Result<CheckpointPlace> place_at(const Path& directory, std::optional<uint64_t> 
 void add_place_options(CLI::App& verb, std::string& what, std::optional<int64_t>& step,
                        const std::string& step_help) {
   verb.add_option("checkpoint", what, "Job, checkpoint directory or manifest")->required();
-  verb.add_option("--step", step, step_help)->check(CLI::NonNegativeNumber);
+  verb.add_option("--step", step, step_help)->check(CLI::Range(int64_t{0}, int64_t{1'000'000'000}));
 }
 
 Result<CheckpointPlace> find_checkpoint_place(const Cli& cli, const std::string& word) {

@@ -13,7 +13,8 @@ namespace penstock {
 namespace {
 
 constexpr std::chrono::milliseconds kCallDeadline{10'000};
-constexpr std::chrono::milliseconds kRemovalDeadline{600'000};  // of checkpoints of any size
+// Longer than a coordinator holds a call: then it says that it goes on.
+constexpr std::chrono::milliseconds kRemovalDeadline{90'000};
 
 Code code_of(const std::string& name, int http_status) {
   for (int c = static_cast<int>(Code::kInvalidArgument); c <= static_cast<int>(Code::kInternal);

@@ -26,6 +26,7 @@ class Client {
   Result<Json> post(const std::string& path, const std::string& body = "",
                     const std::string& content_type = "application/json") const;
 
+  // DELETE. kDeadlineExceeded: the coordinator goes on with it after its answer.
   Result<Json> remove(const std::string& path) const;
 
   // A job by name or id. An unknown one is kNotFound with the nearest name there is.

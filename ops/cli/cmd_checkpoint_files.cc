@@ -122,7 +122,7 @@ void add_checkpoint_files_verbs(CLI::App& checkpoint, Cli& cli) {
                "penstock checkpoint import state -o checkpoints/7");
   import_verb->add_option("folder", imported->folder, "What checkpoint export wrote")->required();
   import_verb->add_option("--job", imported->job, "Of this job (default: the one exported)")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(uint64_t{1}, UINT64_MAX));
   import_verb
       ->add_option("-o,--output", imported->outputs,
                    "The checkpoint directory to make; json or table as ever")

@@ -163,9 +163,15 @@ Result<ExitCode> remove_job(Cli& cli, const std::string& name, bool checkpoints)
   const Client client = cli.client();
   PENSTOCK_TRY_ASSIGN(const Json job, client.job(name));
   const std::string id = field_text(job, "id");
-  PENSTOCK_TRY_ASSIGN(const Json removed,
-                      client.remove(job_path(id, checkpoints ? "?checkpoints=true" : "")));
-  cli.out.document(removed);
+  const Result<Json> removed = client.remove(job_path(id, checkpoints ? "?checkpoints=true" : ""));
+  if (removed.status().code() == Code::kDeadlineExceeded) {
+    return deadline_exceeded(fmt::format(
+        "the checkpoints of job {} are still being removed, which goes on; penstock describe {} "
+        "finds no such job once it is done, and says why where it failed",
+        id, id));
+  }
+  PENSTOCK_TRY(removed.status());
+  cli.out.document(*removed);
   cli.out.text(id + "\n");
   cli.out.note(checkpoints ? fmt::format("removed job {} and its checkpoints", id)
                            : fmt::format("removed job {}; its checkpoints stay in {}", id,

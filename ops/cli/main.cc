@@ -95,7 +95,7 @@ void add_exit_code_topic(CLI::App& app, Cli& cli) {
           {4, "not allowed"},
           {5, "no coordinator at that address"},
           {6, "conflict: port or name in use, wrong state"},
-          {7, "wait timed out"},
+          {7, "wait timed out; rm --checkpoints still goes on"},
           {10, "the job failed"},
           {11, "the job was cancelled"},
           {12, "the job was preempted"},
