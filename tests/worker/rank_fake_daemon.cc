@@ -10,6 +10,7 @@
 #include "checkpoint/saved_slice.h"
 #include "comm/base/clock.h"
 #include "comm/run/layout.h"
+#include "worker/agent/rank_output.h"
 
 namespace penstock {
 
@@ -145,7 +146,7 @@ bool FakeDaemon::wait_for(const std::function<bool(const ControlMessage&)>& want
 
 RankExit FakeDaemon::wait_exit(int32_t rank) {
   const int fd = outputs_[static_cast<size_t>(rank)].get();
-  std::string text;
+  RankOutput output;
   char bytes[4096];
   for (;;) {  // until the process closes its end
     pollfd readable{fd, POLLIN, 0};
@@ -155,11 +156,10 @@ RankExit FakeDaemon::wait_exit(int32_t rank) {
     }
     const ssize_t count = ::read(fd, bytes, sizeof(bytes));
     if (count == 0) break;
-    if (count > 0) text.append(bytes, static_cast<size_t>(count));
+    if (count > 0) output.add(RankOutput::kStderr, {bytes, static_cast<size_t>(count)});
   }
-  while (!text.empty() && text.back() == '\n') text.pop_back();
-  const size_t line = text.find_last_of('\n');
-  return {child(rank).wait(), line == std::string::npos ? text : text.substr(line + 1)};
+  output.finish();
+  return {child(rank).wait(), output.last_words()};
 }
 
 std::vector<ControlMessage> FakeDaemon::messages() const {

@@ -35,7 +35,7 @@ struct FakeDaemonOptions {
 
 struct RankExit {
   ExitStatus status;
-  std::string last_line;  // of stderr
+  std::string last_words;  // as worker daemons find them
 };
 
 // Thread-safe but for the constructor.

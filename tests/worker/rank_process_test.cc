@@ -46,7 +46,7 @@ TEST_F(RankProcessTest, AJobRunsFromHelloToTheCommittedLastCheckpoint) {
   daemon.spawn_all();
   for (int32_t r = 0; r < 4; ++r) {
     const RankExit exit = daemon.wait_exit(r);
-    EXPECT_EQ(exit.status, (ExitStatus{0, 0})) << exit.last_line;
+    EXPECT_EQ(exit.status, (ExitStatus{0, 0})) << exit.last_words;
   }
   const StandaloneReport expected =
       train_tiny(tiny_run(options_of({2, 2, 1, Schedule::kDualPipe}, 5).spec));
@@ -178,9 +178,8 @@ TEST_F(RankProcessTest, AKilledRankTakesItsPeersWithItAsLostPeers) {
   EXPECT_EQ(daemon.wait_exit(2).status.signal, SIGKILL);
   for (const int32_t r : {0, 1, 3}) {
     const RankExit exit = daemon.wait_exit(r);
-    EXPECT_EQ(exit.status.exit_code, code(ExitCode::kPeerLost)) << exit.last_line;
-    EXPECT_NE(exit.last_line.find("penstock-rank: unavailable"), std::string::npos)
-        << exit.last_line;
+    EXPECT_EQ(exit.status.exit_code, code(ExitCode::kPeerLost)) << exit.last_words;
+    EXPECT_NE(exit.last_words.find("unavailable"), std::string::npos) << exit.last_words;
   }
 }
 
@@ -194,10 +193,10 @@ TEST_F(RankProcessTest, ATrainingThatDivergesEndsWithACodeOfItsOwn) {
   for (int32_t r = 0; r < 2; ++r) {
     const RankExit exit = daemon.wait_exit(r);
     if (exit.status.exit_code == code(ExitCode::kPeerLost)) continue;  // before it could tell
-    EXPECT_EQ(exit.status.exit_code, code(ExitCode::kDiverged)) << exit.last_line;
-    EXPECT_TRUE(std::regex_search(
-        exit.last_line, std::regex("^penstock-rank: step [0-9]+: loss .*, gradient norm ")))
-        << exit.last_line;
+    EXPECT_EQ(exit.status.exit_code, code(ExitCode::kDiverged)) << exit.last_words;
+    EXPECT_TRUE(
+        std::regex_search(exit.last_words, std::regex("^step [0-9]+: loss .*, gradient norm ")))
+        << exit.last_words;
     ++diverged;
   }
   EXPECT_GE(diverged, 1);
@@ -212,7 +211,7 @@ TEST_F(RankProcessTest, SigtermEndsARankBetweenTwoSteps) {
   ASSERT_TRUE(daemon.wait_for([](const ControlMessage& m) { return is_step(m, 2); }));
   EXPECT_TRUE(daemon.child(0).send_signal(SIGTERM).ok());
   const RankExit exit = daemon.wait_exit(0);
-  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kPreempted)) << exit.last_line;
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kPreempted)) << exit.last_words;
   EXPECT_EQ(daemon.all<StepReport>().size(), daemon.all<RankProgress>().size());
 }
 
@@ -225,7 +224,7 @@ TEST_F(RankProcessTest, StopRanksEndsEveryRankOfAJob) {
   }
   for (int32_t r = 0; r < 2; ++r) {
     const RankExit exit = daemon.wait_exit(r);
-    EXPECT_EQ(exit.status.exit_code, code(ExitCode::kPreempted)) << exit.last_line;
+    EXPECT_EQ(exit.status.exit_code, code(ExitCode::kPreempted)) << exit.last_words;
   }
 }
 
@@ -255,9 +254,9 @@ TEST_F(RankProcessTest, AFailedSaveIsReportedAndTheRunGoesOn) {
   EXPECT_NE(failed[0].reason.find("lost"), std::string::npos) << failed[0].reason;
   // Only the last one is needed: without it the job has not ended.
   EXPECT_EQ(exit.status.exit_code, code(ExitCode::kFailure));
-  EXPECT_NE(exit.last_line.find("the last checkpoint, of step 6, was not committed"),
+  EXPECT_NE(exit.last_words.find("the last checkpoint, of step 6, was not committed"),
             std::string::npos)
-      << exit.last_line;
+      << exit.last_words;
   EXPECT_TRUE(daemon.all<RankFinished>().empty());
 }
 
@@ -267,9 +266,9 @@ TEST_F(RankProcessTest, ACheckpointDirectoryThatIsNotThereEndsTheStart) {
   FakeDaemon daemon(options);
   daemon.spawn_all();
   const RankExit exit = daemon.wait_exit(0);
-  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kNotFound)) << exit.last_line;
-  EXPECT_NE(exit.last_line.find(options.checkpoint_dir.string()), std::string::npos)
-      << exit.last_line;
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kNotFound)) << exit.last_words;
+  EXPECT_NE(exit.last_words.find(options.checkpoint_dir.string()), std::string::npos)
+      << exit.last_words;
   EXPECT_TRUE(daemon.all<RankReady>().empty());
 }
 
@@ -279,7 +278,7 @@ TEST_F(RankProcessTest, ASpecThatDoesNotParseEndsWithTheUsageCode) {
   FakeDaemon daemon(options);
   daemon.spawn_all();
   const RankExit exit = daemon.wait_exit(0);
-  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kUsage)) << exit.last_line;
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kUsage)) << exit.last_words;
 }
 
 TEST_F(RankProcessTest, MissingDataEndsWithItsPath) {
@@ -288,8 +287,8 @@ TEST_F(RankProcessTest, MissingDataEndsWithItsPath) {
   FakeDaemon daemon(options);
   daemon.spawn_all();
   const RankExit exit = daemon.wait_exit(0);
-  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kNotFound)) << exit.last_line;
-  EXPECT_NE(exit.last_line.find("nowhere"), std::string::npos) << exit.last_line;
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kNotFound)) << exit.last_words;
+  EXPECT_NE(exit.last_words.find("nowhere"), std::string::npos) << exit.last_words;
 }
 
 TEST_F(RankProcessTest, AMissingCheckpointEndsWithItsPath) {
@@ -299,8 +298,8 @@ TEST_F(RankProcessTest, AMissingCheckpointEndsWithItsPath) {
   FakeDaemon daemon(options);
   daemon.spawn_all();
   const RankExit exit = daemon.wait_exit(0);
-  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kNotFound)) << exit.last_line;
-  EXPECT_NE(exit.last_line.find("000000000009"), std::string::npos) << exit.last_line;
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kNotFound)) << exit.last_words;
+  EXPECT_NE(exit.last_words.find("000000000009"), std::string::npos) << exit.last_words;
 }
 
 TEST(ExitCodeTest, APeerThatWentAwayIsNeverTheRanksOwnFault) {
