@@ -110,6 +110,7 @@ class Coordinator {
   void compare_checkpoint(Job& job, const CheckpointDone& done);
   void conclude_proof(Job& job);
   void fail_proof(Job& job, std::string message);
+  void drop_proof(Job& job);
 
   // coordinator.cc: starting, one step, and what others may ask.
   Status load(const StoredState& stored);

@@ -30,8 +30,7 @@ void Coordinator::transition(Job& job, JobState to, std::string actor, Reason re
   if (is_final(to)) {
     job.record.finished = now_;
     job.record.rebalance = false;
-    job.record.proof.reset();
-    job.recorded.clear();
+    drop_proof(job);
     job.loads.clear();
     open_jobs_.erase(job.record.id);
   } else {

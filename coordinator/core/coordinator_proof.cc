@@ -39,10 +39,9 @@ bool saves_after(const Job& job, int64_t step) {
 
 }  // namespace
 
-// Of a ResumeJob; `steps` 0 asks for none, and forgets one that was cut short.
+// Of a ResumeJob; `steps` 0 asks for none.
 Status Coordinator::begin_proof(Job& job, int64_t steps) {
   JobRecord& record = job.record;
-  record.proof.reset();
   if (steps == 0) return {};
   if (steps > kProofStepsMax) {
     return invalid_argument(fmt::format("a proof takes at most {} steps", kProofStepsMax));
@@ -71,7 +70,7 @@ void Coordinator::refuse_proof(Job& job, const CheckpointFound& found) {
   for (const int64_t step : found.steps) {
     if (step >= job.record.rebalanced_step) most = std::max(most, proof.through - step);
   }
-  job.record.proof.reset();
+  drop_proof(job);
   stop_epoch(
       job, JobState::kStopping, JobState::kFailed, 0, "coordinator",
       {"no_proof",
@@ -157,9 +156,17 @@ void Coordinator::fail_proof(Job& job, std::string message) {
   Failure failure;
   failure.reason = {kCauseNotReproduced, std::move(message)};
   failure.fatal = true;
+  drop_proof(job);
+  fail(job, std::move(failure));
+}
+
+// Undecided, or without success: what was trained for it is not the job's past. Steps beyond the
+// recorded ones, which may have been trained while a checkpoint was compared, have not happened.
+void Coordinator::drop_proof(Job& job) {
+  if (!job.record.proof) return;
+  job.record.highest_step = job.record.proof->through;
   job.record.proof.reset();
   job.recorded.clear();
-  fail(job, std::move(failure));
 }
 
 // Once every recorded step was trained again, and the checkpoint among them saved again.

@@ -111,6 +111,7 @@ void Coordinator::on_message(Worker& worker, const StepReport& message) {
   step.balance_loss = message.balance_loss;
   step.checkpoint_seconds = message.checkpoint_seconds;
   step.replayed = message.step <= record.highest_step;
+  step.in_proof = record.proof && message.step <= record.proof->through;
   step.finished = {message.finished_at_ns};
   record.highest_step = std::max(record.highest_step, message.step);
   record.failures_without_step = 0;

@@ -129,7 +129,7 @@ struct FindCheckpoint {
   // commit.
   std::optional<std::pair<int64_t, int64_t>> steps_within = {};
 };
-// Read what is recorded of steps `first` to `last` in epochs up to `epoch`.
+// Read what is recorded of steps `first` to `last` in epochs up to `epoch`, but by no replay.
 struct ReadSteps {
   JobId job;
   Epoch epoch;

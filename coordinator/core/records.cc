@@ -61,20 +61,22 @@ Failure to_failure(const json& value) {
 }
 
 json to_json(const StepRecord& step) {
-  return {{"job", step.job.value},
-          {"epoch", step.epoch.value},
-          {"step", step.step},
-          {"loss", number(step.loss)},
-          {"grad_norm", number(step.grad_norm)},
-          {"learning_rate", number(step.learning_rate)},
-          {"tokens", step.tokens},
-          {"step_seconds", number(step.step_seconds)},
-          {"expert_load_max_ratio", number(step.expert_load_max_ratio)},
-          {"mtp_loss", number(step.mtp_loss)},
-          {"balance_loss", number(step.balance_loss)},
-          {"checkpoint_seconds", number(step.checkpoint_seconds)},
-          {"replayed", step.replayed},
-          {"finished_ns", step.finished.nanoseconds}};
+  json value = {{"job", step.job.value},
+                {"epoch", step.epoch.value},
+                {"step", step.step},
+                {"loss", number(step.loss)},
+                {"grad_norm", number(step.grad_norm)},
+                {"learning_rate", number(step.learning_rate)},
+                {"tokens", step.tokens},
+                {"step_seconds", number(step.step_seconds)},
+                {"expert_load_max_ratio", number(step.expert_load_max_ratio)},
+                {"mtp_loss", number(step.mtp_loss)},
+                {"balance_loss", number(step.balance_loss)},
+                {"checkpoint_seconds", number(step.checkpoint_seconds)},
+                {"replayed", step.replayed},
+                {"finished_ns", step.finished.nanoseconds}};
+  if (step.in_proof) value["in_proof"] = true;
+  return value;
 }
 StepRecord to_step(const json& value) {
   StepRecord step;
@@ -94,6 +96,7 @@ StepRecord to_step(const json& value) {
     step.checkpoint_seconds = to_number(value.at("checkpoint_seconds"));
   }
   step.replayed = value.at("replayed");
+  step.in_proof = value.value("in_proof", false);
   step.finished = {value.at("finished_ns")};
   return step;
 }

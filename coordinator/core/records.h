@@ -88,6 +88,7 @@ struct StepRecord {
   double step_seconds = 0.0;
   double expert_load_max_ratio = 0.0;
   bool replayed = false;  // an earlier epoch had reached this step
+  bool in_proof = false;  // trained again to be compared: no measure for another proof
   Instant finished = {};
   double mtp_loss = 0.0;
   double balance_loss = 0.0;
@@ -126,7 +127,7 @@ struct SavingRecord {
 // A resume that is to show that steps trained before come out the same when they are trained again.
 struct ProofRecord {
   int64_t steps = 0;        // at least so many
-  Epoch epoch;              // newest of those whose records count
+  Epoch epoch;              // no record of a newer one counts
   int64_t from = 0;         // the replay begins after this step
   int64_t through = 0;      // the last step that is recorded
   int64_t digest_step = 0;  // of a checkpoint that the replay saves again; 0: none

@@ -28,7 +28,7 @@ StepsRead read_steps(const RecordStore& store, const ReadSteps& read) {
         return result;
       }
       if (step->step > read.last) break;
-      newest.emplace(step->step, *step);
+      if (!step->in_proof) newest.emplace(step->step, *step);
     }
   }
   for (auto& [number, step] : newest) result.steps.push_back(std::move(step));

@@ -133,11 +133,38 @@ TEST_F(CoreProofTest, EveryFieldIsCompared) {
     h.confirm_stops(job);
     EXPECT_EQ(h.state(job), JobState::kFailed);
     EXPECT_NE(h.record(job).last_failure->reason.message.find(words), std::string::npos) << words;
-    // What the failed replay recorded is no measure for the next one.
-    h.store.erase(record_of(StepRecord{.job = job, .epoch = h.record(job).epoch, .step = 21}).key);
-    h.restart_coordinator();
-    h.register_worker("w0");
   }
+}
+
+TEST_F(CoreProofTest, WhatAReplayRecordedThatFailedOrWasCancelledMeasuresNoOther) {
+  const auto worse = [](StepReport& report) { report.loss = 9.0; };
+  for (const bool cancelled : {false, true}) {
+    // Of a step that is not recorded nothing can be compared, and the replay goes on.
+    if (cancelled) h.store.erase(record_of(StepRecord{.job = job, .epoch = {1}, .step = 21}).key);
+    start_proof();
+    h.train(job, 21, 21, worse);
+    EXPECT_EQ(h.state(job), cancelled ? JobState::kRunning : JobState::kStopping);
+    if (cancelled) h.cancel(job);
+    h.confirm_stops(job);
+  }
+  start_proof();
+  EXPECT_FALSE(h.job(job).recorded.contains(21));
+  h.train(job, 21, 40);
+  save_again();
+  h.train(job, 41, 50);
+  EXPECT_NE(message_of("proved").find("equal bit for bit, but for 1 step"), std::string::npos)
+      << message_of("proved");
+}
+
+TEST_F(CoreProofTest, StepsBeyondTheRecordedOnesOfAFailedReplayHaveNotHappened) {
+  start_proof();
+  h.train(job, 21, 55);  // while the checkpoint of step 40 is compared
+  EXPECT_EQ(h.record(job).highest_step, 55);
+  save_again("another lm_head.weight");
+  h.confirm_stops(job);
+  EXPECT_EQ(h.record(job).highest_step, 50);
+  start_proof();
+  EXPECT_EQ(h.record(job).proof->through, 50);
 }
 
 TEST_F(CoreProofTest, AnotherDigestFailsTheJobAndNamesTheTensor) {
