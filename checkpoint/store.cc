@@ -324,11 +324,16 @@ Result<Manifest> CheckpointStore::begin_manifest(const CommitRequest& request) c
   return manifest;
 }
 
-Result<CommitReport> CheckpointStore::commit(const CommitRequest& request) {
+Result<Manifest> CheckpointStore::assemble(const CommitRequest& request) const {
   if (request.segments.empty()) return invalid_argument("a checkpoint needs at least one segment");
   PENSTOCK_TRY_ASSIGN(Manifest manifest, begin_manifest(request));
-  PENSTOCK_TRY(collect_segments(directory_, request, manifest));  // 1
-  PENSTOCK_TRY(prove_whole(manifest));                            // 2
+  PENSTOCK_TRY(collect_segments(directory_, request, manifest));
+  PENSTOCK_TRY(prove_whole(manifest));
+  return manifest;
+}
+
+Result<CommitReport> CheckpointStore::commit(const CommitRequest& request) {
+  PENSTOCK_TRY_ASSIGN(const Manifest manifest, assemble(request));  // 1, 2
   PENSTOCK_TRY_ASSIGN(const std::string text, encode_manifest(manifest));
   // What no reader will accept must not be published.
   PENSTOCK_TRY_ASSIGN(const Manifest read_back, decode_manifest(text));

@@ -130,6 +130,10 @@ class CheckpointStore {
   //   kResourceExhausted  disk full; nothing changed
   Result<CommitReport> commit(const CommitRequest& request);
 
+  // Steps 1 and 2 of commit(): the manifest that it would publish, with the same errors. Nothing
+  // changes.
+  Result<Manifest> assemble(const CommitRequest& request) const;
+
   // Removes all checkpoints but those the policy keeps, after reading the newest one completely.
   // Damaged ones do not count, and go once a whole newer one is kept. Removes nothing when no
   // checkpoint verifies. A segment goes when no manifest that stays names it.

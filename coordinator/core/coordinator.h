@@ -107,6 +107,7 @@ class Coordinator {
   void read_proof(const Job& job);
   void on_event(const StepsRead& read);
   void compare_step(Job& job, const StepRecord& step);
+  bool waits_for_proof(Job& job, int64_t step);
   void compare_checkpoint(Job& job, const CheckpointDone& done);
   void conclude_proof(Job& job);
   void fail_proof(Job& job, std::string message);
@@ -146,6 +147,7 @@ class Coordinator {
   void on_message(Worker& worker, const LogChunk& message);
   void on_event(const CheckpointDone& done);
   void on_event(const CheckpointDamaged& damaged);
+  void commit_round(Job& job, int64_t step);
   void drop_overtaken_rounds(Job& job, int64_t committed_step);
   void fail_round(Job& job, int64_t step, const std::string& reason);
   void tell_outcome(const Job& job, int64_t step, bool committed, const std::string& reason);

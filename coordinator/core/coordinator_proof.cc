@@ -96,6 +96,7 @@ void Coordinator::place_proof(Job& job, const CheckpointFound& found) {
   proof.compared = 0;
   proof.tensors = 0;
   proof.digest_step = 0;
+  proof.saved_again = 0;
   for (const int64_t step : found.steps) {
     const bool again = step > proof.from && step <= proof.through && saves_after(job, step);
     if (again) proof.digest_step = std::max(proof.digest_step, step);
@@ -143,13 +144,29 @@ void Coordinator::compare_step(Job& job, const StepRecord& step) {
   conclude_proof(job);
 }
 
+// Until the outcome is known a replay commits nothing: what another host trained may not be what a
+// resume begins at, nor push out what was saved. Its checkpoints of recorded steps are compared and
+// removed. Of those after them, the newest waits, and is committed when the proof is made.
+bool Coordinator::waits_for_proof(Job& job, int64_t step) {
+  if (!job.record.proof) return false;
+  ProofRecord& proof = *job.record.proof;
+  if (step < proof.through || step == proof.digest_step) return false;
+  // Ranks save one after the other: the one to be compared, if it is not here by now, was left out.
+  if (!job.commit_in_flight()) proof.saved_again = proof.digest_step;
+  return true;
+}
+
 void Coordinator::compare_checkpoint(Job& job, const CheckpointDone& done) {
+  const bool equal = done.tensors_equal > 0 && done.difference.empty();
+  tell_outcome(job, done.step, equal, equal ? "" : "a replay commits nothing before it is proved");
   if (!job.record.proof) return;
+  job.record.proof->saved_again = done.step;
   if (!done.difference.empty()) {
     return fail_proof(job, fmt::format("the checkpoint of step {}, saved again, has {}", done.step,
                                        done.difference));
   }
   job.record.proof->tensors += done.tensors_equal;
+  changed(job);
 }
 
 void Coordinator::fail_proof(Job& job, std::string message) {
@@ -174,14 +191,9 @@ void Coordinator::conclude_proof(Job& job) {
   JobRecord& record = job.record;
   if (!record.proof || record.state != JobState::kRunning) return;
   const ProofRecord proof = *record.proof;
-  const auto in_epoch = [&](const auto& newest, int64_t step) {
-    return newest && newest->epoch == record.epoch && newest->step >= step;
-  };
-  if (!in_epoch(record.last_step, proof.through)) return;
-  const bool saved_again = proof.digest_step == 0 ||
-                           in_epoch(record.checkpoint, proof.digest_step) ||
-                           job.failed_rounds.contains(proof.digest_step);
-  if (!saved_again) return;
+  const auto& newest = record.last_step;
+  const bool trained = newest && newest->epoch == record.epoch && newest->step >= proof.through;
+  if (!trained || proof.saved_again < proof.digest_step) return;
   if (proof.compared == 0) {
     return fail_proof(job, fmt::format("nothing is recorded of steps {} to {} to compare with",
                                        proof.from + 1, proof.through));
@@ -200,6 +212,10 @@ void Coordinator::conclude_proof(Job& job) {
   job.recorded.clear();
   changed(job);
   note(job, "coordinator", {"proved", std::move(text)});
+  for (auto round = job.rounds.rbegin(); round != job.rounds.rend(); ++round) {
+    const bool waits = std::ssize(round->second.segments) == job.world_size();
+    if (waits && !round->second.committing) return commit_round(job, round->first);
+  }
 }
 
 }  // namespace penstock

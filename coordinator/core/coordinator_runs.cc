@@ -157,6 +157,7 @@ void Coordinator::on_message(Worker& worker, const SegmentSaved& message) {
       failed != job->failed_rounds.end()) {
     return answer(false, failed->second);
   }
+  if (record.proof && message.step <= record.proof->saved_again) return answer(true, {});
   if (message.step < 0 || message.step > record.target_steps) return;
   if (const int64_t newest = newest_saved_step(*job); message.step < newest) {
     // Committing it now would make it the newest again.
@@ -168,16 +169,24 @@ void Coordinator::on_message(Worker& worker, const SegmentSaved& message) {
   SegmentSaved& segment = round.segments[message.rank] = message;
   segment.slices.clear();
   if (std::ssize(round.segments) < job->world_size()) return;
+  if (waits_for_proof(*job, message.step)) return conclude_proof(*job);
+  commit_round(*job, message.step);
+}
+
+// REQUIRES: every segment of it is there.
+void Coordinator::commit_round(Job& job, int64_t step) {
+  const JobRecord& record = job.record;
+  CheckpointRound& round = job.rounds.at(step);
   round.committing = true;
   CommitCheckpoint commit;
   commit.job = record.id;
   commit.epoch = record.epoch;
-  commit.step = message.step;
+  commit.step = step;
   commit.directory = record.checkpoint_dir;
-  commit.spec_json = to_json(job->spec);
-  commit.layout = layout_text(job->spec.parallelism);
-  commit.keep_last = job->spec.checkpoint.keep_last;
-  commit.keep_every = job->spec.checkpoint.keep_every;
+  commit.spec_json = to_json(job.spec);
+  commit.layout = layout_text(job.spec.parallelism);
+  commit.keep_last = job.spec.checkpoint.keep_last;
+  commit.keep_every = job.spec.checkpoint.keep_every;
   commit.compare = record.proof.has_value();
   commit.at = now_;
   for (const auto& [rank, saved] : round.segments) commit.segments.push_back(saved);
@@ -220,6 +229,7 @@ void Coordinator::fail_round(Job& job, int64_t step, const std::string& reason) 
        {"checkpoint_failed",
         fmt::format("the checkpoint of step {} could not be saved ({}); {}", step, reason, kept)});
   tell_outcome(job, step, false, reason);
+  if (auto& proof = job.record.proof) proof->saved_again = std::max(proof->saved_again, step);
   conclude_proof(job);  // it may have waited for that checkpoint
 }
 
@@ -241,6 +251,10 @@ void Coordinator::on_event(const CheckpointDone& done) {
   if (round == job->rounds.end() || !round->second.committing) return;
   if (!done.status.ok()) {
     fail_round(*job, done.step, done.status.message());
+  } else if (done.compared) {
+    job->rounds.erase(round);
+    drop_overtaken_rounds(*job, done.step);
+    compare_checkpoint(*job, done);
   } else {
     job->rounds.erase(round);
     drop_overtaken_rounds(*job, done.step);
@@ -254,7 +268,6 @@ void Coordinator::on_event(const CheckpointDone& done) {
           fmt::format("checkpoint of step {}, {} bytes", done.step, done.checkpoint.bytes)});
     measure_commit(*job, done.step);
     tell_outcome(*job, done.step, true, {});
-    compare_checkpoint(*job, done);
     rebalance_at_checkpoint(*job, done.step);
   }
   conclude_proof(*job);

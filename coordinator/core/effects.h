@@ -61,8 +61,8 @@ struct CheckpointDone {
   Epoch epoch;
   int64_t step = 0;
   Status status;
-  CheckpointRecord checkpoint;  // when the status is ok
-  // With CommitCheckpoint::compare, when an earlier checkpoint of that step was there:
+  CheckpointRecord checkpoint;  // when the status is ok, and it was not to be compared
+  bool compared = false;  // as in CommitCheckpoint::compare; then, where there is another one:
   int64_t tensors_equal = 0;
   std::string difference;  // the first tensor that is another one, and how; empty: all are equal
 };
@@ -114,7 +114,8 @@ struct CommitCheckpoint {
   std::string layout;
   int64_t keep_last = 1;
   int64_t keep_every = 0;
-  bool compare = false;  // with the newest earlier checkpoint of the same step
+  // Publish nothing: compare it with the newest checkpoint of the same step, and remove it.
+  bool compare = false;
   Instant at;
   std::vector<SegmentSaved>
       segments;  // by rank, slices dropped: the commit re-reads them from the files

@@ -148,11 +148,13 @@ json to_json(const ProofRecord& proof) {
   return {
       {"steps", proof.steps},     {"epoch", proof.epoch.value},       {"from", proof.from},
       {"through", proof.through}, {"digest_step", proof.digest_step}, {"compared", proof.compared},
-      {"tensors", proof.tensors}};
+      {"tensors", proof.tensors}, {"saved_again", proof.saved_again}};
 }
 ProofRecord to_proof(const json& value) {
-  return {value.at("steps"),       {value.at("epoch")},  value.at("from"),   value.at("through"),
-          value.at("digest_step"), value.at("compared"), value.at("tensors")};
+  return {value.at("steps"),       {value.at("epoch")},
+          value.at("from"),        value.at("through"),
+          value.at("digest_step"), value.at("compared"),
+          value.at("tensors"),     value.value("saved_again", int64_t{0})};
 }
 
 json optional_instant(const std::optional<Instant>& at) {

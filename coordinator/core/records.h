@@ -133,6 +133,7 @@ struct ProofRecord {
   int64_t digest_step = 0;  // of a checkpoint that the replay saves again; 0: none
   int64_t compared = 0;     // steps that were equal so far
   int64_t tensors = 0;      // of checkpoints saved again that were equal so far
+  int64_t saved_again = 0;  // those of steps up to this one are compared, or will not be
   bool operator==(const ProofRecord&) const = default;
 };
 

@@ -27,23 +27,7 @@ std::optional<Manifest> earlier_of_step(const CheckpointStore& store, JobId job,
   return std::nullopt;
 }
 
-// Of two checkpoints of one step: whether all their tensors have equal digests. Reads no data.
-void compare_with_earlier(const Path& directory, const Manifest& earlier,
-                          const std::string& committed, CheckpointDone& done) {
-  const Result<StoredManifest> stored = read_manifest(committed);
-  if (!stored.ok()) return;  // said elsewhere: nothing can be loaded from it
-  const Result<Comparison> comparison =
-      compare_checkpoints({directory, earlier}, {directory, stored->manifest}, false);
-  if (!comparison.ok()) return;
-  done.tensors_equal = static_cast<int64_t>(comparison->equal_count);
-  if (comparison->equal()) return;
-  done.difference =
-      fmt::format("another {}, the first of {} tensors that differ from those of {}",
-                  comparison->differences.front().name, comparison->differences.size(),
-                  manifest_file_name(earlier.commit_seq));
-}
-
-Result<CheckpointRecord> commit_now(CheckpointStore& store, const CommitCheckpoint& request) {
+Result<CommitRequest> commit_request(const CommitCheckpoint& request) {
   CommitRequest commit;
   commit.epoch = request.epoch;
   commit.step = request.step;
@@ -54,6 +38,36 @@ Result<CheckpointRecord> commit_now(CheckpointStore& store, const CommitCheckpoi
     PENSTOCK_TRY_ASSIGN(CommitSegment segment, to_commit_segment(saved));
     commit.segments.push_back(std::move(segment));
   }
+  return commit;
+}
+
+// What a replay saved: whether all its tensors have the digests of the checkpoint of that step that
+// is there. Reads no data, publishes nothing, and removes the segments: many could fill the disk.
+Status compare_now(const CheckpointStore& store, const CommitCheckpoint& request,
+                   CheckpointDone& done) {
+  const Path& directory = store.directory();
+  PENSTOCK_TRY_ASSIGN(const CommitRequest saved, commit_request(request));
+  PENSTOCK_TRY_ASSIGN(const Manifest again, store.assemble(saved));
+  if (const auto earlier = earlier_of_step(store, request.job, request.step)) {
+    PENSTOCK_TRY_ASSIGN(const Comparison comparison,
+                        compare_checkpoints({directory, *earlier}, {directory, again}, false));
+    done.tensors_equal = static_cast<int64_t>(comparison.equal_count);
+    if (!comparison.equal()) {
+      done.difference =
+          fmt::format("another {}, the first of {} tensors that differ from those of {}",
+                      comparison.differences.front().name, comparison.differences.size(),
+                      manifest_file_name(earlier->commit_seq));
+    }
+  }
+  for (const CommitSegment& segment : saved.segments) {
+    const Status removed = real_file_system().remove(directory / segment.file);
+    if (!removed.ok()) log_warning("job {}: {}", request.job, removed.to_string());
+  }
+  return {};
+}
+
+Result<CheckpointRecord> commit_now(CheckpointStore& store, const CommitCheckpoint& request) {
+  PENSTOCK_TRY_ASSIGN(const CommitRequest commit, commit_request(request));
   PENSTOCK_TRY_ASSIGN(const CommitReport report, store.commit(commit));
   if (!report.index.ok()) log_warning("checkpoint index: {}", report.index.to_string());
   CheckpointRecord record;
@@ -287,20 +301,18 @@ void CheckpointThreads::commit(CommitCheckpoint request,
     result.step = request.step;
     Result<CheckpointStore> store =
         CheckpointStore::open(request.directory, request.job, index_.get());
-    std::optional<Manifest> earlier;
-    if (request.compare && store.ok()) earlier = earlier_of_step(*store, request.job, request.step);
-    Result<CheckpointRecord> record =
-        store.ok() ? commit_now(*store, request) : Result<CheckpointRecord>(store.status());
-    if (record.ok()) {
+    result.compared = request.compare;
+    if (!store.ok()) {
+      result.status = store.status();
+    } else if (request.compare) {
+      result.status = compare_now(*store, request, result);
+    } else if (Result<CheckpointRecord> record = commit_now(*store, request); record.ok()) {
       result.checkpoint = *std::move(record);
-      if (earlier) {
-        compare_with_earlier(request.directory, *earlier, result.checkpoint.manifest, result);
-      }
     } else {
       result.status = record.status();
     }
     const Duration took(monotonic_ns() - begun_ns);
-    const bool committed = result.status.ok();
+    const bool committed = result.status.ok() && !request.compare;
     loop_.post([done, result = std::move(result), took] { done(result, took); });
     if (committed) remove_old(*store, request);  // after the answer: ranks wait for that
   });

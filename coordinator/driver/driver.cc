@@ -222,7 +222,7 @@ void Driver::Impl::act(Effects effects) {
   for (const OutgoingMessage& out : effects.messages) send(out);
   for (CommitCheckpoint& commit : effects.commits) {
     checkpoints->commit(std::move(commit), [this](const CheckpointDone& done, Duration took) {
-      metrics->observe_commit(done.job, took);
+      if (!done.compared) metrics->observe_commit(done.job, took);
       feed(done);
     });
   }

@@ -85,7 +85,8 @@ TEST_F(CheckpointThreadsTest, OfCheckpointsWithinARangeOfStepsTheLatestStepIsFou
   EXPECT_EQ(none.steps, (std::vector<int64_t>{10, 20, 5}));
 }
 
-TEST_F(CheckpointThreadsTest, AStepSavedAgainIsComparedWithTheOneBefore) {
+TEST_F(CheckpointThreadsTest, AStepSavedAgainIsComparedWithTheOneBeforeAndNothingElseChanges) {
+  const std::vector<std::string> before = file_names(path()).value();
   for (const uint64_t version : {20u, 21u}) {
     const auto saved = save_model(path(), kJob, Epoch{3}, 20, version);
     ASSERT_TRUE(saved.ok());
@@ -95,7 +96,7 @@ TEST_F(CheckpointThreadsTest, AStepSavedAgainIsComparedWithTheOneBefore) {
     commit.step = 20;
     commit.directory = path().string();
     commit.spec_json = saved->spec_json;
-    commit.keep_last = 10;
+    commit.keep_last = 1;
     commit.compare = true;
     for (const CommitSegment& segment : saved->segments) {
       commit.segments.push_back({.job = kJob,
@@ -122,6 +123,10 @@ TEST_F(CheckpointThreadsTest, AStepSavedAgainIsComparedWithTheOneBefore) {
     } else {
       EXPECT_NE(done.difference.find("bias"), std::string::npos);
     }
+    EXPECT_TRUE(done.compared);
+    EXPECT_TRUE(done.checkpoint.manifest.empty());
+    const std::vector<std::string> after = file_names(path()).value();
+    EXPECT_EQ(std::set(after.begin(), after.end()), std::set(before.begin(), before.end()));
   }
 }
 

@@ -216,6 +216,7 @@ class CoreHarness {
     done.job = commit.job;
     done.epoch = commit.epoch;
     done.step = commit.step;
+    done.compared = commit.compare;
     done.status = std::move(status);
     done.checkpoint.manifest = commit.directory + "/" + std::to_string(commit.step) + ".manifest";
     done.checkpoint.bytes = 4096;

@@ -97,6 +97,71 @@ TEST_F(CoreProofTest, TheProofWaitsForTheCheckpointThatIsSavedAgain) {
   EXPECT_TRUE(h.has_event("proved"));
 }
 
+TEST_F(CoreProofTest, AReplayThatIsNotProvedLeavesTheNewestCheckpointOfBefore) {
+  const std::string before = h.record(job).checkpoint->manifest;
+  for (const bool cancelled : {false, true}) {
+    start_proof();
+    h.train(job, 21, 40);
+    save_again();
+    EXPECT_FALSE(h.has_event("checkpoint_committed"));
+    h.train(job, 41, 49);
+    if (cancelled) {
+      h.cancel(job);
+    } else {
+      h.train(job, 50, 50, [](StepReport& report) { report.loss = 9.0; });
+    }
+    h.confirm_stops(job);
+    EXPECT_EQ(h.record(job).checkpoint->manifest, before);
+    EXPECT_EQ(h.record(job).checkpoint->epoch, Epoch{1});
+  }
+  ASSERT_TRUE(h.resume(job).status.ok());
+  EXPECT_FALSE(h.finds.back().steps_within.has_value());
+  h.answer_find();
+  EXPECT_EQ(h.sent<StartRank>().back().restore_manifest, before);
+}
+
+TEST_F(CoreProofTest, WhatIsSavedAfterTheRecordedStepsIsCommittedOnceTheyAreProved) {
+  start_proof();
+  h.train(job, 21, 40);
+  h.save_all(job, 40);
+  h.train(job, 41, 80);
+  h.save_all(job, 60);
+  h.save_all(job, 80);
+  ASSERT_EQ(h.commits.size(), 1u) << "nothing is committed before";
+  h.finish_commit({}, [](CheckpointDone& done) { done.tensors_equal = 300; });
+  EXPECT_TRUE(h.has_event("proved"));
+  ASSERT_EQ(h.commits.size(), 1u);
+  EXPECT_EQ(h.commits[0].step, 80);
+  EXPECT_FALSE(h.commits[0].compare);
+  h.clear();
+  h.finish_commit();
+  EXPECT_EQ(h.record(job).checkpoint->step, 80);
+  const auto outcomes = h.sent<CheckpointOutcome>();
+  ASSERT_EQ(outcomes.size(), 2u);
+  EXPECT_TRUE(outcomes[1].step == 60 ? outcomes[0].committed : outcomes[1].committed);
+}
+
+TEST_F(CoreProofTest, ACheckpointThatWasLeftOutDoesNotHoldUpTheProof) {
+  start_proof();
+  h.train(job, 21, 60);
+  h.save_all(job, 60);
+  EXPECT_NE(message_of("proved").find("no checkpoint was saved again"), std::string::npos);
+  ASSERT_EQ(h.commits.size(), 1u);
+  EXPECT_FALSE(h.commits[0].compare);
+}
+
+TEST_F(CoreProofTest, RanksHearOfACheckpointThatWasComparedHoweverOftenTheySaySoThatItIsSaved) {
+  start_proof();
+  h.train(job, 21, 40);
+  h.clear();
+  save_again();
+  h.save_segment(job, 3, 40);  // its daemon was away
+  const auto outcomes = h.sent<CheckpointOutcome>();
+  ASSERT_EQ(outcomes.size(), 2u);
+  for (const CheckpointOutcome& outcome : outcomes) EXPECT_TRUE(outcome.committed);
+  EXPECT_TRUE(h.commits.empty());
+}
+
 TEST_F(CoreProofTest, ACheckpointThatCannotBeSavedAgainDoesNotHoldUpTheProof) {
   start_proof();
   h.train(job, 21, 50);
@@ -180,14 +245,16 @@ TEST_F(CoreProofTest, AnotherDigestFailsTheJobAndNamesTheTensor) {
 
 TEST_F(CoreProofTest, ANewCoordinatorGoesOnComparing) {
   start_proof();
-  h.train(job, 21, 30);
+  h.train(job, 21, 40);
+  save_again();
   h.restart_coordinator();
   h.register_worker("w0");
   for (int32_t rank = 0; rank < 4; ++rank) h.ready(job, rank);
-  h.train(job, 31, 31, [](StepReport& report) { report.grad_norm = 7.0; });
+  EXPECT_EQ(h.record(job).proof->saved_again, 40);
+  h.train(job, 41, 41, [](StepReport& report) { report.grad_norm = 7.0; });
   h.confirm_stops(job);
   EXPECT_EQ(h.state(job), JobState::kFailed);
-  EXPECT_NE(h.record(job).last_failure->reason.message.find("step 31"), std::string::npos);
+  EXPECT_NE(h.record(job).last_failure->reason.message.find("step 41"), std::string::npos);
 }
 
 TEST_F(CoreProofTest, AfterAFailureTheReplayBeginsAnewAndComparesWithTheFirstRecords) {

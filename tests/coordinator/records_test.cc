@@ -30,7 +30,7 @@ JobRecord full_job() {
   job.rebalance = true;
   job.rebalanced_step = 20;
   job.saving = SavingRecord{{0.5, 0.1, 0.2, 3.0, 4, 5000.0, 2}, {340, 1e4, 0.005, "why"}, 6};
-  job.proof = ProofRecord{50, {2}, 40, 60, 60, 12, 300};
+  job.proof = ProofRecord{50, {2}, 40, 60, 60, 12, 300, 60};
   job.checkpoint = CheckpointRecord{60, {2}, "/c/7/60.manifest", 1ull << 40, "00ff", {9}};
   job.last_failure = Failure{{"rank_killed", "rank 2", "a\nb\n"}, Rank{2}, "w1", 61, true};
   StepRecord step;
