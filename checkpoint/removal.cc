@@ -7,6 +7,7 @@
 
 #include "checkpoint/marks.h"
 #include "checkpoint/store.h"
+#include "checkpoint/uuid.h"
 #include "comm/base/log.h"
 
 namespace penstock {
@@ -92,6 +93,15 @@ Result<Removal> decode_removal(std::string_view text) {
     begin = end + 1;
   }
   return removal;
+}
+
+bool is_temporary_file_name(std::string_view name) {
+  constexpr std::string_view kEnding = ".tmp";
+  constexpr std::string_view kStoreFile = "STORE.";
+  if (!name.ends_with(kEnding)) return false;
+  name.remove_suffix(kEnding.size());
+  if (name == kRemovalFile || parse_manifest_file_name(name).ok()) return true;
+  return name.starts_with(kStoreFile) && parse_uuid(name.substr(kStoreFile.size())).ok();
 }
 
 Result<std::vector<uint64_t>> removal_in_progress(const Path& directory) {
@@ -199,9 +209,21 @@ Result<RemovalReport> CheckpointStore::retain(const RetentionPolicy& policy) {
   return report;
 }
 
+Result<bool> holds_store(const Path& directory) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
+  return std::any_of(names.begin(), names.end(), [](const std::string& name) {
+    return name == "STORE" || name == kRemovalFile || parse_manifest_file_name(name).ok() ||
+           parse_set_aside_file_name(name).ok() || parse_segment_file_name(name).ok();
+  });
+}
+
 Status remove_store(const Path& directory, JobId job, FileSystem& files) {
   std::error_code error;
-  if (!std::filesystem::exists(directory, error) && !error) return {};
+  PENSTOCK_TRY_ASSIGN(const bool is_store, holds_store(directory));
+  if (!is_store) {
+    std::filesystem::remove(directory, error);  // not when somebody else's files are in it
+    return {};
+  }
   // Its lock comes first, so that nobody commits between the list and the removal.
   PENSTOCK_TRY_ASSIGN(std::optional<CheckpointStore> store,
                       CheckpointStore::open(directory, job, nullptr, files));
@@ -211,8 +233,10 @@ Status remove_store(const Path& directory, JobId job, FileSystem& files) {
   for (const std::string& name : names) {
     const bool is_manifest =
         parse_manifest_file_name(name).ok() || parse_set_aside_file_name(name).ok();
-    const bool is_other = parse_pin_file_name(name).ok() || name == "STORE" ||
-                          name == "STORE.damaged" || name == "LOCK" || name.ends_with(".tmp");
+    // Our lock is empty; another file of that name may be a user's.
+    const bool is_lock = name == "LOCK" && std::filesystem::file_size(directory / name, error) == 0;
+    const bool is_other = parse_pin_file_name(name).ok() || name == "STORE.damaged" || is_lock ||
+                          is_temporary_file_name(name);
     if (is_manifest) {
       const auto stored = read_manifest(directory / name);
       if (stored.ok() && stored->manifest.job != job) {
@@ -228,6 +252,7 @@ Status remove_store(const Path& directory, JobId job, FileSystem& files) {
   }
   PENSTOCK_TRY(begin_removal(directory, removal, files));
   PENSTOCK_TRY(finish_removal(directory, files));
+  others.push_back("STORE");  // last: as long as it is there, a removal that was cut short goes on
   for (const std::string& name : others) PENSTOCK_TRY(remove_if_there(files, directory / name));
   PENSTOCK_TRY(files.sync_directory(directory));
   store.reset();  // network file systems keep a removed file's name while it is open
@@ -242,7 +267,7 @@ Result<RemovalReport> CheckpointStore::sweep_orphans(Epoch current) {
   for (const std::string& name : names) {
     const auto segment = parse_segment_file_name(name);
     const bool orphan = segment.ok() && segment->epoch < current && !referenced.contains(name);
-    if (!orphan && !name.ends_with(".tmp")) continue;
+    if (!orphan && !is_temporary_file_name(name)) continue;
     PENSTOCK_TRY(remove_if_there(*files_, directory_ / name));
     report.files.push_back(name);
   }

@@ -25,6 +25,9 @@ struct Removal {
 std::string encode_removal(const Removal& removal);
 Result<Removal> decode_removal(std::string_view text);
 
+// Whether a store calls a file so that it is writing: what is left of one is of no use to anybody.
+bool is_temporary_file_name(std::string_view name);
+
 // Numbers of the checkpoints that the GC file names: they are gone, or soon will be. None when
 // there is no GC file, or a damaged one.
 Result<std::vector<uint64_t>> removal_in_progress(const Path& directory);

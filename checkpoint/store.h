@@ -98,9 +98,14 @@ NewestWhole newest_whole(const Path& directory, JobId job);
 Status check_store_file(const Path& directory);
 Status restore_store_file(const Path& directory, FileSystem& files = real_file_system());
 
+// Whether anything in the directory is a store's. Not where it is missing, nor where a file system
+// that should be mounted there is not.
+Result<bool> holds_store(const Path& directory);
+
 // Removes a job's store: its checkpoints for good first, then every other file of docs/checkpoint-
-// format.md, then the directory, unless something else is in it. A missing directory is no error. A
-// crash leaves a store with fewer checkpoints; calling it again goes on.
+// format.md, then the directory, unless something else is in it. A missing directory is no error,
+// nor is one without a store. A crash leaves a store with fewer checkpoints; calling it again goes
+// on.
 //   kFailedPrecondition  a manifest is of another job, and then nothing was removed; or the store
 //                        has another writer just now
 Status remove_store(const Path& directory, JobId job, FileSystem& files = real_file_system());

@@ -106,11 +106,13 @@ TEST_F(RemovalTest, OrphansOfOlderEpochsAreSweptAndNothingElse) {
   ASSERT_TRUE(save_model(path(), kJob, Epoch{2}, 2, 2).ok());  // the running epoch's
   replace_file(path() / "000000000009.manifest.tmp", "torn");
   replace_file(path() / "notes.txt", "the user's");
+  replace_file(path() / "notes.tmp", "the user's");
   const auto report = store_->sweep_orphans(Epoch{2});
   ASSERT_TRUE(report.ok());
   EXPECT_EQ(report->files.size(), 3u);
   EXPECT_EQ(segment_count(), 4u);
   EXPECT_TRUE(std::filesystem::exists(path() / "notes.txt"));
+  EXPECT_TRUE(std::filesystem::exists(path() / "notes.tmp"));
   EXPECT_TRUE(load_model(path(), manifest_file_name(1), 1).ok());
 }
 
@@ -140,9 +142,33 @@ TEST_F(RemovalTest, AStoreIsRemovedWithEveryFileItIsMadeOf) {
 TEST_F(RemovalTest, WhatIsNotTheStoresStaysWithItsDirectory) {
   commit(1);
   store_.reset();
-  replace_file(path() / "notes.txt", "mine");
+  const std::vector<std::string> mine = {"000000000001.tmp", "LOCK", "STORE.tmp", "notes.txt"};
+  for (const std::string& name : mine) replace_file(path() / name, "mine");
   EXPECT_TRUE(remove_store(path(), kJob).ok());
-  EXPECT_EQ(file_names(path()).value(), std::vector<std::string>{"notes.txt"});
+  EXPECT_EQ(file_names(path()).value(), mine);
+}
+
+TEST_F(RemovalTest, ADirectoryThatHoldsNoStoreIsLeftAsItIs) {
+  store_.reset();
+  ASSERT_TRUE(remove_store(path(), kJob).ok());
+  std::filesystem::create_directories(path());
+  replace_file(path() / "LOCK", "");
+  EXPECT_TRUE(remove_store(path(), kJob).ok());
+  EXPECT_EQ(file_names(path()).value(), std::vector<std::string>{"LOCK"});
+  std::filesystem::remove(path() / "LOCK");
+  EXPECT_TRUE(remove_store(path(), kJob).ok());
+  EXPECT_FALSE(std::filesystem::exists(path())) << "a job's empty directory goes with it";
+}
+
+TEST_F(RemovalTest, OnlyWhatWeCallSoIsATemporaryFile) {
+  for (const char* ours :
+       {"GC.tmp", "000000000012.manifest.tmp", "STORE.00112233445566778899aabbccddeeff.tmp"}) {
+    EXPECT_TRUE(is_temporary_file_name(ours)) << ours;
+  }
+  for (const char* other : {".tmp", "GC", "GC.tmp.tmp", "model.tmp", "STORE.tmp", "STORE..tmp",
+                            "12.manifest.tmp", "000000000012.manifest"}) {
+    EXPECT_FALSE(is_temporary_file_name(other)) << other;
+  }
 }
 
 TEST_F(RemovalTest, AStoreWithACheckpointOfAnotherJobIsLeftAlone) {
