@@ -165,7 +165,9 @@ void Coordinator::on_event(const RemoveJob& remove) {
                     record.checkpoint_dir, id, other.record.name, record.id)));
   }
   job.removing = remove.request;
-  effects_.removals.push_back({record.id, record.checkpoint_dir});
+  RemoveCheckpoints removal{record.id, record.checkpoint_dir};
+  if (record.checkpoint) removal.newest_step = record.checkpoint->step;
+  effects_.removals.push_back(std::move(removal));
 }
 
 // The record goes last: a coordinator that dies before still knows the job, whose removal can then

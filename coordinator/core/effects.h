@@ -141,6 +141,7 @@ struct ReadSteps {
 struct RemoveCheckpoints {
   JobId job;
   std::string directory;
+  std::optional<int64_t> newest_step = {};  // that was committed, so something must be there
 };
 struct LogLine {
   LogLevel level = LogLevel::kInfo;

@@ -149,6 +149,17 @@ CheckpointFound find_now(const FindCheckpoint& request) {
   return found;
 }
 
+Status remove_now(const RemoveCheckpoints& request) {
+  PENSTOCK_TRY_ASSIGN(const bool is_store, holds_store(request.directory));
+  if (request.newest_step && !is_store) {
+    return failed_precondition(fmt::format(
+        "the checkpoint of step {}, which was committed, is not in {}; mount or restore that "
+        "directory, or remove the job without its checkpoints: penstock rm {}",
+        *request.newest_step, request.directory, request.job));
+  }
+  return remove_store(request.directory, request.job);
+}
+
 Result<std::vector<ListedCheckpoint>> list_now(const Path& directory, JobId job) {
   const StoreListing listing = list_checkpoints(directory, job);
   PENSTOCK_TRY(listing.directory);
@@ -336,9 +347,10 @@ void CheckpointThreads::prepare(JobId job, Path directory, std::function<void(St
   });
 }
 
-void CheckpointThreads::remove(JobId job, Path directory, std::function<void(Status)> done) {
-  enqueue(job, [this, job, directory = std::move(directory), done = std::move(done)] {
-    Status removed = remove_store(directory, job);
+void CheckpointThreads::remove(RemoveCheckpoints request, std::function<void(Status)> done) {
+  const JobId job = request.job;
+  enqueue(job, [this, job, request = std::move(request), done = std::move(done)] {
+    Status removed = remove_now(request);
     if (removed.ok()) {
       const Status forgotten = index_->forget_job(job);
       if (!forgotten.ok()) log_warning("checkpoint index: {}", forgotten.message());

@@ -35,7 +35,8 @@ class CheckpointThreads {
   // under way.
   void prepare(JobId job, Path directory, std::function<void(Status)> done);
   // Removes all that the job saved, and the directory where nothing else is in it.
-  void remove(JobId job, Path directory, std::function<void(Status)> done);
+  // kFailedPrecondition where a checkpoint was committed and no store is there.
+  void remove(RemoveCheckpoints request, std::function<void(Status)> done);
   // kResourceExhausted, at once, while kListsMax others are waiting: clients that come and go must
   // not hold up commits.
   void list(JobId job, Path directory,

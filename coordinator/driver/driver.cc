@@ -230,7 +230,7 @@ void Driver::Impl::act(Effects effects) {
     checkpoints->find(std::move(find), [this](const CheckpointFound& found) { feed(found); });
   }
   for (const RemoveCheckpoints& removal : effects.removals) {
-    checkpoints->remove(removal.job, removal.directory, [this, job = removal.job](Status status) {
+    checkpoints->remove(removal, [this, job = removal.job](Status status) {
       feed(CheckpointsRemoved{job, std::move(status)});
     });
   }

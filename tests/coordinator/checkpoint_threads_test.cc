@@ -191,6 +191,33 @@ TEST_F(CheckpointThreadsTest, FinishingNamesTheJobsWhoseDirectoryHangs) {
   EXPECT_TRUE(threads->finish(std::chrono::minutes(1)).empty());
 }
 
+TEST_F(CheckpointThreadsTest, CheckpointsThatAreNotWhereTheyWereCommittedAreNotSaidToBeRemoved) {
+  EventLoop loop;
+  const auto threads = start(loop);
+  const auto remove = [&](std::optional<int64_t> newest_step) {
+    Status status;
+    threads->remove({kJob, path().string(), newest_step}, [&](const Status& removed) {
+      status = removed;
+      loop.stop();
+    });
+    loop.run();
+    return status;
+  };
+  std::filesystem::rename(path(), directory_.path() / "elsewhere");
+  for (const bool mount_point : {false, true}) {
+    if (mount_point) std::filesystem::create_directories(path());
+    const Status missing = remove(20);
+    EXPECT_EQ(missing.code(), Code::kFailedPrecondition);
+    EXPECT_NE(missing.message().find("the checkpoint of step 20"), std::string::npos);
+    EXPECT_NE(missing.message().find("penstock rm 7"), std::string::npos) << missing.message();
+  }
+  EXPECT_TRUE(std::filesystem::exists(path())) << "the empty mount point stays";
+  EXPECT_TRUE(remove({}).ok()) << "of a job that saved nothing there need not be anything";
+  std::filesystem::rename(directory_.path() / "elsewhere", path());
+  EXPECT_TRUE(remove(20).ok());
+  EXPECT_FALSE(std::filesystem::exists(path()));
+}
+
 TEST_F(CheckpointThreadsTest, AJobThatNeverSavedHasNothing) {
   std::filesystem::remove_all(path());
   const CheckpointFound found = find(false);

@@ -64,6 +64,7 @@ TEST_F(CoreRemovalTest, CheckpointsGoFirstAndTheAnswerWaitsForThat) {
   EXPECT_EQ(h.answers.size(), answers);
   ASSERT_EQ(h.removals.size(), 1u);
   EXPECT_EQ(h.removals[0].directory, h.record(job).checkpoint_dir);
+  EXPECT_EQ(h.removals[0].newest_step, 20);
   EXPECT_EQ(h.resume(job).status.code(), Code::kFailedPrecondition) << "its checkpoints are going";
   EXPECT_EQ(h.remove(job).status.code(), Code::kFailedPrecondition);
   h.feed(CheckpointsRemoved{job, {}});
@@ -108,6 +109,7 @@ TEST_F(CoreRemovalTest, NoJobGetsADirectoryThatIsBeingRemoved) {
   h.confirm_stops(first);
   h.remove(first, true);
   ASSERT_EQ(h.removals.size(), 1u);
+  EXPECT_FALSE(h.removals[0].newest_step.has_value()) << "it saved nothing";
   spec.name = "second";
   EXPECT_EQ(h.submit(spec).status.code(), Code::kAlreadyExists);
   h.feed(CheckpointsRemoved{first, {}});
