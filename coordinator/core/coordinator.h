@@ -150,7 +150,7 @@ class Coordinator {
   void commit_round(Job& job, int64_t step);
   void drop_overtaken_rounds(Job& job, int64_t committed_step);
   void fail_round(Job& job, int64_t step, const std::string& reason);
-  void tell_outcome(const Job& job, int64_t step, bool committed, const std::string& reason);
+  void tell_outcome(Job& job, int64_t step, bool committed, const std::string& reason);
   void check_finished(Job& job);
 
   // coordinator_jobs.cc: the state machine.

@@ -233,8 +233,8 @@ void Coordinator::fail_round(Job& job, int64_t step, const std::string& reason) 
   conclude_proof(job);  // it may have waited for that checkpoint
 }
 
-void Coordinator::tell_outcome(const Job& job, int64_t step, bool committed,
-                               const std::string& reason) {
+void Coordinator::tell_outcome(Job& job, int64_t step, bool committed, const std::string& reason) {
+  job.saves.on_failure(step);  // of one that was committed the meter has taken what it cost
   for (const WorkerId worker : hosts(job)) {
     send(worker, CheckpointOutcome{job.record.id, job.record.epoch, step, committed, reason});
     if (const auto& saving = job.record.saving) {

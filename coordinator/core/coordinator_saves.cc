@@ -23,6 +23,8 @@ void Coordinator::measure_step(Job& job, const StepRecord& step) {
   if (!job.record.saving) return;
   const double trained = std::max(0.0, step.step_seconds - step.checkpoint_seconds);
   job.saves.on_step(now_, step.step, trained, step.checkpoint_seconds);
+  // Another rank's word may be here before this report.
+  if (job.failed_rounds.contains(step.step)) job.saves.on_failure(step.step);
   SaveMeasurements& measured = job.record.saving->measured;
   measured.training_seconds += step.step_seconds;
   if (job.recent_steps.size() < kStepsToMeasure) return;

@@ -124,6 +124,10 @@ std::optional<SaveMeasurements> SaveMeter::on_commit(Instant now, int64_t step) 
   return cost;
 }
 
+void SaveMeter::on_failure(int64_t step) {
+  if (save_ && save_->step == step) save_.reset();
+}
+
 double SaveMeter::step_seconds() const {
   return median(quiet_.empty() ? beside_ : quiet_);
 }

@@ -79,6 +79,8 @@ class SaveMeter {
   void on_step(Instant now, int64_t step, double step_seconds, double stall_seconds);
   // The save of `step` was committed: what it cost, or nothing when it did not begin here.
   std::optional<SaveMeasurements> on_commit(Instant now, int64_t step);
+  // The save of `step` ended otherwise, and says nothing.
+  void on_failure(int64_t step);
 
   // Median of recent steps without a save beside them; of those that had one, when there were no
   // others. 0: none.

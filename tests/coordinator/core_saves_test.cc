@@ -69,6 +69,20 @@ TEST_F(CoreSavesTest, TheFirstCommitGivesTheOptimumForWhatWasMeasured) {
   EXPECT_EQ(told.back(), (SaveInterval{job, Epoch{1}, steps()}));
 }
 
+TEST_F(CoreSavesTest, TheStepsAfterASaveThatFailedAreMeasured) {
+  const auto stalled = [](StepReport& report) { report.checkpoint_seconds = 0.25; };
+  const auto slower = [](StepReport& report) { report.step_seconds = 3.0; };
+  h.train(job, 1, 9);
+  h.train(job, 10, 10, stalled);
+  h.say("w0", SaveFailed{job, Epoch{1}, Rank{1}, 10, "disk full"});
+  h.train(job, 11, 40, slower);
+  EXPECT_EQ(saving().measured.step_seconds, 3.0);
+  h.say("w0", SaveFailed{job, Epoch{1}, Rank{1}, 41, "disk full"});
+  h.train(job, 41, 41, stalled);  // which comes after the word of its failure
+  h.train(job, 42, 70);
+  EXPECT_EQ(saving().measured.step_seconds, 0.5);
+}
+
 TEST_F(CoreSavesTest, EveryOutcomeRepeatsTheIntervalInCaseItWasLost) {
   save_after(10, 2.0);
   h.clear();

@@ -210,6 +210,18 @@ TEST(SaveMeterTest, WhenEveryStepHasASaveBesideItTheirOwnTimeIsTaken) {
   EXPECT_EQ(meter.step_seconds(), 9.0) << "the only one that had none";
 }
 
+TEST(SaveMeterTest, StepsAfterASaveThatFailedAreNotBesideIt) {
+  SaveMeter meter;
+  meter.on_step(at(1), 1, 1.0, 0.5);
+  meter.on_step(at(2), 2, 9.0, 0.0);
+  meter.on_failure(7);  // another one
+  meter.on_step(at(3), 3, 9.0, 0.0);
+  meter.on_failure(1);
+  for (int step = 4; step <= 8; ++step) meter.on_step(at(step), step, 2.0, 0.0);
+  EXPECT_EQ(meter.step_seconds(), 2.0);
+  EXPECT_FALSE(meter.on_commit(at(9), 1).has_value());
+}
+
 TEST(SaveMeterTest, TheStepTimeFollowsThoseOfTheLastSteps) {
   SaveMeter meter;
   for (int step = 1; step <= 100; ++step) meter.on_step(at(step), step, 1.0, 0.0);
