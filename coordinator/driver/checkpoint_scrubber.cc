@@ -11,6 +11,7 @@
 #include "checkpoint/scrub.h"
 #include "comm/base/counted.h"
 #include "comm/base/log.h"
+#include "coordinator/driver/loop_tally.h"
 
 namespace penstock {
 
@@ -97,9 +98,10 @@ void CheckpointScrubber::scrub(Job& job) {
     loop_.post([this, id, text = sentence(checked)] { handlers_.on_damage(id, text); });
   };
   bool running = true;
+  LoopTally tally(loop_, [this, id](uint64_t bytes) { handlers_.on_read(id, bytes); });
   const ReadPace pace = [&](uint64_t bytes) {
     running = job.pace.spend(bytes);
-    if (running) loop_.post([this, id, bytes] { handlers_.on_read(id, bytes); });
+    if (running) tally.add(bytes);
     return running;
   };
   while (running) {

@@ -1,6 +1,7 @@
 #include "coordinator/driver/checkpoint_scrubber.h"
 
 #include "checkpoint/store.h"
+#include "coordinator/driver/loop_tally.h"
 #include "tests/checkpoint/support.h"
 #include "tests/support/hung_file_system.h"
 
@@ -70,6 +71,22 @@ TEST_F(CheckpointScrubberTest, ADamagedCheckpointIsReportedOnceThoughEveryPassSe
     EXPECT_NE(damages_[0].find(part), std::string::npos) << part << " in " << damages_[0];
   }
   EXPECT_NE(damages_[0].find(segment(1).filename().string()), std::string::npos);
+}
+
+TEST(LoopTallyTest, HoweverMuchIsCountedBeforeTheLoopListensItHearsOfItOnce) {
+  EventLoop loop;
+  std::vector<uint64_t> heard;
+  LoopTally tally(loop, [&](uint64_t count) { heard.push_back(count); });
+  const auto listen = [&] {
+    loop.post([&] { loop.stop(); });
+    loop.run();
+  };
+  for (uint64_t count = 0; count <= 1000; ++count) tally.add(count);
+  listen();
+  EXPECT_EQ(heard, std::vector<uint64_t>{500'500});
+  tally.add(7);
+  listen();
+  EXPECT_EQ(heard, (std::vector<uint64_t>{500'500, 7})) << "and of what comes later";
 }
 
 TEST_F(CheckpointScrubberTest, AForgottenJobIsNotReadOnAndMayBeWatchedAgain) {
