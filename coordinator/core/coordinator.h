@@ -104,7 +104,8 @@ class Coordinator {
   Status begin_proof(Job& job, int64_t steps);
   void place_proof(Job& job, const CheckpointFound& found);
   void refuse_proof(Job& job, const CheckpointFound& found);
-  void read_proof(const Job& job);
+  void read_proof(Job& job, int64_t after);
+  void read_more(const Job& job);
   void on_event(const StepsRead& read);
   void compare_step(Job& job, const StepRecord& step);
   bool waits_for_proof(Job& job, int64_t step);

@@ -11,6 +11,7 @@ namespace penstock {
 namespace {
 
 constexpr int64_t kProofStepsMax = 100'000;  // that are kept in memory to compare with
+constexpr int64_t kStepsReadMax = 500;       // at a time: workers are heard in between
 
 // The first field of which the replay has other bits, as words; empty: none.
 std::string difference(const StepRecord& recorded, const StepRecord& replayed) {
@@ -110,29 +111,55 @@ void Coordinator::place_proof(Job& job, const CheckpointFound& found) {
                     proof.from + 1, proof.through,
                     from_the_start ? "initial weights"
                                    : fmt::format("the checkpoint of step {}", proof.from))});
-  read_proof(job);
+  read_proof(job, proof.from);
 }
 
-// Memory does not survive this process: read when the proof begins, and by a new coordinator.
-void Coordinator::read_proof(const Job& job) {
+// Memory does not survive this process: read when the proof begins, and by a new coordinator, which
+// needs only the steps `after` those that were compared.
+void Coordinator::read_proof(Job& job, int64_t after) {
   if (!job.record.proof) return;
+  job.recorded.clear();
+  job.uncompared.clear();
+  job.recorded_through = std::max(job.record.proof->from, after);
+  read_more(job);
+}
+
+void Coordinator::read_more(const Job& job) {
   const ProofRecord& proof = *job.record.proof;
-  effects_.reads.push_back({job.record.id, proof.epoch, proof.from + 1, proof.through});
+  const int64_t first = job.recorded_through + 1;
+  if (first > proof.through) return;
+  const int64_t last = std::min(proof.through, first + kStepsReadMax - 1);
+  effects_.reads.push_back({job.record.id, proof.epoch, first, last});
 }
 
 void Coordinator::on_event(const StepsRead& read) {
   const auto at = jobs_.find(read.job);
   if (at == jobs_.end() || !at->second.record.proof) return;
   Job& job = at->second;
-  job.recorded.clear();
+  const ProofRecord& proof = *job.record.proof;
+  // Of a replay that has begun anew since.
+  if (read.epoch != proof.epoch || read.first != job.recorded_through + 1) return;
   for (const StepRecord& step : read.steps) job.recorded[step.step] = step;
+  job.recorded_through = read.last;
   if (!read.status.ok()) {
     note(job, "coordinator", {"proof_unreadable", read.status.message()});
+    job.recorded_through = proof.through;
+  }
+  read_more(job);
+  const auto& waiting = job.uncompared;  // while RECOVERING: of an attempt that is over
+  while (job.record.state == JobState::kRunning && !waiting.empty() &&
+         waiting.front().step <= job.recorded_through) {
+    const StepRecord step = waiting.front();
+    job.uncompared.pop_front();
+    compare_step(job, step);
   }
 }
 
 void Coordinator::compare_step(Job& job, const StepRecord& step) {
   if (!job.record.proof) return;
+  if (step.step > job.recorded_through && step.step <= job.record.proof->through) {
+    return job.uncompared.push_back(step);
+  }
   if (const auto recorded = job.recorded.find(step.step); recorded != job.recorded.end()) {
     const std::string other = difference(recorded->second, step);
     if (!other.empty()) {
@@ -140,6 +167,7 @@ void Coordinator::compare_step(Job& job, const StepRecord& step) {
                                          job.record.proof->from, other));
     }
     ++job.record.proof->compared;
+    job.recorded.erase(recorded);
   }
   conclude_proof(job);
 }
@@ -184,6 +212,7 @@ void Coordinator::drop_proof(Job& job) {
   job.record.highest_step = job.record.proof->through;
   job.record.proof.reset();
   job.recorded.clear();
+  job.uncompared.clear();
 }
 
 // Once every recorded step was trained again, and the checkpoint among them saved again.
@@ -192,7 +221,8 @@ void Coordinator::conclude_proof(Job& job) {
   if (!record.proof || record.state != JobState::kRunning) return;
   const ProofRecord proof = *record.proof;
   const auto& newest = record.last_step;
-  const bool trained = newest && newest->epoch == record.epoch && newest->step >= proof.through;
+  const bool trained = newest && newest->epoch == record.epoch && newest->step >= proof.through &&
+                       job.uncompared.empty();
   if (!trained || proof.saved_again < proof.digest_step) return;
   if (proof.compared == 0) {
     return fail_proof(job, fmt::format("nothing is recorded of steps {} to {} to compare with",

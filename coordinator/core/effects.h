@@ -78,6 +78,9 @@ struct CheckpointFound {
 // The end of a ReadSteps effect.
 struct StepsRead {
   JobId job;
+  Epoch epoch;  // these three as in the effect
+  int64_t first = 0;
+  int64_t last = 0;
   Status status;
   std::vector<StepRecord> steps;  // of each step the newest record, where there is one
 };

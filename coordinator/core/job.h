@@ -54,8 +54,11 @@ struct Job {
   ExpertLoads loads;
   int64_t loads_step = 0;
   SaveMeter saves;  // of this epoch, or of what this coordinator saw of it
-  // While JobRecord::proof is there: what is recorded of the steps that are replayed, by step.
+  // While JobRecord::proof is there: what is recorded of the steps that are yet to be compared, as
+  // far as it is read, and steps whose records are not.
   std::map<int64_t, StepRecord> recorded;
+  int64_t recorded_through = 0;  // up to this step it is read
+  std::deque<StepRecord> uncompared;
   std::vector<RankView> ranks;  // of the current epoch, as long as it is placed
   std::set<WorkerId> awaiting;  // workers that have not confirmed the stop of the epoch yet
   std::map<int64_t, CheckpointRound> rounds;     // by step

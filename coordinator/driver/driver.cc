@@ -235,7 +235,9 @@ void Driver::Impl::act(Effects effects) {
     });
   }
   for (const JobId job : effects.removed_jobs) logs.remove(job);
-  for (const ReadSteps& read : effects.reads) feed(read_steps(*store, read));
+  for (const ReadSteps& read : effects.reads) {
+    loop.post([this, read] { feed(read_steps(*store, read)); });
+  }
   for (const Answer& answer : effects.answers) {
     const auto request = requests.extract(answer.request);
     if (!request.empty()) request.mapped()(answer);

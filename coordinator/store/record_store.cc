@@ -7,7 +7,12 @@
 namespace penstock {
 
 StepsRead read_steps(const RecordStore& store, const ReadSteps& read) {
-  StepsRead result{.job = read.job, .status = {}, .steps = {}};
+  StepsRead result{.job = read.job,
+                   .epoch = read.epoch,
+                   .first = read.first,
+                   .last = read.last,
+                   .status = {},
+                   .steps = {}};
   const std::string prefix = step_prefix(read.job);
   const auto count = static_cast<size_t>(std::max<int64_t>(0, read.last - read.first + 1));
   std::map<int64_t, StepRecord> newest;

@@ -261,6 +261,16 @@ class CoreHarness {
     finds.pop_back();
     feed(found);
   }
+  // The oldest ReadSteps, and those that follow from its answer.
+  void answer_reads() {
+    while (!reads.empty()) {
+      const ReadSteps read = reads.front();
+      reads.erase(reads.begin());
+      MemoryStore records;
+      records.map = store;
+      feed(read_steps(records, read));
+    }
+  }
   void finish_ranks(JobId job) {
     const auto count = static_cast<int32_t>(record(job).placement.size());
     for (int32_t rank = 0; rank < count; ++rank) {
@@ -310,6 +320,8 @@ class CoreHarness {
   std::vector<CommitCheckpoint> commits;
   std::vector<FindCheckpoint> finds;
   std::vector<RemoveCheckpoints> removals;
+  std::vector<ReadSteps> reads;
+  bool answers_reads = true;  // at once
   std::vector<LogChunk> log_chunks;
 
  private:
@@ -334,11 +346,8 @@ class CoreHarness {
     append(finds, effects.finds);
     append(removals, effects.removals);
     append(log_chunks, effects.log_chunks);
-    for (const ReadSteps& read : effects.reads) {
-      MemoryStore records;
-      records.map = store;
-      feed(read_steps(records, read));
-    }
+    append(reads, effects.reads);
+    if (answers_reads) answer_reads();
   }
   Answer last_answer() {
     EXPECT_FALSE(answers.empty());

@@ -232,6 +232,54 @@ TEST_F(CoreProofTest, StepsBeyondTheRecordedOnesOfAFailedReplayHaveNotHappened) 
   EXPECT_EQ(h.record(job).proof->through, 50);
 }
 
+TEST_F(CoreProofTest, StepsThatAreReportedBeforeTheirRecordsAreReadAreComparedThen) {
+  h.answers_reads = false;
+  start_proof();
+  h.train(job, 21, 40);
+  save_again();
+  h.train(job, 41, 49);
+  h.train(job, 50, 50, [](StepReport& report) { report.loss = 9.0; });
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+  EXPECT_FALSE(h.has_event("proved"));
+  h.answers_reads = true;
+  h.answer_reads();
+  EXPECT_EQ(h.state(job), JobState::kStopping);
+  EXPECT_EQ(h.record(job).last_failure->reason.message.find("step 50, "), 0u);
+}
+
+TEST_F(CoreProofTest, RecordsAreReadInPiecesUntilEveryOneIsThere) {
+  JobSpec spec = flat_spec("long", 4);
+  spec.training.steps = 5000;
+  job = h.submit_ok(spec);
+  h.run(job);
+  h.train(job, 1, 1234);
+  h.cancel(job);
+  h.confirm_stops(job);
+  h.answers_reads = false;
+  ASSERT_TRUE(h.resume(job, 1234).status.ok());
+  CheckpointFound nothing = found(0);
+  nothing.steps.clear();
+  h.answer_find(nothing);
+  h.run(job);
+  for (int64_t next = 1; next <= 1234;) {
+    ASSERT_EQ(h.reads.size(), 1u);
+    const ReadSteps read = std::exchange(h.reads, {}).front();
+    EXPECT_EQ(read.first, next);
+    EXPECT_LE(read.last - read.first, 500);
+    EXPECT_EQ(h.job(job).recorded.size(), static_cast<size_t>(next - 1));
+    MemoryStore records;
+    records.map = h.store;
+    const StepsRead piece = read_steps(records, read);
+    h.feed(piece);
+    next = read.last + 1;
+    h.feed(piece);  // of a replay before this one
+  }
+  EXPECT_TRUE(h.reads.empty());
+  EXPECT_EQ(h.job(job).recorded.size(), 1234u);
+  h.train(job, 1, 1234);
+  EXPECT_TRUE(h.has_event("proved"));
+}
+
 TEST_F(CoreProofTest, AnotherDigestFailsTheJobAndNamesTheTensor) {
   start_proof();
   h.train(job, 21, 40);
