@@ -48,7 +48,7 @@ int run(int argc, char** argv) {
                  "bytes a second, such as 20MiB, at which each running job's checkpoints are read "
                  "over in the background; 0: not at all")
       ->capture_default_str()
-      ->transform(CLI::AsSizeValue(false))
+      ->transform(CLI::AsSizeValue(true))
       ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 50));
   app.add_option("--scrub-pause-seconds", options.scrub_pause_seconds,
                  "from the end of one such reading to the next")

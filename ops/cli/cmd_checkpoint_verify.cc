@@ -170,7 +170,7 @@ void add_checkpoint_verify_verb(CLI::App& checkpoint, Cli& cli) {
       "penstock checkpoint scrub quickstart -o json");
   add_place_options(*scrub, slow->what, slow->step, "Only of this step (default: all there are)");
   scrub->add_option("--rate", slow->bytes_per_second, "Bytes a second to read, such as 20MiB")
-      ->transform(CLI::AsSizeValue(false))
+      ->transform(CLI::AsSizeValue(true))
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 50))
       ->capture_default_str();
   scrub->callback([&cli, slow] { cli.action = [&cli, slow] { return verify(cli, *slow); }; });

@@ -133,7 +133,8 @@ TEST_F(CheckpointTest, ScrubReadsTheSameAtItsOwnRate) {
   flip_byte(segment(2, 1), 5000);
   EXPECT_EQ(json_of({"scrub", text(), "--rate", "1GiB", "--step", "30"}, 0)["items"].size(), 1u);
   EXPECT_TRUE(json_of({"scrub", text(), "--rate", "1GiB"}, 14)["damaged"]);
-  for (const char* rate : {"0", "-1", "fast"}) {
+  json_of({"scrub", text(), "--rate", "1100TB", "--step", "20"}, 0);
+  for (const char* rate : {"0", "-1", "fast", "1100TiB"}) {
     EXPECT_EQ(penstock({"scrub", text(), "--rate", rate}).exit_code, 2) << rate;
   }
 }

@@ -323,6 +323,20 @@ TEST(DriverTest, ACheckpointDirectoryThatHangsDoesNotKeepTheCoordinatorFromStopp
   EXPECT_EQ(coordinator->wait().exit_code, 0);
 }
 
+TEST(DriverTest, FlagsOutOfBoundsAreAMatterOfUsageAndMBIsAMillion) {
+  const auto exit_code = [](const char* flag, const char* value) {
+    // Where no state can be kept: with good flags that is what it ends with.
+    const std::vector<std::string> argv = {binary("penstock-coordinator").string(), "--state-dir",
+                                           "/proc/self/nowhere", flag, value};
+    return run_program(argv).exit_code;
+  };
+  EXPECT_EQ(exit_code("--scrub-rate", "-1"), 2);
+  EXPECT_EQ(exit_code("--scrub-rate", "1100TiB"), 2) << "above 1 PiB a second";
+  EXPECT_NE(exit_code("--scrub-rate", "1100TB"), 2);
+  EXPECT_EQ(exit_code("--scrub-pause-seconds", "0"), 2);
+  EXPECT_NE(exit_code("--scrub-pause-seconds", "1"), 2);
+}
+
 TEST(DriverTest, SegmentsThatAreNotOnDiskMakeTheCheckpointFailAndTheRunGoesOn) {
   const ScratchFolder scratch;
   RunningDriver driver(scratch.path());
