@@ -105,6 +105,31 @@ TEST_F(PenstockTest, EveryVerbThatNeedsACoordinatorExitsFiveAndPrintsOneDocument
   }
 }
 
+TEST_F(PenstockTest, ARemovalThatTheCoordinatorIsNotDoneWithGoesOnWithoutTheCommand) {
+  EventLoop loop;
+  std::vector<HttpResponder> unanswered;
+  HttpServerOptions options;
+  options.answer_timeout = std::chrono::milliseconds(50);
+  auto server = HttpServer::start(
+      loop.io_context(), options, [&](const HttpRequest& request, HttpResponder respond) {
+        if (request.method == "DELETE") return unanswered.push_back(std::move(respond));
+        respond(json_response(R"({"apiVersion":"penstock/v1","kind":"Job","id":7})"));
+      });
+  ASSERT_TRUE(server.ok()) << server.status().to_string();
+  std::thread thread([&] { loop.run(); });
+  const ProgramRun run = penstock({"rm", "large", "--checkpoints", "-o", "json", "--server",
+                                   fmt::format("127.0.0.1:{}", (*server)->port())});
+  loop.stop();
+  thread.join();
+  EXPECT_EQ(run.exit_code, 7) << run.err;
+  const Json error = document(run)["error"];
+  EXPECT_EQ(error["code"], "deadline_exceeded");
+  const std::string message = error["message"];
+  EXPECT_NE(message.find("job 7 are still being removed, which goes on"), std::string::npos)
+      << message;
+  EXPECT_NE(message.find("penstock describe 7"), std::string::npos) << message;
+}
+
 // Another service on the port, whose answers are JSON or not.
 class WrongServerTest : public PenstockTest {
  protected:
