@@ -187,7 +187,8 @@ bool Coordinator::waits_for_proof(Job& job, int64_t step) {
 void Coordinator::compare_checkpoint(Job& job, const CheckpointDone& done) {
   const bool equal = done.tensors_equal > 0 && done.difference.empty();
   tell_outcome(job, done.step, equal, equal ? "" : "a replay commits nothing before it is proved");
-  if (!job.record.proof) return;
+  // Where a rank has failed meanwhile the replay begins anew, and compares it then.
+  if (!job.record.proof || job.record.state != JobState::kRunning) return;
   job.record.proof->saved_again = done.step;
   if (!done.difference.empty()) {
     return fail_proof(job, fmt::format("the checkpoint of step {}, saved again, has {}", done.step,

@@ -141,6 +141,23 @@ TEST_F(CoreProofTest, WhatIsSavedAfterTheRecordedStepsIsCommittedOnceTheyAreProv
   EXPECT_TRUE(outcomes[1].step == 60 ? outcomes[0].committed : outcomes[1].committed);
 }
 
+TEST_F(CoreProofTest, WhatIsComparedAfterARankHasFailedDecidesNothing) {
+  start_proof();
+  h.train(job, 21, 40);
+  h.save_all(job, 40);
+  h.kill_rank(job, 1);
+  h.finish_commit({}, [](CheckpointDone& done) { done.difference = "another lm_head.weight"; });
+  h.confirm_stops(job);
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+  h.answer_find(found(20));
+  h.pass(std::chrono::seconds(2));
+  h.run(job);
+  ASSERT_TRUE(h.record(job).proof.has_value());
+  h.train(job, 21, 40);
+  save_again("another lm_head.weight");
+  EXPECT_EQ(h.record(job).last_failure->reason.code, kCauseNotReproduced);
+}
+
 TEST_F(CoreProofTest, ACheckpointThatWasLeftOutDoesNotHoldUpTheProof) {
   start_proof();
   h.train(job, 21, 60);
