@@ -112,7 +112,8 @@ Result<std::vector<uint64_t>> removal_in_progress(const Path& directory) {
   const Result<Removal> removal = decode_removal(*text);
   if (!removal.ok()) return numbers;
   for (const std::string& name : removal->manifests) {
-    const Result<uint64_t> number = parse_manifest_file_name(name);
+    const Result<uint64_t> aside = parse_set_aside_file_name(name);
+    const Result<uint64_t> number = aside.ok() ? aside : parse_manifest_file_name(name);
     if (number.ok()) numbers.push_back(*number);
   }
   return numbers;
@@ -189,6 +190,17 @@ Result<Removal> CheckpointStore::plan_removal(uint64_t oldest_kept, int64_t keep
 Result<RemovalReport> CheckpointStore::retain(const RetentionPolicy& policy) {
   PENSTOCK_CHECK(policy.keep_last >= 1 && policy.keep_every >= 0, policy.keep_last,
                  policy.keep_every);
+  const auto go_on = [&]() -> Status {
+    PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> going, removal_in_progress(directory_));
+    if (index_ != nullptr && !going.empty()) {
+      // Not before its rows are gone may the GC file go, or they would be taken for lost
+      // checkpoints.
+      PENSTOCK_TRY(index_->forget(job_, going)
+                       .with_context("the removal goes on at the next one, or the next open"));
+    }
+    return finish_removal(directory_, *files_);
+  };
+  if (!policy.dry_run) PENSTOCK_TRY(go_on());  // with one that has waited for the index
   RemovalReport report;
   PENSTOCK_TRY_ASSIGN(const std::vector<CheckpointInfo> whole,
                       whole_checkpoints(directory_, job_, policy.keep_last));
@@ -200,12 +212,7 @@ Result<RemovalReport> CheckpointStore::retain(const RetentionPolicy& policy) {
   report.files = removal.segments;
   if (removal.manifests.empty() || policy.dry_run) return report;
   PENSTOCK_TRY(begin_removal(directory_, removal, *files_));
-  if (index_ != nullptr) {
-    // Not before its rows are gone may the GC file go, or they would be taken for lost checkpoints.
-    const Status forgotten = index_->forget(job_, report.commit_seqs);
-    if (!forgotten.ok()) return forgotten.with_context("the removal goes on at the next open");
-  }
-  PENSTOCK_TRY(finish_removal(directory_, *files_));
+  PENSTOCK_TRY(go_on());
   return report;
 }
 

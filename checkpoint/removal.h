@@ -28,8 +28,8 @@ Result<Removal> decode_removal(std::string_view text);
 // Whether a store calls a file so that it is writing: what is left of one is of no use to anybody.
 bool is_temporary_file_name(std::string_view name);
 
-// Numbers of the checkpoints that the GC file names: they are gone, or soon will be. None when
-// there is no GC file, or a damaged one.
+// Numbers of the checkpoints that the GC file names: they are gone, or soon will be, and so must
+// their index rows be before finish_removal(). None when there is no GC file, or a damaged one.
 Result<std::vector<uint64_t>> removal_in_progress(const Path& directory);
 
 // Steps 1 to 3. REQUIRES: no GC file exists.

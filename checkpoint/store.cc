@@ -281,13 +281,16 @@ Result<CheckpointStore> CheckpointStore::open(const Path& directory, JobId job,
                                "; stop the other coordinator first");
   }
   PENSTOCK_TRY_ASSIGN(store.uuid_, store_uuid(directory, files));
-  // The crash that cut a removal short may have come before its index rows went.
+  // The crash that cut a removal short may have come before its index rows went. While they cannot
+  // go, commits still can be made: retain() or the next open() goes on.
   PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> going, removal_in_progress(directory));
-  if (index != nullptr && !going.empty()) {
-    const Status forgotten = index->forget(job, going);
-    if (!forgotten.ok()) log_warning("reconcile the checkpoint index: {}", forgotten.message());
+  const bool indexed = index != nullptr && !going.empty();
+  const Status forgotten = indexed ? index->forget(job, going) : Status();
+  if (forgotten.ok()) {
+    PENSTOCK_TRY(finish_removal(directory, files));
+  } else {
+    log_warning("{}: a removal waits: {}", directory.string(), forgotten.message());
   }
-  PENSTOCK_TRY(finish_removal(directory, files));
   return store;
 }
 

@@ -1,6 +1,8 @@
 #include "checkpoint/index.h"
 
+#include "checkpoint/removal.h"
 #include "checkpoint/store.h"
+#include "tests/checkpoint/simulated_rocksdb.h"
 #include "tests/checkpoint/support.h"
 #include "tests/support/real_files.h"
 
@@ -173,6 +175,42 @@ TEST_F(IndexTest, ALostCurrentFileIsDamageNotAnEmptyIndex) {
 TEST_F(IndexTest, ASecondProcessCannotOpenIt) {
   const auto second = CheckpointIndex::open(index_path());
   EXPECT_EQ(second.status().code(), Code::kFailedPrecondition) << second.status().to_string();
+}
+
+// The disk of the index is full at the restart after a removal that was cut short.
+TEST_F(IndexTest, ARemovalWaitsForTheRowsOfWhatItRemoves) {
+  open_store();
+  const CheckpointInfo first = commit(10);
+  commit(20);
+  ASSERT_TRUE(begin_removal(store_path(), {{first.manifest_file}, {}}, real_file_system()).ok());
+  close();
+  TempDirectory graves(memory_directory());
+  SimulatedDisk disk(graves.path());
+  const auto env = simulated_env(disk);
+  index_ = CheckpointIndex::open(index_path(), disk, env.get()).value();
+  disk.crash_at(disk.call_count() + 1);  // it takes no change
+  open_store();
+  EXPECT_TRUE(std::filesystem::exists(store_path() / "GC"));
+  close();
+  open();
+  const auto report = index_->reconcile(kJob, store_path());
+  ASSERT_TRUE(report.ok());
+  EXPECT_TRUE(report->lost.empty()) << "it was removed, not lost";
+
+  // The next one goes on with it, though nothing was opened between.
+  index_.reset();
+  disk.crash_at(0);
+  index_ = CheckpointIndex::open(index_path(), disk, env.get()).value();
+  EXPECT_TRUE(index_->record_commit(first).ok());
+  disk.crash_at(disk.call_count() + 1);  // it takes no change
+  open_store();
+  disk.crash_at(0);
+  const CheckpointInfo third = commit(30);
+  const auto removed = store_->retain({1});
+  EXPECT_TRUE(removed.ok()) << removed.status().to_string();
+  EXPECT_FALSE(std::filesystem::exists(store_path() / "GC"));
+  EXPECT_EQ(*index_->list(kJob), std::vector{third});
+  close();
 }
 
 TEST_F(IndexTest, RetentionForgetsTheRowsOfWhatItRemoves) {
