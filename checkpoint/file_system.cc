@@ -1,5 +1,9 @@
 #include "checkpoint/file_system.h"
 
+#include <fcntl.h>
+
+#include <cerrno>
+
 namespace penstock {
 
 Status check_room(const Path& folder, uint64_t bytes) {
@@ -8,6 +12,19 @@ Status check_room(const Path& folder, uint64_t bytes) {
   if (error || space.available >= bytes) return {};  // reserving each file decides
   return resource_exhausted(
       fmt::format("{}: {} bytes are free, {} are needed", folder.string(), space.available, bytes));
+}
+
+Result<FileDescriptor> take_lock(const Path& path) {
+  PENSTOCK_TRY_ASSIGN(FileDescriptor lock, open_file(path, O_RDWR | O_CREAT));
+  // An open-file-description lock: it belongs to this descriptor, goes with the process, and also
+  // excludes others in the same process.
+  struct flock range = {};
+  range.l_type = F_WRLCK;
+  range.l_whence = SEEK_SET;
+  if (::fcntl(lock.get(), F_OFD_SETLK, &range) == 0) return lock;
+  if (errno != EAGAIN && errno != EACCES) return errno_status(errno, "lock " + path.string());
+  return failed_precondition("another writer holds " + path.string() +
+                             "; stop the other coordinator first");
 }
 
 Status write_new_file(FileSystem& files, const Path& path, Bytes bytes) {

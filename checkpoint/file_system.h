@@ -56,6 +56,10 @@ FileSystem& real_file_system();
 // of many files.
 Status check_room(const Path& folder, uint64_t bytes);
 
+// Opens or creates a file and locks it until the descriptor is closed or the process ends.
+// kFailedPrecondition when somebody else has it locked, in this process or another.
+Result<FileDescriptor> take_lock(const Path& path);
+
 // create, write, sync, close. On an error the file is removed. Its name is durable only after
 // sync_directory().
 Status write_new_file(FileSystem& files, const Path& path, Bytes bytes);

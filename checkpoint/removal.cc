@@ -232,8 +232,8 @@ Status remove_store(const Path& directory, JobId job, FileSystem& files) {
     return {};
   }
   // Its lock comes first, so that nobody commits between the list and the removal.
-  PENSTOCK_TRY_ASSIGN(std::optional<CheckpointStore> store,
-                      CheckpointStore::open(directory, job, nullptr, files));
+  PENSTOCK_TRY_ASSIGN(FileDescriptor lock, take_lock(directory / "LOCK"));
+  PENSTOCK_TRY(finish_removal(directory, files));
   PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
   Removal removal;
   std::vector<std::string> others;
@@ -262,7 +262,8 @@ Status remove_store(const Path& directory, JobId job, FileSystem& files) {
   others.push_back("STORE");  // last: as long as it is there, a removal that was cut short goes on
   for (const std::string& name : others) PENSTOCK_TRY(remove_if_there(files, directory / name));
   PENSTOCK_TRY(files.sync_directory(directory));
-  store.reset();  // network file systems keep a removed file's name while it is open
+  // Network file systems keep a removed file's name while it is open.
+  PENSTOCK_TRY(lock.close(directory));
   std::filesystem::remove(directory, error);  // not when somebody else's files are in it
   return {};
 }

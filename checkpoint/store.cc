@@ -1,10 +1,8 @@
 #include "checkpoint/store.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <map>
 
 #include "checkpoint/marks.h"
@@ -18,7 +16,6 @@ namespace {
 
 constexpr std::string_view kStoreFile = "STORE";
 constexpr std::string_view kStoreText = "penstock checkpoint store 1 ";
-constexpr std::string_view kLockFile = "LOCK";
 
 Result<Uuid> read_store_uuid(const Path& directory) {
   const Path path = directory / kStoreFile;
@@ -268,18 +265,7 @@ Result<CheckpointStore> CheckpointStore::open(const Path& directory, JobId job,
   store.job_ = job;
   store.index_ = index;
   store.files_ = &files;
-  const Path lock = directory / kLockFile;
-  PENSTOCK_TRY_ASSIGN(store.lock_, open_file(lock, O_RDWR | O_CREAT));
-  // An open-file-description lock: it belongs to this descriptor, goes with the process, and also
-  // excludes a second store in the same process.
-  struct flock range = {};
-  range.l_type = F_WRLCK;
-  range.l_whence = SEEK_SET;
-  if (::fcntl(store.lock_.get(), F_OFD_SETLK, &range) != 0) {
-    if (errno != EAGAIN && errno != EACCES) return errno_status(errno, "lock " + lock.string());
-    return failed_precondition("another writer holds " + lock.string() +
-                               "; stop the other coordinator first");
-  }
+  PENSTOCK_TRY_ASSIGN(store.lock_, take_lock(directory / "LOCK"));
   PENSTOCK_TRY_ASSIGN(store.uuid_, store_uuid(directory, files));
   // The crash that cut a removal short may have come before its index rows went. While they cannot
   // go, commits still can be made: retain() or the next open() goes on.

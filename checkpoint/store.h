@@ -104,8 +104,8 @@ Result<bool> holds_store(const Path& directory);
 
 // Removes a job's store: its checkpoints for good first, then every other file of docs/checkpoint-
 // format.md, then the directory, unless something else is in it. A missing directory is no error,
-// nor is one without a store. A crash leaves a store with fewer checkpoints; calling it again goes
-// on.
+// nor is one without a store; STORE may be damaged. A crash leaves a store with fewer checkpoints;
+// calling it again goes on.
 //   kFailedPrecondition  a manifest is of another job, and then nothing was removed; or the store
 //                        has another writer just now
 Status remove_store(const Path& directory, JobId job, FileSystem& files = real_file_system());

@@ -139,6 +139,15 @@ TEST_F(RemovalTest, AStoreIsRemovedWithEveryFileItIsMadeOf) {
   EXPECT_TRUE(remove_store(path(), kJob).ok()) << "there is nothing left to do";
 }
 
+TEST_F(RemovalTest, AStoreIsRemovedThoughItsStoreFileIsDamaged) {
+  commit(1);
+  store_.reset();
+  replace_file(path() / "STORE", "garbled");
+  const Status removed = remove_store(path(), kJob);
+  EXPECT_TRUE(removed.ok()) << removed.to_string();
+  EXPECT_FALSE(std::filesystem::exists(path()));
+}
+
 TEST_F(RemovalTest, WhatIsNotTheStoresStaysWithItsDirectory) {
   commit(1);
   store_.reset();
