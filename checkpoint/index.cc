@@ -113,6 +113,9 @@ struct CheckpointIndex::Database {
   Path path;
   FileSystem* files = nullptr;
   rocksdb::Env* env = nullptr;
+  // RocksDB's own lock goes with each close, and so does not hold from the judgement to the opening
+  // nor after a write that failed; this one does.
+  FileDescriptor lock;
   std::unique_ptr<rocksdb::DB> db;
   ChainHead head;
   bool reopening = false;  // after a failed write: nobody asks for the report any more
@@ -205,7 +208,7 @@ struct CheckpointIndex::Database {
 
   // Whether what is there may be opened for writing; if not, it is moved aside.
   Result<bool> judge(const ChainHead& witness) {
-    // Nobody else may write it meanwhile.
+    // Nor may a program write it meanwhile that knows RocksDB's lock alone.
     rocksdb::FileLock* lock = nullptr;
     const rocksdb::Status locked = env->LockFile((path / "LOCK").string(), &lock);
     if (is_lock_failure(locked)) return busy();
@@ -251,6 +254,7 @@ Result<std::unique_ptr<CheckpointIndex>> CheckpointIndex::open(const Path& path,
   database->path = path;
   database->files = &files;
   database->env = env != nullptr ? env : rocksdb::Env::Default();
+  PENSTOCK_TRY_ASSIGN(database->lock, take_lock(path.string() + ".lock"));
   PENSTOCK_TRY(database->ready());
   return std::unique_ptr<CheckpointIndex>(new CheckpointIndex(std::move(database)));
 }

@@ -1,5 +1,7 @@
 #include "checkpoint/index.h"
 
+#include <rocksdb/env.h>
+
 #include "checkpoint/removal.h"
 #include "checkpoint/store.h"
 #include "tests/checkpoint/simulated_rocksdb.h"
@@ -175,6 +177,31 @@ TEST_F(IndexTest, ALostCurrentFileIsDamageNotAnEmptyIndex) {
 TEST_F(IndexTest, ASecondProcessCannotOpenIt) {
   const auto second = CheckpointIndex::open(index_path());
   EXPECT_EQ(second.status().code(), Code::kFailedPrecondition) << second.status().to_string();
+}
+
+// RocksDB's lock is free between the look at what is there and the opening.
+TEST_F(IndexTest, NobodyElseHasItInAnyInstantFromTheFirstLookToTheClosing) {
+  class IntrudedEnv : public rocksdb::EnvWrapper {
+   public:
+    explicit IntrudedEnv(Path index) : EnvWrapper(Env::Default()), index_(std::move(index)) {}
+    rocksdb::Status UnlockFile(rocksdb::FileLock* lock) override {
+      const rocksdb::Status unlocked = EnvWrapper::UnlockFile(lock);
+      EXPECT_EQ(CheckpointIndex::open(index_).status().code(), Code::kFailedPrecondition);
+      ++intruded;
+      return unlocked;
+    }
+    int intruded = 0;
+
+   private:
+    const Path index_;
+  };
+  ASSERT_TRUE(index_->record_commit({.job = kJob, .commit_seq = 1}).ok());
+  close();
+  IntrudedEnv env(index_path());
+  index_ = CheckpointIndex::open(index_path(), real_file_system(), &env).value();
+  EXPECT_EQ(env.intruded, 1);
+  close();
+  EXPECT_EQ(env.intruded, 2);
 }
 
 // The disk of the index is full at the restart after a removal that was cut short.
