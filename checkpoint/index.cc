@@ -247,8 +247,11 @@ CheckpointIndex::CheckpointIndex(std::unique_ptr<Database> database)
 
 CheckpointIndex::~CheckpointIndex() = default;
 
-Result<std::unique_ptr<CheckpointIndex>> CheckpointIndex::open(const Path& path, FileSystem& files,
+Result<std::unique_ptr<CheckpointIndex>> CheckpointIndex::open(const Path& given, FileSystem& files,
                                                                rocksdb::Env* env) {
+  std::error_code error;
+  const Path path = std::filesystem::absolute(given, error);  // a bare name has no parent
+  if (error) return errno_status(error.value(), "find " + given.string());
   PENSTOCK_TRY(create_directories_durably(path.parent_path()));
   auto database = std::make_unique<Database>();
   database->path = path;

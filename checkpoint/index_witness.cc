@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "checkpoint/uuid.h"
+#include "comm/base/check.h"
 #include "comm/base/log.h"
 
 namespace penstock {
@@ -48,6 +49,7 @@ ChainHead next_head(const ChainHead& head, Bytes change) {
 }
 
 Result<ChainHead> read_witness(const Path& index) {
+  PENSTOCK_CHECK(index.is_absolute(), index.string());
   PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(index.parent_path()));
   ChainHead newest;
   for (const std::string& name : names) {

@@ -21,7 +21,8 @@ struct ChainHead {
 
 ChainHead next_head(const ChainHead& head, Bytes change);
 
-// The highest head that a file beside `index` names; count 0 when there is none.
+// The highest head that a file beside `index` names; count 0 when there is none. REQUIRES here and
+// below: `index` is absolute, so that it has a parent.
 Result<ChainHead> read_witness(const Path& index);
 // Durable on return. Older files are removed, those that cannot be stay without harm.
 Status write_witness(const Path& index, const ChainHead& head, FileSystem& files);

@@ -96,6 +96,17 @@ TEST_F(IndexTest, AWitnessThatCannotBeRemovedDoesNoHarm) {
   EXPECT_EQ(*index_->list(kJob), rows);
 }
 
+TEST_F(IndexTest, TheWitnessBesideABareNameIsRead) {
+  const Path before = std::filesystem::current_path();
+  std::filesystem::current_path(directory_.path());
+  EXPECT_TRUE(
+      CheckpointIndex::open("bare").value()->record_commit({.job = kJob, .commit_seq = 1}).ok());
+  std::filesystem::remove_all("bare");
+  EXPECT_NE(CheckpointIndex::open("bare").value()->opening_report().find("is gone"),
+            std::string::npos);
+  std::filesystem::current_path(before);
+}
+
 TEST_F(IndexTest, ADeletedIndexIsRebuiltFromTheManifests) {
   open_store();
   const CheckpointInfo first = commit(10);
