@@ -152,7 +152,16 @@ Path default_state_dir(const std::string& folder) {
 Status create_directories_durably(const Path& directory) {
   if (directory.empty()) return {};
   std::error_code error;
-  if (std::filesystem::is_directory(directory, error)) return {};
+  if (!directory.has_filename() && directory.has_relative_path()) {  // "DIR/" is DIR
+    return create_directories_durably(directory.parent_path());
+  }
+  if (std::filesystem::is_directory(directory, error)) {
+    // Whoever made it may have been killed before its name was durable. Those above it were synced
+    // before it was made. Where we may not write, we have made nothing.
+    const Path parent = directory.parent_path();
+    const bool ours = ::access(parent.empty() ? "." : parent.c_str(), R_OK | W_OK) == 0;
+    return ours ? sync_directory(parent) : Status();
+  }
   if (directory.has_parent_path() && directory.parent_path() != directory) {
     PENSTOCK_TRY(create_directories_durably(directory.parent_path()));
   }

@@ -65,7 +65,7 @@ Status replace_file_durably(const Path& path, Bytes bytes);
 // Renames; fails with kAlreadyExists when `to` exists.
 Status rename_no_replace(const Path& from, const Path& to);
 Status sync_directory(const Path& directory);
-// mkdir -p, syncing the parent of every directory it made.
+// mkdir -p; the name of every directory it made is durable, as is that of one it found.
 Status create_directories_durably(const Path& directory);
 
 // Where a program keeps its state when it is not told: $XDG_STATE_HOME/penstock/<folder>, else

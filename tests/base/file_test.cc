@@ -3,7 +3,29 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#include <vector>
+
+namespace penstock {
+namespace {
+
+// What this process has synced, in order.
+std::vector<Path>& synced() {
+  static std::vector<Path> paths;
+  return paths;
+}
+
+}  // namespace
+}  // namespace penstock
+
+// In the place of the C library's: notes what is synced.
+extern "C" int fsync(int fd) {
+  using namespace penstock;
+  synced().push_back(std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd)));
+  return static_cast<int>(::syscall(SYS_fsync, fd));
+}
 
 namespace penstock {
 namespace {
@@ -83,6 +105,18 @@ TEST_F(FileTest, MakesEveryMissingDirectory) {
   ASSERT_TRUE(create_directories_durably(directory_ / "x/y/z").ok());
   ASSERT_TRUE(create_directories_durably(directory_ / "x/y/z").ok());
   EXPECT_TRUE(std::filesystem::is_directory(directory_ / "x/y/z"));
+}
+
+TEST_F(FileTest, TheNameOfADirectoryThatIsThereIsMadeDurableToo) {
+  std::filesystem::create_directories(directory_ / "x/y");  // by one that was killed
+  for (const char* given : {"x/y", "x/y/"}) {
+    synced().clear();
+    ASSERT_TRUE(create_directories_durably(directory_ / given).ok());
+    EXPECT_EQ(synced(), std::vector<Path>{directory_ / "x"}) << given;
+  }
+  synced().clear();
+  ASSERT_TRUE(create_directories_durably(directory_ / "x/z/w").ok());
+  EXPECT_EQ(synced(), (std::vector<Path>{directory_, directory_ / "x", directory_ / "x/z"}));
 }
 
 TEST_F(FileTest, AFullDeviceIsResourceExhausted) {
