@@ -22,6 +22,8 @@ namespace {
 constexpr char kRowPrefix = 'c';
 constexpr char kHighPrefix = 'h';
 constexpr std::string_view kLinkKey = "n";
+constexpr const char* kAside = ".damaged-";
+constexpr size_t kSetAsideMax = 3;
 
 void put_big_endian(std::string& key, uint64_t number) {
   for (int shift = 56; shift >= 0; shift -= 8) key.push_back(static_cast<char>(number >> shift));
@@ -101,6 +103,32 @@ Status compare(const ChainLink& link, const ChainHead& witness) {
       link.head.count, to_hex(link.head.digest), witness.count, to_hex(witness.digest)));
 }
 
+// Of the databases set aside only the newest stay, or a disk that damages one after another would
+// fill.
+Status drop_oldest_set_aside(const Path& index, const Path& newest) {
+  const std::string prefix = index.filename().string() + kAside;
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(index.parent_path()));
+  std::error_code error;
+  std::vector<std::pair<std::filesystem::file_time_type, Path>> older;
+  for (const std::string& name : names) {
+    const Path path = index.parent_path() / name;
+    // One that somebody has named is to be kept.
+    const bool ours = name.starts_with(prefix) && parse_uuid(name.substr(prefix.size())).ok();
+    if (ours && path != newest) {
+      older.emplace_back(std::filesystem::last_write_time(path, error), path);
+    }
+  }
+  std::sort(older.begin(), older.end());
+  for (size_t i = 0; i + kSetAsideMax <= older.size(); ++i) {
+    const Path& path = older[i].second;
+    std::filesystem::remove_all(path, error);
+    if (error) return errno_status(error.value(), "remove " + path.string());
+    log_warning("{} is removed: of damaged checkpoint indexes the newest {} stay", path.string(),
+                kSetAsideMax);
+  }
+  return {};
+}
+
 bool is_lock_failure(const rocksdb::Status& status) {
   const std::string text = status.ToString();
   return status.IsIOError() && (text.find("lock hold by") != std::string::npos ||
@@ -155,7 +183,7 @@ struct CheckpointIndex::Database {
 
   // Moves the damaged files aside, where people can look at them.
   Status set_aside(const std::string& damage) {
-    const Path aside = fmt::format("{}.damaged-{}", path.string(), to_hex(random_uuid()));
+    const Path aside = path.string() + kAside + to_hex(random_uuid());
     PENSTOCK_TRY(files->rename_no_replace(path, aside)
                      .with_context("the checkpoint index is damaged (" + damage + ")"));
     opening_report = fmt::format(
@@ -163,6 +191,9 @@ struct CheckpointIndex::Database {
         "manifests",
         path.string(), damage, aside.string());
     if (reopening) log_warning("{}", opening_report);
+    if (const Status dropped = drop_oldest_set_aside(path, aside); !dropped.ok()) {
+      log_warning("{}", dropped.message());
+    }
     return files->sync_directory(path.parent_path());
   }
 

@@ -56,8 +56,9 @@ class CheckpointIndex {
  public:
   // Opens or creates. A database that is damaged, or older than its witness, is never opened for
   // writing: it is moved aside to "<path>.damaged-<hex>" and a new one made, and opening_report()
-  // says so; kFailedPrecondition when another process has it open, which "<path>.lock" tells.
-  // `files` and `env` (null: the real ones) are borrowed and must outlive the index.
+  // says so; the newest three of those stay. kFailedPrecondition when another process has it open,
+  // which "<path>.lock" tells. `files` and `env` (null: the real ones) are borrowed and must
+  // outlive the index.
   static Result<std::unique_ptr<CheckpointIndex>> open(const Path& path,
                                                        FileSystem& files = real_file_system(),
                                                        rocksdb::Env* env = nullptr);

@@ -176,6 +176,29 @@ TEST_F(IndexTest, ADamagedDatabaseIsMovedAsideAndSaidSo) {
   EXPECT_EQ(aside, 1u);
 }
 
+TEST_F(IndexTest, OfTheDamagedDatabasesTheNewestThreeStayAndThoseSomebodyNamed) {
+  std::filesystem::create_directory(directory_.path() / "index.damaged-keep");
+  std::vector<Path> aside;
+  for (int round = 0; round < 5; ++round) {
+    ASSERT_TRUE(index_->record_commit({.job = kJob, .commit_seq = 1}).ok());
+    close();
+    std::filesystem::remove(index_path() / "CURRENT");
+    open();
+    const std::string report = index_->opening_report();
+    const size_t begin = report.find(directory_.path().string() + "/index.damaged-");
+    ASSERT_NE(begin, std::string::npos) << report;
+    aside.emplace_back(report.substr(begin, report.find(';', begin) - begin));
+    ASSERT_TRUE(std::filesystem::exists(aside.back())) << aside.back();
+    // A clock may not tell the rounds apart.
+    std::filesystem::last_write_time(aside.back(), std::filesystem::file_time_type::clock::now() -
+                                                       std::chrono::hours(9 - round));
+  }
+  for (size_t i = 0; i < aside.size(); ++i) {
+    EXPECT_EQ(std::filesystem::exists(aside[i]), i >= 2) << i;
+  }
+  EXPECT_TRUE(std::filesystem::exists(directory_.path() / "index.damaged-keep"));
+}
+
 TEST_F(IndexTest, ALostCurrentFileIsDamageNotAnEmptyIndex) {
   open_store();
   commit(10);
