@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -173,12 +174,14 @@ Result<std::string> text_of(const SafetensorsFile& file, const char* key) {
                                file.path().string(), key));
 }
 
-Result<int64_t> number_of(const SafetensorsFile& file, const char* key) {
+template <typename Number>
+Result<Number> number_of(const SafetensorsFile& file, const char* key, Number min) {
   PENSTOCK_TRY_ASSIGN(const std::string text, text_of(file, key));
-  int64_t value = 0;
+  Number value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error == std::errc() && end == text.data() + text.size() && value >= 0) return value;
-  return data_loss(fmt::format("{}: its {} is no number", file.path().string(), key));
+  if (error == std::errc() && end == text.data() + text.size() && value >= min) return value;
+  return data_loss(fmt::format("{}: its {} is no number from {} to {}", file.path().string(), key,
+                               min, std::numeric_limits<Number>::max()));
 }
 
 }  // namespace
@@ -227,7 +230,7 @@ Result<StateFolder> open_state_folder(const Path& folder) {
   for (const std::string& name : names) {
     PENSTOCK_TRY_ASSIGN(SafetensorsFile file, SafetensorsFile::open(folder / name));
     PENSTOCK_TRY_ASSIGN(const std::string format, text_of(file, "penstock.format"));
-    PENSTOCK_TRY_ASSIGN(const int64_t file_count, number_of(file, "penstock.files"));
+    PENSTOCK_TRY_ASSIGN(const int64_t file_count, number_of(file, "penstock.files", int64_t{1}));
     if (format != kFormatValue || file_count != std::ssize(names)) {
       return data_loss(fmt::format("{}: it is one of {} files of a \"{}\", and {} are here",
                                    file.path().string(), file_count, format, names.size()));
@@ -245,9 +248,8 @@ Result<StateFolder> open_state_folder(const Path& folder) {
     state.files.push_back(std::move(file));
   }
   const SafetensorsFile& first = state.files.front();
-  PENSTOCK_TRY_ASSIGN(state.step, number_of(first, "penstock.step"));
-  PENSTOCK_TRY_ASSIGN(const int64_t job, number_of(first, "penstock.job"));
-  state.job = {static_cast<uint64_t>(job)};
+  PENSTOCK_TRY_ASSIGN(state.step, number_of(first, "penstock.step", int64_t{0}));
+  PENSTOCK_TRY_ASSIGN(state.job.value, number_of(first, "penstock.job", uint64_t{1}));
   PENSTOCK_TRY_ASSIGN(state.layout, text_of(first, "penstock.layout"));
   PENSTOCK_TRY_ASSIGN(state.spec_json, text_of(first, "penstock.spec"));
   const auto digest = first.header().metadata.find("penstock.digest");

@@ -76,6 +76,28 @@ TEST_F(StateFilesTest, FoldersThatAreNoExportedStateAreRefused) {
   EXPECT_NE(state.status().message().find("no exported state"), std::string::npos);
 }
 
+TEST_F(StateFilesTest, EveryJobNumberComesBackAndWhatIsNoneIsRefused) {
+  write(StateFormat::kSafetensors);
+  const Path file = folder() / "state.safetensors";
+  const auto written = SafetensorsFile::open(file);
+  ASSERT_TRUE(written.ok()) << written.status().to_string();
+  const std::string data = file_text(file).substr(written->data_offset());
+  SafetensorsHeader header = written->header();
+  const auto read = [&](const char* job) {
+    header.metadata["penstock.job"] = job;
+    replace_file(file, encode_safetensors_header(header) + data);
+    return open_state_folder(folder());
+  };
+  const auto highest = read("18446744073709551615");
+  ASSERT_TRUE(highest.ok()) << highest.status().to_string();
+  EXPECT_EQ(highest->job, JobId{UINT64_MAX});
+  for (const char* job : {"0", "-1", "18446744073709551616", "7x", ""}) {
+    const Status refused = read(job).status();
+    EXPECT_EQ(refused.code(), Code::kDataLoss) << job;
+    EXPECT_NE(refused.message().find("penstock.job"), std::string::npos) << refused.message();
+  }
+}
+
 TEST_F(StateFilesTest, ADamagedCheckpointIsNotExported) {
   flip_byte(path() / manifest_.segments[0].file, kSegmentHeaderBytes + 3);
   const auto written =
