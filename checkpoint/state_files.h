@@ -27,9 +27,10 @@ struct StateFiles {
   uint64_t byte_count = 0;  // of all tensors
 };
 
-// Writes the files into `folder`, which exists and is empty, reads them back and compares the
-// digest of every tensor with what was loaded. Each file is synced. Tensors go into files of at
-// most `file_bytes_max` bytes of data, in the order of names; a larger one has a file of its own.
+// Writes the files into `folder`, which exists and is empty, and syncs each; reads them back, past
+// the page cache where the system lets it, and compares the digest of every tensor with what was
+// loaded. Tensors go into files of at most `file_bytes_max` bytes of data, in the order of names; a
+// larger one has a file of its own.
 //   kResourceExhausted  the disk has not the room
 //   kInvalidArgument    an element type that the format does not have; safetensors has all
 //   kDataLoss           the checkpoint is damaged, or the files are not what was written

@@ -1,9 +1,34 @@
 #include "checkpoint/state_files.h"
 
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <set>
 
 #include "checkpoint/torch_files.h"
 #include "tests/checkpoint/support.h"
+
+namespace penstock {
+namespace {
+
+// The files that this process wanted out of the page cache as a whole.
+std::set<Path>& dropped() {
+  static std::set<Path> files;
+  return files;
+}
+
+}  // namespace
+}  // namespace penstock
+
+// In the place of the C library's.
+extern "C" int posix_fadvise(int fd, off_t offset, off_t size, int advice) noexcept {
+  using namespace penstock;
+  if (advice == POSIX_FADV_DONTNEED && offset == 0 && size == 0) {
+    dropped().insert(std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd)));
+  }
+  return static_cast<int>(::syscall(SYS_fadvise64, fd, offset, size, advice));
+}
 
 namespace penstock {
 namespace {
@@ -74,6 +99,15 @@ TEST_F(StateFilesTest, FoldersThatAreNoExportedStateAreRefused) {
   const auto state = open_state_folder(folder());
   EXPECT_EQ(state.status().code(), Code::kDataLoss);
   EXPECT_NE(state.status().message().find("no exported state"), std::string::npos);
+}
+
+TEST_F(StateFilesTest, WhatIsReadBackIsDroppedFromThePageCacheFirst) {
+  for (const StateFormat format : {StateFormat::kSafetensors, StateFormat::kDcp}) {
+    dropped().clear();
+    const StateFiles report = write(format, 1);
+    EXPECT_EQ(dropped().size(), report.file_count);
+    for (const Path& path : dropped()) EXPECT_EQ(path.parent_path(), folder());
+  }
 }
 
 TEST_F(StateFilesTest, EveryJobNumberComesBackAndWhatIsNoneIsRefused) {
