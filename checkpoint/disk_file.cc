@@ -54,7 +54,7 @@ class DiskFile : public WritableFile {
 
   const Path path_;
   FileDescriptor file_;
-  const DiskOptions& options_;
+  const DiskOptions options_;  // a copy: a file may outlive its disk
   bool direct_tried_ = false;
   bool direct_ = false;  // the descriptor has O_DIRECT
   std::unique_ptr<WriteRing> ring_;

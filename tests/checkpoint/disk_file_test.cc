@@ -208,6 +208,19 @@ TEST(DiskFileTest, AnErrorOfAnyWriteFailsTheSaveAndLeavesNoFile) {
   EXPECT_GT(at, 5);
 }
 
+TEST(DiskFileTest, AFileMayOutliveTheDiskThatMadeIt) {
+  TempDirectory directory;
+  const bool direct = takes_direct_writes(directory.path());
+  FaultyDisk disk;
+  auto file = disk.files->create(directory.path() / "file");
+  ASSERT_TRUE(file.ok());
+  disk.files.reset();
+  alignas(kDirectAlignment) static const std::byte page[kDirectAlignment] = {};
+  ASSERT_TRUE((*file)->start_write(0, page).ok());
+  ASSERT_TRUE((*file)->finish_write().ok());
+  EXPECT_EQ(disk.write_count, direct ? 1 : 0);
+}
+
 TEST(DiskFileTest, AFileThatIsGivenUpWaitsForItsWrites) {
   TempDirectory directory;
   FaultyDisk disk;
