@@ -78,7 +78,8 @@ TEST(SegmentTest, ASegmentWithoutSlicesIsLegal) {
   EXPECT_TRUE(reader->verify().ok());
 }
 
-TEST(SegmentTest, EveryWriteIsAtMostFourMebibytes) {
+// The footer is one write however long it is: four bytes for each 16 KiB of data, and its slices.
+TEST(SegmentTest, DataIsWrittenAtMostFourMebibytesAtATime) {
   class Recorder : public FileSystem {
    public:
     class File : public WritableFile {
