@@ -52,6 +52,13 @@ Client Cli::client() const {
   return Client(state.ok() && dev_coordinator_runs(*state) ? state->server() : kDefaultServer);
 }
 
+void add_output_path_option(CLI::App& verb, std::vector<std::string>& outputs,
+                            const std::string& description) {
+  verb.add_option("-o,--output", outputs, description + "; json or table as ever")
+      ->take_all()
+      ->expected(1);
+}
+
 Result<std::optional<std::string>> take_output_path(Cli& cli,
                                                     const std::vector<std::string>& outputs) {
   std::optional<std::string> path;

@@ -55,6 +55,11 @@ void add_checkpoint_show_verbs(CLI::App& checkpoint, Cli& cli);   // show diff
 void add_checkpoint_files_verbs(CLI::App& checkpoint, Cli& cli);  // export import
 void add_checkpoint_keep_verbs(CLI::App& checkpoint, Cli& cli);   // pin unpin prune reindex
 
+// A verb's own -o, which names what it writes; take_output_path() reads its values. `description`
+// says what is written.
+void add_output_path_option(CLI::App& verb, std::vector<std::string>& outputs,
+                            const std::string& description);
+
 // The values of a verb's own -o, which names what it writes: "json" and "table" choose the format
 // as everywhere; at most one other value is the path.
 Result<std::optional<std::string>> take_output_path(Cli& cli,

@@ -108,11 +108,7 @@ void add_checkpoint_files_verbs(CLI::App& checkpoint, Cli& cli) {
       ->transform(CLI::AsSizeValue(true))
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 50))
       ->capture_default_str();
-  export_verb
-      ->add_option("-o,--output", flags->outputs,
-                   "The folder to write, which must not exist; json or table as ever")
-      ->take_all()
-      ->expected(1);
+  add_output_path_option(*export_verb, flags->outputs, "The folder to write, which must not exist");
   export_verb->callback(
       [&cli, flags] { cli.action = [&cli, flags] { return run_export(cli, *flags); }; });
 
@@ -123,11 +119,7 @@ void add_checkpoint_files_verbs(CLI::App& checkpoint, Cli& cli) {
   import_verb->add_option("folder", imported->folder, "What checkpoint export wrote")->required();
   import_verb->add_option("--job", imported->job, "Of this job (default: the one exported)")
       ->check(CLI::Range(uint64_t{1}, UINT64_MAX));
-  import_verb
-      ->add_option("-o,--output", imported->outputs,
-                   "The checkpoint directory to make; json or table as ever")
-      ->take_all()
-      ->expected(1);
+  add_output_path_option(*import_verb, imported->outputs, "The checkpoint directory to make");
   import_verb->callback(
       [&cli, imported] { cli.action = [&cli, imported] { return run_import(cli, *imported); }; });
 }

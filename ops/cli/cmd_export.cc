@@ -86,10 +86,7 @@ void add_export_verb(CLI::App& app, Cli& cli) {
   verb->add_option("--format", flags->format, "hf: safetensors, config.json and tokenizer")
       ->check(one_of({"hf"}))
       ->capture_default_str();
-  verb->add_option("-o,--output", flags->outputs,
-                   "The folder to write, which must not exist; json or table as ever")
-      ->take_all()
-      ->expected(1);
+  add_output_path_option(*verb, flags->outputs, "The folder to write, which must not exist");
   verb->add_option("--dtype", flags->dtype, "bf16, or fp32: exactly what was trained")
       ->check(one_of({"bf16", "fp32"}))
       ->capture_default_str();

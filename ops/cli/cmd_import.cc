@@ -85,10 +85,7 @@ void add_import_verb(CLI::App& app, Cli& cli) {
   verb->add_option(
       "--like", flags->like,
       "Take everything but the start from this job spec, whose model must be the same");
-  verb->add_option("-o,--output", flags->outputs,
-                   "The job spec to write, which must not exist; json or table as ever")
-      ->take_all()
-      ->expected(1);
+  add_output_path_option(*verb, flags->outputs, "The job spec to write, which must not exist");
   verb->callback([&cli, flags] { cli.action = [&cli, flags] { return run_import(cli, *flags); }; });
 }
 
