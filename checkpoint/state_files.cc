@@ -129,7 +129,7 @@ Status write_dcp(const CheckpointFiles& checkpoint,
     std::vector<uint64_t> offsets;
     uint64_t end = 0;
     for (const ManifestTensor* tensor : plan[i]) {
-      PENSTOCK_TRY_ASSIGN(std::string header, torch_save_header(tensor->dtype, tensor->shape));
+      std::string header = torch_save_header(tensor->dtype, tensor->shape);
       const uint64_t length = header.size() + bytes_of(*tensor);
       entries.push_back({tensor->name, tensor->dtype, tensor->shape, name, end, length});
       offsets.push_back(end + header.size());

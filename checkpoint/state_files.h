@@ -32,7 +32,6 @@ struct StateFiles {
 // loaded. Tensors go into files of at most `file_bytes_max` bytes of data, in the order of names; a
 // larger one has a file of its own.
 //   kResourceExhausted  the disk has not the room
-//   kInvalidArgument    an element type that the format does not have; safetensors has all
 //   kDataLoss           the checkpoint is damaged, or the files are not what was written
 Result<StateFiles> write_state_files(const CheckpointFiles& checkpoint, StateFormat format,
                                      uint64_t file_bytes_max, const Path& folder,

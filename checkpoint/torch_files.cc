@@ -11,10 +11,14 @@ using namespace std::string_view_literals;
 
 constexpr std::string_view kMetadataModule = "torch.distributed.checkpoint.metadata";
 
-// PyTorch's names of an element type; nullptr: its older container has none.
+// PyTorch's names of an element type. The older container knows the type of a storage by its class,
+// and types that came later have none: their bytes lie in a storage of elements as large, and the
+// tensor, rebuilt by _rebuild_tensor_v3, says what they are. (What torch.save itself writes for
+// them, an UntypedStorage, is refused by torch.load.)
 struct TorchType {
   const char* dtype = nullptr;
   const char* storage = nullptr;
+  bool tensor_says_type = false;
 };
 TorchType torch_type(DType dtype) {
   switch (dtype) {
@@ -26,6 +30,10 @@ TorchType torch_type(DType dtype) {
       return {"float16", "HalfStorage"};
     case DType::kBf16:
       return {"bfloat16", "BFloat16Storage"};
+    case DType::kF8E4m3:
+      return {"float8_e4m3fn", "ByteStorage", true};
+    case DType::kF8E5m2:
+      return {"float8_e5m2", "ByteStorage", true};
     case DType::kI64:
       return {"int64", "LongStorage"};
     case DType::kI32:
@@ -34,16 +42,16 @@ TorchType torch_type(DType dtype) {
       return {"int16", "ShortStorage"};
     case DType::kI8:
       return {"int8", "CharStorage"};
+    case DType::kU64:
+      return {"uint64", "LongStorage", true};
+    case DType::kU32:
+      return {"uint32", "IntStorage", true};
+    case DType::kU16:
+      return {"uint16", "ShortStorage", true};
     case DType::kU8:
       return {"uint8", "ByteStorage"};
     case DType::kBool:
       return {"bool", "BoolStorage"};
-    case DType::kF8E4m3:
-    case DType::kF8E5m2:
-    case DType::kU64:
-    case DType::kU32:
-    case DType::kU16:
-      return {};
   }
   return {};
 }
@@ -205,17 +213,12 @@ std::string container_start() {
 
 }  // namespace
 
-Result<std::string> torch_save_header(DType dtype, const std::vector<int64_t>& shape) {
+std::string torch_save_header(DType dtype, const std::vector<int64_t>& shape) {
   const TorchType type = torch_type(dtype);
-  if (type.storage == nullptr) {
-    return invalid_argument(
-        fmt::format("PyTorch's container of one tensor has no {}; choose the "
-                    "format safetensors",
-                    dtype_name(dtype)));
-  }
   const int64_t count = element_count(shape);
   Pickle tensor;
-  tensor.global("torch._utils", "_rebuild_tensor_v2");
+  tensor.global("torch._utils",
+                type.tensor_says_type ? "_rebuild_tensor_v3" : "_rebuild_tensor_v2");
   tensor.mark();
   tensor.mark();
   tensor.text("storage");
@@ -233,6 +236,7 @@ Result<std::string> torch_save_header(DType dtype, const std::vector<int64_t>& s
   tensor.global("collections", "OrderedDict");
   tensor.empty_tuple();
   tensor.call();
+  if (type.tensor_says_type) tensor.global("torch", type.dtype);
   tensor.tuple();
   tensor.call();
   Pickle storages;

@@ -12,9 +12,8 @@
 namespace penstock {
 
 // What stands before a tensor's bytes in a file that torch.load() reads; nothing follows them.
-// kInvalidArgument when PyTorch's older container has no such element type (8-bit floats, unsigned
-// integers above 8 bits).
-Result<std::string> torch_save_header(DType dtype, const std::vector<int64_t>& shape);
+// 8-bit floats and unsigned integers above 8 bits need a PyTorch that has these types.
+std::string torch_save_header(DType dtype, const std::vector<int64_t>& shape);
 
 // One tensor in a .distcp file.
 struct DcpEntry {
@@ -27,7 +26,7 @@ struct DcpEntry {
 };
 
 // The .metadata file: pickled torch.distributed.checkpoint.metadata.Metadata (version 1.0.0) of
-// whole tensors. REQUIRES: torch_save_header() is ok for each.
+// whole tensors.
 std::string dcp_metadata(const std::vector<DcpEntry>& entries);
 
 }  // namespace penstock

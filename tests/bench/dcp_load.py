@@ -5,15 +5,40 @@ bit for bit, with the safetensors export of the same checkpoint.
     penstock checkpoint export WHERE -o A
     penstock checkpoint export WHERE --format dcp -o B
     tests/bench/dcp_load.py A B          # needs torch and safetensors
+
+A checkpoint with a tensor of every element type comes of a folder that this script makes:
+
+    tests/bench/dcp_load.py --make TYPES
+    penstock checkpoint import TYPES -o WHERE
 """
 import glob
 import json
+import os
 import pickle
 import sys
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+         torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8]
+
+
+def make(folder):
+    """Random bits of every type, with an empty and a 0-d tensor beside each matrix."""
+    torch.manual_seed(1)
+    tensors = {"a.bool": torch.tensor([True, False, True])}
+    for dtype in TYPES:
+        bits = torch.randint(0, 256, (7, 5 * dtype.itemsize), dtype=torch.uint8)
+        name = "a." + str(dtype).removeprefix("torch.")
+        tensors[name] = bits.view(dtype)
+        tensors[name + ".empty"] = torch.empty((0, 3), dtype=dtype)
+        tensors[name + ".scalar"] = bits[0, :dtype.itemsize].view(dtype)[0].clone()
+    os.makedirs(folder)
+    save_file(tensors, folder + "/state.safetensors", metadata={
+        "format": "pt", "penstock.format": "penstock-state", "penstock.files": "1", "penstock.job": "1",
+        "penstock.step": "1", "penstock.layout": "", "penstock.spec": "{}"})
 
 
 def main(safetensors_folder, dcp_folder):
@@ -36,4 +61,4 @@ def main(safetensors_folder, dcp_folder):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(make(sys.argv[2]) if sys.argv[1] == "--make" else main(*sys.argv[1:]))
