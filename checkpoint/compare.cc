@@ -1,13 +1,17 @@
 #include "checkpoint/compare.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <map>
 
 #include "checkpoint/float_formats.h"
-#include "checkpoint/loader.h"
 #include "checkpoint/slice_digest.h"
+#include "checkpoint/tiling.h"
+#include "checkpoint/verify.h"
 
 namespace penstock {
 namespace {
@@ -44,20 +48,54 @@ Status for_each_chunk(const ManifestTensor& tensor,
   }
 }
 
-Result<std::vector<std::byte>> read_box(const CheckpointFiles& files, const ManifestTensor& tensor,
-                                        const Box& box) {
-  const TensorSlice slice{tensor.name, tensor.dtype, tensor.shape, box};
-  std::vector<std::byte> bytes(byte_count(slice));
-  const LoadTarget target{slice, bytes, {}};
-  PENSTOCK_TRY(load_slices(files.directory, files.manifest, {&target, 1}).status());
-  return bytes;
-}
+// Boxes of one checkpoint's tensors, one after the other: a segment is opened, and its footer
+// checked, once for all of them.
+class BoxReader {
+ public:
+  explicit BoxReader(const CheckpointFiles& files) : files_(files) {}
 
-Result<Digest> tensor_digest(const CheckpointFiles& files, const ManifestTensor& tensor) {
-  if (files.manifest.has_tensor_digests()) return tensor.digest();
+  const Manifest& manifest() const { return files_.manifest; }
+
+  Result<std::vector<std::byte>> read(const ManifestTensor& tensor, const Box& box) {
+    std::vector<std::byte> bytes(byte_count({tensor.name, tensor.dtype, tensor.shape, box}));
+    std::vector<Box> regions;
+    for (const ManifestPiece& piece : tensor.pieces) {
+      const std::optional<Box> region = intersect(box, piece.box);
+      if (!region) continue;
+      regions.push_back(*region);
+      PENSTOCK_TRY_ASSIGN(const SegmentReader* segment, open(piece.segment));
+      PENSTOCK_TRY_ASSIGN(const size_t index, segment->find(tensor.name, piece.box));
+      const SegmentSlice& saved = segment->slices()[index];
+      if (saved.slice.dtype != tensor.dtype || saved.slice.shape != tensor.shape ||
+          saved.digest != piece.digest) {
+        return data_loss(fmt::format("segment {}: tensor {} {} is not what the manifest says",
+                                     segment->path().string(), tensor.name, to_string(piece.box)));
+      }
+      PENSTOCK_TRY(segment->read_box(index, *region, box, bytes));
+    }
+    PENSTOCK_TRY(prove_tiling(box, regions).with_context("tensor " + tensor.name));
+    return bytes;
+  }
+
+ private:
+  Result<const SegmentReader*> open(size_t index) {
+    if (const auto at = open_.find(index); at != open_.end()) return &at->second;
+    if (open_.size() == kOpenMax) open_.clear();
+    PENSTOCK_TRY_ASSIGN(SegmentReader reader, open_listed(files_.directory, files_.manifest,
+                                                          files_.manifest.segments[index]));
+    return &open_.emplace(index, std::move(reader)).first->second;
+  }
+
+  static constexpr size_t kOpenMax = 256;  // of the files that a process may have open
+  const CheckpointFiles files_;
+  std::map<size_t, SegmentReader> open_;  // by position in the manifest
+};
+
+Result<Digest> tensor_digest(BoxReader& reader, const ManifestTensor& tensor) {
+  if (reader.manifest().has_tensor_digests()) return tensor.digest();
   Digest sum;
   PENSTOCK_TRY(for_each_chunk(tensor, [&](const Box& box) -> Status {
-    PENSTOCK_TRY_ASSIGN(const std::vector<std::byte> bytes, read_box(files, tensor, box));
+    PENSTOCK_TRY_ASSIGN(const std::vector<std::byte> bytes, reader.read(tensor, box));
     sum = add_digests(sum, slice_digest({tensor.name, tensor.dtype, tensor.shape, box}, bytes));
     return {};
   }));
@@ -132,9 +170,8 @@ void compare_values(DType dtype, Bytes a, Bytes b, TensorDifference& difference)
 }
 
 // Adds how one tensor of both checkpoints differs, if it does.
-Status compare_tensor(const CheckpointFiles& a, const ManifestTensor& tensor_a,
-                      const CheckpointFiles& b, const ManifestTensor& tensor_b, bool read_values,
-                      Comparison& comparison) {
+Status compare_tensor(BoxReader& a, const ManifestTensor& tensor_a, BoxReader& b,
+                      const ManifestTensor& tensor_b, bool read_values, Comparison& comparison) {
   if (tensor_a.dtype != tensor_b.dtype || tensor_a.shape != tensor_b.shape) {
     comparison.differences.push_back({.name = tensor_a.name, .kind = Kind::kShape});
     return {};
@@ -147,8 +184,8 @@ Status compare_tensor(const CheckpointFiles& a, const ManifestTensor& tensor_a,
   }
   TensorDifference difference{.name = tensor_a.name, .kind = Kind::kValues};
   const auto compare_box = [&](const Box& box) -> Status {
-    PENSTOCK_TRY_ASSIGN(const std::vector<std::byte> bytes_a, read_box(a, tensor_a, box));
-    PENSTOCK_TRY_ASSIGN(const std::vector<std::byte> bytes_b, read_box(b, tensor_b, box));
+    PENSTOCK_TRY_ASSIGN(const std::vector<std::byte> bytes_a, a.read(tensor_a, box));
+    PENSTOCK_TRY_ASSIGN(const std::vector<std::byte> bytes_b, b.read(tensor_b, box));
     compare_values(tensor_a.dtype, bytes_a, bytes_b, difference);
     return {};
   };
@@ -162,6 +199,8 @@ Status compare_tensor(const CheckpointFiles& a, const ManifestTensor& tensor_a,
 Result<Comparison> compare_checkpoints(const CheckpointFiles& a, const CheckpointFiles& b,
                                        bool read_values) {
   Comparison comparison;
+  BoxReader reader_a(a);
+  BoxReader reader_b(b);
   auto at_a = a.manifest.tensors.begin();  // both ascend by name
   auto at_b = b.manifest.tensors.begin();
   while (at_a != a.manifest.tensors.end() || at_b != b.manifest.tensors.end()) {
@@ -173,7 +212,7 @@ Result<Comparison> compare_checkpoints(const CheckpointFiles& a, const Checkpoin
       comparison.differences.push_back({.name = at_b->name, .kind = Kind::kOnlyInB});
       ++at_b;
     } else {
-      PENSTOCK_TRY(compare_tensor(a, *at_a, b, *at_b, read_values, comparison));
+      PENSTOCK_TRY(compare_tensor(reader_a, *at_a, reader_b, *at_b, read_values, comparison));
       ++at_a;
       ++at_b;
     }

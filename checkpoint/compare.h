@@ -34,7 +34,8 @@ struct Comparison {
 
 // Compares digests, which reads nothing but the manifests; tensors of a manifest without them are
 // digested here. `read_values` also reads each tensor that differs, from both. Memory: a
-// few chunks of 16 MiB. Errors as load_slices().
+// few chunks of 16 MiB. kDataLoss, naming file, rank and tensor, where a segment is damaged or
+// gone.
 Result<Comparison> compare_checkpoints(const CheckpointFiles& a, const CheckpointFiles& b,
                                        bool read_values);
 

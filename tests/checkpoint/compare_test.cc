@@ -1,6 +1,10 @@
 #include "checkpoint/compare.h"
 
+#include <sys/inotify.h>
+#include <unistd.h>
+
 #include <cmath>
+#include <map>
 
 #include "checkpoint/census.h"
 #include "tests/checkpoint/support.h"
@@ -112,6 +116,81 @@ TEST_F(CompareTest, TensorsLargerThanAChunkAreComparedInPieces) {
   ASSERT_EQ(comparison.differences.size(), 1u);
   EXPECT_EQ(comparison.differences[0].element_count, 1u);
   EXPECT_EQ(comparison.differences[0].max_abs, 8.0);
+}
+
+// How often each file of a directory was opened since this was made.
+class Openings {
+ public:
+  explicit Openings(const Path& directory) : fd_(inotify_init1(IN_NONBLOCK | IN_CLOEXEC)) {
+    EXPECT_GE(inotify_add_watch(fd_, directory.c_str(), IN_OPEN), 0) << directory;
+  }
+  ~Openings() { ::close(fd_); }
+  Openings(const Openings&) = delete;
+  Openings& operator=(const Openings&) = delete;
+
+  std::map<std::string, int> counts() const {
+    std::map<std::string, int> counts;
+    alignas(inotify_event) char buffer[1 << 16];
+    for (ssize_t size = 0; (size = ::read(fd_, buffer, sizeof(buffer))) > 0;) {
+      for (ssize_t at = 0; at < size;) {
+        const auto* event = reinterpret_cast<const inotify_event*>(buffer + at);
+        if (event->len > 0) ++counts[event->name];
+        at += static_cast<ssize_t>(sizeof(inotify_event) + event->len);
+      }
+    }
+    return counts;
+  }
+
+ private:
+  const int fd_;
+};
+
+TEST_F(CompareTest, EachSegmentIsOpenedOnceHoweverManyTensorsDiffer) {
+  const auto rank = [](int64_t from, int64_t rows, uint64_t version) {
+    std::vector<OwnedSlice> slices;
+    for (int i = 0; i < 20; ++i) {
+      const std::string name = "w" + std::to_string(100 + i);
+      slices.push_back(known_slice(name, DType::kF32, {9, 4}, {{from, 0}, {rows, 4}}, version));
+    }
+    return slices;
+  };
+  const Saved a = save("a", {rank(0, 5, 0), rank(5, 4, 0)});
+  const Saved b = save("b", {rank(0, 2, 1), rank(2, 7, 1)});
+  const Openings opened_a(a.directory);
+  const Openings opened_b(b.directory);
+  const Comparison comparison = compare(a, b, true);
+  ASSERT_EQ(comparison.differences.size(), 20u);
+  for (const TensorDifference& difference : comparison.differences) {
+    EXPECT_EQ(difference.element_count, 36u) << difference.name;
+  }
+  std::map<std::string, int> once;
+  for (const ManifestSegment& segment : a.manifest.segments) once[segment.file] = 1;
+  EXPECT_EQ(opened_a.counts(), once);
+  once.clear();
+  for (const ManifestSegment& segment : b.manifest.segments) once[segment.file] = 1;
+  EXPECT_EQ(opened_b.counts(), once);
+}
+
+TEST_F(CompareTest, ADamagedOrForeignSegmentIsNamedInsteadOfCompared) {
+  const Saved a = save("a", {{part(0, 60)}});
+  const Saved b = save("b", {{part(0, 30, 1)}, {part(30, 30, 1)}});
+  const auto error = [&] {
+    const auto comparison =
+        compare_checkpoints({a.directory, a.manifest}, {b.directory, b.manifest}, true);
+    EXPECT_EQ(comparison.status().code(), Code::kDataLoss);
+    return comparison.status().message();
+  };
+  const Path second = b.directory / b.manifest.segments[1].file;
+  flip_byte(second, kSegmentHeaderBytes + 3);
+  const std::string flipped = error();
+  for (const std::string& part : {second.filename().string(), std::string("w [30:60, 0:40]")}) {
+    EXPECT_NE(flipped.find(part), std::string::npos) << part << " in " << flipped;
+  }
+  std::filesystem::copy_file(b.directory / b.manifest.segments[0].file, second,
+                             std::filesystem::copy_options::overwrite_existing);
+  EXPECT_NE(error().find(second.filename().string()), std::string::npos);
+  std::filesystem::remove(second);
+  EXPECT_NE(error().find(second.filename().string()), std::string::npos);
 }
 
 // A store that a program with format 1 wrote, kept as it was: it must stay readable, and comparable
