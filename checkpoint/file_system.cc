@@ -1,6 +1,7 @@
 #include "checkpoint/file_system.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 
 #include <cerrno>
 
@@ -14,7 +15,7 @@ Status check_room(const Path& folder, uint64_t bytes) {
       fmt::format("{}: {} bytes are free, {} are needed", folder.string(), space.available, bytes));
 }
 
-Result<FileDescriptor> take_lock(const Path& path) {
+Result<FileDescriptor> take_lock(const Path& path, std::string_view what_to_do) {
   PENSTOCK_TRY_ASSIGN(FileDescriptor lock, open_file(path, O_RDWR | O_CREAT));
   // An open-file-description lock: it belongs to this descriptor, goes with the process, and also
   // excludes others in the same process.
@@ -23,8 +24,7 @@ Result<FileDescriptor> take_lock(const Path& path) {
   range.l_whence = SEEK_SET;
   if (::fcntl(lock.get(), F_OFD_SETLK, &range) == 0) return lock;
   if (errno != EAGAIN && errno != EACCES) return errno_status(errno, "lock " + path.string());
-  return failed_precondition("another writer holds " + path.string() +
-                             "; stop the other coordinator first");
+  return failed_precondition(fmt::format("another writer holds {}{}", path.string(), what_to_do));
 }
 
 Status write_new_file(FileSystem& files, const Path& path, Bytes bytes) {

@@ -57,8 +57,9 @@ FileSystem& real_file_system();
 Status check_room(const Path& folder, uint64_t bytes);
 
 // Opens or creates a file and locks it until the descriptor is closed or the process ends.
-// kFailedPrecondition when somebody else has it locked, in this process or another.
-Result<FileDescriptor> take_lock(const Path& path);
+// kFailedPrecondition when somebody else has it locked, in this process or another; `what_to_do`
+// ends that sentence.
+Result<FileDescriptor> take_lock(const Path& path, std::string_view what_to_do);
 
 // create, write, sync, close. On an error the file is removed. Its name is durable only after
 // sync_directory().

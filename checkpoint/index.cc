@@ -288,7 +288,8 @@ Result<std::unique_ptr<CheckpointIndex>> CheckpointIndex::open(const Path& given
   database->path = path;
   database->files = &files;
   database->env = env != nullptr ? env : rocksdb::Env::Default();
-  PENSTOCK_TRY_ASSIGN(database->lock, take_lock(path.string() + ".lock"));
+  PENSTOCK_TRY_ASSIGN(database->lock,
+                      take_lock(path.string() + ".lock", "; stop the other coordinator first"));
   PENSTOCK_TRY(database->ready());
   return std::unique_ptr<CheckpointIndex>(new CheckpointIndex(std::move(database)));
 }

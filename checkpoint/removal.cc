@@ -41,7 +41,8 @@ Result<std::set<std::string>> referenced_segments(const Path& directory,
 // The newest checkpoint that verifies completely, and whole ones (by their footers) below it,
 // newest first, at most count_max.
 Result<std::vector<CheckpointInfo>> whole_checkpoints(const Path& directory, JobId job,
-                                                      int64_t count_max) {
+                                                      int64_t count_max,
+                                                      std::vector<RefusedCheckpoint>& passed_over) {
   std::vector<CheckpointInfo> whole;
   const StoreListing listing = list_checkpoints(directory, job);
   PENSTOCK_TRY(listing.directory);
@@ -56,8 +57,7 @@ Result<std::vector<CheckpointInfo>> whole_checkpoints(const Path& directory, Job
     if (status.ok()) {
       whole.push_back(*info);
     } else {
-      log_warning("checkpoint {} of step {} does not count: {}", info->commit_seq, info->step,
-                  status.message());
+      passed_over.push_back({info->commit_seq, info->manifest_file, status});
     }
   }
   return whole;
@@ -157,7 +157,7 @@ Status finish_removal(const Path& directory, FileSystem& files) {
 
 // What goes below commit `oldest_kept`: manifests, and the segments only they name.
 Result<Removal> CheckpointStore::plan_removal(uint64_t oldest_kept, int64_t keep_every,
-                                              std::vector<uint64_t>& commit_seqs) const {
+                                              RemovalReport& report) const {
   Removal removal;
   std::set<std::string> candidates;
   PENSTOCK_TRY_ASSIGN(const std::set<uint64_t> pinned, pinned_checkpoints(directory_));
@@ -172,7 +172,7 @@ Result<Removal> CheckpointStore::plan_removal(uint64_t oldest_kept, int64_t keep
     if (stored.ok() && (stored->manifest.store != uuid_ || stored->manifest.job != job_)) continue;
     if (stored.ok() && keep_every > 0 && stored->manifest.step % keep_every == 0) continue;
     removal.manifests.push_back(name);
-    commit_seqs.push_back(*number);
+    report.commit_seqs.push_back(*number);
     if (!stored.ok()) continue;  // what it named is found by sweep_orphans() once it is gone
     for (const ManifestSegment& segment : stored->manifest.segments) {
       candidates.insert(segment.file);
@@ -184,6 +184,8 @@ Result<Removal> CheckpointStore::plan_removal(uint64_t oldest_kept, int64_t keep
     std::set_difference(candidates.begin(), candidates.end(), referenced->begin(),
                         referenced->end(), std::back_inserter(removal.segments));
   }
+  report.segments = referenced.status();
+  report.files = removal.segments;
   return removal;
 }
 
@@ -203,13 +205,10 @@ Result<RemovalReport> CheckpointStore::retain(const RetentionPolicy& policy) {
   if (!policy.dry_run) PENSTOCK_TRY(go_on());  // with one that has waited for the index
   RemovalReport report;
   PENSTOCK_TRY_ASSIGN(const std::vector<CheckpointInfo> whole,
-                      whole_checkpoints(directory_, job_, policy.keep_last));
+                      whole_checkpoints(directory_, job_, policy.keep_last, report.passed_over));
   if (std::ssize(whole) < policy.keep_last) return report;
-  std::vector<uint64_t> commit_seqs;
-  PENSTOCK_TRY_ASSIGN(Removal removal,
-                      plan_removal(whole.back().commit_seq, policy.keep_every, commit_seqs));
-  report.commit_seqs = std::move(commit_seqs);
-  report.files = removal.segments;
+  PENSTOCK_TRY_ASSIGN(const Removal removal,
+                      plan_removal(whole.back().commit_seq, policy.keep_every, report));
   if (removal.manifests.empty() || policy.dry_run) return report;
   PENSTOCK_TRY(begin_removal(directory_, removal, *files_));
   PENSTOCK_TRY(go_on());
@@ -232,7 +231,7 @@ Status remove_store(const Path& directory, JobId job, FileSystem& files) {
     return {};
   }
   // Its lock comes first, so that nobody commits between the list and the removal.
-  PENSTOCK_TRY_ASSIGN(FileDescriptor lock, take_lock(directory / "LOCK"));
+  PENSTOCK_TRY_ASSIGN(FileDescriptor lock, lock_store(directory));
   PENSTOCK_TRY(finish_removal(directory, files));
   PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
   Removal removal;

@@ -27,8 +27,11 @@ CheckedCheckpoint check_one(const Path& directory, uint64_t commit_seq, const st
   if (status.ok()) {
     checked.report = find_damage(directory, stored->manifest, pace);
   } else {  // whose segments are whole or not does not matter
-    checked.report.damages = {
-        {.file = file, .rank = {}, .tensors = {}, .what = status.message(), .status = status}};
+    checked.report.damages = {{.file = file,
+                               .rank = {},
+                               .tensors = {},
+                               .what = without_file(status.message(), file),
+                               .status = status}};
     checked.report.damage_count = 1;
   }
   return checked;
@@ -42,6 +45,17 @@ struct Candidate {
 };
 
 }  // namespace
+
+bool CheckedCheckpoint::damaged() const {
+  const auto is_lost = [](const CheckpointDamage& damage) {
+    return damage.status.code() == Code::kDataLoss;
+  };
+  return !set_aside && std::any_of(report.damages.begin(), report.damages.end(), is_lost);
+}
+
+bool CheckedCheckpoint::unreadable() const {
+  return !set_aside && report.damage_count > 0 && !damaged();
+}
 
 Status check_checkpoints(const Path& directory, JobId job, const CheckpointSelection& selection,
                          const ReadPace& pace,

@@ -19,7 +19,9 @@ struct CheckedCheckpoint {
   bool set_aside = false;       // by set_aside(): nobody uses it, so it was not read
   DamageReport report;
 
-  bool damaged() const { return report.damage_count > 0 && !set_aside; }
+  bool damaged() const;
+  // Nothing shows that it is damaged, but not all of it could be read.
+  bool unreadable() const;
 };
 
 // Which ones: all, by default.

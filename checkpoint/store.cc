@@ -257,6 +257,12 @@ NewestWhole newest_whole(const Path& directory, JobId job) {
   return newest;
 }
 
+Result<FileDescriptor> lock_store(const Path& directory) {
+  return take_lock(directory / "LOCK",
+                   ": a coordinator that commits a checkpoint, or a tool that removes some; try "
+                   "again in a moment");
+}
+
 Result<CheckpointStore> CheckpointStore::open(const Path& directory, JobId job,
                                               CheckpointIndex* index, FileSystem& files) {
   PENSTOCK_TRY(create_directories_durably(directory));
@@ -265,7 +271,7 @@ Result<CheckpointStore> CheckpointStore::open(const Path& directory, JobId job,
   store.job_ = job;
   store.index_ = index;
   store.files_ = &files;
-  PENSTOCK_TRY_ASSIGN(store.lock_, take_lock(directory / "LOCK"));
+  PENSTOCK_TRY_ASSIGN(store.lock_, lock_store(directory));
   PENSTOCK_TRY_ASSIGN(store.uuid_, store_uuid(directory, files));
   // The crash that cut a removal short may have come before its index rows went. While they cannot
   // go, commits still can be made: retain() or the next open() goes on.
@@ -278,6 +284,15 @@ Result<CheckpointStore> CheckpointStore::open(const Path& directory, JobId job,
     log_warning("{}: a removal waits: {}", directory.string(), forgotten.message());
   }
   return store;
+}
+
+Result<CheckpointStore> CheckpointStore::open_when_free(const Path& directory, JobId job,
+                                                        CheckpointIndex* index,
+                                                        const std::function<bool()>& wait) {
+  for (;;) {
+    Result<CheckpointStore> store = open(directory, job, index);
+    if (store.status().code() != Code::kFailedPrecondition || !wait()) return store;
+  }
 }
 
 Result<Manifest> CheckpointStore::begin_manifest(const CommitRequest& request) const {

@@ -12,6 +12,7 @@
 // manifest names it, and a manifest is gone for good before its segments go.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -76,8 +77,10 @@ struct RetentionPolicy {
 };
 
 struct RemovalReport {
-  std::vector<uint64_t> commit_seqs;  // checkpoints removed
-  std::vector<std::string> files;     // segments and left-over temporaries removed
+  std::vector<uint64_t> commit_seqs;           // checkpoints removed
+  std::vector<std::string> files;              // segments and left-over temporaries removed
+  std::vector<RefusedCheckpoint> passed_over;  // not whole, so they do not count, newest first
+  Status segments;  // not ok: a manifest that cannot be read may name any, so all of them stay
 };
 
 // Reads one job's checkpoint directory; changes nothing, takes no lock. Safe beside a writer: a
@@ -102,6 +105,10 @@ Status restore_store_file(const Path& directory, FileSystem& files = real_file_s
 // that should be mounted there is not.
 Result<bool> holds_store(const Path& directory);
 
+// The lock of whoever writes there, held until the descriptor is closed. kFailedPrecondition when
+// somebody else has it.
+Result<FileDescriptor> lock_store(const Path& directory);
+
 // Removes a job's store: its checkpoints for good first, then every other file of docs/checkpoint-
 // format.md, then the directory, unless something else is in it. A missing directory is no error,
 // nor is one without a store; STORE may be damaged. A crash leaves a store with fewer checkpoints;
@@ -121,6 +128,12 @@ class CheckpointStore {
   // borrowed and must outlive the store.
   static Result<CheckpointStore> open(const Path& directory, JobId job, CheckpointIndex* index,
                                       FileSystem& files = real_file_system());
+
+  // As open(), and again for as long as another writer holds the lock and `wait`, which is called
+  // in between, says true.
+  static Result<CheckpointStore> open_when_free(const Path& directory, JobId job,
+                                                CheckpointIndex* index,
+                                                const std::function<bool()>& wait);
 
   const Path& directory() const { return directory_; }
 
@@ -163,7 +176,7 @@ class CheckpointStore {
   CheckpointStore() = default;
   Result<Manifest> begin_manifest(const CommitRequest& request) const;
   Result<Removal> plan_removal(uint64_t oldest_kept, int64_t keep_every,
-                               std::vector<uint64_t>& commit_seqs) const;
+                               RemovalReport& report) const;
 
   Path directory_;
   JobId job_;

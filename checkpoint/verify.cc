@@ -30,7 +30,7 @@ CheckpointDamage whole_file(const ManifestSegment& segment, const std::vector<Li
                           .rank = segment.rank,
                           .tensors = {},
                           .end = segment.byte_count,
-                          .what = status.message(),
+                          .what = without_file(status.message(), segment.file),
                           .status = status};
   for (const Listed& listed : pieces) {
     add_tensor(damage, name_of(listed.tensor->name, listed.piece->box));
@@ -88,13 +88,24 @@ bool visit_segment(const Path& directory, const Manifest& manifest, const Manife
 
 }  // namespace
 
+std::string without_file(const std::string& message, const std::string& file) {
+  const size_t at = message.rfind(file);
+  if (at == std::string::npos) return message;
+  std::string rest = message.substr(at + file.size());
+  if (rest.starts_with(" (rank ")) rest.erase(0, rest.find(')') + 1);
+  rest.erase(0, rest.find_first_not_of(": "));
+  return rest.empty() ? message : rest;
+}
+
 Result<SegmentReader> open_listed(const Path& directory, const Manifest& manifest,
                                   const ManifestSegment& listed) {
   const Path path = directory / listed.file;
   Result<SegmentReader> reader = SegmentReader::open(path);
   if (!reader.ok()) {
+    const Status status = reader.status().with_context(fmt::format("rank {}", listed.rank));
     // A segment that a manifest names and that is not there is lost data, not a wrong question.
-    return data_loss(fmt::format("rank {}: {}", listed.rank, reader.status().message()));
+    // One that only we may not open is no lost data.
+    return status.code() == Code::kNotFound ? data_loss(status.message()) : status;
   }
   const SegmentHeader& header = reader->header();
   const SegmentIdentity wanted = {manifest.job, manifest.epoch, listed.rank, manifest.step};

@@ -20,10 +20,15 @@ struct CheckpointDamage {
   uint64_t begin = 0;                // range of the file
   uint64_t end = 0;
   std::string what;  // why, in short
-  Status status;     // the whole sentence, as an error
+  Status status;     // the whole sentence, as an error; not kDataLoss: it could not be read
 };
 
+// What an error says after it has named the file (by its last mention) and, in brackets, the rank.
+std::string without_file(const std::string& message, const std::string& file);
+
 // Opens one segment a manifest lists and compares what can be compared without reading its data.
+// kDataLoss when it is missing or another one; whatever keeps only us from reading it (permission)
+// stays what it is.
 Result<SegmentReader> open_listed(const Path& directory, const Manifest& manifest,
                                   const ManifestSegment& listed);
 

@@ -16,6 +16,9 @@
 namespace penstock {
 namespace {
 
+constexpr Duration kLockWait = std::chrono::minutes(10);
+constexpr Duration kLockRetry = std::chrono::milliseconds(20);
+
 // The newest earlier checkpoint of the step; none, or one without digests of tensors: nothing.
 std::optional<Manifest> earlier_of_step(const CheckpointStore& store, JobId job, int64_t step) {
   const StoreListing listing = list_checkpoints(store.directory(), job);
@@ -85,8 +88,14 @@ Result<CheckpointRecord> commit_now(CheckpointStore& store, const CommitCheckpoi
 
 void remove_old(CheckpointStore& store, const CommitCheckpoint& request) {
   const RetentionPolicy policy{.keep_last = request.keep_last, .keep_every = request.keep_every};
-  if (const auto removed = store.retain(policy); !removed.ok()) {
+  const Result<RemovalReport> removed = store.retain(policy);
+  if (!removed.ok()) {
     log_warning("job {}: old checkpoints stay: {}", request.job, removed.status().to_string());
+  } else {
+    for (const RefusedCheckpoint& refused : removed->passed_over) {
+      log_warning("job {}: {} does not count: {}", request.job, refused.manifest_file,
+                  refused.reason.message());
+    }
   }
   if (const auto swept = store.sweep_orphans(request.epoch); !swept.ok()) {
     log_warning("job {}: left-over segments stay: {}", request.job, swept.status().to_string());
@@ -267,6 +276,7 @@ void CheckpointThreads::finished(JobId job) {
 }
 
 std::vector<JobId> CheckpointThreads::finish(Duration limit) {
+  pace_.stop();
   for (const auto& [job, lane] : lanes_) lane->stop();
   const int64_t deadline_ns = monotonic_ns() + limit.count();
   std::vector<JobId> hanging;
@@ -310,8 +320,12 @@ void CheckpointThreads::commit(CommitCheckpoint request,
     result.job = request.job;
     result.epoch = request.epoch;
     result.step = request.step;
+    // A tool that prunes or pins holds the lock while it reads the newest checkpoint.
+    const auto wait = [this, begun_ns] {
+      return monotonic_ns() - begun_ns < kLockWait.count() && pace_.pause(kLockRetry);
+    };
     Result<CheckpointStore> store =
-        CheckpointStore::open(request.directory, request.job, index_.get());
+        CheckpointStore::open_when_free(request.directory, request.job, index_.get(), wait);
     result.compared = request.compare;
     if (!store.ok()) {
       result.status = store.status();

@@ -11,6 +11,7 @@
 #include <set>
 
 #include "checkpoint/index.h"
+#include "checkpoint/pace.h"
 #include "comm/control/event_loop.h"
 #include "coordinator/core/effects.h"
 #include "coordinator/http/api.h"
@@ -56,6 +57,7 @@ class CheckpointThreads {
 
   EventLoop& loop_;
   const std::unique_ptr<CheckpointIndex> index_;  // any thread
+  Pace pace_{0};                                  // any thread; stopped by finish()
   int lists_waiting_ = 0;
   std::set<JobId> preparing_;
   std::mutex mutex_;

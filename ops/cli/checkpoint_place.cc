@@ -8,11 +8,15 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/marks.h"
-#include "checkpoint/store.h"
+#include "checkpoint/pace.h"
+#include "checkpoint/verify.h"
 
 namespace penstock {
 
 namespace {
+
+// A coordinator commits within a fraction of it.
+constexpr Duration kLockWait = std::chrono::seconds(2);
 
 bool is_store_file(const std::string& name) {
   return name == "STORE" || parse_manifest_file_name(name).ok() ||
@@ -45,26 +49,56 @@ void add_place_options(CLI::App& verb, std::string& what, std::optional<int64_t>
   verb.add_option("--step", step, step_help)->check(CLI::Range(int64_t{0}, int64_t{1'000'000'000}));
 }
 
-Result<CheckpointPlace> find_checkpoint_place(const Cli& cli, const std::string& word) {
+Result<std::optional<CheckpointPlace>> checkpoint_place_at(const std::string& word) {
+  if (word.empty()) return invalid_argument("name a job, a checkpoint directory or a manifest");
+  const std::optional<CheckpointPlace> none;
   const Path path = word;
   std::error_code error;
   const bool path_like = word.find('/') != std::string::npos;
   if (std::filesystem::is_directory(path, error)) {
-    Result<CheckpointPlace> place = place_at(path, std::nullopt);
-    if (place.ok() || path_like) return place;
-  } else if (const auto number = parse_manifest_file_name(path.filename().string()); number.ok()) {
-    return place_at(path.has_parent_path() ? path.parent_path() : Path("."), *number);
-  } else if (path_like) {
-    return not_found(word + " is neither a checkpoint directory nor a manifest");
+    const Result<CheckpointPlace> place = place_at(path, std::nullopt);
+    if (place.ok()) return std::optional(*place);
+    // A folder that happens to be called like a job.
+    if (!path_like && place.status().code() == Code::kNotFound) return none;
+    return place.status();
   }
-  PENSTOCK_TRY_ASSIGN(const Json job, cli.client().job(word));
-  const std::string directory = field_string(job, "checkpoint_dir");
+  if (const auto number = parse_manifest_file_name(path.filename().string()); number.ok()) {
+    PENSTOCK_TRY_ASSIGN(const CheckpointPlace place,
+                        place_at(path.has_parent_path() ? path.parent_path() : Path("."), *number));
+    return std::optional(place);
+  }
+  if (path_like) return not_found(word + " is neither a checkpoint directory nor a manifest");
+  return none;
+}
+
+Result<CheckpointPlace> find_checkpoint_place(const Cli& cli, const std::string& word) {
+  PENSTOCK_TRY_ASSIGN(const std::optional<CheckpointPlace> place, checkpoint_place_at(word));
+  if (place) return *place;
+  const Result<Json> job = cli.client().job(word);
+  std::error_code error;
+  if (!job.ok() && std::filesystem::is_directory(word, error)) {
+    return job.status().with_context(fmt::format("the folder {} holds no checkpoints", word));
+  }
+  PENSTOCK_TRY(job.status());
+  const std::string directory = field_string(*job, "checkpoint_dir");
   if (directory.empty()) return not_found(fmt::format("job {} has no checkpoint directory", word));
-  return CheckpointPlace{directory, JobId{static_cast<uint64_t>(field_number(job, "id"))},
+  return CheckpointPlace{directory, JobId{static_cast<uint64_t>(field_number(*job, "id"))},
                          std::nullopt};
 }
 
-Result<ChosenCheckpoint> choose_checkpoint(const CheckpointPlace& place,
+Result<CheckpointStore> open_store(const CheckpointPlace& place) {
+  if (place.job == JobId{}) {
+    return failed_precondition("no manifest in " + place.directory.string() +
+                               " can be read, so whose checkpoints these are is not known");
+  }
+  Pace pace(0);
+  const int64_t deadline_ns = monotonic_ns() + kLockWait.count();
+  return CheckpointStore::open_when_free(place.directory, place.job, nullptr, [&] {
+    return monotonic_ns() < deadline_ns && pace.pause(std::chrono::milliseconds(10));
+  });
+}
+
+Result<ChosenCheckpoint> choose_checkpoint(Cli& cli, const CheckpointPlace& place,
                                            std::optional<int64_t> step) {
   std::string file;
   if (place.commit_seq) {
@@ -74,6 +108,11 @@ Result<ChosenCheckpoint> choose_checkpoint(const CheckpointPlace& place,
     PENSTOCK_TRY(listing.directory);
     for (const CheckpointInfo& info : listing.checkpoints) {
       if (!step || info.step == *step) file = info.manifest_file;
+    }
+    for (const RefusedCheckpoint& refused : listing.refused) {
+      if (refused.set_aside || (!file.empty() && refused.manifest_file < file)) continue;
+      cli.out.note(fmt::format("passed over {}: {}", refused.manifest_file,
+                               without_file(refused.reason.message(), refused.manifest_file)));
     }
   }
   if (file.empty()) {
@@ -88,7 +127,7 @@ Result<ChosenCheckpoint> choose_checkpoint(const CheckpointPlace& place,
   return ChosenCheckpoint{place.directory, std::move(stored)};
 }
 
-Result<ChosenCheckpoint> choose_checkpoint(const Cli& cli, const std::string& what) {
+Result<ChosenCheckpoint> choose_checkpoint(Cli& cli, const std::string& what) {
   std::string word = what;
   std::optional<int64_t> step;
   const size_t at = what.rfind('@');
@@ -104,7 +143,7 @@ Result<ChosenCheckpoint> choose_checkpoint(const Cli& cli, const std::string& wh
     word.resize(at);
   }
   PENSTOCK_TRY_ASSIGN(const CheckpointPlace place, find_checkpoint_place(cli, word));
-  return choose_checkpoint(place, step);
+  return choose_checkpoint(cli, place, step);
 }
 
 std::string shown(std::string text) {

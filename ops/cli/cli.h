@@ -40,7 +40,7 @@ void add_job_verbs(CLI::App& app, Cli& cli);       // ps describe cancel resume 
 void add_submit_verb(CLI::App& app, Cli& cli);     // submit
 void add_program_verb(CLI::App& app, Cli& cli);    // program
 void add_record_verbs(CLI::App& app, Cli& cli);    // logs events metrics
-void add_cluster_verbs(CLI::App& app, Cli& cli);   // workers version checkpoint
+void add_cluster_verbs(CLI::App& app, Cli& cli);   // workers version
 void add_data_verbs(CLI::App& app, Cli& cli);      // data prepare, inspect
 void add_dev_verbs(CLI::App& app, Cli& cli);       // dev up, down, status, kill-rank
 void add_sample_verb(CLI::App& app, Cli& cli);     // sample
@@ -48,7 +48,7 @@ void add_export_verb(CLI::App& app, Cli& cli);     // export
 void add_import_verb(CLI::App& app, Cli& cli);     // import
 void add_trace_verb(CLI::App& app, Cli& cli);      // trace
 void add_rebalance_verb(CLI::App& app, Cli& cli);  // rebalance
-// The verbs of `checkpoint` but ls. REQUIRES: add_cluster_verbs() was called.
+// checkpoint ls, and what follows; the others add to `checkpoint`.
 void add_checkpoint_verbs(CLI::App& app, Cli& cli);
 void add_checkpoint_verify_verb(CLI::App& checkpoint, Cli& cli);  // verify
 void add_checkpoint_show_verbs(CLI::App& checkpoint, Cli& cli);   // show diff

@@ -39,7 +39,7 @@ Result<ExitCode> run_export(Cli& cli, const ExportFlags& flags) {
   PENSTOCK_TRY_ASSIGN(const Path folder,
                       output_path(cli, flags.outputs, "penstock checkpoint export WHERE -o DIR"));
   PENSTOCK_TRY_ASSIGN(const CheckpointPlace place, find_checkpoint_place(cli, flags.what));
-  PENSTOCK_TRY_ASSIGN(const ChosenCheckpoint chosen, choose_checkpoint(place, flags.step));
+  PENSTOCK_TRY_ASSIGN(const ChosenCheckpoint chosen, choose_checkpoint(cli, place, flags.step));
   const Manifest& manifest = chosen.stored.manifest;
   PENSTOCK_TRY(check_segments(chosen.directory, manifest));
   PENSTOCK_TRY_ASSIGN(PartialFolder partial, PartialFolder::create(folder));

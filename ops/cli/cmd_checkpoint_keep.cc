@@ -2,12 +2,15 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/marks.h"
 #include "checkpoint/store.h"
+#include "checkpoint/verify.h"
+#include "comm/base/counted.h"
 #include "ops/cli/checkpoint_place.h"
 #include "ops/cli/text.h"
 
@@ -20,19 +23,9 @@ struct PinFlags {
   std::optional<int64_t> step;
 };
 
-// The job's directory, for changes: the lock is held, an interrupted removal is finished. What a
-// running coordinator's index knows of removed checkpoints it corrects when it next starts.
-Result<CheckpointStore> open_store(const CheckpointPlace& place) {
-  if (place.job == JobId{}) {
-    return failed_precondition("no manifest in " + place.directory.string() +
-                               " can be read, so whose checkpoints these are is not known");
-  }
-  return CheckpointStore::open(place.directory, place.job, nullptr);
-}
-
 Result<ExitCode> set_pin(Cli& cli, const PinFlags& flags, bool pinned) {
   PENSTOCK_TRY_ASSIGN(const CheckpointPlace place, find_checkpoint_place(cli, flags.what));
-  PENSTOCK_TRY_ASSIGN(const ChosenCheckpoint chosen, choose_checkpoint(place, flags.step));
+  PENSTOCK_TRY_ASSIGN(const ChosenCheckpoint chosen, choose_checkpoint(cli, place, flags.step));
   const Manifest& manifest = chosen.stored.manifest;
   PENSTOCK_TRY_ASSIGN(CheckpointStore store, open_store(place));
   PENSTOCK_TRY(pinned ? store.pin(manifest.commit_seq) : store.unpin(manifest.commit_seq));
@@ -45,6 +38,8 @@ Result<ExitCode> set_pin(Cli& cli, const PinFlags& flags, bool pinned) {
   cli.out.text(fmt::format("{}\n", manifest.step));
   cli.out.note(fmt::format("the checkpoint of step {} {}", manifest.step,
                            pinned ? "stays until it is unpinned" : "is not pinned"));
+  const Status whole = check_segments(chosen.directory, manifest);
+  if (pinned && !whole.ok()) cli.out.note("it is pinned, but it is not whole: " + whole.message());
   return ExitCode::kOk;
 }
 
@@ -81,9 +76,18 @@ Result<ExitCode> prune(Cli& cli, const PruneFlags& flags) {
                     {"items", items},
                     {"files", report.files}});
   cli.out.table({"STEP", "COMMIT", "SIZE"}, rows);
-  cli.out.note(fmt::format("{} {} checkpoints and {} segments",
-                           flags.policy.dry_run ? "would remove" : "removed",
-                           report.commit_seqs.size(), report.files.size()));
+  for (const RefusedCheckpoint& refused : report.passed_over) {
+    cli.out.note(fmt::format("{} does not count: {}", refused.manifest_file,
+                             without_file(refused.reason.message(), refused.manifest_file)));
+  }
+  cli.out.note(fmt::format("{} {} and {}", flags.policy.dry_run ? "would remove" : "removed",
+                           counted(std::ssize(report.commit_seqs), "checkpoint"),
+                           counted(std::ssize(report.files), "segment")));
+  if (!report.segments.ok()) {
+    cli.out.note(
+        fmt::format("their segments stay, since {}; penstock checkpoint verify {} --repair",
+                    report.segments.message(), flags.what));
+  }
   return ExitCode::kOk;
 }
 
@@ -105,6 +109,13 @@ Result<std::vector<Path>> job_directories(const ReindexFlags& flags) {
   return directories;
 }
 
+// The coordinator's own directories are called by their jobs' numbers.
+JobId job_named(const std::string& name) {
+  uint64_t number = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), number);
+  return {error == std::errc() && end == name.data() + name.size() ? number : 0};
+}
+
 Result<ExitCode> reindex(Cli& cli, const ReindexFlags& flags) {
   const Path state = flags.state_dir;
   std::error_code error;
@@ -123,9 +134,12 @@ Result<ExitCode> reindex(Cli& cli, const ReindexFlags& flags) {
   std::vector<std::vector<std::string>> rows;
   for (const Path& directory : directories) {
     // With a '/' it is never taken for a job's name.
-    const auto place = find_checkpoint_place(cli, std::filesystem::absolute(directory).string());
-    if (place.status().code() == Code::kNotFound) continue;  // a job that has saved nothing yet
+    auto place = find_checkpoint_place(cli, std::filesystem::absolute(directory).string());
+    const bool own = directory.parent_path() == state / "checkpoints";
+    // A job that has saved nothing yet; a directory that was named is a mistake.
+    if (own && place.status().code() == Code::kNotFound) continue;
     PENSTOCK_TRY(place.status());
+    if (own && place->job == JobId{}) place->job = job_named(directory.filename().string());
     if (place->job == JobId{}) {
       cli.out.note(directory.string() + ": no manifest can be read; left out");
       continue;
@@ -205,14 +219,6 @@ void add_checkpoint_keep_verbs(CLI::App& checkpoint, Cli& cli) {
   reindex_verb->callback([&cli, reindex_flags] {
     cli.action = [&cli, reindex_flags] { return reindex(cli, *reindex_flags); };
   });
-}
-
-void add_checkpoint_verbs(CLI::App& app, Cli& cli) {
-  CLI::App& checkpoint = *app.get_subcommand("checkpoint");
-  add_checkpoint_show_verbs(checkpoint, cli);
-  add_checkpoint_verify_verb(checkpoint, cli);
-  add_checkpoint_keep_verbs(checkpoint, cli);
-  add_checkpoint_files_verbs(checkpoint, cli);
 }
 
 }  // namespace penstock

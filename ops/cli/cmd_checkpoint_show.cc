@@ -111,7 +111,7 @@ SpecFacts spec_facts(Output& out, const Manifest& manifest) {
 
 Result<ExitCode> show(Cli& cli, const ShowFlags& flags) {
   PENSTOCK_TRY_ASSIGN(const CheckpointPlace place, find_checkpoint_place(cli, flags.what));
-  PENSTOCK_TRY_ASSIGN(const ChosenCheckpoint chosen, choose_checkpoint(place, flags.step));
+  PENSTOCK_TRY_ASSIGN(const ChosenCheckpoint chosen, choose_checkpoint(cli, place, flags.step));
   const Manifest& manifest = chosen.stored.manifest;
   if (!flags.tensor.empty()) return show_tensor(cli, manifest, flags.tensor);
   PENSTOCK_TRY_ASSIGN(const std::set<uint64_t> pinned, pinned_checkpoints(chosen.directory));

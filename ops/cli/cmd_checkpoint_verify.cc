@@ -29,7 +29,10 @@ struct VerifyFlags {
 // One checkpoint, what was found, and what --repair did.
 struct Checked : CheckedCheckpoint {
   std::string repair;
-  std::string state() const { return set_aside ? "set aside" : damaged() ? "damaged" : "ok"; }
+  std::string state() const {
+    if (set_aside) return "set aside";
+    return damaged() ? "damaged" : unreadable() ? "unreadable" : "ok";
+  }
 };
 
 Result<std::vector<Checked>> check_all(const CheckpointPlace& place, const VerifyFlags& flags) {
@@ -52,8 +55,7 @@ Status repair(const CheckpointPlace& place, const Status& store_file, std::vecto
     PENSTOCK_TRY(restore_store_file(place.directory));
     store_repair = "written again from the manifests";
   }
-  PENSTOCK_TRY_ASSIGN(CheckpointStore store,
-                      CheckpointStore::open(place.directory, place.job, nullptr));
+  PENSTOCK_TRY_ASSIGN(CheckpointStore store, open_store(place));
   for (Checked& checked : all) {
     if (!checked.damaged()) continue;
     const Status aside = store.set_aside(checked.commit_seq);
@@ -112,6 +114,35 @@ void print_tables(Output& out, const std::vector<Checked>& all) {
   out.table({"COMMIT", "FILE", "RANK", "BYTES", "TENSORS", "DAMAGE"}, damages);
 }
 
+// Of everything that was looked at.
+struct Verdict {
+  bool damaged = false;
+  Status unreadable;  // the first that kept us from reading something
+  std::optional<int64_t> newest_whole;
+  uint64_t bytes = 0;
+
+  std::string text() const {
+    if (!damaged && unreadable.ok()) return "every byte is whole";
+    return fmt::format("{}; {}", damaged ? "damaged" : "not all of it can be read",
+                       newest_whole
+                           ? fmt::format("the newest whole one is of step {}", *newest_whole)
+                           : "none is whole");
+  }
+};
+Verdict judge(const Status& store_file, const std::vector<Checked>& all) {
+  Verdict verdict;
+  verdict.damaged = !store_file.ok();
+  for (const Checked& checked : all) {
+    verdict.damaged = verdict.damaged || checked.damaged();
+    verdict.bytes += checked.bytes;
+    if (checked.report.damage_count == 0 && !checked.set_aside) verdict.newest_whole = checked.step;
+    if (checked.unreadable() && verdict.unreadable.ok()) {
+      verdict.unreadable = checked.report.damages.front().status;
+    }
+  }
+  return verdict;
+}
+
 Result<ExitCode> verify(Cli& cli, const VerifyFlags& flags) {
   PENSTOCK_TRY_ASSIGN(const CheckpointPlace place, find_checkpoint_place(cli, flags.what));
   const Status store_file = check_store_file(place.directory);
@@ -121,12 +152,8 @@ Result<ExitCode> verify(Cli& cli, const VerifyFlags& flags) {
                                               place.directory.string(), *flags.step)
                                 : place.directory.string() + " holds no such checkpoint");
   }
-  bool damaged = !store_file.ok();
-  uint64_t bytes = 0;
-  for (const Checked& checked : all) {
-    damaged = damaged || checked.damaged();
-    bytes += checked.bytes;
-  }
+  const Verdict verdict = judge(store_file, all);
+  const bool damaged = verdict.damaged;
   std::string store_repair;
   if (damaged && flags.repair) PENSTOCK_TRY(repair(place, store_file, all, store_repair));
   Json items = Json::array();
@@ -142,9 +169,13 @@ Result<ExitCode> verify(Cli& cli, const VerifyFlags& flags) {
   print_tables(cli.out, all);
   if (!store_file.ok()) cli.out.note(store_file.message());
   if (!store_repair.empty()) cli.out.note("STORE was " + store_repair);
-  cli.out.note(fmt::format("verified {} in {}: {}", format_bytes(static_cast<double>(bytes)),
-                           place.directory.string(), damaged ? "damaged" : "every byte is whole"));
-  return damaged ? ExitCode::kDataCorrupt : ExitCode::kOk;
+  cli.out.note(fmt::format("verified {} in {}: {}",
+                           format_bytes(static_cast<double>(verdict.bytes)),
+                           place.directory.string(), verdict.text()));
+  if (damaged && !flags.repair) {
+    cli.out.note(fmt::format("next: penstock checkpoint verify {} --repair", flags.what));
+  }
+  return damaged ? ExitCode::kDataCorrupt : exit_code_of(verdict.unreadable);
 }
 
 }  // namespace

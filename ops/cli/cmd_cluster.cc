@@ -1,8 +1,7 @@
-// penstock workers, version, checkpoint ls.
+// penstock workers, version.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "comm/base/version.h"
@@ -47,26 +46,6 @@ Result<ExitCode> version(Cli& cli) {
   return ExitCode::kOk;
 }
 
-Result<ExitCode> list_checkpoints(Cli& cli, const std::string& name) {
-  const Client client = cli.client();
-  PENSTOCK_TRY_ASSIGN(const Json job, client.job(name));
-  PENSTOCK_TRY_ASSIGN(const Json list, client.get(job_path(field_text(job, "id"), "/checkpoints")));
-  cli.out.document(list);
-  std::vector<std::vector<std::string>> rows;
-  for (const Json& item : list.value("items", Json::array())) {
-    const Json damaged = item.value("damaged", Json());
-    const bool is_damaged = damaged.is_string() || (damaged.is_boolean() && damaged.get<bool>());
-    // Of one whose manifest cannot be used nothing is known but the file.
-    const bool is_known = field_number(item, "epoch") > 0;
-    rows.push_back(
-        {is_known ? field_text(item, "step") : "-", is_known ? field_text(item, "epoch") : "-",
-         is_known ? format_bytes(field_number(item, "bytes")) : "-", field_age(item, "time"),
-         is_damaged ? "damaged" : "complete", field_text(item, "manifest")});
-  }
-  cli.out.table({"STEP", "EPOCH", "SIZE", "AGE", "FILES", "MANIFEST"}, rows);
-  return ExitCode::kOk;
-}
-
 }  // namespace
 
 void add_cluster_verbs(CLI::App& app, Cli& cli) {
@@ -78,20 +57,6 @@ void add_cluster_verbs(CLI::App& app, Cli& cli) {
       add_verb(app, "version", "Print the versions of this program and the coordinator",
                "penstock version -o json");
   version_verb->callback([&cli] { cli.action = [&cli] { return version(cli); }; });
-
-  CLI::App* checkpoint = add_verb(app, "checkpoint", "Look at a job's checkpoints",
-                                  "penstock checkpoint ls quickstart");
-  checkpoint->alias("ckpt");
-  checkpoint->require_subcommand(1);
-  auto job = std::make_shared<std::string>();
-  CLI::App* ls = add_verb(
-      *checkpoint, "ls",
-      "List the committed checkpoints of a job, oldest first. FILES is \"complete\" when the "
-      "manifest is whole and every segment file is there with its size and its footer; what "
-      "the files hold is read and verified only when it is used (resume, sample, export)",
-      "penstock checkpoint ls quickstart -o json");
-  ls->add_option("job", *job, "Name or id")->required();
-  ls->callback([&cli, job] { cli.action = [&cli, job] { return list_checkpoints(cli, *job); }; });
 }
 
 }  // namespace penstock

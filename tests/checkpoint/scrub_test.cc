@@ -1,5 +1,8 @@
 #include "checkpoint/scrub.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <thread>
 
 #include "checkpoint/marks.h"
@@ -43,6 +46,47 @@ TEST_F(ScrubTest, EveryCheckpointIsVisitedInTheOrderOfCommits) {
     EXPECT_GT(checked.bytes, 0u);
   }
   EXPECT_EQ(all[2].step, 30);
+}
+
+// As another user where this one may read everything.
+class OtherUser {
+ public:
+  OtherUser() {
+    if (geteuid() == 0) {
+      EXPECT_EQ(seteuid(65534), 0);
+    }
+  }
+  ~OtherUser() { EXPECT_EQ(seteuid(getuid()), 0); }
+};
+
+TEST_F(ScrubTest, WhatOnlyWeMayNotReadIsUnreadableNotDamagedAndIsNotSetAside) {
+  ASSERT_EQ(chmod(path().c_str(), 0777), 0);
+  ASSERT_EQ(chmod((path() / "LOCK").c_str(), 0666), 0);
+  ASSERT_EQ(chmod(segment(1, 0).c_str(), 0), 0);
+  ASSERT_EQ(chmod((path() / rows_[2].manifest_file).c_str(), 0), 0);
+  const OtherUser other;
+  const auto all = check();
+  ASSERT_EQ(all.size(), 3u);
+  for (const size_t row : {1, 2}) {
+    EXPECT_TRUE(all[row].unreadable()) << row;
+    EXPECT_FALSE(all[row].damaged()) << row;
+    EXPECT_EQ(all[row].report.damages[0].status.code(), Code::kPermissionDenied);
+    EXPECT_EQ(all[row].report.damages[0].what, "Permission denied");
+    const Status aside = store_->set_aside(rows_[row].commit_seq);
+    EXPECT_EQ(aside.code(), Code::kFailedPrecondition) << aside.to_string();
+  }
+  EXPECT_EQ(all[0].report.damage_count, 0u);
+}
+
+TEST(WithoutFileTest, WhatIsLeftSaysWhatIsWrong) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"rank 0: segment d/x.segment (rank 0, step 40): it is cut", "it is cut"},
+      {"segment d/x.segment (rank 1) is another", "is another"},
+      {"manifest d/x.segment: d/x.segment is a link", "is a link"},
+      {"open d/x.segment: No such file", "No such file"},
+      {"the sum is wrong", "the sum is wrong"},
+      {"no x.segment", "no x.segment"}};
+  for (const auto& [message, left] : cases) EXPECT_EQ(without_file(message, "x.segment"), left);
 }
 
 TEST_F(ScrubTest, OneCommitOrOneStepMayBeSelected) {

@@ -90,8 +90,16 @@ TEST_F(StoreTest, ASecondWriterIsRefusedUntilTheFirstIsGone) {
   const auto second = CheckpointStore::open(path(), kJob, nullptr);
   EXPECT_EQ(second.status().code(), Code::kFailedPrecondition);
   EXPECT_NE(second.status().message().find("another writer"), std::string::npos);
-  store_.reset();
-  EXPECT_TRUE(CheckpointStore::open(path(), kJob, nullptr).ok());
+  int waits = 0;
+  const auto never =
+      CheckpointStore::open_when_free(path(), kJob, nullptr, [&] { return ++waits < 3; });
+  EXPECT_EQ(never.status().code(), Code::kFailedPrecondition);
+  EXPECT_EQ(waits, 3);
+  const auto third = CheckpointStore::open_when_free(path(), kJob, nullptr, [&] {
+    store_.reset();
+    return true;
+  });
+  EXPECT_TRUE(third.ok()) << third.status().to_string();
 }
 
 TEST_F(StoreTest, AStaleEpochCannotCommit) {

@@ -310,7 +310,70 @@ TEST_F(CheckpointTest, AnIndexThatIsGoneIsMadeAnewFromTheFiles) {
   std::filesystem::remove(path() / manifest_file_name(3));
   const Json lost = json_of({"reindex", state().string()}, 0);
   EXPECT_EQ(lost["items"][0]["lost_steps"], Json({30}));
+  for (const uint64_t number : {1, 2}) {
+    std::filesystem::remove(path() / manifest_file_name(number));
+  }
+  const Json all_lost = json_of({"reindex", state().string()}, 0);
+  EXPECT_EQ(all_lost["items"][0]["job"], 7) << "its directory is called so";
+  EXPECT_EQ(all_lost["items"][0]["lost_steps"], Json({10, 20}));
+  EXPECT_EQ(penstock({"reindex", state().string(), "/nowhere"}).exit_code, 3);
   EXPECT_EQ(penstock({"reindex", directory_.path().string()}).exit_code, 3);
+}
+
+// What the command said on stderr, in one piece.
+void expect_said(const ProgramRun& run, int exit_code, const std::vector<std::string>& parts) {
+  EXPECT_EQ(run.exit_code, exit_code) << run.out << run.err;
+  for (const std::string& part : parts) {
+    EXPECT_NE(run.err.find(part), std::string::npos) << part << " in " << run.err;
+  }
+}
+
+TEST_F(CheckpointTest, LsListsADirectoryWithoutACoordinator) {
+  const Json whole = json_of({"ls", text()}, 0);
+  EXPECT_EQ(whole["kind"], "CheckpointList");
+  ASSERT_EQ(whole["items"].size(), 3u);
+  EXPECT_EQ(whole["items"][1]["step"], 20);
+  EXPECT_EQ(whole["items"][1]["damaged"], false);
+  std::filesystem::remove(segment(2, 1));
+  flip_byte(path() / manifest_file_name(3), 100);
+  const Json damaged = json_of({"ls", text()}, 0);
+  EXPECT_EQ(damaged["items"][1]["damaged"], true);
+  EXPECT_EQ(damaged["items"][2]["damaged"], true);
+  expect_said(penstock({"ls", text()}), 0, {"damaged: rank 1", manifest_file_name(3)});
+  EXPECT_EQ(penstock({"ls", "somejob"}).exit_code, 5);
+  EXPECT_EQ(penstock({"ls", ""}).exit_code, 2);
+}
+
+TEST_F(CheckpointTest, NewerOnesThatCannotBeUsedAreNamedWhereAnOlderOneIsTaken) {
+  flip_byte(path() / manifest_file_name(3), 100);
+  expect_said(penstock({"show", text()}), 0,
+              {"passed over " + manifest_file_name(3), "digest in its last line"});
+  expect_said(penstock({"diff", text() + "@20", text() + "@30"}), 3,
+              {"passed over " + manifest_file_name(3), "no checkpoint of step 30"});
+  expect_said(penstock({"verify", text()}), 14,
+              {"the newest whole one is of step 20", "verify " + text() + " --repair"});
+}
+
+TEST_F(CheckpointTest, PruneSaysWhatDoesNotCountAndWhySegmentsStay) {
+  const auto prune = [&](const char* keep) {
+    return penstock({"prune", text(), "--keep-last", keep, "--dry-run"});
+  };
+  flip_byte(segment(3, 0), kSegmentHeaderBytes + 3);
+  expect_said(prune("1"), 0,
+              {manifest_file_name(3) + " does not count: ", "would remove 1 checkpoint and 2 seg"});
+  expect_said(penstock({"pin", text()}), 0, {"it is not whole"});
+  flip_byte(path() / manifest_file_name(3), 100);
+  expect_said(prune("1"), 0, {"1 checkpoint and 0 segments", "stay, since", "--repair"});
+}
+
+TEST_F(CheckpointTest, AFolderCalledLikeAJobAndAFileInTheWayAreSaid) {
+  const std::string empty = directory_.path().filename().string();
+  std::filesystem::current_path(directory_.path().parent_path());
+  expect_said(penstock({"show", empty}), 5, {"the folder " + empty + " holds no checkpoints"});
+  const std::string folder = (directory_.path() / "files").string();
+  ASSERT_EQ(penstock({"export", text(), "-o", folder}).exit_code, 0);
+  expect_said(penstock({"import", folder, "-o", folder + "/state.safetensors"}), 6,
+              {"is no directory"});
 }
 
 TEST_F(CheckpointTest, WhatIsNoCheckpointIsNotFoundAndAJobNeedsACoordinator) {

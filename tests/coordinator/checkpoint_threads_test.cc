@@ -44,6 +44,30 @@ class CheckpointThreadsTest : public ::testing::Test {
     return answer;
   }
 
+  // Segments of step 20 with contents `version`, and what commits them.
+  CommitCheckpoint saved_again(uint64_t version) const {
+    CommitCheckpoint commit;
+    commit.job = kJob;
+    commit.epoch = Epoch{3};
+    commit.step = 20;
+    commit.directory = path().string();
+    commit.keep_last = 10;
+    const auto saved = save_model(path(), kJob, commit.epoch, commit.step, version);
+    EXPECT_TRUE(saved.ok()) << saved.status().to_string();
+    commit.spec_json = saved->spec_json;
+    for (const CommitSegment& segment : saved->segments) {
+      commit.segments.push_back({.job = kJob,
+                                 .epoch = commit.epoch,
+                                 .rank = segment.rank,
+                                 .step = commit.step,
+                                 .file = segment.file,
+                                 .byte_count = segment.byte_count,
+                                 .footer_digest = segment.footer_digest,
+                                 .slices = {}});
+    }
+    return commit;
+  }
+
   TempDirectory directory_;
   std::vector<CheckpointInfo> rows_;
 };
@@ -88,26 +112,9 @@ TEST_F(CheckpointThreadsTest, OfCheckpointsWithinARangeOfStepsTheLatestStepIsFou
 TEST_F(CheckpointThreadsTest, AStepSavedAgainIsComparedWithTheOneBeforeAndNothingElseChanges) {
   const std::vector<std::string> before = file_names(path()).value();
   for (const uint64_t version : {20u, 21u}) {
-    const auto saved = save_model(path(), kJob, Epoch{3}, 20, version);
-    ASSERT_TRUE(saved.ok());
-    CommitCheckpoint commit;
-    commit.job = kJob;
-    commit.epoch = Epoch{3};
-    commit.step = 20;
-    commit.directory = path().string();
-    commit.spec_json = saved->spec_json;
+    CommitCheckpoint commit = saved_again(version);
     commit.keep_last = 1;
     commit.compare = true;
-    for (const CommitSegment& segment : saved->segments) {
-      commit.segments.push_back({.job = kJob,
-                                 .epoch = Epoch{3},
-                                 .rank = segment.rank,
-                                 .step = 20,
-                                 .file = segment.file,
-                                 .byte_count = segment.byte_count,
-                                 .footer_digest = segment.footer_digest,
-                                 .slices = {}});
-    }
     EventLoop loop;
     const auto threads = start(loop);
     CheckpointDone done;
@@ -128,6 +135,35 @@ TEST_F(CheckpointThreadsTest, AStepSavedAgainIsComparedWithTheOneBeforeAndNothin
     const std::vector<std::string> after = file_names(path()).value();
     EXPECT_EQ(std::set(after.begin(), after.end()), std::set(before.begin(), before.end()));
   }
+}
+
+TEST_F(CheckpointThreadsTest, ACommitWaitsForAToolThatHoldsTheLock) {
+  const CommitCheckpoint commit = saved_again(1);
+  auto tool = CheckpointStore::open(path(), kJob, nullptr);
+  ASSERT_TRUE(tool.ok()) << tool.status().to_string();
+  EventLoop loop;
+  const auto threads = start(loop);
+  std::optional<Status> committed;
+  threads->commit(commit, [&](const CheckpointDone& answer, Duration) {
+    committed = answer.status;
+    loop.stop();
+  });
+  loop.call_after(std::chrono::milliseconds(100), [&] {
+    EXPECT_FALSE(committed.has_value()) << "the lock is held";
+    const CheckpointStore released = *std::move(tool);
+  });
+  loop.run();
+  EXPECT_TRUE(committed->ok()) << committed->to_string();
+}
+
+TEST_F(CheckpointThreadsTest, AnEndOfTheCoordinatorDoesNotWaitForTheLock) {
+  const CommitCheckpoint commit = saved_again(1);
+  const auto tool = CheckpointStore::open(path(), kJob, nullptr);
+  ASSERT_TRUE(tool.ok()) << tool.status().to_string();
+  EventLoop loop;
+  const auto threads = start(loop);
+  threads->commit(commit, [](const CheckpointDone&, Duration) {});
+  EXPECT_TRUE(threads->finish(std::chrono::minutes(4)).empty());
 }
 
 TEST_F(CheckpointThreadsTest, ADirectoryThatCannotBeReadIsAnErrorAndNotNothing) {
