@@ -46,7 +46,7 @@ int run(int argc, char** argv) {
       ->check(CLI::Range(20, 60'000));
   app.add_option("--scrub-rate", options.scrub_bytes_per_second,
                  "bytes a second, such as 20MiB, at which each running job's checkpoints are read "
-                 "over in the background; 0: not at all")
+                 "over in the background, and those of all ended jobs together; 0: not at all")
       ->capture_default_str()
       ->transform(CLI::AsSizeValue(true))
       ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 50));

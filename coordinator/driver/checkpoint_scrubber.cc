@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 
 #include <condition_variable>
-#include <mutex>
-#include <set>
 #include <thread>
 
 #include "checkpoint/pace.h"
@@ -15,38 +13,43 @@
 
 namespace penstock {
 
-class CheckpointScrubber::Job {
+// A thread that reads at a limited rate.
+class CheckpointScrubber::Reader {
  public:
-  Job(JobId id, Path directory, const ScrubOptions& options, std::function<void(Job&)> body)
-      : id(id),
-        directory(std::move(directory)),
-        pace(options.bytes_per_second),
-        thread_([this, body = std::move(body)] {
+  Reader(JobId job, uint64_t bytes_per_second, std::function<void(Reader&)> body)
+      : pace(bytes_per_second), job_(job), thread_([this, body = std::move(body)] {
           body(*this);
           const std::lock_guard lock(mutex_);
           ended_ = true;
           changed_.notify_all();
         }) {}
-  ~Job() {
+  ~Reader() {
     pace.stop();
     thread_.join();
   }
-  Job(const Job&) = delete;
-  Job& operator=(const Job&) = delete;
+  Reader(const Reader&) = delete;
+  Reader& operator=(const Reader&) = delete;
 
   bool ended_within(Duration limit) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, limit, [this] { return ended_; });
   }
+  // Whose directory it reads, or read last.
+  JobId job() {
+    const std::lock_guard lock(mutex_);
+    return job_;
+  }
+  void turn_to(JobId job) {
+    const std::lock_guard lock(mutex_);
+    job_ = job;
+  }
 
-  const JobId id;
-  const Path directory;
-  Pace pace;                    // stop() by the loop, the rest by the thread
-  std::set<uint64_t> reported;  // the thread's: commits whose damage is known
+  Pace pace;  // stop() by the loop, the rest by the thread
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
+  JobId job_;           // guarded by mutex_
   bool ended_ = false;  // guarded by mutex_
   std::thread thread_;  // last: it uses all of the above
 };
@@ -69,56 +72,107 @@ CheckpointScrubber::CheckpointScrubber(EventLoop& loop, ScrubOptions options,
 
 CheckpointScrubber::~CheckpointScrubber() = default;
 
-void CheckpointScrubber::watch(JobId job, const Path& directory) {
-  if (options_.bytes_per_second == 0 || watched_.contains(job)) return;
+void CheckpointScrubber::watch_running(JobId job, const Path& directory) {
+  if (options_.bytes_per_second == 0 || running_.contains(job)) return;
+  forget(job);
   const uint64_t number = ++last_number_;
-  watched_[job] = number;
-  jobs_[number] = std::make_unique<Job>(job, directory, options_, [this, number](Job& self) {
-    scrub(self);
-    loop_.post([this, number] { ended(number); });
-  });
+  running_[job] = number;
+  const auto body = [this, number, directory](Reader& reader) {
+    scrub_running(reader, directory);
+    loop_.post([this, number] { readers_.erase(number); });
+  };
+  readers_[number] = std::make_unique<Reader>(job, options_.bytes_per_second, body);
+}
+
+void CheckpointScrubber::watch_ended(JobId job, const Path& directory) {
+  if (options_.bytes_per_second == 0) return;
+  if (const std::lock_guard lock(mutex_); ended_.contains(job)) return;
+  forget(job);
+  {
+    const std::lock_guard lock(mutex_);
+    ended_[job] = directory;
+  }
+  std::unique_ptr<Reader>& reader = readers_[0];
+  if (reader) return;
+  const auto body = [this](Reader& self) { scrub_ended(self); };
+  reader = std::make_unique<Reader>(job, options_.bytes_per_second, body);
 }
 
 void CheckpointScrubber::forget(JobId job) {
-  const auto at = watched_.find(job);
-  if (at == watched_.end()) return;
-  jobs_.at(at->second)->pace.stop();
-  watched_.erase(at);
-}
-
-void CheckpointScrubber::ended(uint64_t number) {
-  jobs_.erase(number);
-}
-
-// The body of a job's thread.
-void CheckpointScrubber::scrub(Job& job) {
-  const JobId id = job.id;
-  const auto visit = [&](const CheckedCheckpoint& checked) {
-    if (!checked.damaged() || !job.reported.insert(checked.commit_seq).second) return;
-    loop_.post([this, id, text = sentence(checked)] { handlers_.on_damage(id, text); });
-  };
-  bool running = true;
-  LoopTally tally(loop_, [this, id](uint64_t bytes) { handlers_.on_read(id, bytes); });
-  const ReadPace pace = [&](uint64_t bytes) {
-    running = job.pace.spend(bytes);
-    if (running) tally.add(bytes);
-    return running;
-  };
-  while (running) {
-    const Status read = check_checkpoints(job.directory, id, {}, pace, visit);
-    if (!read.ok()) log_debug("job {} is not scrubbed: {}", id, read.to_string());
-    if (read.ok() && running) loop_.post([this, id] { handlers_.on_pass(id); });
-    running = running && job.pace.pause(options_.pause);
+  if (const auto at = running_.find(job); at != running_.end()) {
+    readers_.at(at->second)->pace.stop();
+    running_.erase(at);
   }
+  const std::lock_guard lock(mutex_);
+  ended_.erase(job);
+}
+
+// One pass over the checkpoints of reader.job(), as long as it is `wanted`. False: the directory
+// cannot be read.
+bool CheckpointScrubber::read_over(Reader& reader, const Path& directory,
+                                   const std::function<bool()>& wanted) {
+  const JobId job = reader.job();
+  const auto visit = [&](const CheckedCheckpoint& checked) {
+    if (checked.unreadable()) {
+      log_warning("job {} is not scrubbed: {}", job, words_of(checked.report.damages.front()));
+    }
+    if (!checked.damaged()) return;
+    if (const std::lock_guard lock(mutex_); !reported_[job].insert(checked.commit_seq).second)
+      return;
+    loop_.post([this, job, text = sentence(checked)] { handlers_.on_damage(job, text); });
+  };
+  LoopTally tally(loop_, [this, job](uint64_t bytes) { handlers_.on_read(job, bytes); });
+  const ReadPace pace = [&](uint64_t bytes) {
+    if (!reader.pace.spend(bytes) || !wanted()) return false;
+    tally.add(bytes);
+    return true;
+  };
+  const Status read = check_checkpoints(directory, job, {}, pace, visit);
+  if (!read.ok()) log_debug("job {} is not scrubbed: {}", job, read.to_string());
+  return read.ok();
+}
+
+// The body of a running job's thread.
+void CheckpointScrubber::scrub_running(Reader& reader, const Path& directory) {
+  const JobId job = reader.job();
+  do {
+    const bool read = read_over(reader, directory, [] { return true; });
+    if (read && reader.pace.pause({})) loop_.post([this, job] { handlers_.on_pass(job); });
+  } while (reader.pace.pause(options_.pause));
+}
+
+std::optional<std::pair<JobId, Path>> CheckpointScrubber::ended_after(JobId job) {
+  const std::lock_guard lock(mutex_);
+  const auto at = ended_.upper_bound(job);
+  if (at == ended_.end()) return std::nullopt;
+  return *at;
+}
+
+// The body of the thread that reads what ended jobs have left.
+void CheckpointScrubber::scrub_ended(Reader& reader) {
+  do {
+    JobId last{0};
+    while (const auto next = ended_after(last)) {
+      last = next->first;
+      reader.turn_to(last);
+      const auto wanted = [&] {
+        const std::lock_guard lock(mutex_);
+        return ended_.contains(last);
+      };
+      read_over(reader, next->second, wanted);
+      if (!reader.pace.pause({})) return;
+    }
+    loop_.post([this] { handlers_.on_ended_pass(); });
+  } while (reader.pace.pause(options_.pause));
 }
 
 std::vector<JobId> CheckpointScrubber::finish(Duration limit) {
-  for (const auto& [number, job] : jobs_) job->pace.stop();
+  for (const auto& [number, reader] : readers_) reader->pace.stop();
   const int64_t deadline_ns = monotonic_ns() + limit.count();
   std::vector<JobId> hanging;
-  for (const auto& [number, job] : jobs_) {
+  for (const auto& [number, reader] : readers_) {
     const Duration left(std::max<int64_t>(0, deadline_ns - monotonic_ns()));
-    if (!job->ended_within(left)) hanging.push_back(job->id);
+    if (!reader->ended_within(left)) hanging.push_back(reader->job());
   }
   return hanging;
 }

@@ -66,7 +66,7 @@ struct Driver::Impl {
   void deliver(const OutgoingMessage& out);
   void append_log(const LogChunk& chunk);
   void start_scrubber();
-  void choose_scrubbed(const JobEvent& event);
+  void choose_scrubbed(const Job& job);
   void tick();
 
   const DriverOptions options;
@@ -114,20 +114,17 @@ void Driver::Impl::start_scrubber() {
     feed(CheckpointDamaged{job, damage});
   };
   handlers.on_pass = [this](JobId job) { metrics->observe_scrub_pass(job, clock.now()); };
+  handlers.on_ended_pass = [this] { metrics->observe_finished_scrub_pass(clock.now()); };
   scrubber = std::make_unique<CheckpointScrubber>(loop, scrub, std::move(handlers));
-  for (const auto& [id, job] : core.jobs()) {
-    const bool scrubbed = !is_final(job.record.state) && job.record.checkpoint;
-    if (scrubbed) scrubber->watch(id, job.record.checkpoint_dir);
-  }
+  for (const auto& [id, job] : core.jobs()) choose_scrubbed(job);
 }
 
-// From its first checkpoint to its end.
-void Driver::Impl::choose_scrubbed(const JobEvent& event) {
-  if (event.state && is_final(*event.state)) return scrubber->forget(event.job);
-  const Job* job = core.find_job(event.job);
-  if (job != nullptr && job->record.checkpoint && !is_final(job->record.state)) {
-    scrubber->watch(event.job, job->record.checkpoint_dir);
-  }
+// From its first checkpoint until it is removed.
+void Driver::Impl::choose_scrubbed(const Job& job) {
+  const JobRecord& record = job.record;
+  if (!record.checkpoint) return;
+  if (is_final(record.state)) return scrubber->watch_ended(record.id, record.checkpoint_dir);
+  scrubber->watch_running(record.id, record.checkpoint_dir);
 }
 
 Status Driver::Impl::listen() {
@@ -216,7 +213,7 @@ void Driver::Impl::act(Effects effects) {
     log_info("{}{}{}", subject,
              event.from ? fmt::format("{} ", job_state_name(*event.state)) : std::string(),
              event.reason.message);
-    choose_scrubbed(event);
+    if (const Job* job = core.find_job(event.job)) choose_scrubbed(*job);
   }
   for (const LogChunk& chunk : effects.log_chunks) append_log(chunk);
   for (const OutgoingMessage& out : effects.messages) send(out);
@@ -234,7 +231,10 @@ void Driver::Impl::act(Effects effects) {
       feed(CheckpointsRemoved{job, std::move(status)});
     });
   }
-  for (const JobId job : effects.removed_jobs) logs.remove(job);
+  for (const JobId job : effects.removed_jobs) {
+    scrubber->forget(job);
+    logs.remove(job);
+  }
   for (const ReadSteps& read : effects.reads) {
     loop.post([this, read] { feed(read_steps(*store, read)); });
   }

@@ -129,6 +129,19 @@ Gauge last_scrub_time(MetricRegistry& registry, const std::string& run) {
   return run_gauge(registry, "penstock_checkpoint_scrub_last_pass_timestamp_seconds",
                    "When every checkpoint of the run was last read over; 0: not yet.", run);
 }
+// Of the runs that have finished, all together: they are too many for series of their own.
+Counter finished_scrubbed_bytes(MetricRegistry& registry) {
+  return registry.counter("penstock_coordinator_finished_scrubbed_bytes_total",
+                          "Bytes of finished runs' checkpoints read over in the background.");
+}
+Counter finished_damaged(MetricRegistry& registry) {
+  return registry.counter("penstock_coordinator_finished_damaged_total",
+                          "Checkpoints of finished runs that reading them over found damaged.");
+}
+Gauge finished_last_scrub_time(MetricRegistry& registry) {
+  return registry.gauge("penstock_coordinator_finished_scrub_last_pass_timestamp_seconds",
+                        "When every checkpoint of finished runs was last read over; 0: not yet.");
+}
 
 }  // namespace
 
@@ -141,6 +154,9 @@ RunMetrics::RunMetrics(MetricRegistry& registry, const Coordinator& core)
   for (const char* kind : {"frame", "connection"}) rejected(registry_, kind);
   queue_wait(registry_);
   journal_write(registry_);
+  finished_scrubbed_bytes(registry_);
+  finished_damaged(registry_);
+  finished_last_scrub_time(registry_);
   for (const auto& [id, job] : core_.jobs()) {
     if (!is_final(job.record.state)) create(job);
   }
@@ -213,6 +229,9 @@ void RunMetrics::observe(Instant now, const Effects& effects) {
 void RunMetrics::observe_event(Instant now, const JobEvent& event) {
   const Job& job = *core_.find_job(event.job);
   const std::string run = run_label(event.job);
+  if (event.reason.code == "checkpoint_damaged" && is_final(job.record.state)) {
+    return finished_damaged(registry_).increment();
+  }
   if (!created_.contains(event.job)) create(job);
   if (event.reason.code == kCauseDiverged && event.state == JobState::kFailed && event.from) {
     nonfinite_steps(registry_, run).increment();  // which rank 0 did not report
@@ -342,13 +361,21 @@ void RunMetrics::observe_commit(JobId job, Duration took) {
   save_duration(registry_, run_label(job)).observe(to_seconds(took));
 }
 
-void RunMetrics::observe_scrub(JobId job, uint64_t bytes) {
-  if (!created_.contains(job)) return;
-  scrubbed_bytes(registry_, run_label(job)).increment(static_cast<double>(bytes));
+void RunMetrics::observe_scrub(JobId id, uint64_t bytes) {
+  const Job* job = core_.find_job(id);
+  if (job == nullptr) return;
+  const bool finished = is_final(job->record.state);
+  if (!finished && !created_.contains(id)) return;
+  (finished ? finished_scrubbed_bytes(registry_) : scrubbed_bytes(registry_, run_label(id)))
+      .increment(static_cast<double>(bytes));
 }
 
 void RunMetrics::observe_scrub_pass(JobId job, Instant now) {
   if (created_.contains(job)) last_scrub_time(registry_, run_label(job)).set(seconds_of(now));
+}
+
+void RunMetrics::observe_finished_scrub_pass(Instant now) {
+  finished_last_scrub_time(registry_).set(seconds_of(now));
 }
 
 void RunMetrics::frame_rejected(const std::string& kind) {

@@ -29,6 +29,7 @@ class RunMetrics {
   // The background reading of a job's checkpoints; nothing when it has no series any more.
   void observe_scrub(JobId job, uint64_t bytes);
   void observe_scrub_pass(JobId job, Instant now);
+  void observe_finished_scrub_pass(Instant now);
   void frame_rejected(const std::string& kind);  // "frame" or "connection"
 
  private:

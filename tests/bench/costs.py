@@ -1,19 +1,22 @@
-"""What two things cost that a run may do besides training: recording its trace, and recomputing activations.
+"""What three things cost a run: recording its trace, recomputing activations, and checkpoints being read over beside it.
 
 Recording is always on. Here it is off in every other step of one run, so that neighbouring steps differ in nothing
 else: a pair of them gives one ratio. Recomputing (training.recompute) saves memory for time: runs without, with norms
-and with norms and MLA's up-projections are alternated, and each round gives one ratio per setting. All ranks are
-processes on UCX, as in production.
+and with norms and MLA's up-projections are alternated, and each round gives one ratio per setting. So are runs alone
+and beside a process that reads a checkpoint over as the coordinator does, at its default rate. All ranks are processes
+on UCX, as in production.
 """
 import json
 import pathlib
+import resource
 import statistics
 import subprocess
 import tempfile
 
 import train
 
-DESCRIPTION = "what recording the trace and training.recompute cost a step, and the memory that recomputing saves"
+DESCRIPTION = "what recording, training.recompute and reading checkpoints over cost a step, and the memory saved"
+SCRUB_RATE = 8 << 20  # of a coordinator, unless --scrub-rate says otherwise
 SETTINGS = ([], ["norms"], ["norms", "mla_up"])
 
 
@@ -22,6 +25,7 @@ def add_arguments(parser):
     parser.add_argument("--pairs", type=int, default=120, help="of steps, with recording and without")
     parser.add_argument("--rounds", type=int, default=9, help="of runs, one per recompute setting")
     parser.add_argument("--steps", type=int, default=10, help="of such a run; the first two are dropped")
+    parser.add_argument("--only-scrubbing", action="store_true", help="measure nothing else")
 
 
 def run_steps(options, spec, steps, *flags):
@@ -72,8 +76,59 @@ def recomputing(options, rounds, steps):
     return rows
 
 
+def cpu_seconds():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+class Scrubbing:
+    """Reads the checkpoints of a directory over and over, at the coordinator's rate, until it is left."""
+
+    def __init__(self, options, directory):
+        self.command = [str(pathlib.Path(options.build) / "bin/penstock"), "checkpoint", "scrub", str(directory),
+                        "--rate", str(SCRUB_RATE), "-o", "json"]
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
+        return self
+
+    def __exit__(self, *_):
+        still_reading = self.process.poll() is None
+        self.process.terminate()
+        self.process.wait()
+        if not still_reading:
+            raise RuntimeError("the store was read before the steps ended; take fewer steps")
+
+
+def scrubbing(options, rounds, steps):
+    binary = str(pathlib.Path(options.build) / "bin/penstock-standalone")
+    with tempfile.TemporaryDirectory() as folder:
+        store = pathlib.Path(folder) / "checkpoints"
+        spec = pathlib.Path(folder) / "spec.json"
+        resolved = subprocess.run([str(pathlib.Path(options.build) / "bin/penstock"), "submit", options.spec,
+                                   "--dry-run", "-o", "json"], capture_output=True, text=True, timeout=60, check=True)
+        saving = json.loads(resolved.stdout)
+        saving["checkpoint"] |= {"interval": 1, "keep_last": 4}  # four are read in turn
+        spec.write_text(json.dumps(saving), encoding="utf-8")
+        subprocess.run([binary, "--spec", str(spec), "--checkpoint-dir", str(store), "--steps", "4"],
+                       capture_output=True, timeout=600, check=True)
+        size = sum(path.stat().st_size for path in store.glob("*.segment"))
+        before = cpu_seconds()
+        subprocess.run([str(pathlib.Path(options.build) / "bin/penstock"), "checkpoint", "verify", str(store)],
+                       capture_output=True, timeout=600, check=True)
+        share = (cpu_seconds() - before) / size * SCRUB_RATE
+        alone, beside = [], []
+        for _ in range(rounds):
+            alone.append(statistics.mean(run_steps(options, options.spec, steps)[0]))
+            with Scrubbing(options, store):
+                beside.append(statistics.mean(run_steps(options, options.spec, steps)[0]))
+    return row(f"scrubbing, {100 * share:.1f}% of a core", beside, [b / a for a, b in zip(alone, beside)], 0)
+
+
 def run(options):
     pairs, rounds, steps = (6, 1, 5) if options.quick else (options.pairs, options.rounds, options.steps)
-    rows = [recording(options, pairs)] + recomputing(options, rounds, steps)
+    if options.only_scrubbing:
+        return {"rows": [scrubbing(options, rounds, steps)], "bars": []}
+    rows = [recording(options, pairs)] + recomputing(options, rounds, steps) + [scrubbing(options, rounds, steps)]
     return {"rows": rows, "bars": [{"what": "step time with recording over without", "unit": "x", "bar": 1.01,
                                     "value": rows[0]["ratio"], "at_least": False}]}
