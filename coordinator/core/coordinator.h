@@ -98,6 +98,8 @@ class Coordinator {
   void measure_step(Job& job, const StepRecord& step);
   void measure_commit(Job& job, int64_t step);
   void choose_interval(Job& job);
+  static int64_t save_interval_of(const Job& job);  // REQUIRES: JobRecord::saving
+  void send_save_interval(const Job& job);
   std::optional<int64_t> next_save_step(const Job& job) const;
 
   // coordinator_proof.cc: a resume that compares the steps it trains again with what is recorded.

@@ -253,7 +253,7 @@ void Coordinator::send_start(const Job& job, Rank rank) {
   order.restore_step = record.restore_step;
   order.first_unreported_step = record.highest_step + 1;
   order.seats = seats_for(job, pipeline_index);
-  if (record.saving) order.save_interval = record.saving->choice.steps;
+  if (record.saving) order.save_interval = save_interval_of(job);
   send(at.worker, std::move(order));
 }
 

@@ -33,7 +33,10 @@ std::string difference(const StepRecord& recorded, const StepRecord& replayed) {
                      recorded.epoch);
 }
 
+// Whether the replay saves after this step, after which a checkpoint is there. Where we choose the
+// interval, we choose it so that it does after the newest (save_interval_of).
 bool saves_after(const Job& job, int64_t step) {
+  if (job.record.saving) return true;
   const int64_t interval = job.spec.checkpoint.interval;
   return step == job.record.target_steps || (interval > 0 && step % interval == 0);
 }
@@ -243,6 +246,7 @@ void Coordinator::conclude_proof(Job& job) {
   job.recorded.clear();
   changed(job);
   note(job, "coordinator", {"proved", std::move(text)});
+  if (record.saving) send_save_interval(job);
   for (auto round = job.rounds.rbegin(); round != job.rounds.rend(); ++round) {
     const bool waits = std::ssize(round->second.segments) == job.world_size();
     if (waits && !round->second.committing) return commit_round(job, round->first);

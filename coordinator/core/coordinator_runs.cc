@@ -237,10 +237,8 @@ void Coordinator::tell_outcome(Job& job, int64_t step, bool committed, const std
   job.saves.on_failure(step);  // of one that was committed the meter has taken what it cost
   for (const WorkerId worker : hosts(job)) {
     send(worker, CheckpointOutcome{job.record.id, job.record.epoch, step, committed, reason});
-    if (const auto& saving = job.record.saving) {
-      send(worker, SaveInterval{job.record.id, job.record.epoch, saving->choice.steps});
-    }
   }
+  if (job.record.saving) send_save_interval(job);
 }
 
 void Coordinator::on_event(const CheckpointDone& done) {

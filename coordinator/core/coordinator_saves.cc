@@ -50,9 +50,21 @@ void Coordinator::choose_interval(Job& job) {
   saving.choice = std::move(choice);
   changed(job);
   note(job, "coordinator", {"checkpoint_interval", saving.choice.reason});
-  if (job.record.state != JobState::kRunning) return;  // StartRank says it
+  if (job.record.state == JobState::kRunning) send_save_interval(job);  // else StartRank says it
+}
+
+// What the ranks count to: what was chosen, but while a proof goes on the one checkpoint that it
+// compares, the newest of those that were recorded. It says everything about those before it, too.
+int64_t Coordinator::save_interval_of(const Job& job) {
+  const std::optional<ProofRecord>& proof = job.record.proof;
+  if (proof && proof->digest_step > 0) return proof->digest_step - proof->from;
+  return job.record.saving->choice.steps;
+}
+
+void Coordinator::send_save_interval(const Job& job) {
+  const int64_t steps = save_interval_of(job);
   for (const WorkerId worker : hosts(job)) {
-    send(worker, SaveInterval{job.record.id, job.record.epoch, saving.choice.steps});
+    send(worker, SaveInterval{job.record.id, job.record.epoch, steps});
   }
 }
 

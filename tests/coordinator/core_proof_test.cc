@@ -322,6 +322,42 @@ TEST_F(CoreProofTest, ANewCoordinatorGoesOnComparing) {
   EXPECT_NE(h.record(job).last_failure->reason.message.find("step 41"), std::string::npos);
 }
 
+// As in SetUp(), with checkpoints of steps 10 and 30 that no fixed interval would save again.
+TEST_F(CoreProofTest, WithAChosenIntervalTheNewestRecordedCheckpointIsSavedAgain) {
+  JobSpec spec = flat_spec("automatic", 4);
+  spec.training.steps = 100'000;
+  spec.checkpoint.interval = 0;
+  spec.checkpoint.automatic = true;
+  job = h.submit_ok(spec);
+  h.run(job);
+  for (const int64_t step : {10, 20, 30}) {
+    h.train(job, step - 9, step);
+    h.checkpoint(job, step);
+  }
+  h.train(job, 31, 50);
+  h.cancel(job);
+  h.confirm_stops(job);
+  h.clear();
+  ASSERT_TRUE(h.resume(job, 35).status.ok());
+  CheckpointFound answer = found(10);
+  answer.steps = {10, 20, 30};
+  h.answer_find(answer);
+  for (const StartRank& start : h.sent<StartRank>()) EXPECT_EQ(start.save_interval, 20);
+  h.run(job);
+  h.train(job, 11, 30);
+  for (const SaveInterval& told : h.sent<SaveInterval>()) EXPECT_EQ(told.steps, 20);
+  h.clear();
+  h.save_all(job, 30);
+  ASSERT_TRUE(h.commits.back().compare);
+  h.finish_commit({}, [](CheckpointDone& done) { done.tensors_equal = 7; });
+  ASSERT_FALSE(h.sent<SaveInterval>().empty());
+  EXPECT_EQ(h.sent<SaveInterval>().back().steps, 20);
+  h.train(job, 31, 50);
+  EXPECT_NE(message_of("proved").find("so are the digests of 7 tensors"), std::string::npos);
+  EXPECT_EQ(h.sent<SaveInterval>().back().steps, h.record(job).saving->choice.steps);
+  EXPECT_NE(h.record(job).saving->choice.steps, 20) << "or this would show nothing";
+}
+
 TEST_F(CoreProofTest, AfterAFailureTheReplayBeginsAnewAndComparesWithTheFirstRecords) {
   start_proof();
   h.train(job, 21, 30);

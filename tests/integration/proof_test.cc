@@ -1,6 +1,8 @@
 // Checkpoints whose interval the coordinator chooses, and resumes that compare what they replay.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "tests/support/cluster.h"
 
 namespace penstock {
@@ -61,6 +63,36 @@ TEST(ProofTest, TheCoordinatorChoosesAnIntervalAndTheRunEndsAsWithAnyOther) {
   EXPECT_EQ(steps.at("items").at(8).at("checkpoint_seconds"), 0.0);
   EXPECT_NE(penstock(cluster, {"describe", automatic}).out.find("a checkpoint every"),
             std::string::npos);
+}
+
+TEST(ProofTest, WithAChosenIntervalTheNewestRecordedCheckpointIsComparedToo) {
+  const Cluster cluster(kTwoByTwo);
+  std::string yaml = tiny_job_yaml(cluster.folder(), {.steps = 100'000, .checkpoint_interval = 7});
+  const std::string interval = "interval: 7";
+  yaml.replace(yaml.find(interval), interval.size(),
+               "interval: auto, device_mtbf_hours: 1e-9, max_overhead: 1, keep_last: 1000");
+  const std::string id = cluster.submit(yaml);
+  const auto saved_steps = [&] {
+    std::vector<int64_t> steps;
+    const Json checkpoints = cluster.get("/api/v1/jobs/" + id + "/checkpoints");
+    for (const Json& item : checkpoints.at("items")) steps.push_back(item.at("step"));
+    std::sort(steps.begin(), steps.end());
+    return steps;
+  };
+  ASSERT_TRUE(wait_until([&] { return saved_steps().size() >= 3; }, kPatience))
+      << cluster.describe(id);
+  ASSERT_EQ(penstock(cluster, {"cancel", id}).exit_code, 0);
+  ASSERT_TRUE(cluster.wait_for_state(id, "CANCELLED")) << cluster.describe(id);
+  const std::vector<int64_t> steps = saved_steps();
+  const int64_t highest = cluster.job(id).at("highest_step");
+  // From the last checkpoint but one, so that the last one lies on the way.
+  const int64_t wanted = highest - steps.at(steps.size() - 2);
+  const ProgramRun proof =
+      penstock(cluster, {"resume", id, "--prove", std::to_string(wanted), "-o", "json"});
+  ASSERT_EQ(proof.exit_code, 0) << proof.err << cluster.describe(id);
+  const std::string message = Json::parse(proof.out).at("message");
+  EXPECT_NE(message.find("so are the digests of"), std::string::npos) << message;
+  EXPECT_TRUE(cluster.wait_for_step(id, highest + 5)) << cluster.describe(id);
 }
 
 }  // namespace
