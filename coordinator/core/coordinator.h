@@ -86,6 +86,8 @@ class Coordinator {
   void on_event(const CheckpointsRemoved& removed);
   void erase_job(JobId id, RequestId request, bool checkpoints);
   Status check_submission(const JobSpec& spec, JobId resumed) const;
+  Status check_resume(const Job& job, const ResumeJob& resume) const;
+  void adopt_spec(Job& job, const JobSpec& spec);
 
   // coordinator_experts.cc: where experts are.
   void on_event(const RebalanceJob& rebalance);

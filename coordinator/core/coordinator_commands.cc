@@ -7,6 +7,43 @@
 
 namespace penstock {
 
+namespace {
+
+// Whether a job may go on by another spec: what it computes must stay, how is free.
+Status check_successor(const JobSpec& now, const JobSpec& next) {
+  const std::pair<const char*, bool> sections[] = {
+      {"metadata.name", now.name == next.name},
+      {"model", now.model == next.model},
+      {"data", now.data == next.data},
+      {"optimizer", now.optimizer == next.optimizer},
+      {"training", now.training == next.training},
+      {"checkpoint.dir", now.checkpoint.dir == next.checkpoint.dir},
+      {"checkpoint.init_from", now.checkpoint.init_from == next.checkpoint.init_from}};
+  for (const auto& [name, same] : sections) {
+    if (same) continue;
+    return invalid_argument(
+        fmt::format("{} is not the job's: only parallelism, recovery and when checkpoints are "
+                    "saved and kept may change in a resume; submit a new job for anything else",
+                    name));
+  }
+  std::vector<int64_t> steps = {1};
+  for (const JobSpec* spec : {&now, &next}) {
+    for (const auto& level : spec->parallelism.microbatch_levels) steps.push_back(level.from_step);
+  }
+  for (const int64_t step : steps) {
+    const int64_t wanted = now.tokens_at(step) / now.data.seq_length;
+    const int64_t given = next.tokens_at(step) / next.data.seq_length;
+    if (wanted == given) continue;
+    return invalid_argument(
+        fmt::format("parallelism gives step {} {}, the job's has {}: microbatches x "
+                    "micro_batch_size x expert x data must stay what it was",
+                    step, counted(given, "sequence"), wanted));
+  }
+  return {};
+}
+
+}  // namespace
+
 // Of a new job (`resumed` 0), or of one that goes on: its own directory is no other job's.
 Status Coordinator::check_submission(const JobSpec& spec, JobId resumed) const {
   if (const Result<std::vector<Program>> programs = make_programs(spec.parallelism);
@@ -103,6 +140,28 @@ void Coordinator::on_event(const CancelJob& cancel) {
   effects_.answers.push_back({cancel.request, {}, job.record.id});
 }
 
+Status Coordinator::check_resume(const Job& job, const ResumeJob& resume) const {
+  if (!resume.spec) return check_submission(job.spec, job.record.id);
+  PENSTOCK_TRY(check_successor(job.spec, *resume.spec));
+  if (resume.prove_steps > 0) {
+    return invalid_argument(
+        "steps are proved in the layout that trained them; resume without prove, or without a "
+        "spec");
+  }
+  return check_submission(*resume.spec, job.record.id);
+}
+
+// Any layout loads what another one saved. Sums are taken in another order from here on, so what is
+// recorded is no measure for a replay any more.
+void Coordinator::adopt_spec(Job& job, const JobSpec& spec) {
+  JobRecord& record = job.record;
+  if (spec.parallelism != job.spec.parallelism) record.rebalanced_step = record.highest_step;
+  if (!spec.checkpoint.automatic) record.saving.reset();
+  if (spec.checkpoint.automatic && !record.saving) record.saving.emplace();
+  job.spec = spec;
+  effects_.specs.emplace_back(record.id, to_json(spec));
+}
+
 void Coordinator::on_event(const ResumeJob& resume) {
   const auto found = jobs_.find(resume.job);
   const auto refuse = [&](Status status) {
@@ -120,22 +179,23 @@ void Coordinator::on_event(const ResumeJob& resume) {
     return refuse(
         failed_precondition(fmt::format("job {} \"{}\" is being removed", record.id, record.name)));
   }
-  if (const Status refused = check_submission(job.spec, record.id); !refused.ok()) {
-    return refuse(refused);
-  }
+  if (const Status refused = check_resume(job, resume); !refused.ok()) return refuse(refused);
   if (const Status refused = begin_proof(job, resume.prove_steps); !refused.ok()) {
     return refuse(refused);
   }
+  if (resume.spec) adopt_spec(job, *resume.spec);
   record.failures = 0;
   record.failures_without_step = 0;
   record.last_failure.reset();
   job.restore = Restore::kUnknown;
   job.place_after = now_;
-  transition(job, JobState::kQueued, "user",
-             {"resumed", record.checkpoint
-                             ? fmt::format("resumed; the newest checkpoint known is of step {}",
-                                           record.checkpoint->step)
-                             : "resumed; no checkpoint is known, so it starts over"});
+  transition(
+      job, JobState::kQueued, "user",
+      {"resumed",
+       fmt::format("resumed{}; {}", resume.spec ? " with " + layout_text(job.spec.parallelism) : "",
+                   record.checkpoint ? fmt::format("the newest checkpoint known is of step {}",
+                                                   record.checkpoint->step)
+                                     : "no checkpoint is known, so it starts over")});
   effects_.answers.push_back({resume.request, {}, record.id});
 }
 

@@ -52,13 +52,13 @@ Status Coordinator::begin_proof(Job& job, int64_t steps) {
   }
   const int64_t recorded = record.highest_step - record.rebalanced_step;
   if (steps > recorded) {
-    return failed_precondition(
-        fmt::format("job {} \"{}\" has {} recorded{}, so {} cannot be compared", record.id,
-                    record.name, counted(recorded, "step"),
-                    record.rebalanced_step > 0
-                        ? fmt::format(" since experts moved at step {}", record.rebalanced_step)
-                        : "",
-                    counted(steps, "step")));
+    return failed_precondition(fmt::format(
+        "job {} \"{}\" has {} recorded{}, so {} cannot be compared", record.id, record.name,
+        counted(recorded, "step"),
+        record.rebalanced_step > 0
+            ? fmt::format(" since experts or the layout changed at step {}", record.rebalanced_step)
+            : "",
+        counted(steps, "step")));
   }
   record.proof.emplace();
   record.proof->steps = steps;

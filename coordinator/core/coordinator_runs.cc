@@ -24,11 +24,6 @@ std::string overtaken(int64_t newer_step) {
   return fmt::format("overtaken by the checkpoint of step {}", newer_step);
 }
 
-std::string layout_text(const ParallelismSpec& grid) {
-  return fmt::format("pipeline {}, data {}, expert {}, {}", grid.pipeline, grid.data, grid.expert,
-                     to_string(grid.schedule));
-}
-
 }  // namespace
 
 void Coordinator::on_message(Worker& worker, const RankReady& message) {

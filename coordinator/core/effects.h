@@ -32,7 +32,8 @@ struct CancelJob {
 struct ResumeJob {
   RequestId request;
   JobId job;
-  int64_t prove_steps = 0;  // above 0: so many steps are trained again first, and compared
+  int64_t prove_steps = 0;           // above 0: so many steps are trained again first, and compared
+  std::optional<JobSpec> spec = {};  // what it goes on by: another layout; none: as before
 };
 // Move experts between ranks when the next checkpoint is committed.
 struct RebalanceJob {

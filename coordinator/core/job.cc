@@ -1,5 +1,7 @@
 #include "coordinator/core/job.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 namespace penstock {
@@ -31,6 +33,11 @@ std::optional<double> Job::eta_seconds() const {
   const int64_t left = spec.microbatches_through(record.target_steps) -
                        spec.microbatches_through(recent_steps.back().step);
   return static_cast<double>(left) * seconds / static_cast<double>(microbatches);
+}
+
+std::string layout_text(const ParallelismSpec& grid) {
+  return fmt::format("pipeline {}, data {}, expert {}, {}", grid.pipeline, grid.data, grid.expert,
+                     to_string(grid.schedule));
 }
 
 }  // namespace penstock

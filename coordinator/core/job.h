@@ -110,6 +110,9 @@ struct Worker {
   Instant stale_ordered_at;
 };
 
+// "pipeline 2, data 1, expert 4, dualpipe", for people.
+std::string layout_text(const ParallelismSpec& grid);
+
 inline constexpr size_t kRecentStepsMax = 20;
 inline constexpr size_t kEvaluationsMax = 100;
 

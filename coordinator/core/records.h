@@ -157,7 +157,7 @@ struct JobRecord {
   std::string restore_manifest;  // of `epoch`; empty: initial weights
   int64_t restore_step = 0;
   bool rebalance = false;  // asked for: experts are to move when the next checkpoint is committed
-  int64_t rebalanced_step = 0;  // highest_step when experts last moved; 0: never
+  int64_t rebalanced_step = 0;  // highest_step when experts or the layout changed; 0: never
   std::optional<SavingRecord> saving;
   std::optional<ProofRecord> proof;  // until it is decided
   std::optional<CheckpointRecord> checkpoint;

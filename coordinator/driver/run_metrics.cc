@@ -165,7 +165,7 @@ RunMetrics::RunMetrics(MetricRegistry& registry, const Coordinator& core)
 void RunMetrics::create(const Job& job) {
   const JobRecord& record = job.record;
   const std::string run = run_label(record.id);
-  created_.insert(record.id);
+  created_[record.id] = spec_digest(job.spec);
   registry_
       .gauge("penstock_run_info", "1, labelled with what the run is.",
              {{"run", run},
@@ -204,6 +204,11 @@ void RunMetrics::create(const Job& job) {
   set_state(record);
 }
 
+void RunMetrics::forget(JobId job) {
+  created_.erase(job);
+  registry_.remove_series("run", run_label(job));
+}
+
 void RunMetrics::set_state(const JobRecord& job) {
   for (const JobState state : kJobStates) {
     registry_
@@ -218,7 +223,7 @@ void RunMetrics::observe(Instant now, const Effects& effects) {
     if (event.job.value != 0) observe_event(now, event);
   }
   for (const JobId job : effects.removed_jobs) {
-    if (created_.erase(job) > 0) registry_.remove_series("run", run_label(job));
+    if (created_.contains(job)) forget(job);
   }
   for (const StepRecord& step : effects.steps) observe_step(step);
   for (const EvaluationRecord& evaluation : effects.evaluations) {
@@ -232,6 +237,9 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
   if (event.reason.code == "checkpoint_damaged" && is_final(job.record.state)) {
     return finished_damaged(registry_).increment();
   }
+  const bool relaid = event.reason.code == "resumed" && created_.contains(event.job) &&
+                      created_.at(event.job) != spec_digest(job.spec);
+  if (relaid) forget(event.job);
   if (!created_.contains(event.job)) create(job);
   if (event.reason.code == kCauseDiverged && event.state == JobState::kFailed && event.from) {
     nonfinite_steps(registry_, run).increment();  // which rank 0 did not report
@@ -345,7 +353,8 @@ void RunMetrics::refresh(Instant now) {
   set("penstock_coordinator_workers", "Worker daemons known, by state.", "lost", lost);
   set("penstock_coordinator_devices", "Devices of workers that are up.", "free", free_devices);
   set("penstock_coordinator_devices", "Devices of workers that are up.", "held", held_devices);
-  std::erase_if(created_, [&](JobId id) {
+  std::erase_if(created_, [&](const auto& entry) {
+    const JobId id = entry.first;
     const JobRecord& job = core_.find_job(id)->record;
     const bool over = job.finished && now - *job.finished > kSeriesGrace;
     if (over) registry_.remove_series("run", run_label(id));

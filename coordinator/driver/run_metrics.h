@@ -37,11 +37,12 @@ class RunMetrics {
   void create(const Job& job);
   void observe_event(Instant now, const JobEvent& event);
   void observe_step(const StepRecord& step);
+  void forget(JobId job);
   void set_state(const JobRecord& job);
 
   MetricRegistry& registry_;
   const Coordinator& core_;
-  std::set<JobId> created_;  // jobs that have series
+  std::map<JobId, Digest> created_;  // jobs that have series, and the spec these say
   std::map<JobId, Instant> recovering_since_;
   std::map<JobId, Instant> queued_since_;
 };

@@ -168,9 +168,15 @@ void Api::dispatch_job(const HttpRequest& request, const std::vector<std::string
 void Api::resume(const HttpRequest& request, JobId job, HttpResponder respond) {
   const Result<int64_t> prove = number_parameter(request, "prove", 0, 1, 1'000'000'000);
   if (!prove.ok()) return respond(error_response(prove.status()));
+  std::optional<JobSpec> spec;
+  if (!request.body.empty()) {
+    Result<JobSpec> parsed = parse_job_spec(request.body, "spec");
+    if (!parsed.ok()) return respond(error_response(parsed.status()));
+    spec = *std::move(parsed);
+  }
   actions_.command(
-      [job, steps = *prove](RequestId given) {
-        return ResumeJob{given, job, steps};
+      [job, steps = *prove, spec = std::move(spec)](RequestId given) {
+        return ResumeJob{given, job, steps, spec};
       },
       [this, respond](const Answer& answer) { answer_command(answer, 202, respond); });
 }

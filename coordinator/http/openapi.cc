@@ -45,11 +45,14 @@ json of_job(json parameters) {
 }
 
 void add_jobs(json& paths) {
+  const auto spec_body = [](bool required) -> json {
+    return {
+        {"required", required},
+        {"content", {{"application/yaml", json::object()}, {"application/json", json::object()}}}};
+  };
   json submit = call("Submit a job", "201", "application/json",
                      json::array({query("name", "string", "replaces the spec's name")}));
-  submit["requestBody"] = {
-      {"required", true},
-      {"content", {{"application/yaml", json::object()}, {"application/json", json::object()}}}};
+  submit["requestBody"] = spec_body(true);
   json jobs = get_json("List jobs, newest first",
                        json::array({query("state", "string", "only jobs in this state"),
                                     query("limit", "integer", "at most so many")}));
@@ -81,11 +84,13 @@ void add_jobs(json& paths) {
   rebalance["post"] = call("Move experts when the next checkpoint is committed", "202",
                            "application/json", of_job(none));
   paths["/api/v1/jobs/{job}/rebalance"] = std::move(rebalance);
-  paths["/api/v1/jobs/{job}/resume"] = {
-      {"post", call("Resume it from its newest checkpoint", "202", "application/json",
-                    of_job(json::array({query("prove", "integer",
-                                              "train so many recorded steps again first, and "
-                                              "compare them bit for bit")})))}};
+  json resume = call("Resume it from its newest checkpoint, by another spec when one is sent",
+                     "202", "application/json",
+                     of_job(json::array({query("prove", "integer",
+                                               "train so many recorded steps again first, and "
+                                               "compare them bit for bit")})));
+  resume["requestBody"] = spec_body(false);
+  paths["/api/v1/jobs/{job}/resume"] = {{"post", std::move(resume)}};
 }
 
 json build() {

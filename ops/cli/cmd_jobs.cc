@@ -13,6 +13,7 @@
 #include "comm/run/nearest_word.h"
 #include "ops/cli/cli.h"
 #include "ops/cli/follow.h"
+#include "ops/cli/spec_file.h"
 #include "ops/cli/text.h"
 
 namespace penstock {
@@ -159,6 +160,25 @@ Result<ExitCode> command(Cli& cli, const std::string& name, const std::string& t
   return ExitCode::kOk;
 }
 
+// In the layout of another spec.
+Result<ExitCode> resume_by(Cli& cli, const std::string& name, const std::string& path) {
+  const Client client = cli.client();
+  PENSTOCK_TRY_ASSIGN(const Json before, client.job(name));
+  PENSTOCK_TRY_ASSIGN(const SpecSource source, read_spec(path));
+  PENSTOCK_TRY_ASSIGN(const JobSpec spec, load_spec(source, field_string(before, "name")));
+  const auto posted = client.post(job_path(field_text(before, "id"), "/resume"), to_json(spec));
+  if (!posted.ok()) {
+    const Status& refused = posted.status();
+    return Status(refused.code(), section_place(source, refused.message()) + refused.message());
+  }
+  cli.out.document(*posted);
+  cli.out.text(field_text(*posted, "id") + "\n");
+  cli.out.note(fmt::format("resumed job {} \"{}\" on {}", field_text(*posted, "id"),
+                           field_text(*posted, "name"),
+                           field_counted(*posted, "world_size", "rank")));
+  return ExitCode::kOk;
+}
+
 Result<ExitCode> remove_job(Cli& cli, const std::string& name, bool checkpoints) {
   const Client client = cli.client();
   PENSTOCK_TRY_ASSIGN(const Json job, client.job(name));
@@ -293,7 +313,7 @@ void add_rm_verb(CLI::App& app, Cli& cli) {
 void add_job_verbs(CLI::App& app, Cli& cli) {
   add_rm_verb(app, cli);
   struct Flags {
-    std::string job, condition, timeout, grace = "5s";
+    std::string job, condition, timeout, grace = "5s", spec;
     int64_t prove = 0;
     bool all = false;
   };
@@ -329,16 +349,22 @@ void add_job_verbs(CLI::App& app, Cli& cli) {
   CLI::App* resume = add_verb(
       app, "resume", "Go on with a failed or cancelled job from its newest checkpoint",
       "penstock resume quickstart && penstock wait quickstart\n"
-      "penstock resume quickstart --prove 50    # first train 50 steps again, and compare");
+      "penstock resume quickstart --prove 50    # first train 50 steps again, and compare\n"
+      "penstock resume quickstart --spec fewer-ranks.yaml    # in another layout");
   resume->add_option("job", flags->job, "Name or id")->required();
   resume
       ->add_option("--prove", flags->prove,
                    "Begin at a checkpoint that so many recorded steps follow, compare the steps "
                    "trained again bit for bit, and wait for that; exit code 17: they differ")
       ->check(CLI::Range(int64_t{1}, int64_t{100'000}));
+  resume
+      ->add_option("--spec", flags->spec,
+                   "Go on by this spec: the job's, with another parallelism; -: read stdin")
+      ->excludes("--prove");
   resume->callback([&cli, flags] {
     cli.action = [&cli, flags] {
       if (flags->prove > 0) return resume_with_proof(cli, flags->job, flags->prove);
+      if (!flags->spec.empty()) return resume_by(cli, flags->job, flags->spec);
       return command(cli, flags->job, "/resume", "resumed");
     };
   });

@@ -366,9 +366,13 @@ TEST_F(ApiTest, AJobIsCancelledAndResumed) {
   EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/resume").status, 409) << "not before it has ended";
   h.confirm_stops(job);
   EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/cancel").status, 409);
-  const HttpResponse resumed = call("POST", "/api/v1/jobs/tiny/resume");
-  EXPECT_EQ(resumed.status, 202);
+  EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/resume", {}, "no: spec").status, 400);
+  JobSpec next = h.job(job).spec;
+  next.recovery.max_restarts = 77;
+  const HttpResponse resumed = call("POST", "/api/v1/jobs/tiny/resume", {}, to_json(next));
+  EXPECT_EQ(resumed.status, 202) << resumed.body;
   EXPECT_EQ(Json::parse(resumed.body)["state"], "QUEUED");
+  EXPECT_EQ(h.job(job).spec, next);
   EXPECT_EQ(call("POST", "/api/v1/jobs/tiny/cancel", {{"grace_ms", "-1"}}).status, 400);
 }
 

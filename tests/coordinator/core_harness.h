@@ -121,8 +121,8 @@ class CoreHarness {
     feed(CancelJob{{++request_}, job, grace_ms});
     return last_answer();
   }
-  Answer resume(JobId job, int64_t prove_steps = 0) {
-    feed(ResumeJob{{++request_}, job, prove_steps});
+  Answer resume(JobId job, int64_t prove_steps = 0, std::optional<JobSpec> spec = {}) {
+    feed(ResumeJob{{++request_}, job, prove_steps, std::move(spec)});
     return last_answer();
   }
   Answer remove(JobId job, bool checkpoints = false) {

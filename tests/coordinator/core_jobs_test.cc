@@ -85,6 +85,112 @@ TEST_F(CoreJobsTest, TheCheckpointDirectoryOfAnotherJobIsAConflict) {
   EXPECT_TRUE(h.resume(second).status.ok()) << "its own directory is nobody else's";
 }
 
+// A job of 4 ranks that was cancelled after step 30, with a checkpoint of step 20.
+class CoreRelayoutTest : public CoreJobsTest {
+ protected:
+  void SetUp() override {
+    h.add_worker("w0", 8);
+    job = h.submit_ok(four_rank_spec());
+    h.run(job);
+    h.train(job, 1, 20);
+    h.checkpoint(job, 20);
+    h.train(job, 21, 30);
+    h.cancel(job);
+    h.confirm_stops(job);
+    h.clear();
+    next = h.job(job).spec;
+  }
+  // As many sequences a step on twice as many ranks.
+  void use_eight_ranks() {
+    next.parallelism.schedule = Schedule::kOneForwardOneBackward;
+    next.parallelism.data *= 2;
+    next.parallelism.microbatches /= 2;
+  }
+
+  JobId job;
+  JobSpec next;
+};
+
+TEST_F(CoreRelayoutTest, AJobGoesOnInAnotherLayoutFromItsCheckpoint) {
+  use_eight_ranks();
+  const Answer answer = h.resume(job, 0, next);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.to_string();
+  CheckpointFound found;
+  found.job = job;
+  found.step = 20;
+  found.manifest = "/c/20.manifest";
+  h.answer_find(found);
+  const auto starts = h.sent<StartRank>();
+  ASSERT_EQ(starts.size(), 8u);
+  for (const StartRank& start : starts) {
+    EXPECT_EQ(start.restore_step, 20);
+    EXPECT_EQ(start.spec_json, to_json(next));
+  }
+  h.run(job);
+  h.train(job, 21, 30);
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+  h.save_all(job, 40);
+  EXPECT_EQ(h.commits.back().layout.find("pipeline 2, data 2, expert 2"), 0u)
+      << h.commits.back().layout;
+  h.restart_coordinator();
+  EXPECT_EQ(h.job(job).spec, next);
+}
+
+TEST_F(CoreRelayoutTest, StepsOfTheOtherLayoutCannotBeProved) {
+  use_eight_ranks();
+  EXPECT_EQ(h.resume(job, 10, next).status.code(), Code::kInvalidArgument);
+  ASSERT_TRUE(h.resume(job, 0, next).status.ok());
+  h.answer_find();
+  h.run(job);
+  h.cancel(job);
+  h.confirm_stops(job);
+  const Answer answer = h.resume(job, 10);
+  EXPECT_EQ(answer.status.code(), Code::kFailedPrecondition);
+  EXPECT_NE(answer.status.message().find("the layout changed at step 30"), std::string::npos)
+      << answer.status.message();
+}
+
+TEST_F(CoreRelayoutTest, WhatIsComputedMustStayAndNothingChangesOtherwise) {
+  const std::pair<const char*, std::function<void(JobSpec&)>> changes[] = {
+      {"metadata.name is not", [](JobSpec& spec) { spec.name = "other"; }},
+      {"model is not", [](JobSpec& spec) { ++spec.model.vocab_size; }},
+      {"data is not", [](JobSpec& spec) { spec.data.seq_length *= 2; }},
+      {"optimizer is not", [](JobSpec& spec) { spec.optimizer.lr *= 2; }},
+      {"training is not", [](JobSpec& spec) { spec.training.seed += 1; }},
+      {"checkpoint.dir is not", [](JobSpec& spec) { spec.checkpoint.dir = "/elsewhere"; }},
+      {"checkpoint.init_from is not", [](JobSpec& spec) { spec.checkpoint.init_from = "/hf"; }},
+      {"parallelism gives step 1", [](JobSpec& spec) { spec.parallelism.micro_batch_size *= 2; }},
+      {"parallelism gives step 50",
+       [](JobSpec& spec) {
+         spec.parallelism.microbatch_levels = {{50, spec.parallelism.microbatches * 2}};
+       }},
+      {"16 ranks", [](JobSpec& spec) {
+         spec.parallelism.schedule = Schedule::kOneForwardOneBackward;
+         spec.parallelism.data *= 4;
+         spec.parallelism.microbatches /= 4;
+       }}};
+  const JobSpec before = next;
+  for (const auto& [words, change] : changes) {
+    next = before;
+    change(next);
+    const Answer answer = h.resume(job, 0, next);
+    EXPECT_EQ(answer.status.code(), Code::kInvalidArgument) << words;
+    EXPECT_NE(answer.status.message().find(words), std::string::npos)
+        << words << " in " << answer.status.message();
+    EXPECT_EQ(h.state(job), JobState::kCancelled);
+    EXPECT_EQ(h.job(job).spec, before);
+  }
+}
+
+TEST_F(CoreRelayoutTest, WhenCheckpointsAreSavedMayChangeAndTheLayoutStays) {
+  next.checkpoint.interval = 0;
+  next.checkpoint.automatic = true;
+  next.recovery.max_restarts = 9;
+  ASSERT_TRUE(h.resume(job, 0, next).status.ok());
+  EXPECT_TRUE(h.record(job).saving.has_value());
+  EXPECT_EQ(h.record(job).rebalanced_step, 0) << "the recorded steps may still be proved";
+}
+
 TEST_F(CoreJobsTest, AJobWithoutANameGetsOneFromItsId) {
   h.add_worker("w0", 4);
   const JobId job = h.submit_ok(four_rank_spec(""));
