@@ -13,6 +13,18 @@ namespace {
 
 using namespace checkpoint_test;
 
+CheckpointInfo row(uint64_t job, uint64_t commit_seq) {
+  return {JobId{job},
+          commit_seq,
+          int64_t(commit_seq * 10),
+          Epoch{2},
+          manifest_file_name(commit_seq),
+          {1, 2},
+          300,
+          4,
+          {5}};
+}
+
 class IndexTest : public ::testing::Test {
  protected:
   void SetUp() override { open(); }
@@ -41,17 +53,6 @@ class IndexTest : public ::testing::Test {
 };
 
 TEST_F(IndexTest, RowsAreListedInOrderPerJobAndForgotten) {
-  const auto row = [](uint64_t job, uint64_t commit_seq) {
-    return CheckpointInfo{JobId{job},
-                          commit_seq,
-                          int64_t(commit_seq * 10),
-                          Epoch{2},
-                          manifest_file_name(commit_seq),
-                          {1, 2},
-                          300,
-                          4,
-                          {5}};
-  };
   for (const uint64_t commit_seq : {300, 2, 1}) {
     ASSERT_TRUE(index_->record_commit(row(7, commit_seq)).ok());
   }
@@ -99,8 +100,7 @@ TEST_F(IndexTest, AWitnessThatCannotBeRemovedDoesNoHarm) {
 TEST_F(IndexTest, TheWitnessBesideABareNameIsRead) {
   const Path before = std::filesystem::current_path();
   std::filesystem::current_path(directory_.path());
-  EXPECT_TRUE(
-      CheckpointIndex::open("bare").value()->record_commit({.job = kJob, .commit_seq = 1}).ok());
+  EXPECT_TRUE(CheckpointIndex::open("bare").value()->record_commit(row(kJob.value, 1)).ok());
   std::filesystem::remove_all("bare");
   EXPECT_NE(CheckpointIndex::open("bare").value()->opening_report().find("is gone"),
             std::string::npos);
@@ -180,7 +180,7 @@ TEST_F(IndexTest, OfTheDamagedDatabasesTheNewestThreeStayAndThoseSomebodyNamed) 
   std::filesystem::create_directory(directory_.path() / "index.damaged-keep");
   std::vector<Path> aside;
   for (int round = 0; round < 5; ++round) {
-    ASSERT_TRUE(index_->record_commit({.job = kJob, .commit_seq = 1}).ok());
+    ASSERT_TRUE(index_->record_commit(row(kJob.value, 1)).ok());
     close();
     std::filesystem::remove(index_path() / "CURRENT");
     open();
@@ -229,7 +229,7 @@ TEST_F(IndexTest, NobodyElseHasItInAnyInstantFromTheFirstLookToTheClosing) {
    private:
     const Path index_;
   };
-  ASSERT_TRUE(index_->record_commit({.job = kJob, .commit_seq = 1}).ok());
+  ASSERT_TRUE(index_->record_commit(row(kJob.value, 1)).ok());
   close();
   IntrudedEnv env(index_path());
   index_ = CheckpointIndex::open(index_path(), real_file_system(), &env).value();
