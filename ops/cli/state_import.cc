@@ -75,6 +75,9 @@ Result<CheckpointInfo> import_state(const Path& folder, const Path& directory,
   std::error_code error;
   // Not even a store whose STORE file was lost: what fails below is removed, with all beside it.
   const bool there = std::filesystem::exists(std::filesystem::symlink_status(directory, error));
+  if (there && !std::filesystem::is_directory(directory, error)) {
+    return already_exists(directory.string() + " is no directory; name another");
+  }
   if (there && !std::filesystem::is_empty(directory, error)) {
     if (error) return errno_status(error.value(), "read " + directory.string());
     return already_exists(directory.string() + " is not empty; name a directory of its own");

@@ -175,7 +175,7 @@ TEST_F(IndexFaultTest, GarbageBehindTheLogIsIgnoredOrNoticed) {
   const std::string record = file_text(log);
   for (const std::string& garbage :
        {std::string(64, 'g'), std::string(70'000, 'g'), std::string(3, '\0'),
-        std::string(70'000, '\0'), record, record.substr(0, record.size() / 2)}) {
+        std::string(70'000, '\0'), record.substr(0, record.size() / 2)}) {
     TempDirectory keep(memory_directory());
     fs::copy(directory_.path(), keep.path(), fs::copy_options::recursive);
     overwrite(log, record.size(), garbage);

@@ -245,7 +245,7 @@ TEST_F(IndexTest, ARemovalWaitsForTheRowsOfWhatItRemoves) {
   commit(20);
   ASSERT_TRUE(begin_removal(store_path(), {{first.manifest_file}, {}}, real_file_system()).ok());
   close();
-  TempDirectory graves(memory_directory());
+  TempDirectory graves;  // on the same file system
   SimulatedDisk disk(graves.path());
   const auto env = simulated_env(disk);
   index_ = CheckpointIndex::open(index_path(), disk, env.get()).value();
@@ -260,12 +260,14 @@ TEST_F(IndexTest, ARemovalWaitsForTheRowsOfWhatItRemoves) {
 
   // The next one goes on with it, though nothing was opened between.
   index_.reset();
-  disk.crash_at(0);
-  index_ = CheckpointIndex::open(index_path(), disk, env.get()).value();
+  TempDirectory more_graves;
+  SimulatedDisk next_disk(more_graves.path());
+  const auto next_env = simulated_env(next_disk);
+  index_ = CheckpointIndex::open(index_path(), next_disk, next_env.get()).value();
   EXPECT_TRUE(index_->record_commit(first).ok());
-  disk.crash_at(disk.call_count() + 1);  // it takes no change
+  next_disk.crash_at(next_disk.call_count() + 1);  // it takes no change
   open_store();
-  disk.crash_at(0);
+  next_disk.crash_at(0);
   const CheckpointInfo third = commit(30);
   const auto removed = store_->retain({1});
   EXPECT_TRUE(removed.ok()) << removed.status().to_string();

@@ -133,7 +133,7 @@ TEST_F(CheckpointTest, ScrubReadsTheSameAtItsOwnRate) {
   flip_byte(segment(2, 1), 5000);
   EXPECT_EQ(json_of({"scrub", text(), "--rate", "1GiB", "--step", "30"}, 0)["items"].size(), 1u);
   EXPECT_TRUE(json_of({"scrub", text(), "--rate", "1GiB"}, 14)["damaged"]);
-  json_of({"scrub", text(), "--rate", "1100TB", "--step", "20"}, 0);
+  json_of({"scrub", text(), "--rate", "1100TB", "--step", "30"}, 0);
   for (const char* rate : {"0", "-1", "fast", "1100TiB"}) {
     EXPECT_EQ(penstock({"scrub", text(), "--rate", rate}).exit_code, 2) << rate;
   }
@@ -361,7 +361,6 @@ TEST_F(CheckpointTest, PruneSaysWhatDoesNotCountAndWhySegmentsStay) {
   flip_byte(segment(3, 0), kSegmentHeaderBytes + 3);
   expect_said(prune("1"), 0,
               {manifest_file_name(3) + " does not count: ", "would remove 1 checkpoint and 2 seg"});
-  expect_said(penstock({"pin", text()}), 0, {"it is not whole"});
   flip_byte(path() / manifest_file_name(3), 100);
   expect_said(prune("1"), 0, {"1 checkpoint and 0 segments", "stay, since", "--repair"});
 }

@@ -90,7 +90,9 @@ class CoreRelayoutTest : public CoreJobsTest {
  protected:
   void SetUp() override {
     h.add_worker("w0", 8);
-    job = h.submit_ok(four_rank_spec());
+    JobSpec spec = four_rank_spec();
+    spec.parallelism.microbatches = 8;
+    job = h.submit_ok(spec);
     h.run(job);
     h.train(job, 1, 20);
     h.checkpoint(job, 20);
