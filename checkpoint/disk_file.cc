@@ -57,7 +57,7 @@ class DiskFile : public WritableFile {
   const DiskOptions options_;  // a copy: a file may outlive its disk
   bool direct_tried_ = false;
   bool direct_ = false;  // the descriptor has O_DIRECT
-  std::unique_ptr<WriteRing> ring_;
+  std::unique_ptr<DiskRing> ring_;
   std::deque<Started> started_;  // in the order they were started; tags count from first_tag_
   uint64_t first_tag_ = 0;
 };
@@ -87,7 +87,7 @@ void DiskFile::begin_direct() {
   const int flags = ::fcntl(file_.get(), F_GETFL);
   direct_ = flags >= 0 && ::fcntl(file_.get(), F_SETFL, flags | O_DIRECT) == 0;
   if (!direct_) return;
-  if (auto ring = options_.make_ring(); ring.ok()) ring_ = *std::move(ring);
+  if (auto ring = options_.make_ring(kStartedWritesMax); ring.ok()) ring_ = *std::move(ring);
 }
 
 void DiskFile::leave_direct() {
@@ -118,7 +118,7 @@ Status DiskFile::start_write(uint64_t offset, Bytes bytes) {
   const bool direct = direct_ && is_aligned(offset, bytes);
   if (direct && ring_ != nullptr) {
     const uint64_t tag = first_tag_ + started_.size();
-    if (ring_->submit(file_.get(), offset, bytes, tag).ok()) {
+    if (ring_->submit_write(file_.get(), offset, bytes, tag).ok()) {
       started_.push_back(std::move(write));
       return {};
     }
@@ -142,7 +142,7 @@ Status DiskFile::start_write(uint64_t offset, Bytes bytes) {
 Status DiskFile::finish_write() {
   PENSTOCK_CHECK(!started_.empty(), path_.string());
   while (!started_.front().done) {
-    const WriteRing::Done done = ring_->wait();
+    const DiskRing::Done done = ring_->wait();
     PENSTOCK_CHECK(done.tag - first_tag_ < started_.size(), done.tag, first_tag_);
     Started& write = started_[done.tag - first_tag_];
     write.status = settle(write.offset, write.bytes, done.result);

@@ -5,17 +5,18 @@
 #include <algorithm>
 #include <map>
 
+#include "checkpoint/block_reads.h"
+#include "checkpoint/disk_buffers.h"
 #include "checkpoint/segment_reader.h"
 #include "checkpoint/tiling.h"
 
 namespace penstock {
 namespace {
 
-// Data is read through one window buffer of this size, at fixed file positions.
-constexpr uint64_t kWindowBytes = 4 << 20;
+// No read goes beyond a window of this size, at fixed file positions.
+constexpr uint64_t kWindowBytes = 1 << 20;
 static_assert(kWindowBytes % kBlockBytesMax == 0, "blocks never straddle two windows");
-// How far the disk reads ahead of what is being verified.
-constexpr uint64_t kReadAheadBytes = 16 << 20;
+static_assert(kDiskBudgetBytes >= 2 * kWindowBytes, "one is verified while another is read");
 // Collected copies that make it worth executing those whose windows are complete; bounds the memory
 // of plans that cut tensors into single elements.
 constexpr size_t kCopiesMax = 1 << 18;
@@ -33,6 +34,7 @@ struct Copy {
   uint64_t file_offset = 0;
   uint64_t byte_count = 0;
   std::byte* destination = nullptr;
+  bool shared = false;
 };
 
 // Blocks [first, last) of one window, and the copies [copies_begin, copies_end) out of them.
@@ -41,6 +43,7 @@ struct Read {
   uint64_t last = 0;
   size_t copies_begin = 0;
   size_t copies_end = 0;
+  bool shared = false;  // one of the copies is
 };
 
 // The pieces of one tensor, findable by box: sorted along the dimension with the most cut points.
@@ -131,8 +134,9 @@ Result<std::map<size_t, std::vector<Hit>>> plan_hits(const Manifest& manifest,
 // Executes the hits of one segment, in file order.
 class SegmentLoad {
  public:
-  SegmentLoad(const SegmentReader& reader, std::span<const LoadTarget> targets, LoadReport& report)
-      : reader_(reader), targets_(targets), report_(report), window_(kWindowBytes) {}
+  SegmentLoad(const SegmentReader& reader, std::span<const LoadTarget> targets, MutableBytes memory,
+              DiskRing* ring, LoadReport& report)
+      : reader_(reader), targets_(targets), report_(report), blocks_(reader, memory, ring) {}
 
   Status run(const std::vector<Hit>& hits) {
     std::vector<std::pair<size_t, const Hit*>> ordered;  // slices ascend with file offset
@@ -169,7 +173,8 @@ class SegmentLoad {
     for_each_run(hit.region, entry.slice.box, box, strides, [&](const Run& run) {
       Copy copy{.file_offset = entry.file_offset + run.source * element_bytes,
                 .byte_count = 0,
-                .destination = target.bytes.data() + run.destination * element_bytes};
+                .destination = target.bytes.data() + run.destination * element_bytes,
+                .shared = target.shared};
       uint64_t left = run.count * element_bytes;
       while (left > 0) {
         copy.byte_count = std::min(left, window_end(copy.file_offset) - copy.file_offset);
@@ -193,15 +198,15 @@ class SegmentLoad {
     std::sort(copies_.begin(), copies_.end(),
               [](const Copy& a, const Copy& b) { return a.file_offset < b.file_offset; });
     const size_t copied = plan_reads(until);
-    size_t asked_for = 0;
-    for (size_t i = 0; i < reads_.size(); ++i) {
+    size_t started = 0;
+    for (const Read& read : reads_) {
       // The disk reads what comes next while this is verified and copied.
-      for (; asked_for < reads_.size() &&
-             (asked_for <= i || reads_[asked_for].first < reads_[i].first + blocks_ahead());
-           ++asked_for) {
-        reader_.will_need(reads_[asked_for].first, reads_[asked_for].last);
+      while (started < reads_.size() &&
+             blocks_.start(reads_[started].first, reads_[started].last, reads_[started].shared)) {
+        ++started;
       }
-      PENSTOCK_TRY(execute_read(reads_[i]));
+      PENSTOCK_TRY_ASSIGN(const Bytes blocks, blocks_.finish());
+      copy_out(read, blocks);
     }
     copies_.erase(copies_.begin(), copies_.begin() + copied);
     return {};
@@ -223,6 +228,7 @@ class SegmentLoad {
              block_of(copies_[i].file_offset) <= read.last) {
         const Copy& copy = copies_[i];
         read.last = std::max(read.last, block_of(copy.file_offset + copy.byte_count - 1) + 1);
+        read.shared |= copy.shared;
         ++i;
       }
       read.copies_end = i;
@@ -231,27 +237,21 @@ class SegmentLoad {
     return i;
   }
 
-  Status execute_read(const Read& read) {
-    const uint64_t begin = reader_.block_begin(read.first);
-    const uint64_t end = reader_.block_end(read.last - 1);
-    PENSTOCK_TRY(
-        reader_.read_blocks(read.first, read.last, MutableBytes(window_).first(end - begin)));
-    report_.bytes_read += end - begin;
+  void copy_out(const Read& read, Bytes blocks) {
+    report_.bytes_read += blocks.size();
     report_.read_count += 1;
+    const uint64_t begin = reader_.block_begin(read.first);
     for (size_t i = read.copies_begin; i < read.copies_end; ++i) {
       const Copy& copy = copies_[i];
-      std::memcpy(copy.destination, window_.data() + (copy.file_offset - begin), copy.byte_count);
+      std::memcpy(copy.destination, blocks.data() + (copy.file_offset - begin), copy.byte_count);
       report_.bytes_loaded += copy.byte_count;
     }
-    return {};
   }
-
-  uint64_t blocks_ahead() const { return kReadAheadBytes / reader_.header().block_bytes; }
 
   const SegmentReader& reader_;
   const std::span<const LoadTarget> targets_;
   LoadReport& report_;
-  std::vector<std::byte> window_;
+  BlockReads blocks_;
   std::vector<Copy> copies_;
   std::vector<Read> reads_;  // of the first copies
 };
@@ -259,8 +259,13 @@ class SegmentLoad {
 }  // namespace
 
 Result<LoadReport> load_slices(const Path& directory, const Manifest& manifest,
-                               std::span<const LoadTarget> targets) {
+                               std::span<const LoadTarget> targets, const DiskOptions& disk) {
   PENSTOCK_TRY_ASSIGN(const auto by_segment, plan_hits(manifest, targets));
+  PENSTOCK_TRY_ASSIGN(const DiskBuffers buffers, DiskBuffers::make());
+  std::unique_ptr<DiskRing> ring;
+  if (disk.direct) {
+    if (auto made = disk.make_ring(kStartedReadsMax); made.ok()) ring = *std::move(made);
+  }
   LoadReport report;
   for (const auto& [index, hits] : by_segment) {
     const ManifestSegment& segment = manifest.segments[index];
@@ -278,7 +283,7 @@ Result<LoadReport> load_slices(const Path& directory, const Manifest& manifest,
                       reader->path().string(), segment.rank, hits.front().tensor->name,
                       to_hex(reader->footer_digest()), to_hex(segment.footer_digest)));
     }
-    PENSTOCK_TRY(SegmentLoad(*reader, targets, report).run(hits));
+    PENSTOCK_TRY(SegmentLoad(*reader, targets, buffers.memory(), ring.get(), report).run(hits));
     report.segment_count += 1;
   }
   return report;

@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "checkpoint/disk_ring.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/slice.h"
 #include "comm/base/bytes.h"
@@ -17,6 +18,9 @@ struct LoadTarget {
   MutableBytes bytes;
   std::vector<int64_t>
       strides;  // elements, one per dimension, none negative; empty: dense row-major
+  // Other processes of this host load it, too: it is read through the page cache, so that the disk
+  // reads it once. All else goes past it, which costs no memory and less time.
+  bool shared = false;
 };
 
 struct LoadReport {
@@ -28,12 +32,12 @@ struct LoadReport {
 
 // Fills every target, each element exactly once, proven before the first read; each block is
 // verified before any of its bytes is copied. Opens only the segments that hold something needed,
-// and reads each needed block once.
+// and reads each needed block once. Uses 16 MiB of memory beside the targets.
 //   kNotFound         the checkpoint has no such tensor
 //   kInvalidArgument  dtype, shape, byte count or strides do not fit
 //   kDataLoss         a gap or overlap, or a damaged or missing segment: names file, rank, tensor.
 //                     Targets then hold a mixture; discard them
 Result<LoadReport> load_slices(const Path& directory, const Manifest& manifest,
-                               std::span<const LoadTarget> targets);
+                               std::span<const LoadTarget> targets, const DiskOptions& disk = {});
 
 }  // namespace penstock

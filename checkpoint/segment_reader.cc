@@ -201,14 +201,24 @@ Status SegmentReader::read_blocks(uint64_t first, uint64_t last, MutableBytes in
   PENSTOCK_CHECK(first < last && last <= block_count(), first, last, block_count());
   PENSTOCK_CHECK(into.size() == block_end(last - 1) - block_begin(first), into.size());
   PENSTOCK_TRY(read_at(file_.get(), path_, block_begin(first), into));
+  return verify_blocks(first, last, into);
+}
+
+Status SegmentReader::verify_blocks(uint64_t first, uint64_t last, Bytes bytes) const {
   for (uint64_t i = first; i < last; ++i) {
     const uint64_t begin = block_begin(i);
     const uint64_t end = block_end(i);
-    if (!block_is_whole(i, into.subspan(begin - block_begin(first), end - begin))) {
+    if (!block_is_whole(i, bytes.subspan(begin - block_begin(first), end - begin))) {
       return describe(damage_in(begin, end, std::string(kWrongSum)));
     }
   }
   return {};
+}
+
+FileDescriptor SegmentReader::open_direct() const {
+  // By descriptor, not by name: the name may stand for another file by now.
+  const std::string self = fmt::format("/proc/self/fd/{}", file_.get());
+  return FileDescriptor(::open(self.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
 }
 
 Status SegmentReader::read_box(size_t index, const Box& region, const Box& destination_box,

@@ -50,6 +50,10 @@ class SegmentReader {
   void will_need(uint64_t first, uint64_t last) const;
   // Reads blocks [first, last) into `into`, which has exactly their bytes, and verifies each.
   Status read_blocks(uint64_t first, uint64_t last, MutableBytes into) const;
+  // The second half of that, for who read the bytes himself.
+  Status verify_blocks(uint64_t first, uint64_t last, Bytes bytes) const;
+  // The same file once more, opened with O_DIRECT; not valid() where that is refused.
+  FileDescriptor open_direct() const;
 
   // Reads `region` of slice `index` into a buffer whose element 0 is destination_box.offset, with
   // these strides in elements (empty: dense). REQUIRES: the slice's box and destination_box contain

@@ -14,7 +14,7 @@ namespace {
 
 // What is copied, digested and summed at a time: fits into a core's own cache.
 constexpr uint64_t kPieceBytes = 256 << 10;
-static_assert(kWriteBufferBytes % kPieceBytes == 0 && kPieceBytes % kBlockBytes == 0,
+static_assert(kDiskBufferBytes % kPieceBytes == 0 && kPieceBytes % kBlockBytes == 0,
               "a block never straddles two pieces, nor a piece two buffers");
 
 uint64_t align_up(uint64_t value, uint64_t alignment) {
@@ -69,8 +69,7 @@ Result<Plan> plan_segment(std::span<const SliceSource> sources) {
 // describe exactly what is written.
 class DataStream {
  public:
-  DataStream(WritableFile& file, const Uuid& segment, uint64_t data_end,
-             const WriteBuffers& buffers)
+  DataStream(WritableFile& file, const Uuid& segment, uint64_t data_end, const DiskBuffers& buffers)
       : file_(file), segment_(segment), buffers_(buffers) {
     sums_.reserve(segment_format::block_count(data_end, kBlockBytes));
   }
@@ -122,7 +121,7 @@ class DataStream {
   Status filled(uint64_t count) {
     fill_ += count;
     if (fill_ % kPieceBytes == 0) sum_blocks(fill_);
-    return fill_ == kWriteBufferBytes ? write_out() : Status();
+    return fill_ == kDiskBufferBytes ? write_out() : Status();
   }
   // Blocks of the buffer up to `end`; the last one of the data may be short.
   void sum_blocks(uint64_t end) {
@@ -150,7 +149,7 @@ class DataStream {
 
   WritableFile& file_;
   const Uuid segment_;
-  const WriteBuffers& buffers_;
+  const DiskBuffers& buffers_;
   size_t next_buffer_ = 0;                  // holds file bytes [written_, written_ + fill_)
   uint64_t written_ = kSegmentHeaderBytes;  // or on the way
   uint64_t fill_ = 0;
@@ -161,7 +160,7 @@ class DataStream {
 
 // Writes the planned file; fills in the plan's digests. Returns the digest of header and footer.
 Result<Digest> write_file(WritableFile& file, const SegmentHeader& header,
-                          std::span<const SliceSource> sources, const WriteBuffers& buffers,
+                          std::span<const SliceSource> sources, const DiskBuffers& buffers,
                           Plan& plan, uint64_t file_bytes) {
   PENSTOCK_TRY(file.reserve(file_bytes));
   const std::vector<std::byte> header_bytes = segment_format::encode_header(header);
@@ -197,7 +196,7 @@ Result<Digest> write_file(WritableFile& file, const SegmentHeader& header,
 
 Result<SegmentSummary> write_segment(const Path& directory, const SegmentIdentity& identity,
                                      std::span<const SliceSource> sources,
-                                     const WriteBuffers& buffers, FileSystem& files) {
+                                     const DiskBuffers& buffers, FileSystem& files) {
   if (identity.rank.value < 0 || identity.step < 0) {
     return invalid_argument("a segment needs a rank and a step that are not negative");
   }
@@ -232,7 +231,7 @@ Result<SegmentSummary> write_segment(const Path& directory, const SegmentIdentit
 
 Result<SegmentSummary> write_segment(const Path& directory, const SegmentIdentity& identity,
                                      std::span<const SliceSource> sources, FileSystem& files) {
-  PENSTOCK_TRY_ASSIGN(const WriteBuffers buffers, WriteBuffers::make());
+  PENSTOCK_TRY_ASSIGN(const DiskBuffers buffers, DiskBuffers::make());
   return write_segment(directory, identity, sources, buffers, files);
 }
 

@@ -4,9 +4,9 @@
 #include <memory>
 #include <span>
 
+#include "checkpoint/disk_buffers.h"
 #include "checkpoint/file_system.h"
 #include "checkpoint/segment.h"
-#include "checkpoint/write_buffers.h"
 
 namespace penstock {
 
@@ -28,7 +28,7 @@ struct SliceSource {
 // buffers before; no memory but the buffers and 4 bytes of sums for each 16 KiB.
 Result<SegmentSummary> write_segment(const Path& directory, const SegmentIdentity& identity,
                                      std::span<const SliceSource> sources,
-                                     const WriteBuffers& buffers,
+                                     const DiskBuffers& buffers,
                                      FileSystem& files = real_file_system());
 // The same with buffers of its own.
 Result<SegmentSummary> write_segment(const Path& directory, const SegmentIdentity& identity,

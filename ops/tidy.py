@@ -39,7 +39,7 @@ HOMES = [
     (r"<zmq", r"comm/control/channel(_\w+)?\.cc$"),
     (r"<(capnp|kj)/|message\.capnp\.h", r"comm/control/codec(_\w+)?\.(cc|h)$|tests/control/"),
     (r"<rocksdb/", r"coordinator/store/|checkpoint/index\.cc$|tests/checkpoint/|tests/coordinator/"),
-    (r"<liburing", r"checkpoint/write_ring\.cc$"),
+    (r"<liburing", r"checkpoint/disk_ring\.cc$"),
     (r"<boost/", r"comm/control/(event_loop|http_\w+|channel)\.cc$"),
     (r"<prometheus/", r"comm/control/metrics\.cc$"),
     (r"<yaml-cpp/", r"comm/run/\w+\.cc$"),

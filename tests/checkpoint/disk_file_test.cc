@@ -10,7 +10,7 @@
 #include <cerrno>
 #include <deque>
 
-#include "checkpoint/write_buffers.h"
+#include "checkpoint/disk_buffers.h"
 #include "tests/checkpoint/support.h"
 #include "tests/support/real_files.h"
 
@@ -28,12 +28,12 @@ struct Fault {
 };
 
 // Writes at once, tells so in the opposite order, and fails one as told.
-class FaultyRing : public WriteRing {
+class FaultyRing : public DiskRing {
  public:
   FaultyRing(Fault fault, int64_t* count, size_t* unreturned)
       : fault_(fault), count_(count), unreturned_(unreturned) {}
 
-  Status submit(int fd, uint64_t offset, Bytes bytes, uint64_t tag) override {
+  Status submit_write(int fd, uint64_t offset, Bytes bytes, uint64_t tag) override {
     const bool faulty = ++*count_ == fault_.at;
     int64_t result = std::ssize(bytes);
     if (faulty && fault_.kind == Fault::Kind::kRefused) return unavailable("no room in the ring");
@@ -50,6 +50,9 @@ class FaultyRing : public WriteRing {
     done_.push_back({tag, result});
     ++*unreturned_;
     return {};
+  }
+  Status submit_read(int, uint64_t, MutableBytes, uint64_t) override {
+    return internal_error("nothing is read here");
   }
   Done wait() override {
     const Done done = done_.back();
@@ -68,8 +71,8 @@ class FaultyRing : public WriteRing {
 // A disk whose rings do that.
 struct FaultyDisk {
   explicit FaultyDisk(Fault fault = {})
-      : files(make_disk({.direct = true, .make_ring = [this, fault] {
-                           return Result<std::unique_ptr<WriteRing>>(
+      : files(make_disk({.direct = true, .make_ring = [this, fault](unsigned) {
+                           return Result<std::unique_ptr<DiskRing>>(
                                std::make_unique<FaultyRing>(fault, &write_count, &unreturned));
                          }})) {}
   int64_t write_count = 0;
@@ -77,7 +80,7 @@ struct FaultyDisk {
   std::unique_ptr<FileSystem> files;
 };
 
-Result<std::unique_ptr<WriteRing>> no_ring() {
+Result<std::unique_ptr<DiskRing>> no_ring(unsigned) {
   return unavailable("no io_uring here");
 }
 
@@ -101,7 +104,7 @@ constexpr int64_t kSizes[] = {0,       1,         4095,      4096,      4097,
 TEST(DiskFileTest, EveryWayToTheDiskLeavesTheSameBytes) {
   for (const Path& parent : {std::filesystem::temp_directory_path(), memory_directory()}) {
     TempDirectory directory(parent);
-    const auto buffers = WriteBuffers::make(2 * kWriteBufferBytes);
+    const auto buffers = DiskBuffers::make(2 * kDiskBufferBytes);
     ASSERT_TRUE(buffers.ok());
     FaultyDisk reordering;
     const auto synchronous = make_disk({.direct = true, .make_ring = no_ring});
@@ -124,7 +127,7 @@ TEST(DiskFileTest, EveryWayToTheDiskLeavesTheSameBytes) {
             --under_way;
           }
           const uint64_t count =
-              std::min<uint64_t>(kWriteBufferBytes, (bytes.size() - begin) / 4096 * 4096);
+              std::min<uint64_t>(kDiskBufferBytes, (bytes.size() - begin) / 4096 * 4096);
           const MutableBytes buffer = (*buffers)[i % buffers->count()].first(count);
           std::memcpy(buffer.data(), bytes.data() + begin, count);
           ASSERT_TRUE((*file)->start_write(begin, buffer).ok());
@@ -224,13 +227,13 @@ TEST(DiskFileTest, AFileMayOutliveTheDiskThatMadeIt) {
 TEST(DiskFileTest, AFileThatIsGivenUpWaitsForItsWrites) {
   TempDirectory directory;
   FaultyDisk disk;
-  const auto buffers = WriteBuffers::make();
+  const auto buffers = DiskBuffers::make();
   ASSERT_TRUE(buffers.ok());
   {
     auto file = disk.files->create(directory.path() / "file");
     ASSERT_TRUE(file.ok());
     ASSERT_TRUE((*file)->start_write(0, (*buffers)[0]).ok());
-    ASSERT_TRUE((*file)->start_write(kWriteBufferBytes, (*buffers)[1]).ok());
+    ASSERT_TRUE((*file)->start_write(kDiskBufferBytes, (*buffers)[1]).ok());
   }
   EXPECT_EQ(disk.unreturned, 0u);
 }
@@ -283,14 +286,14 @@ class SlowDisk : public RealFiles {
   size_t most = 0;  // writes under way at a time
 };
 
-TEST(WriteBuffersTest, ASlowDiskHoldsTheSaveUpInsteadOfTakingMoreMemory) {
+TEST(DiskBuffersTest, ASlowDiskHoldsTheSaveUpInsteadOfTakingMoreMemory) {
   TempDirectory directory;
   const std::vector<OwnedSlice> slices = slices_of(20'971'523);
   for (const size_t count : {2, 3}) {
     SlowDisk disk;
-    const auto buffers = WriteBuffers::make(count * kWriteBufferBytes + 5);
+    const auto buffers = DiskBuffers::make(count * kDiskBufferBytes + 5);
     ASSERT_TRUE(buffers.ok());
-    EXPECT_EQ(buffers->byte_count(), count * kWriteBufferBytes);
+    EXPECT_EQ(buffers->byte_count(), count * kDiskBufferBytes);
     const auto summary =
         write_segment(directory.path(), kIdentity, sources_of(slices), *buffers, disk);
     ASSERT_TRUE(summary.ok()) << summary.status().to_string();
@@ -301,11 +304,11 @@ TEST(WriteBuffersTest, ASlowDiskHoldsTheSaveUpInsteadOfTakingMoreMemory) {
   }
 }
 
-TEST(WriteBuffersTest, ABudgetBelowTwoBuffersIsRefused) {
-  const auto refused = WriteBuffers::make(2 * kWriteBufferBytes - 1);
+TEST(DiskBuffersTest, ABudgetBelowTwoBuffersIsRefused) {
+  const auto refused = DiskBuffers::make(2 * kDiskBufferBytes - 1);
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.status().code(), Code::kInvalidArgument);
-  EXPECT_EQ(WriteBuffers::make(100 * kWriteBufferBytes)->count(), kStartedWritesMax);
+  EXPECT_EQ(DiskBuffers::make(100 * kDiskBufferBytes)->count(), kStartedWritesMax);
 }
 
 // Lets no io_uring be made in this process from now on, as container runtimes do.
@@ -319,11 +322,11 @@ void forbid_io_uring() {
   PENSTOCK_CHECK(::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0, errno);
 }
 
-TEST(WriteRingTest, WhereIoUringIsForbiddenSavesGoOnWithoutIt) {
+TEST(DiskRingTest, WhereIoUringIsForbiddenSavesGoOnWithoutIt) {
   TempDirectory directory;
   const auto save_without = [&] {
     forbid_io_uring();
-    const bool refused = make_write_ring(4).status().code() == Code::kUnavailable;
+    const bool refused = make_disk_ring(4).status().code() == Code::kUnavailable;
     const auto summary =
         write_segment(directory.path(), kIdentity, sources_of(slices_of(9'000'000)));
     if (!refused || !summary.ok()) ::_exit(1);

@@ -134,7 +134,7 @@ TEST_F(SegmentSaverTest, AFullDiskIsReportedAndTheNextSaveIsTried) {
 }
 
 TEST_F(SegmentSaverTest, StagingMemoryHoldsExactlyTheState) {
-  EXPECT_EQ(make()->memory_bytes(), kElements * sizeof(float) + kWriteBudgetBytes);
+  EXPECT_EQ(make()->memory_bytes(), kElements * sizeof(float) + kDiskBudgetBytes);
 }
 
 }  // namespace

@@ -5,8 +5,8 @@
 namespace penstock {
 namespace {
 
-WriteBuffers make_buffers() {
-  Result<WriteBuffers> made = WriteBuffers::make();
+DiskBuffers make_buffers() {
+  Result<DiskBuffers> made = DiskBuffers::make();
   PENSTOCK_CHECK(made.ok(), made.status().to_string());
   made->touch();
   return *std::move(made);

@@ -49,7 +49,7 @@ class SegmentSaver {
   // Caller's while `pending_` is false, the background thread's while it is true.
   std::vector<std::byte> staging_;
   std::vector<SliceSource> staged_;  // state_, pointing into staging_
-  const WriteBuffers buffers_;
+  const DiskBuffers buffers_;
   int64_t step_ = 0;
 
   std::mutex mutex_;

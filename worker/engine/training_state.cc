@@ -23,7 +23,7 @@ TrainingState::TrainingState(const RankLayout& layout,
   const TensorSlice step = whole_tensor(state_name("step"), DType::kI64, {});
   const std::span<int64_t> value(&step_, 1);
   if (layout.rank.value == 0) to_save_.push_back({step, std::as_bytes(value)});
-  to_load_.push_back({step, std::as_writable_bytes(value), {}});
+  to_load_.push_back({step, std::as_writable_bytes(value), {}, true});
 }
 
 void TrainingState::add_owned(const std::vector<StateSlice>& slices) {
@@ -38,18 +38,19 @@ void TrainingState::add_owned(const std::vector<StateSlice>& slices) {
 void TrainingState::add_stage(const LocalStage& local, Stage& stage) {
   for (const Parameter& parameter : stage.parameters().all()) {
     const std::span<float> values(parameter.value, static_cast<size_t>(parameter.size));
+    const std::vector<Rank>& replicas = local.replicas_of(parameter.kind);
     to_load_.push_back({whole_tensor(weight_name(parameter.name), DType::kF32, parameter.shape),
                         bytes_of(values),
-                        {}});
-    if (local.replicas_of(parameter.kind).front() == layout_.rank)
-      first_held_.push_back({parameter.name, values});
+                        {},
+                        replicas.size() > 1});
+    if (replicas.front() == layout_.rank) first_held_.push_back({parameter.name, values});
   }
   const std::span<Router> routers = stage.routers();
   for (size_t i = 0; i < routers.size(); ++i) {
     const Router& router = routers[i];
     const TensorSlice slice = whole_tensor(weight_name(router.bias_name), DType::kF32,
                                            {static_cast<int64_t>(router.bias.size())});
-    to_load_.push_back({slice, bytes_of(router.bias), {}});
+    to_load_.push_back({slice, bytes_of(router.bias), {}, local.dense_replicas.size() > 1});
     const Rank elected = local.dense_replicas[i % local.dense_replicas.size()];
     if (elected == layout_.rank) to_save_.push_back({slice, bytes_of(router.bias)});
     if (local.dense_replicas.front() == layout_.rank) {

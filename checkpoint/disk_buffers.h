@@ -1,0 +1,46 @@
+// The memory that a segment's bytes pass through on their way to the disk (copied to, checksummed
+// and digested in, and written from) or from it. Its size is a promise: writing and reading use no
+// more, and wait when all of it is on the way.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+
+#include "comm/base/bytes.h"
+#include "comm/base/status.h"
+
+namespace penstock {
+
+inline constexpr uint64_t kDiskBufferBytes = 4 << 20;
+inline constexpr uint64_t kDiskBudgetBytes = 4 * kDiskBufferBytes;
+
+class DiskBuffers {
+ public:
+  // As many buffers as the budget holds, at most kStartedWritesMax, aligned for direct writes.
+  //   kInvalidArgument    the budget does not hold the two that make copying and writing overlap
+  //   kResourceExhausted  the memory is not there
+  static Result<DiskBuffers> make(uint64_t budget_bytes = kDiskBudgetBytes);
+
+  // Makes the pages be there now, so that no save fails for want of them, or waits for them.
+  void touch();
+
+  size_t count() const { return count_; }
+  uint64_t byte_count() const { return count_ * kDiskBufferBytes; }
+  // All of them, which are one piece of memory.
+  MutableBytes memory() const { return {memory_.get(), byte_count()}; }
+  // kDiskBufferBytes. REQUIRES: index < count().
+  MutableBytes operator[](size_t index) const {
+    return {memory_.get() + index * kDiskBufferBytes, kDiskBufferBytes};
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+  DiskBuffers(std::byte* memory, size_t count) : memory_(memory), count_(count) {}
+
+  std::unique_ptr<std::byte, Free> memory_;
+  size_t count_;
+};
+
+}  // namespace penstock
