@@ -1,18 +1,21 @@
 """The checkpoint store beside PyTorch Distributed Checkpoint (DCP): time, stall, bytes, memory and damage noticed.
 
 Both save and load the same amount of random-looking f32 state on the same disk, alternated round by round; durable
-means files and directory synced. The page cache forgets the files before each load. Ours verifies every byte it loads.
+means files and directory synced. The page cache forgets the files before each load, and both sides' files are in the
+same state below it (make_cold). Ours verifies every byte it loads.
 
 save      write and commit, caller waits     reshard   saved by N ranks, loaded by M: bytes read / bytes needed
 stall     what training waits for            plan      finding what to read, without reading
 load      newest checkpoint, cold            damage    one payload bit flipped: noticed by how many loads
 busy      step time lost until durable       kill      a saving process is killed: newest whole step known again
+                                             recovery  a rank of a job is killed: the same, by its coordinator
 
 Without a Python that imports PyTorch (--torch-python) ours alone is measured. Use --dir on the disk that matters.
 """
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import statistics
@@ -20,8 +23,11 @@ import subprocess
 import sys
 import time
 
+from cluster import Cluster, seconds
+
 DESCRIPTION = "checkpoint store: save, load, reshard, memory, damage, beside PyTorch DCP"
 HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
 LAYOUTS = ((4, 3), (3, 4), (2, 4), (8, 64), (1, 64))
 MIB = 1 << 20
 TABLES_MIB = 2  # names, boxes and sums of a segment, beside the buffers it is written through
@@ -126,21 +132,54 @@ def forget(folder):
             os.close(descriptor)
 
 
+def rest():
+    """What the disk owes is done (writeback, discards); and a second passes for burst limits that cloud disks have."""
+    os.sync()
+    time.sleep(1)
+
+
+def make_cold(folder):
+    """The next read of the folder's files is of the disk, and alike for both sides: each file is read once first, so
+    that caches below this machine's own know both sides' files equally well and the memory a page cache takes has
+    been used before (a hypervisor gives unused memory slowly), and then forgotten."""
+    chunk = bytearray(4 * MIB)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(chunk):
+                    pass
+    forget(folder)
+    rest()
+
+
 def of(results, key, scale=1.0):
     return [None if r is None else r[key] * scale for r in results]
 
 
 def measure_save_and_load(bench, parts):
     saves, loads, peer_saves, peer_loads = [], [], [], []
-    for _ in range(bench.rounds):
+
+    def save_ours(folder):
+        saves.append(bench.ours("save", folder, saves=1, **bench.size()))
+
+    def save_theirs(folder):
+        peer_saves.append(bench.theirs("save", directory=str(folder), **bench.size()))
+
+    def load_ours(folder):
+        loads.append(bench.ours("load", folder, **bench.size()))
+
+    def load_theirs(folder):
+        peer_loads.append(bench.theirs("load", directory=str(folder), **bench.size()))
+    for turn in range(bench.rounds):
         ours, theirs = bench.fresh("ours"), bench.fresh("theirs")
-        saves.append(bench.ours("save", ours, saves=1, **bench.size()))
-        peer_saves.append(bench.theirs("save", directory=str(theirs), **bench.size()))
-        if "load" in parts:
-            forget(ours)
-            loads.append(bench.ours("load", ours, **bench.size()))
-            forget(theirs)
-            peer_loads.append(bench.theirs("load", directory=str(theirs), **bench.size()))
+        first = -1 if turn % 2 else 1  # who goes first alternates
+        for save, folder in ((save_ours, ours), (save_theirs, theirs))[::first]:
+            rest()
+            save(folder)
+        for load, folder in ((load_ours, ours), (load_theirs, theirs))[::first]:
+            if "load" in parts:
+                make_cold(folder)
+                load(folder)
     payload = saves[0]["payload_bytes"]
     gib = 2**30 / payload
     ours, theirs = [s["seconds"][0] * gib for s in saves], of(peer_saves, "seconds", gib)
@@ -262,8 +301,34 @@ def measure_kill(bench, _):
     bench.row("kill: process replaced, state loaded", "s", loaded)
 
 
+def measure_recovery(bench, _):
+    """The same in a job: one of its ranks is killed; the coordinator looks at the store and says from which step it
+    starts again; then every rank of the next epoch has loaded that."""
+    known, ready = [], []
+    with Cluster(bench.program.parent.parent, 4) as cluster:
+        cluster.submit(ROOT / "docs/examples/quickstart.yaml", "killed",
+                       {"training": {"steps": 100000, "evaluation_interval": 0}, "checkpoint": {"interval": 10}})
+        for turn in range(bench.rounds):
+            cluster.items_when("killed", "steps", lambda steps: steps and steps[-1]["step"] >= 25 * (turn + 1))
+            before = len(cluster.items("killed", "events"))
+            begin = time.time()
+            os.kill(cluster.rank_pid(turn % 4), signal.SIGKILL)
+            events = cluster.items_when("killed", "events",
+                                        lambda events: any(e["code"] == "running" for e in events[before:]))
+            good = max(int(re.search("step ([0-9]+)", e["message"])[1]) for e in events
+                       if e["code"] == "checkpoint_committed" and seconds(e) < begin)
+            start, running = (next(e for e in events[before:] if e["code"] == code) for code in ("starting", "running"))
+            if int(re.search("step ([0-9]+)", start["message"])[1]) < good:
+                raise RuntimeError(f"step {good} was committed; the coordinator is {start['message']}")
+            known.append(seconds(start) - begin)
+            ready.append(seconds(running) - begin)
+    bench.row("rank of a job killed: newest good step known", "s", known)
+    bench.row("rank of a job killed: every new rank has loaded it", "s", ready)
+
+
 PARTS = {"save": measure_save_and_load, "load": measure_save_and_load, "stall": measure_stall, "busy": measure_busy,
-         "reshard": measure_reshard, "plan": measure_plan, "damage": measure_damage, "kill": measure_kill}
+         "reshard": measure_reshard, "plan": measure_plan, "damage": measure_damage, "kill": measure_kill,
+         "recovery": measure_recovery}
 
 
 def run(options):

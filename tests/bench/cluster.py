@@ -1,0 +1,80 @@
+"""A cluster for benchmarks: penstock dev up in a folder that is gone afterwards, with everything that runs in it."""
+import calendar
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+import urllib.request
+
+PATIENCE_SECONDS = 240
+
+
+class Cluster:
+    def __init__(self, build, devices):
+        self.program = str(pathlib.Path(build) / "bin/penstock")
+        self.devices = devices
+
+    def __enter__(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.environment = dict(os.environ, PENSTOCK_DEV_STATE_DIR=self.folder.name)
+        try:
+            up = self.penstock("dev", "up", "--workers", "1", "--devices-per-worker", str(self.devices), "--port", "0")
+            self.server = up["server"]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        subprocess.run([self.program, "dev", "down"], env=self.environment, capture_output=True, timeout=60)
+        self.folder.cleanup()
+
+    def penstock(self, *arguments):
+        done = subprocess.run([self.program, *arguments, "-o", "json"], env=self.environment, capture_output=True,
+                              text=True, timeout=60)
+        if done.returncode != 0:
+            raise RuntimeError(f"penstock {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()[-400:]}")
+        return json.loads(done.stdout)
+
+    def submit(self, spec_path, name, changes):
+        """The job of that file under that name, with these keys changed: {section: {key: value}}."""
+        spec = self.penstock("submit", str(spec_path), "--dry-run")
+        for section, keys in changes.items():
+            spec[section].update(keys)
+        spec["metadata"]["name"] = name
+        path = pathlib.Path(self.folder.name) / f"{name}.json"
+        path.write_text(json.dumps(spec), encoding="utf-8")
+        self.penstock("submit", str(path))
+
+    def items(self, job, path):
+        with urllib.request.urlopen(f"{self.server}/api/v1/jobs/{job}/{path}?limit=10000", timeout=30) as answer:
+            return json.load(answer)["items"]
+
+    def items_when(self, job, path, enough):
+        """The job's items as soon as `enough` of them."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < end:
+            items = self.items(job, path)
+            if enough(items):
+                return items
+            time.sleep(0.2)
+        raise RuntimeError(f"no such {path} of {job} in {PATIENCE_SECONDS} s, at {items[-1:]}")
+
+    def rank_pid(self, rank):
+        """Of the one job that runs."""
+        for entry in pathlib.Path("/proc").iterdir():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+                if words and words[0].endswith(b"penstock-rank") and self.folder.name.encode() in b"\0".join(words):
+                    if words[words.index(b"--rank") + 1] == str(rank).encode():
+                        return int(entry.name)
+            except (OSError, ValueError):
+                continue  # it ended meanwhile
+        raise RuntimeError(f"no process of rank {rank}")
+
+
+def seconds(item):
+    """When that was, as time.time() counts."""
+    return calendar.timegm(time.strptime(item["time"][:19], "%Y-%m-%dT%H:%M:%S")) + float(item["time"][19:-1])
