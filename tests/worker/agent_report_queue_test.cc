@@ -120,6 +120,19 @@ TEST(ReportQueueTest, BeyondTheCountTheOldestGo) {
   EXPECT_EQ(send_all(queue), (std::vector<int64_t>{3, 4, 5}));
 }
 
+TEST(ReportQueueTest, WhatARankWaitsForAnAnswerToOutlivesItsSteps) {
+  ReportQueueLimits limits;
+  limits.count_max = 3;
+  ReportQueue queue(limits);
+  queue.push(segment(1));
+  queue.push(step(2));
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{1, 2}));
+  for (int64_t i = 3; i <= 6; ++i) queue.push(step(i));
+  EXPECT_EQ(queue.dropped(), 2U) << "3 and 4; 2 was sent";
+  queue.mark_all_unsent();
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{1, 5, 6}));
+}
+
 TEST(ReportQueueTest, DroppingWhatWasSentIsNoLoss) {
   ReportQueueLimits limits;
   limits.count_max = 3;

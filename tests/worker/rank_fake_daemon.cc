@@ -118,7 +118,7 @@ void FakeDaemon::on_ready(const RankReady& ready) {
 void FakeDaemon::on_saved(int64_t step, std::optional<CommitSegment> segment,
                           const std::string& reason) {
   if (segment) segments_[step].push_back(*segment);
-  if (++reported_[step] < world_size_) return;
+  if (++reported_[step] < world_size_ || step < options_.first_answered_step) return;
   CheckpointOutcome outcome{
       .job = kJob, .epoch = kEpoch, .step = step, .committed = false, .reason = reason};
   if (std::ssize(segments_[step]) == world_size_ && store_) {

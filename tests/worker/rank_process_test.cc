@@ -10,6 +10,7 @@
 
 #include "tests/worker/engine_test_support.h"
 #include "tests/worker/rank_fake_daemon.h"
+#include "worker/rank/trainer.h"
 
 namespace penstock {
 namespace {
@@ -168,6 +169,56 @@ TEST_F(RankProcessTest, ANewIntervalTakesEffectWhileARunGoesOn) {
   }
   for (const int32_t r : {0, 1}) EXPECT_TRUE(daemon.child(r).send_signal(SIGKILL).ok());
   for (const int32_t r : {0, 1}) daemon.wait_exit(r);
+}
+
+std::map<int64_t, int> saves_by_step(const FakeDaemon& daemon) {
+  std::map<int64_t, int> saved;
+  for (const SegmentSaved& segment : daemon.all<SegmentSaved>()) ++saved[segment.step];
+  return saved;
+}
+
+TEST_F(RankProcessTest, SavesThatNobodyCommitsAreBoundedAndTheRunGoesOn) {
+  for (const bool automatic : {false, true}) {
+    FakeDaemonOptions options = options_of({2, 1, 1, Schedule::kDualPipe}, 20);
+    options.spec.checkpoint.interval = automatic ? 0 : 2;
+    options.spec.checkpoint.automatic = automatic;
+    options.save_interval = 2;
+    options.first_answered_step = 20;
+    FakeDaemon daemon(options);
+    daemon.spawn_all();
+    for (int32_t r = 0; r < 2; ++r) EXPECT_EQ(daemon.wait_exit(r).status.exit_code, 0);
+    EXPECT_EQ(daemon.all<StepReport>().size(), 20u);
+    std::map<int64_t, int> wanted = {{20, 2}};  // the last is saved whatever happens
+    for (size_t i = 1; i <= kUncommittedMax; ++i) wanted[2 * static_cast<int64_t>(i)] = 2;
+    EXPECT_EQ(saves_by_step(daemon), wanted);
+  }
+}
+
+TEST_F(RankProcessTest, SavesGoOnWhenThoseBeforeAreCommittedAfterAll) {
+  FakeDaemonOptions options = options_of({2, 1, 1, Schedule::kDualPipe}, 100'000);
+  options.first_answered_step = 100'000;
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  const int64_t interval = options.spec.checkpoint.interval;
+  const int64_t last = interval * static_cast<int64_t>(kUncommittedMax);
+  const auto saved_after = [&](int64_t step) {
+    for (const int32_t r : {0, 1}) {
+      ASSERT_TRUE(daemon.wait_for([&](const ControlMessage& message) {
+        const auto* saved = std::get_if<SegmentSaved>(&message);
+        return saved != nullptr && saved->rank == Rank{r} && saved->step > step;
+      }));
+    }
+  };
+  saved_after(last - interval);
+  ASSERT_TRUE(daemon.wait_for([&](const ControlMessage& m) { return is_step(m, last + 10); }));
+  EXPECT_EQ(saves_by_step(daemon).size(), kUncommittedMax);
+  for (const int32_t r : {0, 1}) {
+    daemon.send_to(r, CheckpointOutcome{FakeDaemon::kJob, FakeDaemon::kEpoch, interval, true, ""});
+  }
+  saved_after(last);
+  for (const int32_t r : {0, 1}) EXPECT_TRUE(daemon.child(r).send_signal(SIGKILL).ok());
+  for (const int32_t r : {0, 1}) daemon.wait_exit(r);
+  EXPECT_EQ(saves_by_step(daemon).size(), kUncommittedMax + 1) << "one was answered, one is saved";
 }
 
 TEST_F(RankProcessTest, AKilledRankTakesItsPeersWithItAsLostPeers) {

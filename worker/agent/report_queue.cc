@@ -1,5 +1,7 @@
 #include "worker/agent/report_queue.h"
 
+#include <algorithm>
+
 #include "comm/base/check.h"
 
 namespace penstock {
@@ -33,9 +35,14 @@ void ReportQueue::push(ControlMessage message) {
   byte_count_ += byte_count;
   while (reports_.size() > limits_.count_max ||
          (byte_count_ > limits_.bytes_max && reports_.size() > 1)) {
-    byte_count_ -= reports_.front().byte_count;
-    reports_.pop_front();
-    if (unsent_ > 0) {
+    auto oldest = std::find_if(reports_.begin(), reports_.end(), [](const Report& report) {
+      return stored_with_time(report.message);
+    });
+    if (oldest == reports_.end()) oldest = reports_.begin();
+    const bool was_sent = static_cast<size_t>(oldest - reports_.begin()) < unsent_;
+    byte_count_ -= oldest->byte_count;
+    reports_.erase(oldest);
+    if (was_sent) {
       --unsent_;
     } else {
       ++dropped_;

@@ -82,6 +82,11 @@ bool ControlLink::stop_requested() const {
   return stop_requested_;
 }
 
+int64_t ControlLink::newest_outcome() const {
+  const std::lock_guard lock(mutex_);
+  return outcomes_.empty() ? -1 : outcomes_.rbegin()->first;
+}
+
 std::optional<int64_t> ControlLink::save_interval() const {
   const std::lock_guard lock(mutex_);
   return save_interval_;

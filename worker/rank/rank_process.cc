@@ -209,7 +209,8 @@ Status train_and_finish(RankRun& run) {
                         const Result<SegmentSummary>& saved) { report_segment(run, step, saved); },
       .wait_for_commit = [&](int64_t step) { return run.link.wait_outcome(step); },
       .stop_requested = [&] { return run.link.stop_requested(); },
-      .save_interval = [&] { return run.link.save_interval().value_or(run.start.save_interval); }};
+      .save_interval = [&] { return run.link.save_interval().value_or(run.start.save_interval); },
+      .newest_outcome = [&] { return run.link.newest_outcome(); }};
   PENSTOCK_TRY_ASSIGN(const TrainingEnd end,
                       train(run.spec, *run.engine,
                             {.job = run.options.job,

@@ -1,11 +1,42 @@
 #include "worker/rank/trainer.h"
 
+#include <deque>
 #include <memory>
 
 #include "comm/base/clock.h"
+#include "comm/base/log.h"
 #include "worker/engine/segment_saver.h"
 
 namespace penstock {
+namespace {
+
+// Rank 0's view of the checkpoints whose end is not known.
+class Uncommitted {
+ public:
+  explicit Uncommitted(const TrainerHooks& hooks) : hooks_(hooks) {}
+
+  // Whether there is room for that of `step`, which then takes it.
+  bool add(int64_t step) {
+    if (!hooks_.newest_outcome) return true;
+    const int64_t known = hooks_.newest_outcome();
+    while (!steps_.empty() && steps_.front() <= known) steps_.pop_front();
+    if (steps_.size() == kUncommittedMax) {
+      log_warning(
+          "the checkpoint of step {} is left out: those of {} earlier steps, {} to {}, are "
+          "not committed yet",
+          step, steps_.size(), steps_.front(), steps_.back());
+      return false;
+    }
+    steps_.push_back(step);
+    return true;
+  }
+
+ private:
+  const TrainerHooks& hooks_;
+  std::deque<int64_t> steps_;
+};
+
+}  // namespace
 
 bool is_checkpoint_step(const JobSpec& spec, int64_t step) {
   if (step == spec.training.steps) return true;
@@ -39,23 +70,28 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
   // From scratch, or from a checkpoint whose attempt may have died before it evaluated.
   if (options.first_unreported_step <= first_step) PENSTOCK_TRY(evaluate_if_due(first_step - 1));
 
-  int64_t last_saved = first_step - 1;
+  Uncommitted uncommitted(hooks);
+  int64_t last_due = first_step - 1;
   for (int64_t step = first_step; step <= last_step; ++step) {
     const bool stopped_early = options.stop_after > 0 && step > options.stop_after;
     if (stopped_early || hooks.stop_requested()) return TrainingEnd::kStopped;
-    const int64_t interval = spec.checkpoint.automatic && counts_steps && hooks.save_interval
-                                 ? hooks.save_interval()
-                                 : 0;
-    const bool due = interval > 0 && step - last_saved >= interval;
-    PENSTOCK_TRY_ASSIGN(const StepResult result, engine.train_step(step, due));
+    bool save = false;  // on rank 0, whose word counts, so that all save after the same steps
+    if (saver && counts_steps) {
+      const int64_t interval =
+          spec.checkpoint.automatic && hooks.save_interval ? hooks.save_interval() : 0;
+      if (is_checkpoint_step(spec, step) || (interval > 0 && step - last_due >= interval)) {
+        save = uncommitted.add(step);
+        last_due = step;
+      }
+    }
+    PENSTOCK_TRY_ASSIGN(const StepResult result, engine.train_step(step, save));
     double stall_seconds = 0.0;
-    if (saver && (is_checkpoint_step(spec, step) || result.save)) {
+    if (saver && (result.save || step == last_step)) {
       const int64_t saving = monotonic_ns();
       engine.settle();
       hooks.before_save(step);
       saver->save(step);
       stall_seconds = to_seconds(Duration(monotonic_ns() - saving + 1));
-      last_saved = step;
     }
     hooks.on_step(result, stall_seconds);
     PENSTOCK_TRY(evaluate_if_due(step));

@@ -24,7 +24,8 @@ struct TrainerOptions {
   int64_t stop_after = 0;  // step after which the loop ends early, as if asked to; 0: never
 };
 
-// Called on the rank's compute thread but for on_segment. All but save_interval must be set.
+// Called on the rank's compute thread but for on_segment. The last two may be
+// empty.
 struct TrainerHooks {
   // After each step. checkpoint_seconds: what saving made this step wait for; above 0 when the
   // state after it is saved.
@@ -42,11 +43,20 @@ struct TrainerHooks {
   // With `checkpoint.interval: auto`: steps from one saved state to the next, which may change at
   // any time; 0: only the last is saved. Rank 0's answer counts. Empty: as 0.
   std::function<int64_t()> save_interval = {};
+  // The newest step whose checkpoint is committed or given up, -1: none; rank 0's answer counts.
+  // Empty: nobody says, and saves are not bounded.
+  std::function<int64_t()> newest_outcome = {};
 };
+
+// Checkpoints whose end is not known at a time. A save that is due beyond them is left out, on
+// every rank, and rank 0's log says so: while nobody commits (the coordinator is gone, its disk
+// hangs) a run goes on, as it must, but does not fill the disk with what nobody may delete yet. As
+// few as cover one that is committed while the next is written, twice.
+inline constexpr size_t kUncommittedMax = 4;
 
 enum class TrainingEnd { kFinished, kStopped };
 
-// Whether the spec alone says that the state after `step` is saved: at every fixed interval, and
+// Whether the spec alone asks for the state after `step` to be saved: at every fixed interval, and
 // after the last step.
 bool is_checkpoint_step(const JobSpec& spec, int64_t step);
 bool is_evaluation_step(const JobSpec& spec, int64_t step);
