@@ -2,6 +2,7 @@
 // before it is used instead. Numbers K… are those of the list of faults a store must survive.
 #include <sys/stat.h>
 
+#include "checkpoint/scrub.h"
 #include "checkpoint/store.h"
 #include "tests/checkpoint/support.h"
 
@@ -53,6 +54,14 @@ class CorruptionTest : public ::testing::Test {
     expect_never_loaded();
   }
   void expect_never_loaded() {
+    // What `penstock checkpoint verify` goes by finds it, and nothing wrong with the older one.
+    std::vector<uint64_t> damaged;
+    const Status checked =
+        check_checkpoints(path(), kJob, {}, {}, [&](const CheckedCheckpoint& checkpoint) {
+          if (checkpoint.damaged()) damaged.push_back(checkpoint.commit_seq);
+        });
+    EXPECT_TRUE(checked.ok()) << checked.to_string();
+    EXPECT_EQ(damaged, std::vector<uint64_t>{newer_.commit_seq});
     const Status loaded = load_model(path(), newer_.manifest_file, 2);
     EXPECT_FALSE(loaded.ok());
     EXPECT_NE(loaded.code(), Code::kInternal) << loaded.message();  // wrong bytes came back

@@ -4,6 +4,7 @@
 #include <rocksdb/env.h>
 
 #include <algorithm>
+#include <set>
 
 #include "checkpoint/removal.h"
 
@@ -104,6 +105,36 @@ std::string CrashScenario::broken_index() {
   return "";
 }
 
+// A checkpoint that readers are shown has all its segments: removing one takes its manifest first.
+std::string CrashScenario::half_removed() const {
+  const StoreListing listing = list_checkpoints(job(), kJob);
+  for (const CheckpointInfo& info : listing.checkpoints) {
+    const auto stored = read_manifest(job() / info.manifest_file);
+    const Status whole = stored.ok() ? check_segments(job(), stored->manifest) : stored.status();
+    if (!whole.ok()) return "a checkpoint is half removed: " + whole.message();
+  }
+  return "";
+}
+
+// All segments of the epoch before were committed once: those that no manifest names any more went
+// when the store was opened, before orphans are swept.
+std::string CrashScenario::left_over() const {
+  std::set<std::string> named;
+  const StoreListing listing = list_checkpoints(job(), kJob);
+  for (const CheckpointInfo& info : listing.checkpoints) {
+    const auto stored = read_manifest(job() / info.manifest_file);
+    for (const ManifestSegment& segment : stored->manifest.segments) named.insert(segment.file);
+  }
+  const std::vector<std::string> names = file_names(job()).value();
+  for (const std::string& name : names) {
+    const auto segment = parse_segment_file_name(name);
+    if (segment.ok() && segment->epoch == Epoch{1} && !named.contains(name)) {
+      return "a removed checkpoint's segment is left over: " + name;
+    }
+  }
+  return "";
+}
+
 std::string CrashScenario::broken_promise(const Attempt& attempt) {
   const NewestWhole newest = newest_whole(job(), kJob);
   if (!newest.checkpoint) return "no checkpoint is left";
@@ -114,6 +145,7 @@ std::string CrashScenario::broken_promise(const Attempt& attempt) {
   const Status loaded =
       load_model(job(), newest.checkpoint->manifest_file, version_of(newest_step_));
   if (!loaded.ok()) return "the newest does not load: " + loaded.message();
+  if (const std::string broken = half_removed(); !broken.empty()) return broken;
   if (with_index_) {
     if (const std::string broken = broken_index(); !broken.empty()) return broken;
   }
@@ -121,6 +153,7 @@ std::string CrashScenario::broken_promise(const Attempt& attempt) {
   if (with_index_) index = CheckpointIndex::open(this->index()).value();
   auto store = CheckpointStore::open(job(), kJob, index.get());
   if (!store.ok()) return "it does not open again: " + store.status().message();
+  if (const std::string broken = left_over(); !broken.empty()) return broken;
   const auto swept = store->sweep_orphans(Epoch{3});
   if (!swept.ok()) return "orphans cannot be swept: " + swept.status().message();
   if (newest_whole(job(), kJob).checkpoint != newest.checkpoint) {
@@ -158,11 +191,15 @@ struct Call {
   }
 };
 
-std::string in_segment(const Call& call, int write_number, int segment_number) {
-  if (call.verb == "create") return segment_number == 1 ? "C2" : "C9";
+// A segment's calls, in their order: create, reserve, write (the header), any number of starts and
+// of writes that finish them (the data), write (the footer), write (the trailer), fdatasync, close.
+std::string in_segment(const Call& call, int segments, int starts, int writes) {
+  if (call.verb == "create") return segments == 1 ? "C2" : "C9";
   if (call.verb == "reserve") return "C3";
-  if (call.verb == "write") {  // header, data, footer, trailer
-    return write_number == 1 ? "C3" : write_number == 2 ? "C4" : write_number == 3 ? "C5" : "C6";
+  if (call.verb == "start") return "C4";
+  if (call.verb == "write") {
+    if (writes == 1) return "C3";
+    return writes <= 1 + starts ? "C4" : writes == 2 + starts ? "C5" : "C6";
   }
   return call.verb == "fdatasync" ? "C7" : "C8";
 }
@@ -178,6 +215,7 @@ std::string in_manifest(const Call& call) {
 std::string crash_point(const std::vector<std::string>& calls, bool torn) {
   enum class Phase { kBefore, kSegments, kManifest, kIndex, kRemoval } phase = Phase::kBefore;
   int segments = 0;
+  int starts = 0;  // of the newest segment
   int writes = 0;
   int tables = 0;    // made since the last batch
   int unlinked = 0;  // segments
@@ -189,10 +227,12 @@ std::string crash_point(const std::vector<std::string>& calls, bool torn) {
     if (call.is("create", ".segment")) {
       phase = Phase::kSegments;
       ++segments;
+      starts = 0;
       writes = 0;
     }
     if (call.is("create", ".manifest.tmp")) phase = Phase::kManifest;
     if (call.is("create", "GC.tmp")) phase = Phase::kRemoval;
+    starts += call.is("start", ".segment");
     writes += call.is("write", ".segment");
     if (call.is("write", ".log")) tables = 0;
     tables += call.is("create", ".sst");
@@ -202,7 +242,7 @@ std::string crash_point(const std::vector<std::string>& calls, bool torn) {
     if (phase == Phase::kBefore) {
       point = "C1";
     } else if (phase == Phase::kSegments) {
-      point = segment ? in_segment(call, writes, segments) : "C8";
+      point = segment ? in_segment(call, segments, starts, writes) : "C8";
     } else if (phase == Phase::kManifest) {
       point = call.verb == "fsync" ? "C15" : in_manifest(call);
       if (call.verb == "fsync") phase = Phase::kIndex;

@@ -41,8 +41,8 @@ class CrashScenario {
 
   // Restarts on the real disk. What is wrong then; empty: nothing. Oracle: the newest whole
   // checkpoint is the acknowledged one or, when none was acknowledged, the old or the new one; it
-  // loads byte for byte; index and files agree, and still do when opened again; the store works
-  // on; space returns.
+  // loads byte for byte; every other one that is listed has its segments; index and files agree,
+  // and still do when opened again; the store works on; space returns.
   std::string broken_promise(const Attempt& attempt);
   // Of broken_promise(): the step that was newest.
   int64_t newest_step() const { return newest_step_; }
@@ -52,6 +52,8 @@ class CrashScenario {
  private:
   Attempt run_on(SimulatedDisk& disk);
   std::string broken_index();
+  std::string half_removed() const;
+  std::string left_over() const;
 
   TempDirectory directory_{memory_directory()};
   TempDirectory graves_{memory_directory()};

@@ -83,59 +83,135 @@ TEST(CrashTest, APowerLossAfterAFailedSyncNeverShowsACommitThatWasNotDurable) {
   }
 }
 
-// Two checkpoints, then `change` on a disk that dies at each of its calls in turn.
+// Two checkpoints, then `change(store, disk)` on a disk that dies at each of its calls in turn and
+// loses power, `seeds` times each.
 template <typename Change, typename Check>
-void crash_everywhere(const Change& change, const Check& check) {
-  for (int64_t call = 1;; ++call) {
-    TempDirectory directory(memory_directory());
-    TempDirectory graves(memory_directory());
-    {
-      auto store = CheckpointStore::open(directory.path(), kJob, nullptr);
-      ASSERT_TRUE(store.ok());
-      commit_model(*store, kJob, Epoch{1}, kOldStep, version_of(kOldStep));
-      commit_model(*store, kJob, Epoch{1}, kNewStep, version_of(kNewStep));
+void crash_everywhere(int seeds, const Change& change, const Check& check) {
+  bool crashed = true;
+  for (int64_t call = 1; crashed; ++call) {
+    for (int seed = 0; seed < seeds; ++seed) {
+      TempDirectory directory(memory_directory());
+      TempDirectory graves(memory_directory());
+      {
+        auto store = CheckpointStore::open(directory.path(), kJob, nullptr);
+        ASSERT_TRUE(store.ok());
+        commit_model(*store, kJob, Epoch{1}, kOldStep, version_of(kOldStep));
+        commit_model(*store, kJob, Epoch{1}, kNewStep, version_of(kNewStep));
+      }
+      SimulatedDisk disk(graves.path());
+      disk.crash_at(call);
+      bool acknowledged = false;
+      {
+        auto store = CheckpointStore::open(directory.path(), kJob, nullptr, disk);
+        ASSERT_TRUE(store.ok());
+        acknowledged = change(*store, disk);
+      }
+      crashed = disk.call_count() >= call;
+      disk.lose_power(static_cast<uint64_t>(call * seeds + seed));
+      check(directory.path(), acknowledged,
+            fmt::format("power lost at call {}, seed {}", call, seed));
     }
-    SimulatedDisk disk(graves.path());
-    disk.crash_at(call);
-    bool acknowledged = false;
-    {
-      auto store = CheckpointStore::open(directory.path(), kJob, nullptr, disk);
-      ASSERT_TRUE(store.ok());
-      acknowledged = change(*store);
-    }
-    const bool crashed = disk.call_count() >= call;
-    disk.lose_power(static_cast<uint64_t>(call));
-    check(directory.path(), acknowledged, fmt::format("power lost at call {}", call));
-    if (!crashed) return;
   }
 }
 
+// Five buffers full of data, of which four are on their way at a time: any of them may be done when
+// the process dies, and any not.
+TEST(CrashTest, C4ACrashWithSeveralWritesUnderWayLeavesTheOldOrTheNewCheckpointWhole) {
+  constexpr int64_t kBytes = 5 * kWriteBufferBytes - 4096;
+  const std::vector<OwnedSlice> slices = {known_slice("w", DType::kU8, {kBytes}, {{0}, {kBytes}})};
+  size_t most_under_way = 0;
+  const auto change = [&](CheckpointStore& store, SimulatedDisk& disk) {
+    const auto summary =
+        write_segment(store.directory(), {kJob, Epoch{2}, Rank{0}, 30}, sources_of(slices), disk);
+    most_under_way = std::max(most_under_way, disk.most_under_way());
+    if (!summary.ok()) return false;
+    CommitRequest request;
+    request.epoch = Epoch{2};
+    request.step = 30;
+    request.created_at = {1'790'000'000'000'000'000};
+    request.spec_json = "{}";
+    request.segments.push_back(commit_segment(*summary));
+    return store.commit(request).ok();
+  };
+  crash_everywhere(
+      1, change, [](const Path& directory, bool acknowledged, const std::string& when) {
+        const NewestWhole newest = newest_whole(directory, kJob);
+        ASSERT_TRUE(newest.checkpoint) << when;
+        EXPECT_TRUE(newest.checkpoint->step == 30 ||
+                    (!acknowledged && newest.checkpoint->step == 20))
+            << newest.checkpoint->step << " is newest, " << when;
+        const auto stored = read_manifest(directory / newest.checkpoint->manifest_file);
+        ASSERT_TRUE(stored.ok()) << when;
+        const Status whole = verify_checkpoint(directory, stored->manifest);
+        EXPECT_TRUE(whole.ok()) << when << ": " << whole.to_string();
+      });
+  EXPECT_EQ(most_under_way, kWriteBudgetBytes / kWriteBufferBytes);
+}
+
 TEST(CrashTest, AnAcknowledgedPinHoldsThroughAPowerLossDuringRetention) {
-  const auto change = [](CheckpointStore& store) {
+  const auto change = [](CheckpointStore& store, FileSystem&) {
     const bool pinned = store.pin(1).ok();
     store.retain({.keep_last = 1}).status();
     return pinned;
   };
-  crash_everywhere(change, [](const Path& directory, bool pinned, const std::string& when) {
+  crash_everywhere(4, change, [](const Path& directory, bool pinned, const std::string& when) {
     EXPECT_TRUE(load_model(directory, manifest_file_name(2), version_of(kNewStep)).ok()) << when;
     const Status old = load_model(directory, manifest_file_name(1), version_of(kOldStep));
     EXPECT_TRUE(old.ok() || (!pinned && old.code() == Code::kNotFound)) << when << old.to_string();
+    EXPECT_TRUE(!pinned || pinned_checkpoints(directory)->contains(1)) << when;
     EXPECT_TRUE(CheckpointStore::open(directory, kJob, nullptr).ok()) << when;
   });
 }
 
+TEST(CrashTest, AnAcknowledgedUnpinHoldsThroughAPowerLoss) {
+  const auto change = [](CheckpointStore& store, FileSystem&) {
+    return store.pin(1).ok() && store.unpin(1).ok();
+  };
+  crash_everywhere(4, change, [](const Path& directory, bool unpinned, const std::string& when) {
+    EXPECT_TRUE(!unpinned || pinned_checkpoints(directory)->empty()) << when;
+  });
+}
+
+TEST(CrashTest, OrphansThatWereSweptStayAwayThroughAPowerLoss) {
+  std::string orphan;
+  const auto change = [&](CheckpointStore& store, FileSystem&) {
+    orphan =
+        save_segment(store.directory(), {kJob, Epoch{1}, Rank{0}, 30}, model_slices(0, 3)).file;
+    const auto swept = store.sweep_orphans(Epoch{2});
+    return swept.ok() && swept->files == std::vector<std::string>{orphan};
+  };
+  crash_everywhere(8, change, [&](const Path& directory, bool swept, const std::string& when) {
+    EXPECT_TRUE(!swept || !std::filesystem::exists(directory / orphan)) << when;
+    EXPECT_TRUE(load_model(directory, manifest_file_name(2), version_of(kNewStep)).ok()) << when;
+  });
+}
+
+TEST(CrashTest, AStoresUuidOnceToldSurvivesAPowerLoss) {
+  for (uint64_t seed = 0; seed < 16; ++seed) {
+    TempDirectory directory(memory_directory());
+    TempDirectory graves(memory_directory());
+    SimulatedDisk disk(graves.path());
+    const auto told = store_uuid(directory.path(), disk);
+    ASSERT_TRUE(told.ok());
+    disk.lose_power(seed);
+    EXPECT_EQ(*store_uuid(directory.path()), *told) << "seed " << seed;
+  }
+}
+
 TEST(CrashTest, SettingADamagedCheckpointAsideIsAllOrNothing) {
-  const auto change = [](CheckpointStore& store) {
+  const auto change = [](CheckpointStore& store, FileSystem&) {
     const auto stored = read_manifest(store.directory() / manifest_file_name(2));
     flip_byte(store.directory() / stored->manifest.segments[0].file, 5000);
     return store.set_aside(2).ok();
   };
-  crash_everywhere(change, [](const Path& directory, bool acknowledged, const std::string& when) {
-    EXPECT_TRUE(load_model(directory, manifest_file_name(1), version_of(kOldStep)).ok()) << when;
-    const bool aside = std::filesystem::exists(directory / set_aside_file_name(2));
-    EXPECT_NE(aside, std::filesystem::exists(directory / manifest_file_name(2))) << when;
-    EXPECT_TRUE(aside || !acknowledged) << when;
-  });
+  crash_everywhere(
+      4, change, [](const Path& directory, bool acknowledged, const std::string& when) {
+        EXPECT_TRUE(load_model(directory, manifest_file_name(1), version_of(kOldStep)).ok())
+            << when;
+        const bool aside = std::filesystem::exists(directory / set_aside_file_name(2));
+        EXPECT_NE(aside, std::filesystem::exists(directory / manifest_file_name(2))) << when;
+        EXPECT_TRUE(aside || !acknowledged) << when;
+      });
 }
 
 // The two tests below show that the ones above would notice a store that forgets to sync.

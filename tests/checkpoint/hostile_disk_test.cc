@@ -1,7 +1,11 @@
 // Disks that change what is written, stop answering in the middle of a commit or turn read-only,
 // and readers and writers that meet there.
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
+
+#include <map>
 
 #include "checkpoint/removal.h"
 #include "checkpoint/store.h"
@@ -80,6 +84,71 @@ TEST_F(HostileDiskTest, AReaderOfACheckpointThatIsBeingRemovedGetsItsBytesOrAnEr
   std::vector<std::byte> whole(byte_count(embed));
   const LoadTarget target{embed, whole, {}};
   EXPECT_FALSE(load_slices(path(), stored->manifest, {&target, 1}).ok()) << "the rest is gone";
+}
+
+TEST_F(HostileDiskTest, C27AReaderKilledInTheMiddleOfALoadChangesNothing) {
+  CheckpointStore store = open_store();
+  const CheckpointInfo info = commit_model(store, kJob, Epoch{1}, 10, 1);
+  const auto contents = [&] {
+    std::map<std::string, std::string> texts;
+    const std::vector<std::string> names = *file_names(path());
+    for (const std::string& name : names) texts[name] = file_text(path() / name);
+    return texts;
+  };
+  const std::map<std::string, std::string> before = contents();
+  for (int round = 0; round < 20; ++round) {
+    int first_load[2];
+    ASSERT_EQ(::pipe(first_load), 0);
+    const pid_t reader = ::fork();
+    ASSERT_GE(reader, 0);
+    if (reader == 0) {  // loads until it is killed
+      while (load_model(path(), info.manifest_file, 1).ok() && ::write(first_load[1], "", 1) == 1) {
+      }
+      ::_exit(1);
+    }
+    for (int loads = 0; loads <= round; ++loads) {
+      char byte = 0;
+      ASSERT_EQ(::read(first_load[0], &byte, 1), 1);
+    }
+    ::kill(reader, SIGKILL);
+    int status = 0;
+    ASSERT_EQ(::waitpid(reader, &status, 0), reader);
+    EXPECT_TRUE(WIFSIGNALED(status)) << "every load before was right";
+    ::close(first_load[0]);
+    ::close(first_load[1]);
+    EXPECT_TRUE(load_model(path(), info.manifest_file, 1).ok());
+  }
+  EXPECT_EQ(contents(), before);
+}
+
+TEST_F(HostileDiskTest, AProcessWithoutFreeDescriptorsIsToldSoAndLosesNothing) {
+  CheckpointStore store = open_store();
+  const CheckpointInfo info = commit_model(store, kJob, Epoch{1}, 10, 1);
+  const auto request = save_model(path(), kJob, Epoch{1}, 20, 2);
+  ASSERT_TRUE(request.ok());
+  struct rlimit limit = {};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const FileDescriptor highest(::open("/", O_RDONLY));
+  // So many are open already; each round leaves the store one more.
+  bool committed = false;
+  for (rlim_t more = 1; !committed && more < 20; ++more) {
+    struct rlimit few = limit;
+    few.rlim_cur = static_cast<rlim_t>(highest.get()) + more;
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+    const NewestWhole newest = newest_whole(path(), kJob);
+    const auto report = store.commit(*request);
+    committed = report.ok();
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+    EXPECT_TRUE(newest.checkpoint || !newest.directory.ok() || !newest.refused.empty())
+        << "a store that cannot be read is not an empty one";
+    if (!committed) {
+      EXPECT_NE(report.status().message().find("Too many open files"), std::string::npos)
+          << report.status().to_string();
+    }
+    EXPECT_TRUE(load_model(path(), info.manifest_file, 1).ok());
+  }
+  EXPECT_TRUE(committed);
+  EXPECT_EQ(newest_whole(path(), kJob).checkpoint->step, 20);
 }
 
 // Stops its own process, as SIGSTOP from outside would, after the rename that is the commit and

@@ -32,6 +32,18 @@ TEST_F(RemovalTest, TheNewestAreKeptAndTheSpaceOfOthersReturns) {
   EXPECT_FALSE(std::filesystem::exists(path() / "GC"));
 }
 
+TEST_F(RemovalTest, ASegmentThatAKeptManifestNamesStays) {
+  const auto request = save_model(path(), kJob, Epoch{1}, 10, 10);
+  ASSERT_TRUE(request.ok());
+  ASSERT_TRUE(store_->commit(*request).ok());
+  ASSERT_TRUE(store_->commit(*request).ok());
+  const auto report = store_->retain({1});
+  ASSERT_TRUE(report.ok());
+  EXPECT_EQ(report->commit_seqs, std::vector<uint64_t>{1});
+  EXPECT_TRUE(report->files.empty());
+  EXPECT_TRUE(load_model(path(), manifest_file_name(2), 10).ok());
+}
+
 TEST_F(RemovalTest, TheOnlyGoodCheckpointIsNeverRemoved) {
   const CheckpointInfo good = commit(1);
   const CheckpointInfo bad = commit(2);

@@ -3,6 +3,9 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <deque>
+
+#include "comm/base/check.h"
 
 namespace penstock::checkpoint_test {
 
@@ -11,6 +14,13 @@ class SimulatedFile : public WritableFile {
  public:
   SimulatedFile(SimulatedDisk& disk, Path path, std::unique_ptr<WritableFile> file)
       : disk_(disk), path_(std::move(path)), file_(std::move(file)) {}
+  // Of writes under way when the process died, each reached the disk wholly, half or not at all.
+  ~SimulatedFile() override {
+    Random random(static_cast<uint64_t>(disk_.call_count()), started_.size());
+    for (const auto& [offset, bytes] : started_) {
+      (void)file_->write_at(offset, bytes.first(bytes.size() * random.below(3) / 2));
+    }
+  }
 
   Status reserve(uint64_t bytes) override {
     disk_.wait();
@@ -31,6 +41,22 @@ class SimulatedFile : public WritableFile {
     PENSTOCK_TRY(failed);
     return file_->write_at(offset, bytes);
   }
+  Status start_write(uint64_t offset, Bytes bytes) override {
+    disk_.wait();
+    const std::lock_guard lock(disk_.mutex_);
+    disk_.unsynced_files_[path_] = 0;
+    PENSTOCK_TRY(disk_.next_call("start " + path_.string()));
+    started_.emplace_back(offset, bytes);
+    disk_.most_under_way_ = std::max(disk_.most_under_way_, started_.size());
+    return {};
+  }
+  Status finish_write() override {
+    PENSTOCK_CHECK(!started_.empty(), path_.string());
+    const auto [offset, bytes] = started_.front();
+    PENSTOCK_TRY(write_at(offset, bytes));
+    started_.pop_front();
+    return {};
+  }
   Status sync() override {
     disk_.wait();
     const std::lock_guard lock(disk_.mutex_);
@@ -49,6 +75,7 @@ class SimulatedFile : public WritableFile {
   SimulatedDisk& disk_;
   const Path path_;
   std::unique_ptr<WritableFile> file_;
+  std::deque<std::pair<uint64_t, Bytes>> started_;  // offset and bytes, oldest first
 };
 
 void SimulatedDisk::wait() const {

@@ -44,6 +44,9 @@ class SimulatedDisk : public FileSystem {
   // What each call was, such as "fdatasync /tmp/x/000000000002.manifest.tmp".
   const std::vector<std::string>& calls() const { return calls_; }
 
+  // Of the started writes of one file.
+  size_t most_under_way() const { return most_under_way_; }
+
   // Undoes a random part of what was not synced. Call once, after the crash.
   void lose_power(uint64_t seed);
 
@@ -89,6 +92,7 @@ class SimulatedDisk : public FileSystem {
   Code failing_code_ = Code::kInternal;
   int64_t crashing_call_ = 0;
   bool torn_ = true;
+  size_t most_under_way_ = 0;
   bool file_syncs_work_ = true;
   bool directory_syncs_work_ = true;
   std::map<Path, uint64_t> unsynced_files_;  // how many first bytes of each are safe

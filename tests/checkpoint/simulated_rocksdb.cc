@@ -150,6 +150,10 @@ class SimulatedEnv : public rocksdb::EnvWrapper {
   }
   const char* Name() const override { return "penstock simulated disk"; }
 
+  // RocksDB waits a second after a flush or compaction that failed, before it tries again: a disk
+  // that is gone stays so.
+  void SleepForMicroseconds(int) override {}
+
   void Schedule(void (*run)(void*), void* argument, Priority priority, void* tag,
                 void (*cancel)(void*)) override {
     {
