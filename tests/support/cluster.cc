@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <thread>
 
@@ -19,7 +20,8 @@ namespace penstock {
 namespace {
 
 constexpr std::chrono::milliseconds kLookEvery{5};
-constexpr seconds kStartLimit{20};
+// Longer between two looks, and this process was stopped, and with it what it waits for.
+constexpr std::chrono::nanoseconds kLookMost{1'000'000'000};
 constexpr size_t kOutputBytesMax = 16 << 20;
 
 std::string flag_value(const std::vector<std::string>& words, const std::string& flag) {
@@ -32,10 +34,13 @@ std::string flag_value(const std::vector<std::string>& words, const std::string&
 }  // namespace
 
 bool wait_until(const std::function<bool()>& condition, std::chrono::milliseconds limit) {
-  const int64_t deadline = monotonic_ns() + std::chrono::nanoseconds(limit).count();
-  while (!condition()) {
-    if (monotonic_ns() > deadline) return condition();
+  std::chrono::nanoseconds waited{0};
+  for (int64_t last_ns = monotonic_ns(); !condition();) {
+    if (waited > limit) return condition();
     std::this_thread::sleep_for(kLookEvery);
+    const int64_t now_ns = monotonic_ns();
+    waited += std::min(std::chrono::nanoseconds(now_ns - last_ns), kLookMost);
+    last_ns = now_ns;
   }
   return true;
 }
@@ -90,7 +95,7 @@ Cluster::Cluster(const ClusterOptions& options) : options_(options) {
         const auto workers = try_get("/api/v1/workers");
         return workers && static_cast<int>((*workers)["items"].size()) >= options.worker_count;
       },
-      kStartLimit);
+      kPatience);
   PENSTOCK_CHECK(all_up, log("coordinator"), log("worker-0"));
 }
 
@@ -137,7 +142,7 @@ void Cluster::start_coordinator() {
         control_port_ = json.at("control_port");
         return try_get("/readyz").has_value() || call("GET", "/readyz").status == 200;
       },
-      kStartLimit);
+      kPatience);
   PENSTOCK_CHECK(started, log("coordinator"));
 }
 

@@ -27,8 +27,8 @@ inline constexpr seconds kPatience{960};
 inline constexpr seconds kPatience{240};
 #endif
 
-// Looks at `condition` every few milliseconds until it is true or `limit` has passed. Returns its
-// last value.
+// Looks at `condition` every few milliseconds until it is true or `limit` has passed, not counting
+// the time in which this process was stopped. Returns its last value.
 bool wait_until(const std::function<bool()>& condition, std::chrono::milliseconds limit);
 
 // A folder that is removed with everything in it.

@@ -1,0 +1,170 @@
+// Kills ranks, daemons and the coordinator of real training runs at random, again and again, and
+// compares each run's losses and final weights with those of a run that was left alone: they must
+// be equal bit for bit.
+//
+//   kill_soak [--kills N] [--seconds S] [--seed X]
+//
+// Begins no new run after N kills or S seconds. Layouts, victims and pauses follow from the seed;
+// what a process is doing when it dies does not, that is the point. Prints one line a run; exits 1
+// at the first difference.
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "comm/base/clock.h"
+#include "comm/base/random.h"
+#include "tests/support/cluster.h"
+
+namespace penstock {
+namespace {
+
+struct Options {
+  int64_t kills = 1000;
+  int64_t seconds = 3600;
+  uint64_t seed = 1;
+};
+
+struct Layout {
+  int pipeline;
+  int expert;
+  int data;
+  int microbatches;
+};
+constexpr Layout kLayouts[] = {{1, 1, 1, 4}, {2, 1, 1, 4}, {2, 2, 1, 4}, {1, 4, 1, 4},
+                               {1, 2, 2, 4}, {2, 2, 2, 4}, {4, 2, 1, 8}, {4, 1, 2, 8}};
+constexpr int kWorkers = 4;
+constexpr int kDevicesPerWorker = 2;
+constexpr int64_t kKillsPerRun = 30;
+
+struct Outcome {
+  std::map<int64_t, double> losses;
+  std::string weights_digest;
+  bool operator==(const Outcome&) const = default;
+};
+
+class Soak {
+ public:
+  explicit Soak(const Options& options)
+      : options_(options),
+        random_(options.seed, 0),
+        cluster_({.worker_count = kWorkers,
+                  .devices_per_worker = kDevicesPerWorker,
+                  .heartbeat_interval_ms = 500}) {}
+
+  bool run() {
+    const int64_t begun_ns = monotonic_ns();
+    const auto elapsed = [&] { return (monotonic_ns() - begun_ns) / 1'000'000'000; };
+    int64_t runs = 0;
+    while (total() < options_.kills && elapsed() < options_.seconds) {
+      const size_t layout = random_.below(std::size(kLayouts));
+      if (!references_.contains(layout)) references_[layout] = train(layout, runs, /*kills=*/0);
+      const int64_t before = total();
+      const int64_t kills =
+          std::min(1 + static_cast<int64_t>(random_.below(kKillsPerRun)), options_.kills - before);
+      const std::optional<Outcome> ended = train(layout, ++runs, kills);
+      const bool equal = ended && ended == references_[layout];
+      fmt::print("run {}: pipeline {}, expert {}, data {}: {} kills, {}; {} kills in {} s\n", runs,
+                 kLayouts[layout].pipeline, kLayouts[layout].expert, kLayouts[layout].data,
+                 total() - before, equal ? "equal bit for bit" : "DIFFERENT", total(), elapsed());
+      std::fflush(stdout);
+      if (!equal) {
+        fmt::print("seed {}\n", options_.seed);
+        return false;
+      }
+    }
+    fmt::print(
+        "{} kills ({} of ranks, {} of daemons, {} of coordinators) in {} runs and {} s, "
+        "seed {}: every run ended bit-identical\n",
+        total(), ranks_, daemons_, coordinators_, runs, elapsed(), options_.seed);
+    return true;
+  }
+
+ private:
+  int64_t total() const { return ranks_ + daemons_ + coordinators_; }
+
+  // Nothing when the run does not come to its end.
+  std::optional<Outcome> train(size_t layout, int64_t number, int64_t kills) {
+    const Layout& shape = kLayouts[layout];
+    const TinyJob job{.name = fmt::format("soak-{}-{}", number, kills),
+                      .pipeline = shape.pipeline,
+                      .expert = shape.expert,
+                      .data = shape.data,
+                      .microbatches = shape.microbatches,
+                      .steps = 300,
+                      .max_restarts = 1000};
+    const std::string id = cluster_.submit(tiny_job_yaml(cluster_.folder(), job));
+    for (const int64_t last = total() + kills; total() < last;) {
+      const std::chrono::milliseconds pause(100 + random_.below(2900));
+      if (wait_until([&] { return ended(id); }, pause)) break;
+      kill_something(id, shape.pipeline * shape.expert * shape.data);
+    }
+    if (!cluster_.wait_for_state(id, "SUCCEEDED")) {
+      fmt::print("{}\n", cluster_.describe(id));
+      return std::nullopt;
+    }
+    return Outcome{cluster_.losses(id), cluster_.job(id).at("checkpoint").at("weights_digest")};
+  }
+
+  bool ended(const std::string& id) const {
+    const auto job = cluster_.try_get("/api/v1/jobs/" + id);
+    return job && (job->at("state") == "SUCCEEDED" || job->at("state") == "FAILED");
+  }
+
+  // Nothing, when the rank that was chosen is not running.
+  void kill_something(const std::string& id, int rank_count) {
+    const uint64_t die = random_.below(20);
+    const int worker = static_cast<int>(random_.below(kWorkers));
+    const int rank = static_cast<int>(random_.below(rank_count));
+    if (die < 2) {
+      cluster_.kill_coordinator();
+      cluster_.start_coordinator();
+      ++coordinators_;
+    } else if (die < 5) {
+      cluster_.kill_worker(worker);
+      cluster_.start_worker(worker);
+      ++daemons_;
+    } else if (const pid_t pid = cluster_.rank_pid(id, rank); pid != 0) {
+      ranks_ += ::kill(pid, SIGKILL) == 0;
+    }
+  }
+
+  const Options options_;
+  Random random_;
+  Cluster cluster_;
+  std::map<size_t, std::optional<Outcome>> references_;  // by layout
+  int64_t ranks_ = 0;
+  int64_t daemons_ = 0;
+  int64_t coordinators_ = 0;
+};
+
+std::optional<Options> parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const std::string_view flag = argv[i];
+    const int64_t value = std::atoll(argv[i + 1]);
+    if (flag == "--kills") {
+      options.kills = value;
+    } else if (flag == "--seconds") {
+      options.seconds = value;
+    } else if (flag == "--seed") {
+      options.seed = static_cast<uint64_t>(value);
+    } else {
+      return std::nullopt;
+    }
+  }
+  return argc % 2 == 1 ? std::optional(options) : std::nullopt;
+}
+
+}  // namespace
+}  // namespace penstock
+
+int main(int argc, char** argv) {
+  const auto options = penstock::parse(argc, argv);
+  if (!options) {
+    fmt::print(stderr, "usage: kill_soak [--kills N] [--seconds S] [--seed X]\n");
+    return 2;
+  }
+  return penstock::Soak(*options).run() ? 0 : 1;
+}
