@@ -55,6 +55,20 @@ class CheckpointScrubberTest : public ::testing::Test {
   static ScrubOptions without_pause() {
     return {.bytes_per_second = uint64_t{1} << 40, .pause = Duration::zero()};
   }
+  // A job whose directory hangs holds up no running one, and is named at the end.
+  void read_beside_a_stuck_job(void (CheckpointScrubber::*watch)(JobId, const Path&)) {
+    const auto hung = HungFileSystem::mount_at(directory_.path() / "nfs");
+    CheckpointScrubber scrubber(loop_, without_pause(), until(2));
+    (scrubber.*watch)(kStuck, directory_.path() / "nfs" / "run");
+    hung->await_caller();
+    scrubber.watch_running(kJob, path());
+    loop_.run();
+    const std::vector<JobId> hanging = scrubber.finish(std::chrono::seconds(1));
+    ASSERT_FALSE(hanging.empty());
+    EXPECT_EQ(hanging.front(), kStuck);
+    hung->release();
+    EXPECT_TRUE(scrubber.finish(std::chrono::minutes(4)).empty());
+  }
 
   TempDirectory directory_;
   EventLoop loop_;
@@ -122,17 +136,7 @@ TEST_F(CheckpointScrubberTest, ARateOfZeroReadsNothing) {
 }
 
 TEST_F(CheckpointScrubberTest, ADirectoryThatHangsHoldsUpNoOtherJobAndIsNamedAtTheEnd) {
-  const auto hung = HungFileSystem::mount_at(directory_.path() / "nfs");
-  CheckpointScrubber scrubber(loop_, without_pause(), until(2));
-  scrubber.watch_running(kStuck, directory_.path() / "nfs" / "run");
-  hung->await_caller();
-  scrubber.watch_running(kJob, path());
-  loop_.run();
-  const std::vector<JobId> hanging = scrubber.finish(std::chrono::seconds(1));
-  ASSERT_FALSE(hanging.empty());
-  EXPECT_EQ(hanging.front(), kStuck);
-  hung->release();
-  EXPECT_TRUE(scrubber.finish(std::chrono::minutes(4)).empty());
+  read_beside_a_stuck_job(&CheckpointScrubber::watch_running);
 }
 
 TEST_F(CheckpointScrubberTest, JobsThatHaveEndedAreReadInTurnsAndAPassIsOverAfterTheLast) {
@@ -189,17 +193,7 @@ TEST_F(CheckpointScrubberTest, AJobThatEndedAndIsForgottenIsNotReadOn) {
 }
 
 TEST_F(CheckpointScrubberTest, EndedJobsWithADirectoryThatHangsHoldUpNoRunningOne) {
-  const auto hung = HungFileSystem::mount_at(directory_.path() / "nfs");
-  CheckpointScrubber scrubber(loop_, without_pause(), until(2));
-  scrubber.watch_ended(kStuck, directory_.path() / "nfs" / "run");
-  hung->await_caller();
-  scrubber.watch_running(kJob, path());
-  loop_.run();
-  const std::vector<JobId> hanging = scrubber.finish(std::chrono::seconds(1));
-  ASSERT_FALSE(hanging.empty());
-  EXPECT_EQ(hanging.front(), kStuck);
-  hung->release();
-  EXPECT_TRUE(scrubber.finish(std::chrono::minutes(4)).empty());
+  read_beside_a_stuck_job(&CheckpointScrubber::watch_ended);
 }
 
 }  // namespace

@@ -41,6 +41,14 @@ class CoreSavesTest : public ::testing::Test {
     h.jump(std::chrono::seconds(5));
     h.checkpoint(job, step);
   }
+  // A rank dies, and a new attempt is ordered.
+  void begin_anew() {
+    h.kill_rank(job, 2);
+    h.confirm_stops(job);
+    h.clear();
+    h.answer_find();
+    h.pass(std::chrono::seconds(2));
+  }
 
   CoreHarness h;
   JobId job;
@@ -105,11 +113,7 @@ TEST_F(CoreSavesTest, StepsThatBecomeLongerMoveItWithoutWaitingForASave) {
 TEST_F(CoreSavesTest, AFailureMakesItShorter) {
   save_after(10, 2.0);
   const int64_t before = steps();
-  h.kill_rank(job, 2);
-  h.confirm_stops(job);
-  h.clear();
-  h.answer_find();
-  h.pass(std::chrono::seconds(2));
+  begin_anew();
   const auto starts = h.sent<StartRank>();
   ASSERT_FALSE(starts.empty());
   EXPECT_EQ(saving().measured.failure_count, 1);
@@ -134,10 +138,7 @@ TEST_F(CoreSavesTest, ANewCoordinatorGoesByWhatTheOldOneMeasured) {
 TEST_F(CoreSavesTest, TheFirstStepsOfAnAttemptWhichAreLongerDoNotMoveIt) {
   save_after(10, 2.0);
   const int64_t before = steps();
-  h.kill_rank(job, 2);
-  h.confirm_stops(job);
-  h.answer_find();
-  h.pass(std::chrono::seconds(2));
+  begin_anew();
   h.run(job);
   const int64_t after = steps();
   EXPECT_LT(after, before);
