@@ -117,7 +117,7 @@ void crash_everywhere(int seeds, const Change& change, const Check& check) {
 // Five buffers full of data, of which four are on their way at a time: any of them may be done when
 // the process dies, and any not.
 TEST(CrashTest, C4ACrashWithSeveralWritesUnderWayLeavesTheOldOrTheNewCheckpointWhole) {
-  constexpr int64_t kBytes = 5 * kWriteBufferBytes - 4096;
+  constexpr int64_t kBytes = 5 * kDiskBufferBytes - 4096;
   const std::vector<OwnedSlice> slices = {known_slice("w", DType::kU8, {kBytes}, {{0}, {kBytes}})};
   size_t most_under_way = 0;
   const auto change = [&](CheckpointStore& store, SimulatedDisk& disk) {
@@ -145,7 +145,7 @@ TEST(CrashTest, C4ACrashWithSeveralWritesUnderWayLeavesTheOldOrTheNewCheckpointW
         const Status whole = verify_checkpoint(directory, stored->manifest);
         EXPECT_TRUE(whole.ok()) << when << ": " << whole.to_string();
       });
-  EXPECT_EQ(most_under_way, kWriteBudgetBytes / kWriteBufferBytes);
+  EXPECT_EQ(most_under_way, kDiskBudgetBytes / kDiskBufferBytes);
 }
 
 TEST(CrashTest, AnAcknowledgedPinHoldsThroughAPowerLossDuringRetention) {

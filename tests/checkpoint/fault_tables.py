@@ -86,7 +86,7 @@ ERRORS = [
      ["DiskFileTest.AnErrorOfAnyWriteFailsTheSaveAndLeavesNoFile", "DiskFileTest.AFileThatIsGivenUpWaitsForItsWrites"]),
     ("writes end in another order; no O_DIRECT; no io_uring", "the same bytes",
      ["DiskFileTest.EveryWayToTheDiskLeavesTheSameBytes", "DiskFileTest.SegmentsOfEverySizeAreWholeByEveryWay",
-      "WriteRingTest.WhereIoUringIsForbiddenSavesGoOnWithoutIt"]),
+      "DiskRingTest.WhereIoUringIsForbiddenSavesGoOnWithoutIt"]),
     ("the disk is full (a file system of 1 MiB)", "refused before the first byte",
      ["DiskFullTest.ASaveThatDoesNotFitIsRefusedAndThePreviousCheckpointStaysGood",
       "SegmentSaverTest.AFullDiskIsReportedAndTheNextSaveIsTried"]),
