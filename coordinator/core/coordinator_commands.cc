@@ -53,9 +53,10 @@ Status Coordinator::check_submission(const JobSpec& spec, JobId resumed) const {
   for (const JobId id : open_jobs_) {
     const JobRecord& record = jobs_.at(id).record;
     if (record.name == spec.name) {
-      return already_exists(fmt::format(
-          "job {} is named \"{}\" too and is {}; choose another name, or cancel it first", id,
-          spec.name, job_state_name(record.state)));
+      return already_exists(
+          fmt::format("job {} is named \"{}\" too and is {}; choose another name (submit --name), "
+                      "or cancel it first",
+                      id, spec.name, job_state_name(record.state)));
     }
   }
   for (const auto& [id, job] : jobs_) {

@@ -137,17 +137,20 @@ json job_body(const Coordinator& core, const Job& job) {
   const JobRecord& record = job.record;
   // After a restore the newest step reported may be ahead of where the run is again.
   const bool stepped = record.last_step && record.last_step->epoch == record.epoch;
-  const int64_t step = stepped ? record.last_step->step : record.restore_step;
+  const int64_t step = is_final(record.state) ? record.highest_step
+                       : stepped              ? record.last_step->step
+                                              : record.restore_step;
+  const bool has_loss = record.last_step && record.last_step->step == step;
   return {{"id", record.id.value},
           {"name", record.name},
           {"state", job_state_name(record.state)},
           {"reason", {{"code", record.reason.code}, {"message", record.reason.message}}},
-          {"step", is_final(record.state) ? record.highest_step : step},
+          {"step", step},
           {"target_steps", record.target_steps},
           {"first_step", record.restore_step + 1},
           {"highest_step", record.highest_step},
-          {"loss", record.last_step ? number(record.last_step->loss) : json()},
-          {"tokens", job.spec.tokens_through(record.highest_step)},
+          {"loss", has_loss ? number(record.last_step->loss) : json()},
+          {"tokens", job.spec.tokens_through(step)},
           {"tokens_per_second", number(job.tokens_per_second())},
           {"eta_seconds", number(job.eta_seconds())},
           {"world_size", job.world_size()},

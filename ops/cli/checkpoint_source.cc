@@ -32,8 +32,9 @@ Result<CheckpointSource> newest_in(Output& out, const Path& directory, JobId job
   }
   if (!newest.checkpoint) {
     return not_found(
-        fmt::format("job {} has no checkpoint in {} yet; penstock checkpoint ls {} lists them", job,
-                    directory.string(), job));
+        fmt::format("job {} has no whole checkpoint in {} yet; penstock describe {} says when one "
+                    "is due",
+                    job, directory.string(), job));
   }
   return open_manifest(directory / newest.checkpoint->manifest_file);
 }

@@ -68,7 +68,7 @@ Result<ExitCode> ls(Cli& cli, const std::string& what) {
          is_known ? format_bytes(field_number(item, "bytes")) : "-", field_age(item, "time"),
          is_damaged ? "damaged" : "complete", field_text(item, "manifest")});
   }
-  cli.out.table({"STEP", "EPOCH", "SIZE", "AGE", "FILES", "MANIFEST"}, rows);
+  cli.out.table({"STEP", "ATTEMPT", "SIZE", "AGE", "FILES", "MANIFEST"}, rows);
   for (const std::string& damage : damages) cli.out.note(shown(damage));
   return ExitCode::kOk;
 }

@@ -35,7 +35,7 @@ Result<ExitCode> set_pin(Cli& cli, const PinFlags& flags, bool pinned) {
                     {"step", manifest.step},
                     {"commit_seq", manifest.commit_seq},
                     {"pinned", pinned}});
-  cli.out.text(fmt::format("{}\n", manifest.step));
+  cli.out.answer(std::to_string(manifest.step));
   cli.out.note(fmt::format("the checkpoint of step {} {}", manifest.step,
                            pinned ? "stays until it is unpinned" : "is not pinned"));
   const Status whole = check_segments(chosen.directory, manifest);

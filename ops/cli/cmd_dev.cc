@@ -43,7 +43,7 @@ void print_cluster(Output& out, const DevState& state) {
     rows.push_back({p.name, std::to_string(p.process.pid),
                     out.coloured_state(is_alive(p.process) ? "up" : "lost"), p.log});
   }
-  out.table({"PROCESS", "PID", "STATE", "LOG"}, rows);
+  if (!rows.empty()) out.table({"PROCESS", "PID", "STATE", "LOG"}, rows);
 }
 
 Result<ExitCode> up(Cli& cli, const DevFlags& flags) {
@@ -58,7 +58,7 @@ Result<ExitCode> up(Cli& cli, const DevFlags& flags) {
                       }));
   if (!started_any) cli.out.note("the cluster runs already");
   cli.out.document(cluster_document(options.state_dir, state));
-  cli.out.text(state.server() + "\n");
+  cli.out.answer(state.server());
   cli.out.note(fmt::format("page     {0}/\nmetrics  {0}/metrics\nlogs     {1}", state.server(),
                            options.state_dir.string()));
   cli.out.note(
@@ -67,8 +67,23 @@ Result<ExitCode> up(Cli& cli, const DevFlags& flags) {
   return ExitCode::kOk;
 }
 
+// Jobs that have not ended are stopped with the cluster, and do not end by that.
+void say_what_goes_on(Output& out, const Client& client) {
+  const Result<Json> jobs = client.get("/api/v1/jobs?limit=10000");
+  if (!jobs.ok()) return;
+  for (const Json& job : jobs->value("items", Json::array())) {
+    const std::string state = field_string(job, "state");
+    if (state_is_final(state)) continue;
+    out.note(fmt::format("job {} \"{}\" was {}: it goes on after the next penstock dev up",
+                         field_text(job, "id"), field_string(job, "name"), state));
+  }
+}
+
 Result<ExitCode> down(Cli& cli) {
   const Path state_dir = dev_state_dir(cli.state_dir);
+  const Result<DevState> state = load_dev_state(state_dir);
+  if (state.ok() && dev_coordinator_runs(*state))
+    say_what_goes_on(cli.out, Client(state->server()));
   PENSTOCK_TRY_ASSIGN(const auto stopped, dev_down(state_dir));
   for (const std::string& name : stopped) cli.out.note("stopped " + name);
   if (stopped.empty()) cli.out.note(fmt::format("no cluster runs in {}", state_dir.string()));
@@ -83,7 +98,7 @@ Result<ExitCode> status(Cli& cli) {
   cli.out.document(cluster_document(state_dir, state));
   print_cluster(cli.out, state);
   if (dev_coordinator_runs(state)) {
-    cli.out.note(state.server());
+    if (!cli.out.json()) cli.out.note("server  " + state.server());
     return ExitCode::kOk;
   }
   cli.out.note(
@@ -103,7 +118,7 @@ Result<ExitCode> kill_rank(Cli& cli, const DevFlags& flags) {
                     {"rank", flags.rank},
                     {"pid", process.pid},
                     {"step", job.value("step", Json())}});
-  cli.out.text(fmt::format("{}\n", process.pid));
+  cli.out.answer(std::to_string(process.pid));
   cli.out.note(fmt::format("killed rank {} of job {} \"{}\" (process {}, SIGKILL) at step {}",
                            flags.rank, id, field_text(job, "name"), process.pid,
                            field_text(job, "step")));

@@ -63,8 +63,11 @@ Result<ExitCode> run_export(Cli& cli, const ExportFlags& flags) {
       "{}, {} in {}, read back byte for byte; {}", counted(report.tensor_count, "tensor"),
       format_bytes(static_cast<double>(report.byte_count)), counted(report.file_count, "file"),
       report.logit_difference
-          ? fmt::format("largest difference of a logit to the trained model {:.3g}",
-                        *report.logit_difference)
+          ? fmt::format("logits are those of the weights in {}{}", flags.dtype,
+                        flags.dtype == "fp32"
+                            ? ""
+                            : fmt::format(", at most {:.3g} from fp32's (--dtype fp32: 0)",
+                                          *report.logit_difference))
           : "logits not compared"));
   return ExitCode::kOk;
 }

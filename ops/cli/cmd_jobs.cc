@@ -79,9 +79,9 @@ void describe_facts(Output& out, const Json& job) {
   fact("tokens", format_quantity(field_number(job, "tokens")));
   fact("tokens/s", rate_text(job));
   fact("eta", eta_text(job));
-  fact("epoch", fmt::format("{} ({}; {} of {} failures used)", field_text(job, "epoch"),
-                            field_counted(job, "restarts", "restart"), field_text(job, "failures"),
-                            field_text(job, "max_restarts")));
+  fact("attempt", fmt::format("{} ({}; {} of {} failures used)", field_text(job, "epoch"),
+                              field_counted(job, "restarts", "restart"),
+                              field_text(job, "failures"), field_text(job, "max_restarts")));
   fact("created", field_text(job, "created"));
   fact("started", field_text(job, "started"));
   fact("finished", field_text(job, "finished"));
@@ -144,19 +144,23 @@ Result<ExitCode> describe(Cli& cli, const std::string& name) {
   }
   cli.out.text("\n");
   cli.out.table({"AGE", "STATE", "CODE", "EVENT"}, rows);
+  if (events.size() > kEventsShown) {
+    cli.out.note(fmt::format("older ones: penstock events {}", field_text(job, "name")));
+  }
   return ExitCode::kOk;
 }
 
 // cancel and resume: a POST on a job that is there.
 Result<ExitCode> command(Cli& cli, const std::string& name, const std::string& tail,
-                         const std::string& done) {
+                         const std::string& done, const std::string& next) {
   const Client client = cli.client();
   PENSTOCK_TRY_ASSIGN(const Json before, client.job(name));
   PENSTOCK_TRY_ASSIGN(const Json job, client.post(job_path(field_text(before, "id"), tail)));
   cli.out.document(job);
-  cli.out.text(field_text(job, "id") + "\n");
+  cli.out.answer(field_text(job, "id"));
   cli.out.note(fmt::format("{} job {} \"{}\": {}", done, field_text(job, "id"),
                            field_text(job, "name"), field_text(job, "state")));
+  cli.out.note(fmt::format("next: penstock {} {}", next, field_text(job, "name")));
   return ExitCode::kOk;
 }
 
@@ -172,7 +176,7 @@ Result<ExitCode> resume_by(Cli& cli, const std::string& name, const std::string&
     return Status(refused.code(), section_place(source, refused.message()) + refused.message());
   }
   cli.out.document(*posted);
-  cli.out.text(field_text(*posted, "id") + "\n");
+  cli.out.answer(field_text(*posted, "id"));
   cli.out.note(fmt::format("resumed job {} \"{}\" on {}", field_text(*posted, "id"),
                            field_text(*posted, "name"),
                            field_counted(*posted, "world_size", "rank")));
@@ -192,10 +196,12 @@ Result<ExitCode> remove_job(Cli& cli, const std::string& name, bool checkpoints)
   }
   PENSTOCK_TRY(removed.status());
   cli.out.document(*removed);
-  cli.out.text(id + "\n");
-  cli.out.note(checkpoints ? fmt::format("removed job {} and its checkpoints", id)
-                           : fmt::format("removed job {}; its checkpoints stay in {}", id,
-                                         field_text(job, "checkpoint_dir")));
+  cli.out.answer(id);
+  cli.out.note(checkpoints
+                   ? fmt::format("removed job {} and its checkpoints", id)
+                   : fmt::format("removed job {}; its checkpoints stay in {}, to be removed "
+                                 "as any folder",
+                                 id, field_text(job, "checkpoint_dir")));
   return ExitCode::kOk;
 }
 
@@ -342,7 +348,7 @@ void add_job_verbs(CLI::App& app, Cli& cli) {
     cli.action = [&cli, flags]() -> Result<ExitCode> {
       PENSTOCK_TRY_ASSIGN(const auto grace, parse_duration(flags->grace));
       return command(cli, flags->job, fmt::format("/cancel?grace_ms={}", grace.count()),
-                     "cancelled");
+                     "cancelled", "resume");
     };
   });
 
@@ -365,7 +371,7 @@ void add_job_verbs(CLI::App& app, Cli& cli) {
     cli.action = [&cli, flags] {
       if (flags->prove > 0) return resume_with_proof(cli, flags->job, flags->prove);
       if (!flags->spec.empty()) return resume_by(cli, flags->job, flags->spec);
-      return command(cli, flags->job, "/resume", "resumed");
+      return command(cli, flags->job, "/resume", "resumed", "wait");
     };
   });
 

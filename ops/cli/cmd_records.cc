@@ -213,7 +213,7 @@ Result<ExitCode> metrics(Cli& cli, const RecordFlags& flags) {
       {job_path(field_text(job, "id"), "/steps"),
        "Step",
        "cursor",
-       {"STEP", "EPOCH", "LOSS", "GRAD_NORM", "LR", "TOKENS", "SECONDS", "TOK/S", "LOAD", "NOTE"},
+       {"STEP", "ATTEMPT", "LOSS", "GRAD_NORM", "LR", "TOKENS", "SECONDS", "TOK/S", "LOAD", "NOTE"},
        step_row,
        kStepsShown});
 }

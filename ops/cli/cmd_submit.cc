@@ -28,11 +28,12 @@ bool is_this_host(const std::string& server) {
          server.find("//[::1]") != std::string::npos;
 }
 
-void say_next_steps(Output& out, const Json& job) {
+void say_submitted(Output& out, const Json& job, bool followed) {
   const std::string name = field_string(job, "name");
   out.note(fmt::format("submitted job {} \"{}\" ({}, {})", field_text(job, "id"), name,
                        field_counted(job, "world_size", "rank"),
                        field_counted(job, "target_steps", "step")));
+  if (followed) return;
   out.note(
       fmt::format("next: penstock wait {0}; penstock describe {0}; penstock logs {0} -f; "
                   "penstock cancel {0}",
@@ -56,8 +57,8 @@ Result<ExitCode> submit(Cli& cli, const SubmitFlags& flags) {
     return Status(refused.code(), section_place(source, refused.message()) + refused.message());
   }
   const std::string id = field_text(*posted, "id");
-  cli.out.text(id + "\n");
-  say_next_steps(cli.out, *posted);
+  cli.out.answer(id);
+  say_submitted(cli.out, *posted, flags.follow);
   if (!flags.follow) {
     cli.out.document(*posted);
     return ExitCode::kOk;
@@ -65,6 +66,12 @@ Result<ExitCode> submit(Cli& cli, const SubmitFlags& flags) {
   detach_on_interrupt(spec.name);
   PENSTOCK_TRY_ASSIGN(const Json last, follow_job(client, cli.out, id));
   explain_failure(client, cli.out, last);
+  if (field_string(last, "state") == "SUCCEEDED") {
+    cli.out.note(
+        fmt::format("next: penstock sample {0}; penstock checkpoint ls {0}; penstock export {0} -o "
+                    "DIR",
+                    spec.name));
+  }
   cli.out.document(last);
   return exit_code_of_job(last);
 }

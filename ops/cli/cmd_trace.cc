@@ -96,7 +96,8 @@ Result<Held> held_traces(const Client& client, const std::string& job, int64_t w
   return held;
 }
 
-// Waits, while the job goes on, until every rank has the last step asked for.
+// Waits, while the job goes on, until every rank has the last step asked for; without one, only
+// while the job runs.
 Result<Held> wait_for_steps(Cli& cli, const Client& client, const Json& job,
                             std::optional<TraceSteps> asked) {
   const std::string id = field_text(job, "id");
@@ -112,6 +113,12 @@ Result<Held> wait_for_steps(Cli& cli, const Client& client, const Json& job,
                            ? fmt::format("no step of job {} that all of its {} still have", id,
                                          counted(world_size, "rank"))
                            : fmt::format("job {} ended at step {}", id, held.steps.last));
+    }
+    if (!asked && field_string(now, "state") != "RUNNING") {
+      return failed_precondition(
+          fmt::format("job {} has no step to show, it is {}: {}; --steps 1 waits for the first", id,
+                      field_string(now, "state"),
+                      field_string(now.value("reason", Json::object()), "message")));
     }
     if (!said) cli.out.note(fmt::format("waiting for step {}", asked ? asked->last : 1));
     said = true;

@@ -125,10 +125,16 @@ Status check_port_is_free(int port) {
     return {};
   }
   if (errno != EADDRINUSE) return errno_status(errno, fmt::format("use port {}", port));
+  const std::string server = fmt::format("http://127.0.0.1:{}", port);
+  const bool is_penstock = get_json(server + "/api/v1/version").has_value();
   return already_exists(
-      fmt::format("port {} is in use by another program; choose another with --port, or --port 0 "
-                  "for any free one",
-                  port));
+      fmt::format("port {} is in use by {}; choose another with --port, or --port 0 for any free "
+                  "one",
+                  port,
+                  is_penstock ? "a coordinator that is not of this state folder (penstock ps "
+                                "--server " +
+                                    server + ")"
+                              : "another program"));
 }
 
 bool is_ready(const std::string& server) {

@@ -73,6 +73,10 @@ void Output::text(std::string_view text) {
   if (!json()) write_stdout(text);
 }
 
+void Output::answer(std::string_view line) {
+  if (!stdout_is_terminal_) text(fmt::format("{}\n", line));
+}
+
 void Output::note(std::string_view message) {
   if (redrawing_) write_all(stderr, "\r\x1b[K");
   redrawing_ = false;

@@ -33,11 +33,13 @@ class Output {
   bool json() const { return format_ != OutputFormat::kTable; }
   bool json_lines() const { return format_ == OutputFormat::kJsonLines; }
 
-  // stdout. document() prints in the JSON formats only, table() and text() in table format only.
+  // stdout. document() prints in the JSON formats only, the others in table format only. answer()
+  // is one line for scripts: on a terminal the note that follows it says the same to people.
   void document(const Json& document);
   void table(const std::vector<std::string>& headers,
              const std::vector<std::vector<std::string>>& rows);
   void text(std::string_view text);
+  void answer(std::string_view line);
 
   // stderr. note() ends its line; redraw() replaces the current one, cut to the terminal's width,
   // and does nothing where redraws() is false.

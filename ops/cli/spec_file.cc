@@ -61,7 +61,7 @@ std::string what_makes(const std::string& data_path) {
   const Path script = folder.parent_path().parent_path() / "ops" / "corpus";
   std::error_code error;
   if (!is_corpus || !std::filesystem::is_regular_file(script, error)) {
-    return "penstock data prepare makes data sets";
+    return "it is looked for from the spec's folder; penstock data prepare makes data sets";
   }
   const Path from_here = std::filesystem::proximate(script, error);
   const bool is_below = !error && *from_here.begin() != "..";

@@ -64,6 +64,14 @@ TEST_F(DevTest, StartingAgainChangesNothing) {
   EXPECT_EQ(penstock({"dev", "up", "--workers", "1"}).exit_code, 6);
 }
 
+TEST_F(DevTest, APortThatAnotherFoldersCoordinatorHasIsSaidToBeThat) {
+  const std::string server = json_of({"dev", "status"})["server"];
+  const std::string port = server.substr(server.rfind(':') + 1);
+  const ProgramRun run = penstock({"dev", "up", "--state-dir", path("other"), "--port", port});
+  EXPECT_EQ(run.exit_code, 6) << run.err;
+  EXPECT_NE(run.err.find("penstock ps --server " + server), std::string::npos) << run.err;
+}
+
 // A cluster of its own: the others' must stay up.
 TEST_F(DevTest, AClusterThatWasDownComesBackAsItWasUnlessToldOtherwise) {
   const auto dev = [](std::vector<std::string> arguments) {
@@ -277,6 +285,11 @@ TEST_F(DevTest, ACancelledJobExitsElevenAndItsNameStillWorks) {
             0);
   EXPECT_EQ(penstock({"wait", "endless", "--timeout", "100ms"}).exit_code, 7);
   EXPECT_EQ(penstock({"submit", path("endless.yaml")}).exit_code, 6);  // the name is taken
+  ASSERT_EQ(penstock({"submit", path("endless.yaml"), "--name", "waiting"}).exit_code, 0);
+  const ProgramRun trace = penstock({"trace", "waiting"});
+  EXPECT_EQ(trace.exit_code, 6) << "there is nothing to wait for that must come";
+  EXPECT_NE(trace.err.find("it is QUEUED: "), std::string::npos) << trace.err;
+  ASSERT_EQ(penstock({"cancel", "waiting"}).exit_code, 0);
   ASSERT_EQ(penstock({"cancel", "endless"}).exit_code, 0);
   EXPECT_EQ(penstock({"wait", "endless", "--timeout", "240s"}).exit_code, 11);
   EXPECT_EQ(penstock({"cancel", "endless"}).exit_code, 6);

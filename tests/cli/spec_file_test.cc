@@ -63,7 +63,8 @@ TEST_F(SpecFileTest, MissingDataIsNamedWithItsPlaceBeforeAnythingStarts) {
   EXPECT_EQ(status.code(), Code::kInvalidArgument);
   EXPECT_EQ(status.message(), path +
                                   ":23:18: data.train[0]: open /data/corpus_train.idx: No such "
-                                  "file or directory; penstock data prepare makes data sets");
+                                  "file or directory; it is looked for from the spec's folder; "
+                                  "penstock data prepare makes data sets");
 }
 
 TEST_F(SpecFileTest, TheSourceThatIsMissingIsTheOneNamed) {

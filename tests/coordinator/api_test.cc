@@ -246,6 +246,26 @@ TEST_F(ApiTest, StepsComeInTheOrderTrainedWithReplaysMarked) {
   EXPECT_EQ(rest["items"].size(), 2u);
 }
 
+TEST_F(ApiTest, StepLossAndTokensAreOfOneMoment) {
+  const JobId job = running_job();
+  h.train(job, 1, 30);
+  h.checkpoint(job, 20);
+  const int64_t a_step = h.job(job).spec.tokens_through(1);
+  h.kill_rank(job, 2);
+  h.confirm_stops(job);
+  h.answer_find();
+  h.run(job);
+  Json restored = get("/api/v1/jobs/tiny");
+  EXPECT_EQ(restored["step"], h.record(job).restore_step);
+  EXPECT_EQ(restored["tokens"], h.record(job).restore_step * a_step);
+  EXPECT_TRUE(restored["loss"].is_null()) << "step 30's";
+  h.train(job, h.record(job).restore_step + 1, h.record(job).restore_step + 1);
+  restored = get("/api/v1/jobs/tiny");
+  EXPECT_FALSE(restored["loss"].is_null());
+  EXPECT_EQ(restored["tokens"], (h.record(job).restore_step + 1) * a_step);
+  EXPECT_EQ(restored["highest_step"], 30);
+}
+
 TEST_F(ApiTest, ALossThatIsNotANumberIsNull) {
   const JobId job = running_job();
   StepReport report;
