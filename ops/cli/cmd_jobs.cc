@@ -150,7 +150,7 @@ Result<ExitCode> describe(Cli& cli, const std::string& name) {
   return ExitCode::kOk;
 }
 
-// cancel and resume: a POST on a job that is there.
+// cancel and resume: a POST on a job that is there. `next`: what to try, with {} for its name.
 Result<ExitCode> command(Cli& cli, const std::string& name, const std::string& tail,
                          const std::string& done, const std::string& next) {
   const Client client = cli.client();
@@ -160,7 +160,7 @@ Result<ExitCode> command(Cli& cli, const std::string& name, const std::string& t
   cli.out.answer(field_text(job, "id"));
   cli.out.note(fmt::format("{} job {} \"{}\": {}", done, field_text(job, "id"),
                            field_text(job, "name"), field_text(job, "state")));
-  cli.out.note(fmt::format("next: penstock {} {}", next, field_text(job, "name")));
+  cli.out.note("next: " + fmt::format(fmt::runtime(next), field_text(job, "name")));
   return ExitCode::kOk;
 }
 
@@ -348,7 +348,7 @@ void add_job_verbs(CLI::App& app, Cli& cli) {
     cli.action = [&cli, flags]() -> Result<ExitCode> {
       PENSTOCK_TRY_ASSIGN(const auto grace, parse_duration(flags->grace));
       return command(cli, flags->job, fmt::format("/cancel?grace_ms={}", grace.count()),
-                     "cancelled", "resume");
+                     "cancelled", "penstock wait {0}; penstock resume {0}");
     };
   });
 
@@ -371,7 +371,7 @@ void add_job_verbs(CLI::App& app, Cli& cli) {
     cli.action = [&cli, flags] {
       if (flags->prove > 0) return resume_with_proof(cli, flags->job, flags->prove);
       if (!flags->spec.empty()) return resume_by(cli, flags->job, flags->spec);
-      return command(cli, flags->job, "/resume", "resumed", "wait");
+      return command(cli, flags->job, "/resume", "resumed", "penstock wait {}");
     };
   });
 
