@@ -174,11 +174,13 @@ Result<json> save(const Flags& flags) {
   const std::vector<SliceSource> sources = state.sources();
   PENSTOCK_TRY_ASSIGN(CheckpointStore store, CheckpointStore::open(flags.directory, kJob, nullptr));
   json out = {{"payload_bytes", state.total()}, {"budget_bytes", kDiskBudgetBytes}};
+  const Use use;
+  PENSTOCK_TRY_ASSIGN(DiskBuffers buffers, DiskBuffers::make());
+  buffers.touch();  // as a rank does before its first step
   for (int64_t step = 1; step <= flags.saves; ++step) {
-    const Use use;
     const int64_t begin = monotonic_ns();
     PENSTOCK_TRY_ASSIGN(const SegmentSummary segment,
-                        write_segment(flags.directory, identity_of(0, step), sources));
+                        write_segment(flags.directory, identity_of(0, step), sources, buffers));
     PENSTOCK_TRY(commit(store, step, {segment}));
     out["seconds"].push_back(seconds_since(begin));
     if (step == 1) {
