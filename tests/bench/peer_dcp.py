@@ -1,7 +1,9 @@
 """The other side of `ops/bench checkpoint`: the same state saved and loaded by PyTorch Distributed Checkpoint.
 
 Reads one JSON command a line from stdin, answers one JSON line on stdout: {"what": ..., ...} as the functions below.
-Saves are made durable as ours are: files synced by DCP itself, then the directory by us. Needs PyTorch 2.4 or newer.
+Saves are made durable as ours are: files synced by DCP itself, then the directory by us. Each command has a process of
+its own, forked when PyTorch is imported and has done nothing yet: memory that others used before is no part of a trainer
+that has just started. Needs PyTorch 2.4 or newer.
 """
 import dataclasses
 import json
@@ -15,8 +17,6 @@ import time
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import default_planner, metadata, planner, planner_helpers
-
-STATE = {}
 
 
 def memory_kib(key):
@@ -57,15 +57,10 @@ def timed(work):
     return time.monotonic() - begin
 
 
-def make(tensors, rows, columns, fill=True):
-    """The state all commands below work on, made once for each size."""
-    if STATE.get("size") != (tensors, rows, columns):
-        STATE.clear()
-        generator = torch.Generator().manual_seed(1)
-        STATE["tensors"] = {f"model.layers.{t}.weight": torch.rand(rows, columns, generator=generator) if fill
-                            else torch.zeros(rows, columns) for t in range(tensors)}
-        STATE["size"] = (tensors, rows, columns)
-    return STATE["tensors"]
+def make(tensors, rows, columns):
+    """The state all commands below work on."""
+    generator = torch.Generator().manual_seed(1)
+    return {f"model.layers.{t}.weight": torch.rand(rows, columns, generator=generator) for t in range(tensors)}
 
 
 def save(directory, **size):
@@ -250,4 +245,8 @@ if __name__ == "__main__":
     print(json.dumps({"version": torch.__version__}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
-        print(json.dumps(COMMANDS[command.pop("what")](**command)), flush=True)
+        if os.fork() == 0:
+            print(json.dumps(COMMANDS[command.pop("what")](**command)), flush=True)
+            os._exit(0)
+        if os.wait()[1] != 0:
+            sys.exit(1)
