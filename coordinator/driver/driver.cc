@@ -4,6 +4,8 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <csignal>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -33,13 +35,25 @@ class SteadyWall {
   const int64_t monotonic_ = monotonic_ns();
 };
 
+// Its holder writes into the file who it is, for the next one to name.
 Result<FileDescriptor> lock_directory(const Path& directory) {
+  constexpr uint64_t kHolderBytesMax = 256;
   PENSTOCK_TRY(create_directories_durably(directory));
-  PENSTOCK_TRY_ASSIGN(FileDescriptor fd, open_file(directory / "LOCK", O_RDWR | O_CREAT));
+  const Path path = directory / "LOCK";
+  PENSTOCK_TRY_ASSIGN(FileDescriptor fd, open_file(path, O_RDWR | O_CREAT));
   if (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
-    return already_exists("state directory " + directory.string() +
-                          " is in use by another coordinator; stop it or choose another directory");
+    if (errno != EWOULDBLOCK) return errno_status(errno, "lock " + path.string());
+    const Result<std::string> holder = read_file(path, kHolderBytesMax);
+    return already_exists(fmt::format(
+        "state directory {} is in use by another coordinator{}; stop it or choose another "
+        "directory",
+        directory.string(), holder.ok() ? ", " + holder->substr(0, holder->find('\n')) : ""));
   }
+  std::array<char, 64> host = {};
+  if (gethostname(host.data(), host.size() - 1) != 0) host[0] = '\0';
+  const std::string self = fmt::format("process {} on {}\n", getpid(), host.data());
+  if (ftruncate(fd.get(), 0) != 0) return errno_status(errno, "truncate " + path.string());
+  PENSTOCK_TRY(write_at(fd.get(), path, 0, as_bytes(self)));
   return fd;
 }
 

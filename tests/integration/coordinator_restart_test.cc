@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
+
 #include "tests/support/cluster.h"
 
 namespace penstock {
@@ -52,6 +54,35 @@ TEST(CoordinatorRestartTest, ARankKilledWhileTheCoordinatorIsAwayIsRecoveredAfte
   cluster.start_coordinator();
   ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
   EXPECT_EQ(cluster.job(id).at("restarts"), 1) << cluster.describe(id);
+}
+
+TEST(CoordinatorRestartTest, ASecondOneOnItsFolderIsRefusedAndTheRunGoesOn) {
+  const Cluster cluster;
+  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), {.steps = 100'000}));
+  const Path state = cluster.folder() / "coordinator";
+  ASSERT_TRUE(wait_until([&] { return !cluster.job(id).at("checkpoint").is_null(); }, kPatience))
+      << cluster.describe(id);
+  const std::string endpoints = read_file(state / "endpoints.json", 4096).value();
+  const std::string holder = fmt::format("in use by another coordinator, process {} on ",
+                                         Json::parse(endpoints).at("pid").get<int64_t>());
+  for (int round = 0; round < 3; ++round) {
+    const ProgramRun second =
+        run_program({binary("penstock-coordinator"), "--state-dir", state.string(), "--http-port",
+                     "0", "--control-port", "0"});
+    EXPECT_EQ(second.exit_code, 6) << second.err;  // docs/exit-codes.md: conflict
+    EXPECT_EQ(second.out, "");
+    EXPECT_EQ(std::count(second.err.begin(), second.err.end(), '\n'), 1) << second.err;
+    EXPECT_NE(second.err.find(state.string()), std::string::npos) << second.err;
+    EXPECT_NE(second.err.find(holder), std::string::npos) << second.err;
+  }
+  EXPECT_EQ(*read_file(state / "endpoints.json", 4096), endpoints);
+  const int64_t saved = cluster.job(id).at("checkpoint").at("step");
+  EXPECT_TRUE(wait_until([&] { return cluster.job(id).at("checkpoint").at("step") > saved + 20; },
+                         kPatience))
+      << cluster.describe(id);
+  EXPECT_EQ(cluster.job(id).at("restarts"), 0) << cluster.describe(id);
+  EXPECT_EQ(cluster.call("POST", "/api/v1/jobs/" + id + "/cancel").status, 202);
+  EXPECT_TRUE(cluster.wait_for_state(id, "CANCELLED")) << cluster.describe(id);
 }
 
 TEST(CoordinatorRestartTest, AFinishedJobIsStillThereWithItsLogsAndSteps) {

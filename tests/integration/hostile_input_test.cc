@@ -196,13 +196,5 @@ TEST(PortInUseTest, ASecondCoordinatorOnTheSamePortSaysSoAndExitsWithTheConflict
       << control.err;
 }
 
-TEST(PortInUseTest, ASecondCoordinatorOnTheSameStateFolderIsRefused) {
-  const Cluster cluster({.worker_count = 0});
-  const ProgramRun run = run_program({binary("penstock-coordinator"), "--state-dir",
-                                      (cluster.folder() / "coordinator").string(), "--http-port",
-                                      "0", "--control-port", "0"});
-  EXPECT_EQ(run.exit_code, 6) << run.err;
-}
-
 }  // namespace
 }  // namespace penstock
