@@ -37,7 +37,7 @@ TraceSteps whole_steps(std::span<const TraceRecord> records, bool from_start) {
   for (const TraceRecord& record : records) {
     if (record.kind != TraceKind::kStep) continue;
     if (predecessor_there) {
-      const bool follows = !steps.empty() && record.step == steps.last + 1;
+      const bool follows = !steps.empty() && record.step - 1 == steps.last;
       if (!follows) steps.first = record.step;
       steps.last = record.step;
     }
