@@ -11,6 +11,7 @@ if(NOT CMAKE_BUILD_TYPE)
 endif()
 
 set(PENSTOCK_SANITIZE "" CACHE STRING "address (with undefined) or thread; empty for none")
+option(PENSTOCK_FUZZ "Build the fuzzers of tests/fuzz; needs clang and PENSTOCK_SANITIZE=address" OFF)
 
 include(CTest)
 
@@ -37,6 +38,15 @@ elseif(PENSTOCK_SANITIZE STREQUAL "thread")
   target_link_options(penstock_options INTERFACE -fsanitize=thread)
 elseif(PENSTOCK_SANITIZE)
   message(FATAL_ERROR "PENSTOCK_SANITIZE must be address, thread or empty, not ${PENSTOCK_SANITIZE}")
+endif()
+
+if(PENSTOCK_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    message(FATAL_ERROR "PENSTOCK_FUZZ needs clang, whose libFuzzer it links: use the preset fuzz")
+  endif()
+  # clang does not know the names of the GCC warnings above, and has others, which stay warnings.
+  target_compile_options(penstock_options INTERFACE -fsanitize=fuzzer-no-link -Wno-unknown-warning-option
+    -Wno-error)
 endif()
 
 find_program(CCACHE_PROGRAM ccache)

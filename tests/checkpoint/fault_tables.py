@@ -19,7 +19,7 @@ DOCUMENT = ROOT / "docs/checkpoint-faults.md"
 BINARIES = ["checkpoint_" + name for name in (
     "crash", "index_fault", "index", "hostile_disk", "corruption", "store", "segment", "manifest", "removal", "loader",
     "verify", "compare", "fuzz", "adversary", "disk_file", "disk_full")
-] + ["worker_engine_segment_saver", "cli_checkpoint"]
+] + ["worker_engine_segment_saver", "cli_checkpoint", "fuzz_corpus"]
 SIMULATED = ["IndexCrashTest.AKilledProcessLeavesStoreAndIndexWhole", "IndexCrashTest.APowerLossLeavesStoreAndIndexWhole"]
 REBUILD = ["IndexCrashTest.ARebuildOfTheIndexMayBeCutShortAnywhere"]
 ERRORS_IN_INDEX = ["IndexCrashTest.AnErrorAtAnyCallKeepsTheOldCheckpointOrGivesTheNew",
@@ -137,7 +137,7 @@ CORRUPTIONS = {
     "K23": ("symbolic links, directories, pipes, JSON bombs, paths as names", "opened without following; bounds; names checked",
             ["CorruptionTest.K23*", "StoreTest.PipesAndLinksInPlaceOfItsFilesAreRefusedAndNeverWaitedFor",
              "ManifestTest.JsonBombsAreRefused", "RemovalTest.RemovalFilesRoundTripAndRefusePaths"]),
-    "K24": ("random damage to every format", "the parsers", ["FuzzTest.*"]),
+    "K24": ("random damage to every format", "the parsers", ["FuzzTest.*", "Parsers/FuzzCorpusTest.*"]),
     "K25": ("each kind of damage of K1 to K14, K18 and K23 before what `penstock checkpoint verify` goes by",
             "found, and nothing else; exit code 14; `--repair` keeps the best there is",
             ["CorruptionTest.*", "VerifyTest.*", "CheckpointTest.DamageIsNamedWithFileRankTensorAndBytesAndExitsFourteen",
