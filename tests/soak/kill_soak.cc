@@ -5,13 +5,13 @@
 //   kill_soak [--kills N] [--seconds S] [--seed X]
 //
 // Begins no new run after N kills or S seconds. Layouts, victims and pauses follow from the seed;
-// what a process is doing when it dies does not, that is the point. Prints one line a run; exits 1
-// at the first difference.
+// what a process is doing when it dies does not, that is the point. Prints a table, one line a run;
+// exits 1 at the first difference, with the seed.
 #include <fmt/format.h>
 #include <signal.h>
 
 #include <algorithm>
-#include <cstdlib>
+#include <charconv>
 
 #include "comm/base/clock.h"
 #include "comm/base/random.h"
@@ -37,6 +37,15 @@ constexpr Layout kLayouts[] = {{1, 1, 1, 4}, {2, 1, 1, 4}, {2, 2, 1, 4}, {1, 4, 
 constexpr int kWorkers = 4;
 constexpr int kDevicesPerWorker = 2;
 constexpr int64_t kKillsPerRun = 30;
+// For a run to end after its last kill, on a machine however busy.
+constexpr seconds kRunLimit{3600};
+
+struct Kills {
+  int64_t ranks = 0;
+  int64_t daemons = 0;
+  int64_t coordinators = 0;
+  int64_t total() const { return ranks + daemons + coordinators; }
+};
 
 struct Outcome {
   std::map<int64_t, double> losses;
@@ -54,36 +63,42 @@ class Soak {
                   .heartbeat_interval_ms = 500}) {}
 
   bool run() {
+    fmt::print(
+        " run pipeline expert data | killed: ranks daemons coordinators | kills seconds | end\n");
     const int64_t begun_ns = monotonic_ns();
     const auto elapsed = [&] { return (monotonic_ns() - begun_ns) / 1'000'000'000; };
     int64_t runs = 0;
-    while (total() < options_.kills && elapsed() < options_.seconds) {
+    while (killed_.total() < options_.kills && elapsed() < options_.seconds) {
       const size_t layout = random_.below(std::size(kLayouts));
       if (!references_.contains(layout)) references_[layout] = train(layout, runs, /*kills=*/0);
-      const int64_t before = total();
-      const int64_t kills =
-          std::min(1 + static_cast<int64_t>(random_.below(kKillsPerRun)), options_.kills - before);
+      const Kills before = killed_;
+      const int64_t kills = std::min(1 + static_cast<int64_t>(random_.below(kKillsPerRun)),
+                                     options_.kills - before.total());
       const std::optional<Outcome> ended = train(layout, ++runs, kills);
       const bool equal = ended && ended == references_[layout];
-      fmt::print("run {}: pipeline {}, expert {}, data {}: {} kills, {}; {} kills in {} s\n", runs,
-                 kLayouts[layout].pipeline, kLayouts[layout].expert, kLayouts[layout].data,
-                 total() - before, equal ? "equal bit for bit" : "DIFFERENT", total(), elapsed());
+      const Layout& shape = kLayouts[layout];
+      fmt::print("{:4} {:8} {:6} {:4} | {:13} {:7} {:12} | {:5} {:7} | {}\n", runs, shape.pipeline,
+                 shape.expert, shape.data, killed_.ranks - before.ranks,
+                 killed_.daemons - before.daemons, killed_.coordinators - before.coordinators,
+                 killed_.total(), elapsed(),
+                 equal   ? "equal bit for bit"
+                 : ended ? "DIFFERENT"
+                         : "DID NOT SUCCEED");
       std::fflush(stdout);
       if (!equal) {
-        fmt::print("seed {}\n", options_.seed);
+        fmt::print("failed with --kills {} --seed {}\n", options_.kills, options_.seed);
         return false;
       }
     }
     fmt::print(
         "{} kills ({} of ranks, {} of daemons, {} of coordinators) in {} runs and {} s, "
         "seed {}: every run ended bit-identical\n",
-        total(), ranks_, daemons_, coordinators_, runs, elapsed(), options_.seed);
+        killed_.total(), killed_.ranks, killed_.daemons, killed_.coordinators, runs, elapsed(),
+        options_.seed);
     return true;
   }
 
  private:
-  int64_t total() const { return ranks_ + daemons_ + coordinators_; }
-
   // Nothing when the run does not come to its end.
   std::optional<Outcome> train(size_t layout, int64_t number, int64_t kills) {
     const Layout& shape = kLayouts[layout];
@@ -95,12 +110,12 @@ class Soak {
                       .steps = 300,
                       .max_restarts = 1000};
     const std::string id = cluster_.submit(tiny_job_yaml(cluster_.folder(), job));
-    for (const int64_t last = total() + kills; total() < last;) {
+    for (const int64_t last = killed_.total() + kills; killed_.total() < last;) {
       const std::chrono::milliseconds pause(100 + random_.below(2900));
       if (wait_until([&] { return ended(id); }, pause)) break;
       kill_something(id, shape.pipeline * shape.expert * shape.data);
     }
-    if (!cluster_.wait_for_state(id, "SUCCEEDED")) {
+    if (!cluster_.wait_for_state(id, "SUCCEEDED", kRunLimit)) {
       fmt::print("{}\n", cluster_.describe(id));
       return std::nullopt;
     }
@@ -120,13 +135,13 @@ class Soak {
     if (die < 2) {
       cluster_.kill_coordinator();
       cluster_.start_coordinator();
-      ++coordinators_;
+      ++killed_.coordinators;
     } else if (die < 5) {
       cluster_.kill_worker(worker);
       cluster_.start_worker(worker);
-      ++daemons_;
+      ++killed_.daemons;
     } else if (const pid_t pid = cluster_.rank_pid(id, rank); pid != 0) {
-      ranks_ += ::kill(pid, SIGKILL) == 0;
+      killed_.ranks += ::kill(pid, SIGKILL) == 0;
     }
   }
 
@@ -134,16 +149,17 @@ class Soak {
   Random random_;
   Cluster cluster_;
   std::map<size_t, std::optional<Outcome>> references_;  // by layout
-  int64_t ranks_ = 0;
-  int64_t daemons_ = 0;
-  int64_t coordinators_ = 0;
+  Kills killed_;
 };
 
 std::optional<Options> parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string_view flag = argv[i];
-    const int64_t value = std::atoll(argv[i + 1]);
+    const std::string_view text = argv[i + 1];
+    int64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size() || value < 0) return std::nullopt;
     if (flag == "--kills") {
       options.kills = value;
     } else if (flag == "--seconds") {
