@@ -196,6 +196,16 @@ TEST_F(CorruptionTest, K10SegmentMissing) {
   expect_refused(segment_.filename().string());
 }
 
+TEST_F(CorruptionTest, K11ASegmentUnderAnotherNameThanItsOwnIsRefused) {
+  const std::string other = segment_file_name(Epoch{1}, Rank{0}, random_uuid());
+  std::filesystem::rename(segment_, path() / other);
+  manifest_.segments[0].file = other;
+  replace_file(path() / newer_.manifest_file, *encode_manifest(manifest_));
+  const NewestWhole newest = newest_whole(path(), kJob);
+  EXPECT_EQ(newest.checkpoint->commit_seq, older_.commit_seq);
+  EXPECT_NE(newest.refused[0].reason.message().find("under another name"), std::string::npos);
+}
+
 TEST_F(CorruptionTest, K13AGapForgedIntoTheManifest) {
   ASSERT_EQ(manifest_.tensors[1].name, "embed");
   manifest_.tensors[1].pieces.pop_back();
@@ -219,6 +229,14 @@ TEST_F(CorruptionTest, K14ManifestTruncated) {
 TEST_F(CorruptionTest, K14AnOlderManifestPutInItsPlace) {
   replace_file(path() / newer_.manifest_file, file_text(path() / older_.manifest_file));
   expect_refused("copy of commit 1");
+}
+
+TEST_F(CorruptionTest, K14AManifestOfAnotherFormatThanItsSegmentsIsRefused) {
+  manifest_.version = 1;
+  replace_file(path() / newer_.manifest_file, *encode_manifest(manifest_));
+  const NewestWhole newest = newest_whole(path(), kJob);
+  EXPECT_EQ(newest.checkpoint->commit_seq, older_.commit_seq);
+  EXPECT_NE(newest.refused[0].reason.message().find("different versions"), std::string::npos);
 }
 
 TEST_F(CorruptionTest, K18AllFilesOfOneRankMissing) {

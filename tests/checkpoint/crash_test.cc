@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "checkpoint/marks.h"
+#include "checkpoint/removal.h"
 #include "tests/checkpoint/crash_scenario.h"
 
 namespace penstock {
@@ -25,7 +26,7 @@ TEST(CrashTest, AKilledProcessLeavesTheOldOrTheNewCheckpointWhole) {
     scenario.disk().crash_at(call);
     const Attempt attempt = scenario.run();
     ASSERT_FALSE(attempt.finished);
-    EXPECT_EQ(scenario.broken_promise(attempt), "") << "killed at call " << call;
+    ASSERT_EQ(scenario.broken_promise(attempt), "") << "killed at call " << call;
   }
 }
 
@@ -37,7 +38,7 @@ TEST(CrashTest, APowerLossLeavesTheOldOrTheNewCheckpointWhole) {
       scenario.disk().crash_at(call);
       const Attempt attempt = scenario.run();
       scenario.disk().lose_power(seed);
-      EXPECT_EQ(scenario.broken_promise(attempt), "")
+      ASSERT_EQ(scenario.broken_promise(attempt), "")
           << "power lost at call " << call << ", seed " << seed;
     }
   }
@@ -53,7 +54,7 @@ TEST(CrashTest, ASecondCrashDuringRecoveryChangesNothing) {
     for (int64_t again = 1; again <= 8; ++again) {
       scenario.crash_again(again, static_cast<uint64_t>(again));
     }
-    EXPECT_EQ(scenario.broken_promise(attempt), "") << "killed at call " << call;
+    ASSERT_EQ(scenario.broken_promise(attempt), "") << "killed at call " << call;
   }
 }
 
@@ -64,7 +65,7 @@ TEST(CrashTest, AnErrorAtAnyCallKeepsTheOldCheckpointOrGivesTheNew) {
       CrashScenario scenario;
       scenario.disk().fail_call(call, code);
       const Attempt attempt = scenario.run();
-      EXPECT_EQ(scenario.broken_promise(attempt), "") << "error at call " << call;
+      ASSERT_EQ(scenario.broken_promise(attempt), "") << "error at call " << call;
     }
   }
 }
@@ -77,7 +78,7 @@ TEST(CrashTest, APowerLossAfterAFailedSyncNeverShowsACommitThatWasNotDurable) {
       scenario.disk().fail_call(call, Code::kInternal);
       const Attempt attempt = scenario.run();
       scenario.disk().lose_power(seed);
-      EXPECT_EQ(scenario.broken_promise(attempt), "")
+      ASSERT_EQ(scenario.broken_promise(attempt), "")
           << "error at call " << call << ", seed " << seed;
     }
   }
@@ -110,6 +111,7 @@ void crash_everywhere(int seeds, const Change& change, const Check& check) {
       disk.lose_power(static_cast<uint64_t>(call * seeds + seed));
       check(directory.path(), acknowledged,
             fmt::format("power lost at call {}, seed {}", call, seed));
+      if (::testing::Test::HasFailure()) return;
     }
   }
 }
@@ -160,6 +162,29 @@ TEST(CrashTest, AnAcknowledgedPinHoldsThroughAPowerLossDuringRetention) {
     EXPECT_TRUE(old.ok() || (!pinned && old.code() == Code::kNotFound)) << when << old.to_string();
     EXPECT_TRUE(!pinned || pinned_checkpoints(directory)->contains(1)) << when;
     EXPECT_TRUE(CheckpointStore::open(directory, kJob, nullptr).ok()) << when;
+  });
+}
+
+TEST(CrashTest, ARemovalThatGoesOnTakesTheManifestThenTheSegmentsThenTheGcFile) {
+  Manifest victim;
+  const auto change = [&](CheckpointStore& store, FileSystem& files) {
+    victim = read_manifest(store.directory() / manifest_file_name(1))->manifest;
+    Removal removal{.manifests = {manifest_file_name(1)}, .segments = {}};
+    for (const ManifestSegment& segment : victim.segments) {
+      removal.segments.push_back(segment.file);
+    }
+    replace_file(store.directory() / "GC", encode_removal(removal));
+    return finish_removal(store.directory(), files).ok();
+  };
+  crash_everywhere(8, change, [&](const Path& directory, bool finished, const std::string& when) {
+    const bool listed = std::filesystem::exists(directory / manifest_file_name(1));
+    EXPECT_TRUE(!listed || check_segments(directory, victim).ok()) << when;
+    const bool going_on = std::filesystem::exists(directory / "GC");
+    for (const ManifestSegment& segment : victim.segments) {
+      EXPECT_TRUE(going_on || !std::filesystem::exists(directory / segment.file)) << when;
+    }
+    EXPECT_TRUE(!finished || !listed) << when;
+    EXPECT_TRUE(load_model(directory, manifest_file_name(2), version_of(kNewStep)).ok()) << when;
   });
 }
 

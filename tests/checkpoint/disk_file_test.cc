@@ -14,6 +14,23 @@
 #include "tests/checkpoint/support.h"
 #include "tests/support/real_files.h"
 
+namespace {
+
+int file_syncs = 0;  // that have reached the kernel
+int directory_syncs = 0;
+
+}  // namespace
+
+// In the place of the C library's.
+extern "C" int fdatasync(int fd) {
+  ++file_syncs;
+  return static_cast<int>(::syscall(SYS_fdatasync, fd));
+}
+extern "C" int fsync(int fd) {
+  ++directory_syncs;
+  return static_cast<int>(::syscall(SYS_fsync, fd));
+}
+
 namespace penstock {
 namespace {
 
@@ -222,6 +239,26 @@ TEST(DiskFileTest, AFileMayOutliveTheDiskThatMadeIt) {
   ASSERT_TRUE((*file)->start_write(0, page).ok());
   ASSERT_TRUE((*file)->finish_write().ok());
   EXPECT_EQ(disk.write_count, direct ? 1 : 0);
+}
+
+TEST(DiskFileTest, SyncsOfFilesAndDirectoriesReachTheKernel) {
+  TempDirectory directory;
+  auto file = real_file_system().create(directory.path() / "file");
+  ASSERT_TRUE(file.ok());
+  ASSERT_TRUE((*file)->write_at(0, as_bytes("text")).ok());
+  file_syncs = directory_syncs = 0;
+  EXPECT_TRUE((*file)->sync().ok());
+  EXPECT_EQ(file_syncs, 1);
+  EXPECT_TRUE(real_file_system().sync_directory(directory.path()).ok());
+  EXPECT_EQ(directory_syncs, 1);
+}
+
+TEST(DiskFileTest, ANameThatIsTakenIsNeverWrittenTo) {
+  TempDirectory directory;
+  const Path path = directory.path() / "file";
+  replace_file(path, "what is there");
+  EXPECT_EQ(real_file_system().create(path).status().code(), Code::kAlreadyExists);
+  EXPECT_EQ(file_text(path), "what is there");
 }
 
 TEST(DiskFileTest, AFileThatIsGivenUpWaitsForItsWrites) {

@@ -49,8 +49,8 @@ TEST(IndexCrashTest, AKilledProcessLeavesStoreAndIndexWhole) {
       scenario.disk().crash_at(static_cast<int64_t>(call), torn);
       const Attempt attempt = scenario.run();
       const std::string point = crash_point(scenario.disk().calls(), torn);
-      EXPECT_EQ(scenario.broken_promise(attempt), "") << "killed at call " << call << ", " << point;
-      EXPECT_EQ(scenario.index_report(), "") << "killed at call " << call << ", " << point;
+      ASSERT_EQ(scenario.broken_promise(attempt), "") << "killed at call " << call << ", " << point;
+      ASSERT_EQ(scenario.index_report(), "") << "killed at call " << call << ", " << point;
       table.add(point, scenario.newest_step());
     }
   }
@@ -70,8 +70,8 @@ TEST(IndexCrashTest, APowerLossLeavesStoreAndIndexWhole) {
       const std::string point = crash_point(scenario.disk().calls(), torn);
       const std::string run = fmt::format("power lost at call {}, {}, seed {}: {}", call, point,
                                           seed, scenario.disk().calls().back());
-      EXPECT_EQ(scenario.broken_promise(attempt), "") << run;
-      EXPECT_EQ(scenario.index_report(), "") << run;
+      ASSERT_EQ(scenario.broken_promise(attempt), "") << run;
+      ASSERT_EQ(scenario.index_report(), "") << run;
       table.add(point, scenario.newest_step());
     }
   }
@@ -86,7 +86,7 @@ TEST(IndexCrashTest, AnErrorAtAnyCallKeepsTheOldCheckpointOrGivesTheNew) {
     scenario.disk().fail_call(static_cast<int64_t>(call), code);
     const Attempt attempt = scenario.run();
     scenario.disk().lose_power(call);
-    EXPECT_EQ(scenario.broken_promise(attempt), "")
+    ASSERT_EQ(scenario.broken_promise(attempt), "")
         << "error at call " << call << ": " << scenario.disk().calls()[call - 1];
   }
 }
@@ -101,7 +101,7 @@ TEST(IndexCrashTest, MoreCrashesDuringRecoveryChangeNothing) {
     for (int64_t again = 2; again <= 50; again += 8) {
       scenario.crash_again(again + static_cast<int64_t>(call) % 8, call);
     }
-    EXPECT_EQ(scenario.broken_promise(attempt), "")
+    ASSERT_EQ(scenario.broken_promise(attempt), "")
         << "killed at call " << call << ": " << scenario.disk().calls().back();
   }
 }
@@ -114,7 +114,7 @@ TEST(IndexCrashTest, ARebuildOfTheIndexMayBeCutShortAnywhere) {
       scenario.disk().crash_at(call);
       const bool rebuilt = scenario.rebuild_index();
       scenario.disk().lose_power(seed);
-      EXPECT_EQ(scenario.broken_promise({}), "") << "power lost at call " << call << ", " << seed;
+      ASSERT_EQ(scenario.broken_promise({}), "") << "power lost at call " << call << ", " << seed;
       table.add("C25", scenario.newest_step());
       if (rebuilt) return table.record();
     }

@@ -3,6 +3,7 @@
 // every one, set the database aside before a byte of it is changed, and be made again from the
 // manifests.
 #include <fmt/format.h>
+#include <rocksdb/db.h>
 #include <rocksdb/env.h>
 
 #include <algorithm>
@@ -223,6 +224,18 @@ TEST_F(IndexFaultTest, AFlipInTheDataOfATableIsNoticedWhenOpening) {
   expect_set_aside("orrupt");
 }
 
+TEST_F(IndexFaultTest, AFlipInTheDataOfATableThatIsOpenIsNoticedByItsReader) {
+  const auto index = CheckpointIndex::open(path());
+  ASSERT_TRUE(index.ok()) << index.status().to_string();
+  flip_byte(file(".sst"), 20);
+  EXPECT_EQ((*index)->list(kJob).status().code(), Code::kDataLoss);
+  const auto report = (*index)->reconcile(kJob, job());
+  ASSERT_TRUE(report.ok()) << report.status().to_string();
+  EXPECT_TRUE(report->rebuilt);
+  EXPECT_EQ(set_aside().size(), 1u);
+  EXPECT_EQ(*(*index)->list(kJob), rows_);
+}
+
 TEST_F(IndexFaultTest, AFlipInTheManifestOfTheDatabaseIsNoticed) {
   flip_byte(file("MANIFEST"), size_of_file(file("MANIFEST")) / 2);
   expect_set_aside("orrupt");
@@ -272,6 +285,27 @@ TEST_F(IndexFaultTest, AMissingOrDanglingCurrentFileIsNoticed) {
   expect_set_aside("MANIFEST-999999");
   fs::remove(path() / "CURRENT");
   expect_set_aside("CURRENT");
+}
+
+TEST_F(IndexFaultTest, ARowUnderAnotherRowsKeyIsNoticed) {
+  {
+    rocksdb::DB* opened = nullptr;
+    ASSERT_TRUE(rocksdb::DB::Open(rocksdb::Options(), path().string(), &opened).ok());
+    const std::unique_ptr<rocksdb::DB> db(opened);
+    const std::unique_ptr<rocksdb::Iterator> row(db->NewIterator(rocksdb::ReadOptions()));
+    row->Seek("c");
+    ASSERT_TRUE(row->Valid());
+    std::string key = row->key().ToString();  // ends with the commit's number
+    key.back() = 9;
+    ASSERT_TRUE(db->Put(rocksdb::WriteOptions(), key, row->value()).ok());
+  }
+  const auto index = CheckpointIndex::open(path());
+  ASSERT_TRUE(index.ok()) << index.status().to_string();
+  EXPECT_EQ((*index)->list(kJob).status().code(), Code::kDataLoss);
+  const auto report = (*index)->reconcile(kJob, job());
+  ASSERT_TRUE(report.ok());
+  EXPECT_TRUE(report->rebuilt);
+  EXPECT_EQ(*(*index)->list(kJob), rows_);
 }
 
 TEST_F(IndexFaultTest, ADeletedIndexIsSaidToBeGoneAndMadeAgain) {

@@ -2,6 +2,7 @@
 
 #include <rocksdb/env.h>
 
+#include "checkpoint/index_row.h"
 #include "checkpoint/removal.h"
 #include "checkpoint/store.h"
 #include "tests/checkpoint/simulated_rocksdb.h"
@@ -51,6 +52,21 @@ class IndexTest : public ::testing::Test {
   std::unique_ptr<CheckpointIndex> index_;
   std::optional<CheckpointStore> store_;
 };
+
+TEST(IndexRowTest, NothingIsReadButWhatWasWritten) {
+  const auto refused_changed = [](const std::string& text, const auto& decode) {
+    EXPECT_TRUE(decode(text).ok());
+    for (size_t size = 0; size < text.size(); ++size) {
+      EXPECT_EQ(decode(text.substr(0, size)).status().code(), Code::kDataLoss) << size;
+    }
+    EXPECT_EQ(decode(text + '\0').status().code(), Code::kDataLoss);
+  };
+  std::string text = encode_row(row(7, 1));
+  refused_changed(text, decode_row);
+  refused_changed(encode_link({{3, {1, 2}}, {4, 5}}), decode_link);
+  text[0] = 2;
+  EXPECT_EQ(decode_row(text).status().code(), Code::kDataLoss) << "another format";
+}
 
 TEST_F(IndexTest, RowsAreListedInOrderPerJobAndForgotten) {
   for (const uint64_t commit_seq : {300, 2, 1}) {
@@ -153,6 +169,17 @@ TEST_F(IndexTest, AVanishedManifestIsReportedAsLostAndItsNumberNotReused) {
   EXPECT_TRUE(report->rebuilt);
   EXPECT_EQ(report->lost, std::vector{second});
   EXPECT_EQ(commit(30).commit_seq, 3u);
+}
+
+TEST_F(IndexTest, ADamagedManifestIsNotCalledLost) {
+  open_store();
+  const CheckpointInfo first = commit(10);
+  replace_file(store_path() / commit(20).manifest_file, "torn");
+  const auto report = index_->reconcile(kJob, store_path());
+  ASSERT_TRUE(report.ok());
+  EXPECT_TRUE(report->rebuilt);
+  EXPECT_TRUE(report->lost.empty());
+  EXPECT_EQ(*index_->list(kJob), std::vector{first});
 }
 
 TEST_F(IndexTest, ADamagedDatabaseIsMovedAsideAndSaidSo) {

@@ -198,6 +198,18 @@ TEST(LoaderTest, WhatDoesNotFitTheCheckpointIsRefusedBeforeReading) {
             Code::kInvalidArgument);
 }
 
+TEST(LoaderTest, ASliceThatIsNotTheManifestsIsRefused) {
+  TempDirectory directory;
+  StoredManifest stored = commit_slices(directory.path(), by_rows("w", 8, 4, 2));
+  stored.manifest.tensors[0].pieces[1].digest.low ^= 1;
+  std::vector<std::byte> bytes(8 * 4 * 4);
+  const LoadTarget target{whole_tensor("w", DType::kF32, {8, 4}), bytes, {}};
+  const Status status = load_slices(directory.path(), stored.manifest, {&target, 1}).status();
+  EXPECT_EQ(status.code(), Code::kDataLoss);
+  EXPECT_NE(status.message().find("w [4:8, 0:4] is not what the manifest says"), std::string::npos)
+      << status.message();
+}
+
 TEST(LoaderTest, AGapInTheManifestIsFoundBeforeTheFirstRead) {
   TempDirectory directory;
   StoredManifest stored = commit_slices(directory.path(), by_rows("w", 8, 4, 2));

@@ -97,6 +97,7 @@ TEST(ManifestTest, ForgedManifestsAreRefusedThoughTheirDigestIsRight) {
       {"\"name\":\"a\"", "\"name\":\"z\""},          // order
       {"\"name\":\"a\"", "\"name\":\"\""},           //
       {"\"commit_seq\": 12", "\"commit_seq\": 0"},   //
+      {"\"epoch\": 3", "\"epoch\": 4"},              // its segments are of 3
       {"\"previous_commit_seq\": 11", "\"previous_commit_seq\": 12"},
       {"\"version\": 2", "\"version\": 3"},  //
       {"\"build\": \"0.1.0\",\n", ""},       // missing
@@ -111,11 +112,21 @@ TEST(ManifestTest, ForgedManifestsAreRefusedThoughTheirDigestIsRight) {
     const auto decoded = decode_manifest(replaced(text, from, to));
     EXPECT_EQ(decoded.status().code(), Code::kDataLoss) << from << " -> " << to;
   }
+  const auto code = [](auto change) {
+    Manifest manifest = example();
+    change(manifest);
+    return decode_manifest(*encode_manifest(manifest)).status().code();
+  };
+  EXPECT_EQ(code([](Manifest& m) { m.segments[1] = m.segments[0]; }), Code::kDataLoss) << "twice";
+  EXPECT_EQ(code([](Manifest& m) { m.segments.clear(); }), Code::kDataLoss);
+  EXPECT_EQ(code([](Manifest& m) { m.tensors[0].pieces.clear(); }), Code::kDataLoss);
 }
 
 TEST(ManifestTest, JsonBombsAreRefused) {
   const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
-  EXPECT_EQ(decode_manifest(resigned(deep + "digest ")).status().code(), Code::kDataLoss);
+  const Status refused = decode_manifest(resigned(deep + "digest ")).status();
+  EXPECT_EQ(refused.code(), Code::kDataLoss);
+  EXPECT_NE(refused.message().find("nested too deeply"), std::string::npos) << refused.message();
   EXPECT_EQ(decode_manifest(resigned("{}digest ")).status().code(), Code::kDataLoss);
   EXPECT_EQ(decode_manifest(resigned("not json digest ")).status().code(), Code::kDataLoss);
 }

@@ -1,6 +1,7 @@
 #include "checkpoint/removal.h"
 
 #include "checkpoint/store.h"
+#include "tests/checkpoint/simulated_disk.h"
 #include "tests/checkpoint/support.h"
 
 namespace penstock {
@@ -42,6 +43,18 @@ TEST_F(RemovalTest, ASegmentThatAKeptManifestNamesStays) {
   EXPECT_EQ(report->commit_seqs, std::vector<uint64_t>{1});
   EXPECT_TRUE(report->files.empty());
   EXPECT_TRUE(load_model(path(), manifest_file_name(2), 10).ok());
+}
+
+TEST_F(RemovalTest, AStrangersCheckpointThatStrayedInStays) {
+  const CheckpointInfo first = commit(1);
+  commit(2);
+  commit(3);
+  Manifest foreign = manifest_of(first);
+  foreign.job = JobId{8};
+  replace_file(path() / first.manifest_file, *encode_manifest(foreign));
+  EXPECT_EQ(store_->retain({1})->commit_seqs, std::vector<uint64_t>{2});
+  EXPECT_TRUE(std::filesystem::exists(path() / first.manifest_file));
+  EXPECT_EQ(segment_count(), 4u) << "its own and the newest's";
 }
 
 TEST_F(RemovalTest, TheOnlyGoodCheckpointIsNeverRemoved) {
@@ -204,6 +217,28 @@ TEST_F(RemovalTest, AStoreThatSomebodyWritesIsLeftAlone) {
   commit(1);
   EXPECT_EQ(remove_store(path(), kJob).code(), Code::kFailedPrecondition);
   EXPECT_EQ(steps(), std::vector<int64_t>{1});
+}
+
+TEST_F(RemovalTest, ARemovalOfAStoreMayBeKilledAnywhere) {
+  commit(1);
+  ASSERT_TRUE(store_->pin(1).ok());
+  store_.reset();
+  bool killed = true;
+  for (int64_t call = 1; killed; ++call) {
+    TempDirectory copy;
+    TempDirectory graves;
+    const Path job = copy.path() / "job";
+    std::filesystem::copy(path(), job);
+    SimulatedDisk disk(graves.path());
+    disk.crash_at(call);
+    remove_store(job, kJob, disk).ok();
+    killed = disk.crashed();
+    for (const CheckpointInfo& info : list_checkpoints(job, kJob).checkpoints) {
+      EXPECT_TRUE(load_model(job, info.manifest_file, 1).ok()) << "killed at call " << call;
+    }
+    EXPECT_TRUE(remove_store(job, kJob).ok()) << "killed at call " << call;
+    EXPECT_FALSE(std::filesystem::exists(job)) << "killed at call " << call;
+  }
 }
 
 TEST_F(RemovalTest, ARemovalOfAStoreThatWasCutShortIsFinishedByTheNext) {

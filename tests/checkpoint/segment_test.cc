@@ -3,6 +3,7 @@
 #include "checkpoint/slice_digest.h"
 #include "tests/checkpoint/simulated_disk.h"
 #include "tests/checkpoint/support.h"
+#include "tests/support/real_files.h"
 
 namespace penstock {
 namespace {
@@ -10,6 +11,29 @@ namespace {
 using namespace checkpoint_test;
 
 constexpr SegmentIdentity kIdentity = {JobId{7}, Epoch{3}, Rank{2}, 60};
+
+// Changes the footer of a segment file and makes its digest and the trailer right again.
+void forge_footer(const Path& path, const std::function<void(segment_format::Footer&)>& change) {
+  const std::string text = file_text(path);
+  const Bytes header_bytes = as_bytes(text).first(kSegmentHeaderBytes);
+  const auto header = segment_format::decode_header(header_bytes);
+  auto trailer = segment_format::decode_trailer(as_bytes(text).last(kSegmentTrailerBytes));
+  ASSERT_TRUE(header.ok() && trailer.ok());
+  auto footer = segment_format::decode_footer(
+      *header, as_bytes(text).subspan(trailer->footer_offset, trailer->footer_byte_count));
+  ASSERT_TRUE(footer.ok());
+  change(*footer);
+  const std::vector<std::byte> forged = segment_format::encode_footer(*header, *footer);
+  DigestStream digest;
+  digest.update(header_bytes);
+  digest.update(forged);
+  trailer->footer_digest = digest.finish();
+  trailer->footer_byte_count = forged.size();
+  trailer->file_byte_count = trailer->footer_offset + forged.size() + kSegmentTrailerBytes;
+  const std::vector<std::byte> end = segment_format::encode_trailer(*trailer);
+  replace_file(path, text.substr(0, trailer->footer_offset) + std::string(as_text(forged)) +
+                         std::string(as_text(end)));
+}
 
 TEST(SegmentTest, WhatIsWrittenIsReadBack) {
   TempDirectory directory;
@@ -143,7 +167,10 @@ TEST(SegmentTest, AnyFailedCallRemovesTheFileAndSaysWhich) {
     SimulatedDisk disk(graves.path());
     disk.fail_call(number, Code::kResourceExhausted);
     const auto summary = write_segment(directory.path(), kIdentity, sources_of(slices), disk);
-    if (summary.ok()) break;
+    if (summary.ok()) {
+      EXPECT_EQ(disk.call_count(), number - 1) << "a failed call was taken for a good one";
+      break;
+    }
     EXPECT_EQ(summary.status().code(), Code::kResourceExhausted) << number;
     EXPECT_NE(summary.status().message().find("injected"), std::string::npos);
     for (const auto& entry : std::filesystem::directory_iterator(directory.path())) {
@@ -151,6 +178,39 @@ TEST(SegmentTest, AnyFailedCallRemovesTheFileAndSaysWhich) {
     }
   }
   EXPECT_GT(number, 8) << "create, reserve, writes, sync, close and directory sync all failed once";
+}
+
+TEST(WriteNewFileTest, AnyFailedCallLeavesNoFileAndIsSaid) {
+  for (int64_t number = 1;; ++number) {
+    TempDirectory directory;
+    TempDirectory graves;
+    SimulatedDisk disk(graves.path());
+    disk.fail_call(number, Code::kResourceExhausted);
+    const Status written = write_new_file(disk, directory.path() / "file", as_bytes("text"));
+    if (written.ok()) {
+      EXPECT_EQ(disk.call_count(), number - 1) << "a failed call was taken for a good one";
+      break;
+    }
+    EXPECT_EQ(written.code(), Code::kResourceExhausted) << number;
+    EXPECT_TRUE(std::filesystem::is_empty(directory.path())) << "left behind by call " << number;
+  }
+}
+
+TEST(SegmentTest, OfTwoRanksThatNameAStoreAtOnceTheFirstOnesUuidCounts) {
+  class RacingFiles : public RealFiles {
+   public:
+    Status rename_no_replace(const Path& from, const Path& to) override {
+      first = store_uuid(to.parent_path()).value();
+      return RealFiles::rename_no_replace(from, to);
+    }
+    Uuid first;
+  };
+  TempDirectory directory;
+  RacingFiles files;
+  const auto second = store_uuid(directory.path(), files);
+  ASSERT_TRUE(second.ok()) << second.status().to_string();
+  EXPECT_EQ(*second, files.first);
+  EXPECT_EQ(*file_names(directory.path()), std::vector<std::string>{"STORE"});
 }
 
 TEST(SegmentTest, TwoRanksNamingOneStoreAgreeOnItsUuid) {
@@ -192,6 +252,84 @@ TEST(SegmentTest, ForgedFootersAreRefusedThoughTheirChecksumsAreRight) {
   segment_format::Footer too_far = footer_with({good});
   too_far.data_end = uint64_t{1} << 63;
   EXPECT_EQ(code(too_far), Code::kDataLoss) << "more blocks than checksums";
+}
+
+TEST(SegmentTest, ForgedHeadersAreRefusedThoughTheirChecksumIsRight) {
+  const auto code = [](size_t offset, uint32_t value) {
+    std::vector<std::byte> bytes =
+        segment_format::encode_header({.segment = {1, 2}, .store = {3, 4}, .identity = kIdentity});
+    std::memcpy(bytes.data() + offset, &value, sizeof(value));
+    const uint32_t sum = crc32c(Bytes(bytes).first(bytes.size() - sizeof(sum)));
+    std::memcpy(bytes.data() + bytes.size() - sizeof(sum), &sum, sizeof(sum));
+    return segment_format::decode_header(bytes).status().code();
+  };
+  EXPECT_EQ(code(8, kSegmentFormat), Code::kOk);
+  EXPECT_EQ(code(8, kSegmentFormat + 1), Code::kDataLoss) << "format";
+  EXPECT_EQ(code(12, 8192), Code::kDataLoss) << "header bytes";
+  for (const uint32_t bytes : {0u, 2048u, 3u * 4096, 2u << 20}) {
+    EXPECT_EQ(code(16, bytes), Code::kDataLoss) << bytes << " to a block";
+  }
+  EXPECT_EQ(code(20, 1), Code::kDataLoss) << "reserved";
+  EXPECT_EQ(code(68, 1u << 31), Code::kDataLoss) << "a negative rank";
+  EXPECT_EQ(code(76, 1u << 31), Code::kDataLoss) << "a negative step";
+}
+
+TEST(SegmentTest, ForgedTrailersAreRefusedThoughTheirChecksumIsRight) {
+  using Trailer = segment_format::Trailer;
+  TempDirectory directory;
+  const SegmentSummary summary = save_segment(directory.path(), kIdentity, model_slices(0, 1));
+  const Path path = directory.path() / summary.file;
+  const std::string text = file_text(path);
+  const auto whole = segment_format::decode_trailer(as_bytes(text).last(kSegmentTrailerBytes));
+  ASSERT_TRUE(whole.ok());
+  const auto code = [&](auto change) {
+    Trailer trailer = *whole;
+    change(trailer);
+    const std::vector<std::byte> forged = segment_format::encode_trailer(trailer);
+    overwrite(path, text.size() - kSegmentTrailerBytes, as_text(forged));
+    return SegmentReader::open(path).status().code();
+  };
+  EXPECT_EQ(code([](Trailer&) {}), Code::kOk);
+  EXPECT_EQ(code([](Trailer& t) { t.footer_offset = 100; }), Code::kDataLoss);
+  EXPECT_EQ(code([](Trailer& t) { t.footer_offset = UINT64_MAX; }), Code::kDataLoss);
+  EXPECT_EQ(code([](Trailer& t) { t.footer_byte_count = UINT64_MAX; }), Code::kDataLoss);
+  EXPECT_EQ(code([](Trailer& t) { t.file_byte_count += 1; }), Code::kDataLoss);
+  EXPECT_EQ(code([](Trailer& t) { t.footer_digest.low ^= 1; }), Code::kDataLoss);
+  EXPECT_EQ(code([](Trailer& t) { t.format = 1; }), Code::kDataLoss) << "not the header's";
+  Trailer newer = *whole;
+  newer.format = kSegmentFormat + 1;
+  EXPECT_FALSE(segment_format::decode_trailer(segment_format::encode_trailer(newer)).ok());
+}
+
+TEST(SegmentTest, AFooterThatDoesNotFitItsFileIsRefused) {
+  const auto code = [](const std::function<void(segment_format::Footer&)>& change) {
+    TempDirectory directory;
+    const SegmentSummary summary = save_segment(directory.path(), kIdentity,
+                                                {known_slice("a", DType::kF32, {4}, {{0}, {4}}),
+                                                 known_slice("b", DType::kF32, {4}, {{0}, {4}})});
+    forge_footer(directory.path() / summary.file, change);
+    return SegmentReader::open(directory.path() / summary.file).status().code();
+  };
+  using segment_format::Footer;
+  EXPECT_EQ(code([](Footer&) {}), Code::kOk);
+  EXPECT_EQ(code([](Footer& f) { f.slices[1].slice.name = "a"; }), Code::kDataLoss) << "twice";
+  const auto longer = [](Footer& f) {
+    f.data_end += kSliceAlignment;
+    f.block_sums.resize(segment_format::block_count(f.data_end, kBlockBytes));
+  };
+  EXPECT_EQ(code(longer), Code::kDataLoss) << "it does not follow its data";
+}
+
+TEST(SegmentTest, AWrongDigestUnderRightChecksumsIsFoundByReadingEverything) {
+  TempDirectory directory;
+  const SegmentSummary summary = save_segment(directory.path(), kIdentity, model_slices(0, 1));
+  const Path path = directory.path() / summary.file;
+  forge_footer(path, [](segment_format::Footer& footer) { footer.slices[0].digest.low ^= 1; });
+  const auto reader = SegmentReader::open(path);
+  ASSERT_TRUE(reader.ok()) << reader.status().to_string();
+  const Status found = reader->verify();
+  EXPECT_EQ(found.code(), Code::kDataLoss);
+  EXPECT_NE(found.message().find("tensor embed"), std::string::npos) << found.message();
 }
 
 TEST(SegmentTest, FileNamesRoundTripAndNothingElseParses) {

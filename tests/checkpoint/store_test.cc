@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include "tests/checkpoint/support.h"
+#include "tests/support/real_files.h"
 
 namespace penstock {
 namespace {
@@ -166,6 +167,33 @@ TEST_F(StoreTest, ANumberIsNeverUsedTwiceThoughItsManifestIsUnreadable) {
   EXPECT_EQ(third.commit_seq, 3u);
   const auto stored = read_manifest(path() / third.manifest_file);
   EXPECT_EQ(stored->manifest.previous_commit_seq, first.commit_seq);
+}
+
+TEST_F(StoreTest, AManifestThatNoReaderTakesIsNotPublished) {
+  auto request = save_model(path(), kJob, Epoch{1}, 10, 1);
+  ASSERT_TRUE(request.ok());
+  request->layout = std::string(5000, 'x');
+  EXPECT_EQ(store_->commit(*request).status().code(), Code::kDataLoss);
+  const StoreListing listing = list_checkpoints(path(), kJob);
+  EXPECT_TRUE(listing.checkpoints.empty() && listing.refused.empty());
+}
+
+TEST_F(StoreTest, AManifestThatAppearsMeanwhileIsNotReplaced) {
+  class RacingFiles : public RealFiles {
+   public:
+    Status rename_no_replace(const Path& from, const Path& to) override {
+      replace_file(to, "another writer's");
+      return RealFiles::rename_no_replace(from, to);
+    }
+  };
+  static RacingFiles files;
+  store_.reset();
+  store_.emplace(CheckpointStore::open(path(), kJob, nullptr, files).value());
+  const auto request = save_model(path(), kJob, Epoch{1}, 10, 1);
+  ASSERT_TRUE(request.ok());
+  EXPECT_EQ(store_->commit(*request).status().code(), Code::kAborted);
+  EXPECT_EQ(file_text(path() / manifest_file_name(1)), "another writer's");
+  EXPECT_FALSE(std::filesystem::exists(path() / (manifest_file_name(1) + ".tmp")));
 }
 
 TEST_F(StoreTest, ALeftoverTemporaryDoesNotStopTheNextCommit) {

@@ -140,6 +140,17 @@ TEST_F(VerifyTest, ADamagedStoreFileIsWrittenAgainFromTheManifests) {
   EXPECT_EQ(newest_whole(path(), kJob).checkpoint, info);
 }
 
+TEST_F(VerifyTest, ADamagedStoreFileBesideManifestsOfTwoStoresIsLeft) {
+  Manifest foreign = manifest_of(commit(10));
+  foreign.commit_seq = 2;
+  foreign.previous_commit_seq = 1;
+  foreign.store = random_uuid();
+  replace_file(path() / manifest_file_name(2), *encode_manifest(foreign));
+  replace_file(path() / "STORE", "garbage");
+  EXPECT_EQ(restore_store_file(path()).code(), Code::kFailedPrecondition);
+  EXPECT_EQ(file_text(path() / "STORE"), "garbage");
+}
+
 TEST_F(VerifyTest, ADamagedStoreFileWithoutManifestsToSpeakForItIsLeft) {
   replace_file(path() / "STORE", "garbage");
   EXPECT_EQ(restore_store_file(path()).code(), Code::kFailedPrecondition);
