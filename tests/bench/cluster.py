@@ -3,25 +3,28 @@ import calendar
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 
 PATIENCE_SECONDS = 240
 
 
 class Cluster:
-    def __init__(self, build, devices):
+    def __init__(self, build, devices, workers=1):
+        """Of so many worker daemons with so many devices each."""
         self.program = str(pathlib.Path(build) / "bin/penstock")
-        self.devices = devices
+        self.devices, self.workers = devices, workers
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory()
         self.environment = dict(os.environ, PENSTOCK_DEV_STATE_DIR=self.folder.name)
         try:
-            up = self.penstock("dev", "up", "--workers", "1", "--devices-per-worker", str(self.devices), "--port", "0")
-            self.server = up["server"]
+            self.server = self.up("--workers", str(self.workers), "--devices-per-worker", str(self.devices), "--port",
+                                  "0")["server"]
         except BaseException:
             self.__exit__()
             raise
@@ -38,19 +41,54 @@ class Cluster:
             raise RuntimeError(f"penstock {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()[-400:]}")
         return json.loads(done.stdout)
 
-    def submit(self, spec_path, name, changes):
-        """The job of that file under that name, with these keys changed: {section: {key: value}}."""
+    def popen(self, *arguments):
+        return subprocess.Popen([self.program, *arguments], env=self.environment, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)
+
+    def up(self, *flags):
+        """Starts the cluster, or what is missing of it; ends when every worker has registered."""
+        return self.penstock("dev", "up", *flags)
+
+    def kill(self, name):
+        """Kills the coordinator or a worker daemon by name; when its process is gone: when that was ordered."""
+        pid = next(p["pid"] for p in self.penstock("dev", "status")["processes"] if p["name"] == name)
+        begin = time.time()
+        os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + PATIENCE_SECONDS
+        while pathlib.Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+            time.sleep(0.001)
+        return begin
+
+    def spec(self, spec_path, name, changes):
+        """The canonical spec of that file under that name, with these keys changed: {section: {key: value}}."""
         spec = self.penstock("submit", str(spec_path), "--dry-run")
         for section, keys in changes.items():
             spec[section].update(keys)
         spec["metadata"]["name"] = name
+        return spec
+
+    def submit(self, spec_path, name, changes):
+        """That spec as a job; its id."""
+        spec = self.spec(spec_path, name, changes)
         path = pathlib.Path(self.folder.name) / f"{name}.json"
         path.write_text(json.dumps(spec), encoding="utf-8")
-        self.penstock("submit", str(path))
+        return self.penstock("submit", str(path))["id"]
+
+    def get(self, path):
+        with urllib.request.urlopen(f"{self.server}/api/v1/{path}", timeout=90) as answer:
+            return json.load(answer)
+
+    def post_job(self, spec):
+        """The id of the job of that canonical spec, as soon as the coordinator says it."""
+        request = urllib.request.Request(f"{self.server}/api/v1/jobs", json.dumps(spec).encode(), method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)["id"]
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"a submission was refused: {error.read(1000).decode()}") from None
 
     def items(self, job, path):
-        with urllib.request.urlopen(f"{self.server}/api/v1/jobs/{job}/{path}?limit=10000", timeout=30) as answer:
-            return json.load(answer)["items"]
+        return self.get(f"jobs/{job}/{path}?limit=10000")["items"]
 
     def items_when(self, job, path, enough):
         """The job's items as soon as `enough` of them."""
