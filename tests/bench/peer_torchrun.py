@@ -64,6 +64,7 @@ class Torchrun:
     """One torchrun, one agent for each list of its arguments; they share a folder for what their ranks say."""
 
     def __init__(self, python, folder, worker):
+        """`worker`: what follows torchrun's own arguments."""
         folder.mkdir(parents=True)
         self.python, self.folder, self.worker = python, folder, worker
         self.agents = []

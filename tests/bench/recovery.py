@@ -9,7 +9,8 @@ daemons      a worker daemon is killed; a spare    trainer  beside ranks: torchr
 coordinator  killed, and started again at once     stop     a rank is stopped (SIGSTOP)
 durability   killed 0 to 5 s after it answered a submission, and started again: is the job there?
 
-native, trainer and node need --torch-python and take turns with the parts they stand beside.
+native, trainer and node need --torch-python and take turns with the parts they stand beside; --quick leaves the last
+two out, since eight processes that import PyTorch take longer than it may.
 """
 import contextlib
 import http.client
@@ -30,12 +31,13 @@ from peer_torchrun import Torchrun, idle_rank
 DESCRIPTION = "time from a fault to the next finished step, steps replayed, jobs lost, beside torchrun"
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FAULTS = ("ranks", "daemons", "coordinator", "stop")
-PEERS = ("native", "trainer", "node")
-PARTS = (*FAULTS, "durability", *PEERS)
+BESIDE = {"native": "ranks", "trainer": "ranks", "node": "daemons"}
+PARTS = (*FAULTS, "durability", *BESIDE)
 RANKS, WORKERS, DEVICES = 8, 5, 2  # one worker is the spare
+TRAINER_KILLS = 2  # a round: each takes as long as PyTorch takes to start
 FIRST_FAULT_STEP = 12  # after the first checkpoint
 # Steps from one fault to the next: so many that what a fault brings about is over, and training goes on.
-STRETCH = {"ranks": 20, "daemons": 60, "coordinator": 60, "stop": 60}
+STRETCH = {"ranks": 20, "daemons": 40, "coordinator": 60, "stop": 20}
 GONE = (OSError, http.client.HTTPException)  # how a coordinator looks that is not there
 
 
@@ -45,10 +47,10 @@ def add_arguments(parser):
     parser.add_argument("--only", default=",".join(PARTS), help="comma separated; default: %(default)s")
     parser.add_argument("--kills", type=int, help="of ranks (default: 30, 4 with --quick)")
     parser.add_argument("--repeats", type=int, help="of the other faults (default: 5, 1 with --quick)")
-    parser.add_argument("--submissions", type=int, help="default: 200, 8 with --quick")
+    parser.add_argument("--submissions", type=int, help="default: 200, 4 with --quick")
     parser.add_argument("--rounds", type=int, help="turns that ours and torchrun take (default: 3, 1 with --quick)")
     parser.add_argument("--interval", type=int, default=10, help="steps between checkpoints; default: %(default)s")
-    parser.add_argument("--stop-seconds", type=float, help="how long a stopped rank is waited for (20, 8 with --quick)")
+    parser.add_argument("--stop-seconds", type=float, help="how long a stopped rank is waited for (20, 5 with --quick)")
     parser.add_argument("--seed", type=int, default=1)
 
 
@@ -161,11 +163,14 @@ class Bench:
             return given if given is not None else quick if options.quick else full
         self.options, self.parts = options, parts
         self.python = options.torch_python
+        self.peers = {part for part in BESIDE if part in parts and self.python is not None}
+        if options.quick:
+            self.peers &= {"native"}
         self.kills = count(options.kills, 4, 30)
         self.repeats = count(options.repeats, 1, 5)
-        self.submissions = count(options.submissions, 8, 200)
+        self.submissions = count(options.submissions, 4, 200)
         self.rounds = count(options.rounds, 1, 3)
-        self.stop_seconds = count(options.stop_seconds, 8.0, 20.0)
+        self.stop_seconds = count(options.stop_seconds, 5.0, 20.0)
         self.random = random.Random(options.seed)
         self.faults, self.next_fault_step = 0, FIRST_FAULT_STEP
         self.rows, self.bars = [], []
@@ -194,9 +199,6 @@ class Bench:
     def steps_planned(self):
         counts = {"ranks": self.kills, "daemons": self.repeats, "coordinator": self.repeats, "stop": 1}
         return FIRST_FAULT_STEP + sum(counts[part] * STRETCH[part] for part in FAULTS if part in self.parts)
-
-    def with_peer(self, part):
-        return self.python is not None and part in self.parts
 
 
 def measure_faults(bench):
@@ -233,18 +235,18 @@ def measure_ranks(bench, cluster, run):
                 os.kill(pid, signal.SIGKILL)
                 return begin
             paths.append(recover(run, kill))
-        if not bench.with_peer("native") and not bench.with_peer("trainer"):
+        if not bench.peers & {"native", "trainer"}:
             continue
         with cancelled(run):
-            if bench.with_peer("native"):
-                executing += torchrun_native(bench, cluster, max(1, bench.kills // bench.rounds))
-            if bench.with_peer("trainer"):
-                beyond += torchrun_trainer(bench, cluster, 1 if bench.options.quick else 2)
+            if "native" in bench.peers:
+                executing += torchrun_native(bench, cluster, len(paths) - len(executing))
+            if "trainer" in bench.peers:
+                beyond += torchrun_trainer(bench, cluster)
     parts = (("failure noticed by the coordinator", "noticed", "", ()), ("last old rank gone", "gone", "", ()),
              ("newest good step known, ranks placed", "placed", "", ()),
              ("last new rank executing", "executing", 0.1, executing), ("every engine built", "built", "", ()),
              ("every state restored", "restored", "", ()), ("every rank ready", "running", "", ()),
-             ("first step, if replayed", "first", "", ()),
+             ("first step, replayed or not", "first", "", ()),
              ("next finished step", "beyond", "0.5 + step", beyond))
     for what, key, bar, peer in parts:
         bench.row(f"rank killed: {what}", "s", [path[key] for path in paths], bar, peer)
@@ -284,12 +286,12 @@ def trainer(bench, cluster):
     return Torchrun(bench.python, folder, [str(ROOT / "tests/bench/peer_torchrun.py")])
 
 
-def torchrun_trainer(bench, cluster, kills):
+def torchrun_trainer(bench, cluster):
     with trainer(bench, cluster) as peer:
         peer.start("--standalone", f"--nproc-per-node={RANKS}")
         peer.wait("its third step", lambda: len(peer.steps()) >= 3)
         times = []
-        for _ in range(kills):
+        for _ in range(TRAINER_KILLS):
             time.sleep(0.3 * bench.random.random())
             begin = peer.kill_rank(bench.random.randrange(RANKS))
             times.append(peer.wait_step_beyond(begin) - begin)
@@ -326,7 +328,7 @@ def measure_daemons(bench, cluster, run):
             return cluster.kill(bench.random.choice(ranks)["worker"])
         paths.append(recover(run, kill))
         cluster.up()  # it is the spare from now on
-    if bench.with_peer("node") and not bench.options.quick:
+    if "node" in bench.peers:
         with cancelled(run):
             peer.append(torchrun_node(bench, cluster))
             tuned.append(torchrun_node(bench, cluster, "--rdzv-conf=last_call_timeout=1"))
@@ -441,11 +443,11 @@ def run(options):
     parts = options.only.split(",")
     if unknown := sorted(set(parts) - set(PARTS)):
         raise RuntimeError(f"--only: no measurement {', '.join(unknown)}; there are: {', '.join(PARTS)}")
-    bench = Bench(options, parts)
+    bench = Bench(options, [*parts, *(BESIDE[part] for part in parts if part in BESIDE)])
     if bench.python is None:
         print("ops/bench recovery: measured without torchrun (--torch-python names a Python with PyTorch)",
               file=sys.stderr)
-    if set(parts) & set(FAULTS):
+    if set(bench.parts) & set(FAULTS):
         measure_faults(bench)
     if "durability" in parts:
         measure_durability(bench)
