@@ -63,10 +63,10 @@ def lines_of(path):
 class Torchrun:
     """One torchrun, one agent for each list of its arguments; they share a folder for what their ranks say."""
 
-    def __init__(self, python, folder, worker):
+    def __init__(self, python, folder, worker, environment=()):
         """`worker`: what follows torchrun's own arguments."""
         folder.mkdir(parents=True)
-        self.python, self.folder, self.worker = python, folder, worker
+        self.python, self.folder, self.worker, self.environment = python, folder, worker, dict(environment)
         self.agents = []
 
     def __enter__(self):
@@ -77,7 +77,7 @@ class Torchrun:
             self.kill_agent(agent)
 
     def start(self, *arguments):
-        environment = dict(os.environ, STAMPS=str(self.folder), OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+        environment = {**os.environ, "STAMPS": str(self.folder), **self.environment}
         with (self.folder / "log").open("ab") as log:
             self.agents.append(subprocess.Popen(
                 [self.python, "-m", "torch.distributed.run", *arguments, "--monitor-interval=0.1",
