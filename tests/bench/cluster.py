@@ -50,12 +50,12 @@ class Cluster:
         return self.penstock("dev", "up", *flags)
 
     def kill(self, name):
-        """Kills the coordinator or a worker daemon by name; when its process is gone: when that was ordered."""
+        """Kills the coordinator or a worker daemon by name; once it has ended, returns when that was ordered."""
         pid = next(p["pid"] for p in self.penstock("dev", "status")["processes"] if p["name"] == name)
         begin = time.time()
         os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + PATIENCE_SECONDS
-        while pathlib.Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        while is_running(pid) and time.monotonic() < end:
             time.sleep(0.001)
         return begin
 
@@ -111,6 +111,14 @@ class Cluster:
             except (OSError, ValueError):
                 continue  # it ended meanwhile
         raise RuntimeError(f"no process of rank {rank}")
+
+
+def is_running(pid):
+    """False also of a process that has ended and waits for its parent to take note."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def seconds(item):

@@ -283,7 +283,7 @@ def torchrun_native(bench, cluster, kills):
 
 def trainer(bench, cluster):
     folder = pathlib.Path(tempfile.mkdtemp(dir=cluster.folder.name)) / "trainer"
-    # As it comes, 8 new ranks of PyTorch 2.15 find the addresses of the dead ones in the agent's store, and never train.
+    # As it comes, new ranks of PyTorch 2.15 find the addresses of dead ones in the store of torchrun's agent.
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return Torchrun(bench.python, folder, [str(ROOT / "tests/bench/peer_torchrun.py")], environment)
 
