@@ -114,9 +114,10 @@ class Cluster:
 
 
 def is_running(pid):
-    """False also of a process that has ended and waits for its parent to take note."""
+    """False also of a process that waits for its parent to take note, but not before its last thread has ended."""
     try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] not in "ZX"
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
+        return state not in "ZX" or len(os.listdir(f"/proc/{pid}/task")) > 1
     except OSError:
         return False
 

@@ -377,6 +377,8 @@ def answers_again(cluster, run):
             break
         except GONE:
             time.sleep(0.002)
+            if starting.poll():  # as whatever supervises it would
+                starting = cluster.popen("dev", "up")
     else:
         raise RuntimeError(f"the coordinator did not answer in {PATIENCE_SECONDS} s")
     if starting.wait(timeout=PATIENCE_SECONDS) != 0:
