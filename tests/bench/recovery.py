@@ -300,15 +300,14 @@ def torchrun_trainer(bench, cluster):
     return times
 
 
-def torchrun_node(bench, cluster, *flags):
+def torchrun_node(bench, cluster, settings=""):
     """One of two agents of 4 ranks each is killed with its ranks, not the one that holds torchrun's store."""
     with trainer(bench, cluster) as peer:
         port = free_port()
         arguments = ["--nnodes=1:2", f"--nproc-per-node={RANKS // 2}", "--rdzv-backend=c10d", "--rdzv-id=recovery",
-                     f"--rdzv-endpoint=127.0.0.1:{port}", *flags]
-        peer.start(*arguments)
-        time.sleep(1)
-        peer.start(*arguments)
+                     f"--rdzv-endpoint=127.0.0.1:{port}"]
+        peer.start(*arguments, "--rdzv-conf=is_host=1" + settings)
+        peer.start(*arguments, "--rdzv-conf=is_host=0" + settings)
         all_ranks = peer.wait_executing(RANKS, 0)
         peer.wait("a step of all ranks", lambda: [s for s in peer.steps() if s[1] > all_ranks][2:])
         begin = peer.kill_agent(1)
@@ -333,7 +332,7 @@ def measure_daemons(bench, cluster, run):
     if "node" in bench.peers:
         with cancelled(run):
             peer.append(torchrun_node(bench, cluster))
-            tuned.append(torchrun_node(bench, cluster, "--rdzv-conf=last_call_timeout=1"))
+            tuned.append(torchrun_node(bench, cluster, ",last_call_timeout=1"))
     for what, key, theirs in (("its ranks' peers noticed", "noticed", ()), ("given up as lost", "worker_lost", ()),
                               ("ranks placed", "placed", ()), ("last new rank executing", "executing", ()),
                               ("every rank ready", "running", ()), ("next finished step", "beyond", peer),
