@@ -45,12 +45,12 @@ def add_arguments(parser):
     parser.add_argument("--spec", default=str(ROOT / "docs/examples/quickstart.yaml"))
     parser.add_argument("--torch-python", help="a Python that imports torch 2: also measure torchrun")
     parser.add_argument("--only", default=",".join(PARTS), help="comma separated; default: %(default)s")
-    parser.add_argument("--kills", type=int, help="of ranks (default: 30, 4 with --quick)")
+    parser.add_argument("--kills", type=int, help="of ranks (default: 30, 3 with --quick)")
     parser.add_argument("--repeats", type=int, help="of the other faults (default: 5, 1 with --quick)")
-    parser.add_argument("--submissions", type=int, help="default: 200, 4 with --quick")
+    parser.add_argument("--submissions", type=int, help="default: 200, 3 with --quick")
     parser.add_argument("--rounds", type=int, help="turns that ours and torchrun take (default: 3, 1 with --quick)")
     parser.add_argument("--interval", type=int, default=10, help="steps between checkpoints; default: %(default)s")
-    parser.add_argument("--stop-seconds", type=float, help="how long a stopped rank is waited for (20, 5 with --quick)")
+    parser.add_argument("--stop-seconds", type=float, help="how long a stopped rank is waited for (20, 4 with --quick)")
     parser.add_argument("--seed", type=int, default=1)
 
 
@@ -166,11 +166,11 @@ class Bench:
         self.peers = {part for part in BESIDE if part in parts and self.python is not None}
         if options.quick:
             self.peers &= {"native"}
-        self.kills = count(options.kills, 4, 30)
+        self.kills = count(options.kills, 3, 30)
         self.repeats = count(options.repeats, 1, 5)
-        self.submissions = count(options.submissions, 4, 200)
+        self.submissions = count(options.submissions, 3, 200)
         self.rounds = count(options.rounds, 1, 3)
-        self.stop_seconds = count(options.stop_seconds, 5.0, 20.0)
+        self.stop_seconds = count(options.stop_seconds, 4.0, 20.0)
         self.random = random.Random(options.seed)
         self.faults, self.next_fault_step = 0, FIRST_FAULT_STEP
         self.rows, self.bars = [], []
