@@ -28,6 +28,9 @@ inline constexpr uint64_t kTagBits = 40;
 // An operation under way. Valid until waited for; each is waited for exactly once.
 struct TransferHandle {
   uint32_t index = UINT32_MAX;
+  // Whom it waits for: noted by who asks (worker/engine/measured_transport.h), not by transports.
+  int32_t peer = -1;
+  bool sends = false;
   bool valid() const { return index != UINT32_MAX; }
 };
 

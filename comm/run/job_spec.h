@@ -141,8 +141,14 @@ struct CheckpointSpec {
   bool operator==(const CheckpointSpec&) const = default;
 };
 
+// Phases that take longer than a step may: loading, the first step, evaluating, saving.
+inline constexpr int kSlowPhaseFactor = 10;
+
 struct RecoverySpec {
   int64_t max_restarts = 5;  // over the job's life; the next failure is final
+  // Seconds in which no rank begins or ends an operation, at least, before one counts as hung; in
+  // slow phases kSlowPhaseFactor times as many. 0: none ever does.
+  int64_t hang_timeout = 60;
   bool operator==(const RecoverySpec&) const = default;
 };
 

@@ -161,7 +161,9 @@ std::string to_json(const JobSpec& spec) {
                        {"evaluation_interval", spec.training.evaluation_interval},
                        {"evaluation_batches", spec.training.evaluation_batches}}},
                      {"checkpoint", checkpoint_json(spec.checkpoint)},
-                     {"recovery", {{"max_restarts", spec.recovery.max_restarts}}}};
+                     {"recovery",
+                      {{"max_restarts", spec.recovery.max_restarts},
+                       {"hang_timeout", spec.recovery.hang_timeout}}}};
   // Indented, because people read it too. A spec that was not parsed here may hold bytes that are
   // not UTF-8.
   return json.dump(2, ' ', false, Json::error_handler_t::replace);

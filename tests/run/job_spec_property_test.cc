@@ -130,6 +130,7 @@ JobSpec random_spec() {
                   .keep_every = between(0, 10),
                   .init_from = *rc::gen::arbitrary<bool>() ? random_path() : ""};
   s.recovery.max_restarts = between(0, 100);
+  s.recovery.hang_timeout = between(0, 86'400);
   s.parallelism.rebalance.every_checkpoints = between(1, 100);
   if (s.checkpoint.saves_on_the_way()) s.parallelism.rebalance.threshold = 1.0 + fraction();
   return s;

@@ -117,14 +117,15 @@ int64_t layers_max(const JobSpec& spec) {
 Result<std::unique_ptr<Engine>> Engine::create(const JobSpec& spec, Rank rank, Program program,
                                                Kernels& kernels, Transport* transport,
                                                const Sampler& training, const Sampler* validation,
-                                               const StageFactory& make_stage, ExpertSeats seats) {
+                                               const StageFactory& make_stage, ExpertSeats seats,
+                                               FlightRecorder* flight) {
   if (rank.value < 0 || rank.value >= spec.parallelism.world_size()) {
     return invalid_argument(fmt::format("rank {} of {}", rank, spec.parallelism.world_size()));
   }
   PENSTOCK_TRY(check_program(spec, make_rank_layout(spec, rank), program));
   PENSTOCK_TRY(check_expert_seats(seats, spec.model));
-  Parts parts{spec,      rank,     std::move(program), kernels,
-              transport, training, validation,         std::move(seats)};
+  Parts parts{spec,     rank,       std::move(program), kernels, transport,
+              training, validation, std::move(seats),   flight};
   std::unique_ptr<Engine> engine(new Engine(std::move(parts)));
   PENSTOCK_TRY(engine->make_stages(make_stage ? make_stage : model_stage));
   engine->make_optimizer();
@@ -142,13 +143,13 @@ Engine::Engine(Parts parts)
       training_data_(parts.training),
       validation_data_(parts.validation),
       microbatch_tokens_(spec_.parallelism.micro_batch_size * spec_.data.seq_length),
-      recorder_(Recorder::kStepsKept * records_per_step(program_, layers_max(spec_))),
+      recorder_(Recorder::kStepsKept * records_per_step(program_, layers_max(spec_)), parts.flight),
       sequence_(static_cast<size_t>(spec_.data.seq_length) + 1) {
   PENSTOCK_CHECK(transport_ != nullptr || spec_.parallelism.world_size() == 1);
   if (transport_ != nullptr) {
-    expert_transport_ = std::make_unique<MeasuredTransport>(*transport_);
-    pipeline_transport_ = std::make_unique<MeasuredTransport>(*transport_);
-    reduce_transport_ = std::make_unique<MeasuredTransport>(*transport_);
+    expert_transport_ = std::make_unique<MeasuredTransport>(*transport_, recorder_.flight());
+    pipeline_transport_ = std::make_unique<MeasuredTransport>(*transport_, recorder_.flight());
+    reduce_transport_ = std::make_unique<MeasuredTransport>(*transport_, recorder_.flight());
   }
   reducer_ = std::make_unique<Reducer>(reduce_transport_.get());
   for (const StepPlan& plan : plans_) {

@@ -80,12 +80,14 @@ class Engine {
   // Takes all memory. Borrows `kernels` and the samplers (`validation` may be null: no evaluate()),
   // and `transport`, which must be connected by the first train_step() or evaluate(); null for a
   // world of one. kInvalidArgument when the program is not of this rank, `seats` not of the model.
-  // `make_stage` makes every stage; empty: the model's own. `seats`: equal on every rank.
+  // `make_stage` makes every stage; empty: the model's own. `seats`: equal on every rank. Borrows
+  // `flight`; null: it has one of its own.
   static Result<std::unique_ptr<Engine>> create(const JobSpec& spec, Rank rank, Program program,
                                                 Kernels& kernels, Transport* transport,
                                                 const Sampler& training, const Sampler* validation,
                                                 const StageFactory& make_stage = {},
-                                                ExpertSeats seats = {});
+                                                ExpertSeats seats = {},
+                                                FlightRecorder* flight = nullptr);
   ~Engine();
 
   // Weights of spec.checkpoint.init_from, or from the seed; fresh optimizer state.
@@ -123,6 +125,7 @@ class Engine {
   // What the last training steps did, and when.
   Recorder& recorder() { return recorder_; }
   const Recorder& recorder() const { return recorder_; }
+  FlightRecorder& flight() { return recorder_.flight(); }
   uint64_t memory_bytes() const;
   uint64_t bytes_sent() const { return transport_ ? transport_->bytes_sent() : 0; }
 
@@ -159,6 +162,7 @@ class Engine {
     const Sampler& training;
     const Sampler* validation;
     ExpertSeats seats;
+    FlightRecorder* flight;
   };
   explicit Engine(Parts parts);
   Status make_stages(const StageFactory& make_stage);

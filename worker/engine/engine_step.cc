@@ -133,6 +133,7 @@ Status Engine::execute(const StepPlan& plan, bool training, int64_t step) {
   plan_ = &plan;
   step_ = step;
   recorder_.begin_step(training ? step : 0);
+  if (training) flight().begin_phase(FlightPhase::kTraining, step);
   times_ = {};
   totals_ = {};
   weight_queue_.clear();
@@ -210,6 +211,10 @@ RecordedPass Engine::recorded(Pass pass, uint8_t direction, int32_t microbatch) 
 template <typename Call>
 Status Engine::collective(Collective what, int64_t stage, const Call& call) {
   const int64_t begin = monotonic_ns();
+  flight().begin({.begin_ns = begin,
+                  .layer = static_cast<int16_t>(stage),
+                  .kind = TraceKind::kCollective,
+                  .what = static_cast<uint8_t>(what)});
   PENSTOCK_TRY(call());
   if (!reduce_transport_) return {};
   const TransportActivity activity = reduce_transport_->take_activity();
@@ -246,6 +251,11 @@ Result<MicroBatch> Engine::micro_batch(uint8_t direction, int32_t microbatch, in
                    .prediction_weight = value_at(spec_.optimizer.mtp_loss_levels,
                                                  spec_.optimizer.mtp_loss_weight, step_)};
   if (feed.tokens.empty() && feed.targets.empty()) return batch;
+  flight().begin({.begin_ns = monotonic_ns(),  // reading may take long
+                  .microbatch = microbatch,
+                  .kind = TraceKind::kInstruction,
+                  .what = static_cast<uint8_t>(Op::kForward),
+                  .direction = direction});
   const size_t offset = static_cast<size_t>(slot * microbatch_tokens_);
   const auto count = static_cast<size_t>(microbatch_tokens_);
   const std::span<int32_t> tokens =
@@ -436,6 +446,9 @@ Status Engine::reduce_totals() {
 
 Status Engine::optimizer_step() {
   const int64_t begin = monotonic_ns();
+  flight().begin({.begin_ns = begin,
+                  .kind = TraceKind::kInstruction,
+                  .what = static_cast<uint8_t>(Op::kOptimizerStep)});
   const double rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step_);
   settle();
   optimizer_->step(step_, rate, optimizer_->clip_factor(std::sqrt(sums_[kSquareSum])));

@@ -211,6 +211,7 @@ Lane::Posted Lane::post_receive(Rank peer, Transfer what, int64_t m, std::span<f
 Result<uint64_t> Lane::finish(Posted& posted) {
   TraceRecord& record = posted.record;
   record.wait_begin_ns = monotonic_ns();
+  recorder_.flight().begin_at(record, record.wait_begin_ns);
   PENSTOCK_TRY_ASSIGN(const uint64_t moved,
                       transport_->wait(std::exchange(posted.handle, {}), &record.end_ns));
   record.wait_end_ns = monotonic_ns();

@@ -10,19 +10,26 @@ namespace penstock {
 TransferHandle MeasuredTransport::send(Rank peer, Tag tag, Bytes bytes) {
   ++activity_.post_count;
   activity_.sent_bytes += static_cast<int64_t>(bytes.size());
-  return inner_.send(peer, tag, bytes);
+  TransferHandle handle = inner_.send(peer, tag, bytes);
+  handle.peer = peer.value;
+  handle.sends = true;
+  return handle;
 }
 
 TransferHandle MeasuredTransport::receive(Rank peer, Tag tag, MutableBytes into) {
   ++activity_.post_count;
-  return inner_.receive(peer, tag, into);
+  TransferHandle handle = inner_.receive(peer, tag, into);
+  handle.peer = peer.value;
+  return handle;
 }
 
 Result<uint64_t> MeasuredTransport::wait(TransferHandle handle, int64_t* completed_ns) {
   const int64_t begin = monotonic_ns();
+  flight_.begin_wait(handle.peer, handle.sends, begin);
   int64_t completed = 0;
   Result<uint64_t> moved = inner_.wait(handle, &completed);
   const int64_t end = monotonic_ns();
+  flight_.end_wait(end);
   waited_ns_ += end - begin;
   if (activity_.wait_count++ == 0) activity_.wait_begin_ns = begin;
   activity_.wait_end_ns = end;

@@ -1,8 +1,10 @@
 // A transport that measures what its caller does with it: one per purpose over one real transport,
 // so that waiting for expert peers, for pipeline neighbours and for reductions can be told apart.
+// Says in the flight record whom the caller waits for.
 #pragma once
 
 #include "comm/data/transport.h"
+#include "worker/engine/flight_recorder.h"
 
 namespace penstock {
 
@@ -16,10 +18,10 @@ struct TransportActivity {
   int64_t completed_ns = 0;   // of what was waited for, the last to be complete
 };
 
-// Borrows `inner`, which must outlive it. Same threads as `inner`.
+// Borrows `inner` and `flight`, which must outlive it. Same threads as `inner`.
 class MeasuredTransport : public Transport {
  public:
-  explicit MeasuredTransport(Transport& inner) : inner_(inner) {}
+  MeasuredTransport(Transport& inner, FlightRecorder& flight) : inner_(inner), flight_(flight) {}
 
   Rank rank() const override { return inner_.rank(); }
   int32_t world_size() const override { return inner_.world_size(); }
@@ -37,6 +39,7 @@ class MeasuredTransport : public Transport {
 
  private:
   Transport& inner_;
+  FlightRecorder& flight_;
   int64_t waited_ns_ = 0;
   TransportActivity activity_;
 };

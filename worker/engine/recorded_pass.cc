@@ -11,6 +11,7 @@ Status RecordedPass::run_next() {
                    .kind = TraceKind::kSubOp,
                    .what = static_cast<uint8_t>(pass_.next()),
                    .direction = direction_};
+  recorder_.flight().begin(span);
   PENSTOCK_TRY(pass_.run_next());
   span.end_ns = monotonic_ns();
   recorder_.add(span);

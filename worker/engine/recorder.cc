@@ -40,8 +40,10 @@ size_t records_of(Op op, int64_t layers_max) {
 
 }  // namespace
 
-Recorder::Recorder(size_t capacity)
-    : own_ring_(std::clamp(capacity, kRecordsMin, kRecordsMax)), ring_(own_ring_.data()) {
+Recorder::Recorder(size_t capacity, FlightRecorder* flight)
+    : flight_(flight != nullptr ? *flight : own_flight_),
+      own_ring_(std::clamp(capacity, kRecordsMin, kRecordsMax)),
+      ring_(own_ring_.data()) {
   own_header_ = {.magic = kTraceMagic,
                  .version = kTraceVersion,
                  .record_bytes = sizeof(TraceRecord),

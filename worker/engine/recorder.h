@@ -13,6 +13,7 @@
 #include "comm/run/program.h"
 #include "comm/run/trace_file.h"
 #include "comm/run/trace_record.h"
+#include "worker/engine/flight_recorder.h"
 
 namespace penstock {
 
@@ -22,8 +23,8 @@ class Recorder {
   static constexpr size_t kRecordsMax = kTraceRecordsMax;
   static constexpr size_t kStepsKept = 16;  // where kRecordsMax allows
 
-  // `capacity` is brought between the bounds above.
-  explicit Recorder(size_t capacity);
+  // `capacity` is brought between the bounds above. Borrows `flight`; null: it has one of its own.
+  explicit Recorder(size_t capacity, FlightRecorder* flight = nullptr);
   ~Recorder();
   Recorder(const Recorder&) = delete;
   Recorder& operator=(const Recorder&) = delete;
@@ -42,6 +43,8 @@ class Recorder {
     ring_[header_->added % header_->capacity] = record;
     std::atomic_ref(header_->added).store(header_->added + 1, std::memory_order_release);
   }
+  // What the rank does now; beside it, what it did.
+  FlightRecorder& flight() { return flight_; }
   // For measuring what recording costs. On from the start.
   void set_enabled(bool enabled) { enabled_ = enabled; }
 
@@ -51,6 +54,8 @@ class Recorder {
   size_t capacity() const { return header_->capacity; }
 
  private:
+  FlightRecorder own_flight_;
+  FlightRecorder& flight_;
   TraceFileHeader own_header_;
   std::vector<TraceRecord> own_ring_;
   void* mapping_ = nullptr;  // of the file, once there is one

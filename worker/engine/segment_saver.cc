@@ -42,11 +42,13 @@ SegmentSaver::~SegmentSaver() {
   thread_.join();
 }
 
+void SegmentSaver::wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return !pending_; });
+}
+
 void SegmentSaver::save(int64_t step) {
-  {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return !pending_; });
-  }
+  wait();
   step_ = step;
   std::byte* into = staging_.data();
   for (const SliceSource& source : state_) {

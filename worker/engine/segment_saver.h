@@ -34,6 +34,8 @@ class SegmentSaver {
   // written: at most one staging copy exists, and a disk that is too slow slows the run down
   // instead of filling the memory. Caller's thread only.
   void save(int64_t step);
+  // Waits until nothing is being written. Caller's thread only.
+  void wait();
 
   // All memory that saving uses.
   uint64_t memory_bytes() const { return staging_.size() + buffers_.byte_count(); }

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -21,10 +22,18 @@ namespace {
 
 constexpr Duration kStartTimeout = std::chrono::seconds(30);
 
+// A peer that hangs is the coordinator's to find, which says more about it: the transport gives up
+// later than that.
+Duration transport_timeout(const RecoverySpec& recovery) {
+  return std::max<Duration>(UcxOptions().timeout,
+                            2 * kSlowPhaseFactor * std::chrono::seconds(recovery.hang_timeout));
+}
+
 // What a rank holds between StartRank and its exit. Members in the order they need each other.
 struct RankRun {
   const RankProcessOptions& options;
   ControlLink& link;
+  FlightRecorder& flight;
   StartRank start;
   JobSpec spec = {};
   std::unique_ptr<UcxTransport> transport = {};
@@ -66,18 +75,20 @@ Status load(RankRun& run) {
                                                fmt::format("spec of job {}", run.options.job)));
   PENSTOCK_TRY(check_checkpoint_dir(run));
   const auto world_size = static_cast<int32_t>(run.spec.parallelism.world_size());
-  PENSTOCK_TRY_ASSIGN(run.transport, UcxTransport::create({.rank = run.options.rank,
-                                                           .world_size = world_size,
-                                                           .epoch = run.options.epoch}));
+  PENSTOCK_TRY_ASSIGN(run.transport,
+                      UcxTransport::create({.rank = run.options.rank,
+                                            .world_size = world_size,
+                                            .epoch = run.options.epoch,
+                                            .timeout = transport_timeout(run.spec.recovery)}));
   run.kernels = make_kernels(run.spec.training.precision);
   PENSTOCK_TRY_ASSIGN(run.training, open_training_sampler(run.spec));
   if (!run.spec.data.validation.empty()) {
     PENSTOCK_TRY_ASSIGN(run.validation, open_validation_sampler(run.spec));
   }
-  PENSTOCK_TRY_ASSIGN(
-      run.engine, Engine::create(run.spec, run.options.rank, run.start.program, *run.kernels,
-                                 run.transport.get(), *run.training,
-                                 run.validation ? &*run.validation : nullptr, {}, run.start.seats));
+  PENSTOCK_TRY_ASSIGN(run.engine, Engine::create(run.spec, run.options.rank, run.start.program,
+                                                 *run.kernels, run.transport.get(), *run.training,
+                                                 run.validation ? &*run.validation : nullptr, {},
+                                                 run.start.seats, &run.flight));
   log_place(run);
   if (!run.options.trace_file.empty()) {
     const Status kept = run.engine->recorder().keep_in(run.options.trace_file, run.options.job,
@@ -193,7 +204,9 @@ void report_segment(const RankRun& run, int64_t step, const Result<SegmentSummar
 Status train_and_finish(RankRun& run) {
   run.link.send(RankReady{run.options.job, run.options.epoch, run.options.rank,
                           run.transport->address(), data_of(run)});
+  run.flight.begin_phase(FlightPhase::kReady, run.engine->state().step());
   PENSTOCK_TRY_ASSIGN(const BeginTraining begin, run.link.wait_begin());
+  run.flight.begin_phase(FlightPhase::kConnecting, run.engine->state().step());
   PENSTOCK_TRY(run.transport->connect(begin.addresses));
   PENSTOCK_TRY(run.engine->align_clock());
   log_info("every rank is ready; training from step {} to {}", run.engine->state().step() + 1,
@@ -219,6 +232,7 @@ Status train_and_finish(RankRun& run) {
                              .checkpoint_dir = run.start.checkpoint_dir},
                             hooks));
   if (end == TrainingEnd::kStopped) return aborted("asked to stop");
+  run.flight.begin_phase(FlightPhase::kFinishing, run.engine->state().step());
   PENSTOCK_TRY(run.engine->barrier());
   const Status closed = run.transport->close();  // peers may be gone: nobody needs anybody now
   if (!closed.ok()) log_debug("closing the data plane: {}", closed.to_string());
@@ -266,6 +280,12 @@ ExitCode run_rank_process(const RankProcessOptions& options) {
                  (diverged ? status.message() : status.to_string()).c_str());
     return code;
   };
+  FlightRecorder flight;
+  if (!options.flight_file.empty()) {
+    const Status kept =
+        flight.keep_in(options.flight_file, options.job, options.epoch, options.rank);
+    if (!kept.ok()) log_warning("no flight record of this rank: {}", kept.to_string());
+  }
   const RankHello hello{options.job, options.epoch, options.rank, ::getpid()};
   Result<std::unique_ptr<ControlLink>> link = ControlLink::open(options.daemon_endpoint, hello);
   if (!link.ok()) return fail(link.status(), ExitCode::kUsage);
@@ -274,7 +294,8 @@ ExitCode run_rank_process(const RankProcessOptions& options) {
     const bool stopped = (*link)->stop_requested();
     return fail(start.status(), stopped ? ExitCode::kPreempted : ExitCode::kUnreachable);
   }
-  RankRun run{.options = options, .link = **link, .start = *std::move(start)};
+  flight.begin_phase(FlightPhase::kLoading, start->restore_step);
+  RankRun run{.options = options, .link = **link, .flight = flight, .start = *std::move(start)};
   Status status = load(run);
   if (status.ok()) {
     status = train_and_finish(run);

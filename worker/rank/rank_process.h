@@ -15,7 +15,8 @@ struct RankProcessOptions {
   JobId job;
   Epoch epoch;
   Rank rank;
-  Path trace_file;  // the trace of the last steps is kept there; empty: in memory
+  Path trace_file;   // the trace of the last steps is kept there; empty: in memory
+  Path flight_file;  // what the rank does now is kept there; empty: in memory
 };
 
 // Runs to the end; when that was no success, one line on stderr says why. Returns the exit code, or

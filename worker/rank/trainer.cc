@@ -53,6 +53,7 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
                           const TrainerHooks& hooks) {
   const auto evaluate_if_due = [&](int64_t step) -> Status {
     if (!options.evaluate || !is_evaluation_step(spec, step)) return {};
+    engine.flight().begin_phase(FlightPhase::kEvaluating, step);
     PENSTOCK_TRY_ASSIGN(const EvaluationResult result, engine.evaluate());
     hooks.on_evaluation(step, result);
     return {};
@@ -87,6 +88,7 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
     PENSTOCK_TRY_ASSIGN(const StepResult result, engine.train_step(step, save));
     double stall_seconds = 0.0;
     if (saver && (result.save || step == last_step)) {
+      engine.flight().begin_phase(FlightPhase::kSaving, step);
       const int64_t saving = monotonic_ns();
       engine.settle();
       hooks.before_save(step);
@@ -96,7 +98,12 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
     hooks.on_step(result, stall_seconds);
     PENSTOCK_TRY(evaluate_if_due(step));
   }
-  if (saver) PENSTOCK_TRY(hooks.wait_for_commit(last_step));
+  if (saver) {
+    engine.flight().begin_phase(FlightPhase::kSaving, last_step);
+    saver->wait();  // what is left to wait for is the coordinator's work
+    engine.flight().begin_phase(FlightPhase::kCommitting, last_step);
+    PENSTOCK_TRY(hooks.wait_for_commit(last_step));
+  }
   return TrainingEnd::kFinished;
 }
 
