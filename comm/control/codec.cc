@@ -61,6 +61,10 @@ Result<ControlMessage> to_message(wire::ControlMessage::Reader reader) {
       return taken<ExpertLoadReport>(reader.getExpertLoadReport());
     case wire::ControlMessage::SAVE_INTERVAL:
       return taken<SaveInterval>(reader.getSaveInterval());
+    case wire::ControlMessage::INSPECT_RANKS:
+      return taken<InspectRanks>(reader.getInspectRanks());
+    case wire::ControlMessage::RANKS_INSPECTED:
+      return taken<RanksInspected>(reader.getRanksInspected());
   }
   return invalid_argument(fmt::format("unknown message kind {}", static_cast<int>(reader.which())));
 }
@@ -126,6 +130,12 @@ auto init(wire::ControlMessage::Builder b, const ExpertLoadReport&) {
 }
 auto init(wire::ControlMessage::Builder b, const SaveInterval&) {
   return b.initSaveInterval();
+}
+auto init(wire::ControlMessage::Builder b, const InspectRanks&) {
+  return b.initInspectRanks();
+}
+auto init(wire::ControlMessage::Builder b, const RanksInspected&) {
+  return b.initRanksInspected();
 }
 
 }  // namespace

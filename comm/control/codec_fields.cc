@@ -493,4 +493,61 @@ void take(wire::RankProgress::Reader reader, RankProgress& message) {
   message.arena_bytes = reader.getArenaBytes();
 }
 
+void put(wire::InspectRanks::Builder builder, const InspectRanks& message) {
+  put_attempt(builder, message);
+  builder.setRequest(message.request);
+}
+void take(wire::InspectRanks::Reader reader, InspectRanks& message) {
+  take_attempt(reader, message);
+  message.request = reader.getRequest();
+}
+
+void put(wire::RanksInspected::Builder builder, const RanksInspected& message) {
+  put_attempt(builder, message);
+  builder.setRequest(message.request);
+  capnp::List<wire::RankActivity>::Builder list = builder.initRanks(message.ranks.size());
+  for (unsigned i = 0; i < message.ranks.size(); ++i) {
+    const RankActivity& activity = message.ranks[i];
+    const FlightState& state = activity.state;
+    wire::RankActivity::Builder entry = list[i];
+    entry.setRank(activity.rank.value);
+    entry.setProcess(static_cast<wire::ProcessState>(activity.process));
+    entry.setRecorded(activity.recorded);
+    entry.setPhase(static_cast<uint8_t>(state.phase));
+    entry.setStep(state.step);
+    entry.setKind(static_cast<uint8_t>(state.kind));
+    entry.setWhat(state.what);
+    entry.setDirection(state.direction);
+    entry.setMicrobatch(state.microbatch);
+    entry.setLayer(state.layer);
+    entry.setPeer(state.peer);
+    entry.setSending(state.sending);
+    entry.setChanges(state.changes);
+    entry.setQuietMs(activity.quiet_ms);
+    entry.setLogTail(data(activity.log_tail));
+  }
+}
+void take(wire::RanksInspected::Reader reader, RanksInspected& message) {
+  take_attempt(reader, message);
+  message.request = reader.getRequest();
+  for (const wire::RankActivity::Reader entry : reader.getRanks()) {
+    RankActivity& activity = message.ranks.emplace_back();
+    activity.rank.value = entry.getRank();
+    activity.process = static_cast<ProcessState>(entry.getProcess());
+    activity.recorded = entry.getRecorded();
+    activity.state = {.phase = static_cast<FlightPhase>(entry.getPhase()),
+                      .step = entry.getStep(),
+                      .kind = static_cast<TraceKind>(entry.getKind()),
+                      .what = entry.getWhat(),
+                      .direction = entry.getDirection(),
+                      .microbatch = entry.getMicrobatch(),
+                      .layer = entry.getLayer(),
+                      .peer = entry.getPeer(),
+                      .sending = entry.getSending(),
+                      .changes = entry.getChanges()};
+    activity.quiet_ms = entry.getQuietMs();
+    activity.log_tail = take_data(entry.getLogTail());
+  }
+}
+
 }  // namespace penstock::codec_fields

@@ -28,6 +28,8 @@ void put(wire::RankHello::Builder builder, const RankHello& message);
 void put(wire::RankProgress::Builder builder, const RankProgress& message);
 void put(wire::RanksStopped::Builder builder, const RanksStopped& message);
 void put(wire::ExpertLoadReport::Builder builder, const ExpertLoadReport& message);
+void put(wire::InspectRanks::Builder builder, const InspectRanks& message);
+void put(wire::RanksInspected::Builder builder, const RanksInspected& message);
 
 void take(wire::Register::Reader reader, Register& message);
 void take(wire::Registered::Reader reader, Registered& message);
@@ -49,5 +51,7 @@ void take(wire::RankHello::Reader reader, RankHello& message);
 void take(wire::RankProgress::Reader reader, RankProgress& message);
 void take(wire::RanksStopped::Reader reader, RanksStopped& message);
 void take(wire::ExpertLoadReport::Reader reader, ExpertLoadReport& message);
+void take(wire::InspectRanks::Reader reader, InspectRanks& message);
+void take(wire::RanksInspected::Reader reader, RanksInspected& message);
 
 }  // namespace penstock::codec_fields

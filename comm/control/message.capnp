@@ -35,6 +35,8 @@ struct ControlMessage {
     ranksStopped      @17 :RanksStopped;
     expertLoadReport  @18 :ExpertLoadReport;
     saveInterval      @19 :SaveInterval;
+    inspectRanks      @20 :InspectRanks;
+    ranksInspected    @21 :RanksInspected;
   }
 }
 
@@ -337,4 +339,48 @@ struct ExpertLoadReport {
 struct LayerLoads {
   layer @0 :Int32;          # as in model.layers.N, >= 0
   loads @1 :List(Float64);  # by expert: tokens of a step, averaged over recent steps; finite, >= 0
+}
+
+struct InspectRanks {
+  # Coordinator -> worker: what do your ranks of this attempt do now? Never repeated; asked anew
+  # instead, with another number. A worker that does not know it says nothing.
+  job     @0 :UInt64;
+  epoch   @1 :UInt32;
+  request @2 :UInt64;
+}
+
+struct RanksInspected {
+  # Worker -> coordinator, in answer to InspectRanks. Not resent.
+  job     @0 :UInt64;
+  epoch   @1 :UInt32;
+  request @2 :UInt64;              # of InspectRanks
+  ranks   @3 :List(RankActivity);  # that have a process there; at most 4096
+}
+
+struct RankActivity {
+  # One rank, as its daemon reads it from shared memory and the kernel.
+  rank       @0 :Int32;
+  process    @1 :ProcessState;
+  recorded   @2 :Bool;    # there is a flight record: the fields up to changes are its
+  phase      @3 :UInt8;   # as in comm/run/flight_record.h, 0 .. 8
+  step       @4 :Int64;   # >= 0
+  kind       @5 :UInt8;   # as in comm/run/trace_record.h, 0 .. 6
+  what       @6 :UInt8;
+  direction  @7 :UInt8;
+  microbatch @8 :Int32;   # -1: none
+  layer      @9 :Int16;   # -1: none
+  peer       @10 :Int32;  # the rank it waits for; -1: it does not wait
+  sending    @11 :Bool;   # that rank is to take a message, not to send one
+  changes    @12 :UInt64;
+  quietMs    @13 :Int64;  # 0 .. 2^40, since the record changed; without one since the process began
+  logTail    @14 :Data;   # the last lines of its stderr, at most 2 KiB; any bytes
+}
+
+enum ProcessState {
+  unknown   @0;
+  running   @1;
+  sleeping  @2;
+  diskSleep @3;
+  stopped   @4;
+  ended     @5;
 }

@@ -22,6 +22,7 @@
 #include "comm/base/ids.h"
 #include "comm/run/data_identity.h"
 #include "comm/run/expert_seats.h"
+#include "comm/run/flight_record.h"
 #include "comm/run/program.h"
 
 namespace penstock {
@@ -154,6 +155,35 @@ struct RankExited {
   std::string reason;         // one sentence: how it ended and, if it said, why
   std::string log_tail = {};  // the last lines of its stderr, any bytes
   bool operator==(const RankExited&) const = default;
+};
+
+// Coordinator -> worker: what do your ranks of this attempt do now? Asked when a job has been
+// silent for long; not repeated: asked anew, with another number.
+struct InspectRanks {
+  JobId job;
+  Epoch epoch;
+  uint64_t request = 0;
+  bool operator==(const InspectRanks&) const = default;
+};
+
+// What one rank does, as its daemon reads it without a word from it.
+struct RankActivity {
+  Rank rank;
+  ProcessState process = ProcessState::kUnknown;
+  bool recorded = false;  // `state` is its flight record; else it has none
+  FlightState state = {};
+  int64_t quiet_ms = 0;       // since that record changed; without one: since the process began
+  std::string log_tail = {};  // the last lines of its stderr, any bytes
+  bool operator==(const RankActivity&) const = default;
+};
+
+// Worker -> coordinator, the answer: every rank of the attempt that has a process here. Not resent.
+struct RanksInspected {
+  JobId job;
+  Epoch epoch;
+  uint64_t request = 0;  // of InspectRanks
+  std::vector<RankActivity> ranks;
+  bool operator==(const RanksInspected&) const = default;
 };
 
 // Rank 0 -> daemon -> coordinator, once per step. Ordered per epoch.
@@ -305,7 +335,7 @@ using ControlMessage =
     std::variant<Register, Registered, Heartbeat, StartRank, RankReady, BeginTraining, StopRanks,
                  RankExited, StepReport, EvaluationReport, SegmentSaved, SaveFailed,
                  CheckpointOutcome, RankFinished, LogChunk, RankHello, RankProgress, RanksStopped,
-                 ExpertLoadReport, SaveInterval>;
+                 ExpertLoadReport, SaveInterval, InspectRanks, RanksInspected>;
 
 // The message's name, for logs and metrics: "step_report".
 std::string_view message_name(const ControlMessage& message);

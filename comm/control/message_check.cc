@@ -8,6 +8,7 @@ namespace penstock {
 namespace {
 
 constexpr int64_t kMillisecondsMax = 3'600'000;
+constexpr int64_t kQuietMillisecondsMax = int64_t{1} << 40;  // 34 years
 constexpr size_t kDimensionsMax = 8;
 constexpr int kSignalMax = 64;
 
@@ -289,6 +290,36 @@ Status check(const ExpertLoadReport& message) {
   PENSTOCK_TRY(check_layers("layers", message.layers));
   for (const auto& [layer, loads] : message.layers) {
     for (const double load : loads) PENSTOCK_TRY(check_amount("load", load));
+  }
+  return {};
+}
+
+Status check(const InspectRanks& message) {
+  return check_attempt(message);
+}
+
+Status check(const RanksInspected& message) {
+  constexpr size_t kRanksPerWorkerMax = 4096;
+  PENSTOCK_TRY(check_attempt(message));
+  PENSTOCK_TRY(
+      check_that(message.ranks.size() <= kRanksPerWorkerMax, "ranks", "has too many entries"));
+  for (const RankActivity& activity : message.ranks) {
+    const FlightState& state = activity.state;
+    const bool rank_sound =
+        activity.rank.value >= 0 && static_cast<size_t>(activity.rank.value) < kRanksMax;
+    PENSTOCK_TRY(check_that(rank_sound, "rank", "is out of range"));
+    PENSTOCK_TRY(check_that(static_cast<int>(activity.process) < kProcessStateCount, "process",
+                            "is unknown"));
+    PENSTOCK_TRY(
+        check_that(static_cast<int>(state.phase) < kFlightPhaseCount, "phase", "is unknown"));
+    PENSTOCK_TRY(check_that(static_cast<int>(state.kind) < kTraceKindCount, "kind", "is unknown"));
+    PENSTOCK_TRY(check_that(state.step >= 0, "step", "is negative"));
+    PENSTOCK_TRY(check_that(state.microbatch >= -1, "microbatch", "is below -1"));
+    PENSTOCK_TRY(check_that(state.layer >= -1, "layer", "is below -1"));
+    PENSTOCK_TRY(check_that(state.peer >= -1, "peer", "is below -1"));
+    const bool bounded = activity.quiet_ms >= 0 && activity.quiet_ms <= kQuietMillisecondsMax;
+    PENSTOCK_TRY(check_that(bounded, "quiet_ms", "is not in 0 .. 2^40"));
+    PENSTOCK_TRY(check_text("log_tail", activity.log_tail, kLogTailBytesMax));
   }
   return {};
 }

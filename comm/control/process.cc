@@ -19,7 +19,9 @@ namespace penstock {
 namespace {
 
 // Debian 12's <sys/pidfd.h> declares these without C linkage, so C++ cannot link them.
-int pidfd_open(pid_t pid) { return static_cast<int>(syscall(SYS_pidfd_open, pid, 0)); }
+int pidfd_open(pid_t pid) {
+  return static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+}
 int pidfd_send_signal(int pidfd, int signal) {
   return static_cast<int>(syscall(SYS_pidfd_send_signal, pidfd, signal, nullptr, 0));
 }
@@ -232,6 +234,36 @@ ExitStatus ChildProcess::wait() {
   PENSTOCK_CHECK(rc == 0, pid_, errno);
   exit_status_ = decode_wait(info);
   return *exit_status_;
+}
+
+ProcessState process_state(pid_t pid) {
+  const Path path = fmt::format("/proc/{}/stat", pid);
+  const Result<FileDescriptor> file = open_file(path, O_RDONLY);
+  if (!file.ok()) return ProcessState::kUnknown;
+  std::array<char, 256> buffer;
+  const ssize_t count = read(file->get(), buffer.data(), buffer.size());
+  const std::string_view text(buffer.data(), static_cast<size_t>(std::max<ssize_t>(count, 0)));
+  const size_t end_of_name = text.rfind(')');  // a name may hold anything
+  if (end_of_name == std::string_view::npos || end_of_name + 2 >= text.size()) {
+    return ProcessState::kUnknown;
+  }
+  switch (text[end_of_name + 2]) {
+    case 'R':
+      return ProcessState::kRunning;
+    case 'S':
+    case 'I':
+      return ProcessState::kSleeping;
+    case 'D':
+      return ProcessState::kDiskSleep;
+    case 'T':
+    case 't':
+      return ProcessState::kStopped;
+    case 'Z':
+    case 'X':
+      return ProcessState::kEnded;
+    default:
+      return ProcessState::kUnknown;
+  }
 }
 
 Result<Path> sibling_binary(const std::string& name) {

@@ -9,6 +9,7 @@
 
 #include "comm/base/file.h"
 #include "comm/base/status.h"
+#include "comm/run/flight_record.h"
 
 namespace penstock {
 
@@ -33,6 +34,9 @@ struct ExitStatus {
 
 // "exited with code 14", "killed by signal 9 (SIGKILL)".
 std::string to_string(const ExitStatus& status);
+
+// What the kernel says of the process's main thread now.
+ProcessState process_state(pid_t pid);
 
 // One child. Move-only; owns the process: destroying one that still runs kills it with SIGKILL and
 // reaps it. Not thread-safe.

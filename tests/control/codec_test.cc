@@ -90,6 +90,13 @@ TEST(CodecTest, RankProgressSurvivesTheWire) {
   expect_round_trip<RankProgress>();
 }
 
+TEST(CodecTest, InspectRanksSurvivesTheWire) {
+  expect_round_trip<InspectRanks>();
+}
+TEST(CodecTest, RanksInspectedSurvivesTheWire) {
+  expect_round_trip<RanksInspected>();
+}
+
 TEST(CodecTest, ExpertLoadReportSurvivesTheWire) {
   expect_round_trip<ExpertLoadReport>();
 }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "comm/control/codec.h"
@@ -350,6 +351,31 @@ TEST(MessageCheckTest, SavesAndOutcomesHaveAStep) {
   expect_refused(SaveFailed{{1}, {1}, {0}, -1, "disk full"}, "step");
   expect_refused(CheckpointOutcome{{1}, {1}, -1, true, ""}, "step");
   expect_refused(SaveInterval{{1}, {1}, 0}, "steps");
+}
+
+TEST(MessageCheckTest, WhatRanksDoIsBounded) {
+  const auto with = [](const std::function<void(RankActivity&)>& change) {
+    RanksInspected message{{1}, {1}, 1, {}};
+    change(message.ranks.emplace_back());
+    return message;
+  };
+  EXPECT_TRUE(check_message(with([](RankActivity&) {})).ok());
+  expect_refused(InspectRanks{{0}, {1}, 1}, "job");
+  expect_refused(with([](RankActivity& a) { a.rank.value = -1; }), "rank");
+  expect_refused(with([](RankActivity& a) { a.process = static_cast<ProcessState>(6); }),
+                 "process");
+  expect_refused(with([](RankActivity& a) { a.state.phase = static_cast<FlightPhase>(9); }),
+                 "phase");
+  expect_refused(with([](RankActivity& a) { a.state.kind = static_cast<TraceKind>(7); }), "kind");
+  expect_refused(with([](RankActivity& a) { a.state.step = -1; }), "step");
+  expect_refused(with([](RankActivity& a) { a.state.microbatch = -2; }), "microbatch");
+  expect_refused(with([](RankActivity& a) { a.state.layer = -2; }), "layer");
+  expect_refused(with([](RankActivity& a) { a.state.peer = -2; }), "peer");
+  expect_refused(with([](RankActivity& a) { a.quiet_ms = -1; }), "quiet_ms");
+  expect_refused(with([](RankActivity& a) { a.quiet_ms = (int64_t{1} << 40) + 1; }), "quiet_ms");
+  expect_refused(with([](RankActivity& a) { a.log_tail.assign(kLogTailBytesMax + 1, 't'); }),
+                 "log_tail");
+  expect_refused(RanksInspected{{1}, {1}, 1, std::vector<RankActivity>(4097)}, "ranks");
 }
 
 TEST(MessageCheckTest, LogChunksAreBounded) {

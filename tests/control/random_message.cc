@@ -272,6 +272,34 @@ void fill(ExpertLoadReport& message, Random& random) {
   }
 }
 
+void fill(InspectRanks& message, Random& random) {
+  fill_key(message, random);
+  message.request = random.next();
+}
+
+void fill(RanksInspected& message, Random& random) {
+  fill_key(message, random);
+  message.request = random.next();
+  message.ranks.resize(random.below(5));
+  for (RankActivity& activity : message.ranks) {
+    activity.rank.value = static_cast<int32_t>(random.below(kRanksMax));
+    activity.process = static_cast<ProcessState>(random.below(kProcessStateCount));
+    activity.recorded = random.below(2) == 0;
+    activity.state = {.phase = static_cast<FlightPhase>(random.below(kFlightPhaseCount)),
+                      .step = number<int64_t>(random, 0),
+                      .kind = static_cast<TraceKind>(random.below(kTraceKindCount)),
+                      .what = static_cast<uint8_t>(random.below(256)),
+                      .direction = static_cast<uint8_t>(random.below(256)),
+                      .microbatch = number<int32_t>(random, -1),
+                      .layer = number<int16_t>(random, -1),
+                      .peer = number<int32_t>(random, -1),
+                      .sending = random.below(2) == 0,
+                      .changes = random.next()};
+    activity.quiet_ms = static_cast<int64_t>(random.below(1 << 30));
+    activity.log_tail = any_bytes(random, 300);
+  }
+}
+
 template <size_t Kind = 0>
 ControlMessage make(size_t kind, Random& random) {
   if constexpr (Kind < kMessageKinds) {

@@ -268,6 +268,23 @@ TEST_F(AgentDaemonTest, AKilledRankIsReportedWithItsSignal) {
   EXPECT_EQ(heard_.of<RankExited>()[0].signal, SIGKILL);
 }
 
+TEST_F(AgentDaemonTest, AStoppedRankIsSeenWithoutAWordFromIt) {
+  start_daemon();
+  run_rank("steps");
+  const pid_t pid = rank_pid();
+  ASSERT_EQ(kill(pid, SIGSTOP), 0);
+  uint64_t request = 0;
+  ASSERT_TRUE(run_until(loop_, [&] {
+    const auto answers = heard_.of<RanksInspected>();
+    const bool seen = !answers.empty() && answers.back().ranks.size() == 1 &&
+                      answers.back().ranks[0].process == ProcessState::kStopped;
+    if (!seen && answers.size() == request) send(InspectRanks{kJob, {1}, ++request});
+    return seen;
+  }));
+  EXPECT_FALSE(heard_.of<RanksInspected>().back().ranks[0].recorded) << "this rank keeps none";
+  ASSERT_EQ(kill(pid, SIGKILL), 0);
+}
+
 TEST_F(AgentDaemonTest, AMissingRankBinaryIsReportedAsAnExit) {
   std::filesystem::create_directories(folder_);
   SpawnOptions options;

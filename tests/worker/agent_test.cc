@@ -77,6 +77,10 @@ class AgentTest : public ::testing::Test {
     actions.signal_rank = [this](const RankKey& to, int signal) {
       signals.emplace_back(to, signal);
     };
+    actions.inspect_rank = [](const RankKey& of) {
+      return RankActivity{
+          .rank = of.rank, .process = ProcessState::kStopped, .state = {}, .quiet_ms = 7000};
+    };
     actions.exit = [this](ExitCode code, const std::string& why) { exits.emplace_back(code, why); };
     agent = std::make_unique<Agent>(config, actions);
   }
@@ -399,6 +403,25 @@ TEST_F(AgentTest, ANewIntervalBetweenSavesGoesToTheRanksOfItsEpoch) {
   coordinator(SaveInterval{kJob, {2}, 50});
   ASSERT_EQ(sent_to_ranks.size(), 1U);
   EXPECT_EQ(std::get<SaveInterval>(sent_to_ranks[0].second).steps, 25);
+}
+
+TEST_F(AgentTest, WhatRanksDoIsToldOfThoseThatHaveAProcessInTheAttemptAskedFor) {
+  register_agent();
+  run_rank(key(1, 0));
+  run_rank(key(1, 1));
+  coordinator(InspectRanks{kJob, {1}, 77});
+  ASSERT_EQ(sent.size(), 1U);
+  const auto& answer = std::get<RanksInspected>(sent[0]);
+  EXPECT_EQ(answer.request, 77U);
+  EXPECT_EQ(answer.epoch, Epoch{1});
+  ASSERT_EQ(answer.ranks.size(), 2U);
+  EXPECT_EQ(answer.ranks[1].rank, Rank{1});
+  EXPECT_EQ(answer.ranks[1].process, ProcessState::kStopped);
+  EXPECT_EQ(answer.ranks[1].quiet_ms, 7000);
+  EXPECT_TRUE(sent_to_ranks.empty()) << "the ranks are not asked";
+  coordinator(InspectRanks{kJob, {2}, 78});
+  ASSERT_EQ(sent.size(), 2U);
+  EXPECT_TRUE(std::get<RanksInspected>(sent[1]).ranks.empty());
 }
 
 TEST_F(AgentTest, ReportsOfRanksArePassedOnInOrder) {

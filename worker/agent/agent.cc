@@ -283,6 +283,16 @@ void Agent::handle(int64_t, const SaveInterval& message) {
   pass_on(message);
 }
 
+void Agent::handle(int64_t, const InspectRanks& message) {
+  RanksInspected answer{message.job, message.epoch, message.request, {}};
+  for (const auto& [key, entry] : ranks_) {
+    if (key.job != message.job || key.epoch != message.epoch || !entry.has_process()) continue;
+    answer.ranks.push_back(actions_.inspect_rank(key));
+  }
+  const Status sent = send(answer);
+  if (!sent.ok()) log_debug("RanksInspected of job {} not sent: {}", message.job, sent.to_string());
+}
+
 template <typename Message>
 void Agent::pass_on(const Message& message) {
   for (const auto& [key, entry] : ranks_) {

@@ -85,6 +85,8 @@ struct AgentActions {
   std::function<Status(const RankKey&, const ControlMessage&)> send_to_rank;
   std::function<Result<int32_t>(const StartRank&)> spawn_rank;  // the pid
   std::function<void(const RankKey&, int signal)> signal_rank;
+  // Of a rank that has a process.
+  std::function<RankActivity(const RankKey&)> inspect_rank;
   std::function<void(ExitCode, const std::string& why)> exit;  // ends the daemon's loop
 };
 
@@ -98,9 +100,9 @@ class Agent {
   void on_connected(int64_t now_ns);
   void on_disconnected();
   // The coordinator may only send Registered, StartRank, BeginTraining, StopRanks,
-  // CheckpointOutcome and SaveInterval; ranks only RankReady, StepReport, EvaluationReport,
-  // ExpertLoadReport, SegmentSaved, SaveFailed, RankFinished, RankProgress (and RankHello, which
-  // comes through on_rank_hello).
+  // CheckpointOutcome, SaveInterval and InspectRanks; ranks only RankReady, StepReport,
+  // EvaluationReport, ExpertLoadReport, SegmentSaved, SaveFailed, RankFinished, RankProgress (and
+  // RankHello, which comes through on_rank_hello).
   // Anything else is logged and dropped.
   void on_coordinator_message(int64_t now_ns, const ControlMessage& message);
   void on_rank_message(int64_t now_ns, const RankKey& from, const ControlMessage& message);
@@ -155,6 +157,7 @@ class Agent {
   void handle(int64_t now_ns, const StopRanks& message);
   void handle(int64_t now_ns, const CheckpointOutcome& message);
   void handle(int64_t now_ns, const SaveInterval& message);
+  void handle(int64_t now_ns, const InspectRanks& message);
   // To every rank of its job and epoch that can be reached.
   template <typename Message>
   void pass_on(const Message& message);

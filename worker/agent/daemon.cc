@@ -6,6 +6,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <limits>
@@ -14,10 +15,12 @@
 #include "comm/base/ip_address.h"
 #include "comm/base/log.h"
 #include "comm/base/log_folder.h"
+#include "comm/control/flight_reader.h"
 
 namespace penstock {
 namespace {
 
+constexpr const char* kFlightFolder = "flights";
 constexpr size_t kQueuedLogBytesMax = 64 << 20;
 constexpr size_t kReadBytes = 64 << 10;
 // What a process that has ended can have left in a pipe: its capacity, unless a grandchild goes on
@@ -38,6 +41,11 @@ std::string host_name() {
   std::array<char, 256> name{};
   if (gethostname(name.data(), name.size() - 1) != 0 || name[0] == '\0') return "unknown";
   return name.data();
+}
+
+// Made anew by each process, and removed when it is reaped.
+Path flight_file_of(const Path& state_dir, const RankKey& key) {
+  return state_dir / kFlightFolder / fmt::format("job-{}.rank-{}.flight", key.job, key.rank);
 }
 
 RankKey key_of(const RankHello& hello) {
@@ -79,7 +87,12 @@ Status Daemon::open_state_dir() {
   PENSTOCK_TRY(create_directories_durably(options_.state_dir));
   const Path path = options_.state_dir / "lock";
   PENSTOCK_TRY_ASSIGN(lock_file_, open_file(path, O_RDWR | O_CREAT));
-  if (flock(lock_file_.get(), LOCK_EX | LOCK_NB) == 0) return {};
+  if (flock(lock_file_.get(), LOCK_EX | LOCK_NB) == 0) {
+    const Path flights = options_.state_dir / kFlightFolder;
+    std::error_code ignored;
+    std::filesystem::remove_all(flights, ignored);  // of ranks of a killed daemon
+    return create_directories_durably(flights);
+  }
   if (errno != EWOULDBLOCK) return errno_status(errno, "lock " + path.string());
   return already_exists(fmt::format(
       "{} belongs to another penstock-worker that is running; give each its own --state-dir",
@@ -131,6 +144,7 @@ void Daemon::make_agent() {
   };
   actions.spawn_rank = [this](const StartRank& start) { return spawn_rank(start); };
   actions.signal_rank = [this](const RankKey& key, int signal) { signal_rank(key, signal); };
+  actions.inspect_rank = [this](const RankKey& key) { return inspect_rank(key); };
   actions.exit = [this](ExitCode code, const std::string& why) {
     log_line(code == ExitCode::kOk ? LogLevel::kInfo : LogLevel::kError, why);
     exit_code_ = code;
@@ -191,6 +205,8 @@ Result<int32_t> Daemon::spawn_rank(const StartRank& start) {
   } else {
     log_warning("{} runs without a trace: {}", to_string(key), trace.status().to_string());
   }
+  const Path flight = flight_file_of(options_.state_dir, key);
+  spawn.argv.insert(spawn.argv.end(), {"--flight-file", flight.string()});
   if (std::getenv("UCX_NET_DEVICES") == nullptr && !options_.data_interface.empty()) {
     spawn.environment = {"UCX_NET_DEVICES=" + options_.data_interface};
   }
@@ -198,6 +214,8 @@ Result<int32_t> Daemon::spawn_rank(const StartRank& start) {
   const int32_t pid = child.pid();
   Process process(std::move(child));
   process.streams = {process.child.take_stdout(), process.child.take_stderr()};
+  process.flight_file = flight;
+  process.spawned_ns = monotonic_ns();
   process.log_file = options_.state_dir / "logs" / fmt::format("job-{}", key.job) /
                      fmt::format("epoch-{}.rank-{}.log", key.epoch, key.rank);
   Process& kept = processes_.emplace(key, std::move(process)).first->second;
@@ -219,6 +237,36 @@ void Daemon::signal_rank(const RankKey& key, int signal) {
   if (process == processes_.end()) return;
   const Status sent = process->second.child.send_signal(signal);
   if (!sent.ok() && sent.code() != Code::kNotFound) log_error("{}", sent.to_string());
+}
+
+RankActivity Daemon::inspect_rank(const RankKey& key) const {
+  constexpr int64_t kNanosecondsPerMillisecond = 1'000'000;
+  RankActivity activity{.rank = key.rank, .state = {}};
+  const auto found = processes_.find(key);
+  if (found == processes_.end()) return activity;
+  const Process& process = found->second;
+  activity.process = process_state(process.child.pid());
+  activity.log_tail = process.output.log_tail();
+  const int64_t now_ns = monotonic_ns();
+  int64_t since_ns = process.spawned_ns;
+  const Result<FlightRecord> flight = read_flight_record(process.flight_file);
+  if (flight.ok() && flight->job == key.job && flight->epoch == key.epoch &&
+      flight->rank == key.rank) {
+    activity.recorded = true;
+    activity.state = flight->state;
+    since_ns = flight->since_ns;
+  } else if (flight.status().code() == Code::kUnavailable) {
+    since_ns = now_ns;  // it changes faster than it can be read
+  }
+  activity.quiet_ms = std::max<int64_t>(0, now_ns - since_ns) / kNanosecondsPerMillisecond;
+  return activity;
+}
+
+// Of an ended process that did not say why it did: what it was doing.
+std::string Daemon::last_doing(const RankKey& key, const Process& process) const {
+  const Result<FlightRecord> flight = read_flight_record(process.flight_file);
+  if (!flight.ok() || flight->job != key.job || flight->epoch != key.epoch) return {};
+  return "it was " + to_sentence(flight->state);
 }
 
 Status Daemon::send_to_rank(const RankKey& key, const ControlMessage& message) {
@@ -288,7 +336,10 @@ void Daemon::on_process_end(const RankKey& key) {
     const uint64_t offset = process.output.offset();
     emit(key, process, offset, process.output.finish());
     appender_.close(process.log_file);
-    const std::string last_words = process.output.last_words();
+    std::string last_words = process.output.last_words();
+    if (last_words.empty()) last_words = last_doing(key, process);
+    std::error_code ignored;
+    std::filesystem::remove(process.flight_file, ignored);
     const std::string log_tail = process.output.log_tail();
     processes_.erase(key);
     metrics_.rank_ended(now_ns, key, *status);

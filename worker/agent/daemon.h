@@ -64,6 +64,8 @@ class Daemon {
     WatchId exit_watch;
     RankOutput output;
     Path log_file;
+    Path flight_file;
+    int64_t spawned_ns = 0;
   };
 
   Status open_state_dir();
@@ -74,6 +76,8 @@ class Daemon {
 
   Result<int32_t> spawn_rank(const StartRank& start);
   void signal_rank(const RankKey& key, int signal);
+  RankActivity inspect_rank(const RankKey& key) const;
+  std::string last_doing(const RankKey& key, const Process& process) const;
   Status send_to_rank(const RankKey& key, const ControlMessage& message);
   void on_rank_frame(const PeerId& peer, const ControlMessage& message);
   void on_hello(const PeerId& peer, const RankHello& hello);
