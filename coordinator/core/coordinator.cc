@@ -110,6 +110,7 @@ void Coordinator::resume_watch(Job& job) {
   job.ranks.assign(static_cast<size_t>(job.world_size()), {});
   job.epoch_began = now_;
   job.ordered_at = now_;
+  heard_of(job);
   const auto& newest = job.record.last_step;
   read_proof(job, newest && newest->epoch == job.record.epoch ? newest->step : 0);
   if (!wants_ranks(job.record.state)) await_stops(job);

@@ -104,6 +104,12 @@ class Coordinator {
   void send_save_interval(const Job& job);
   std::optional<int64_t> next_save_step(const Job& job) const;
 
+  // coordinator_hangs.cc: jobs that have been silent for too long.
+  void heard_of(Job& job);
+  void watch_for_hang(Job& job);
+  void on_message(Worker& worker, const RanksInspected& message);
+  void conclude_inquiry(Job& job);
+
   // coordinator_proof.cc: a resume that compares the steps it trains again with what is recorded.
   Status begin_proof(Job& job, int64_t steps);
   void place_proof(Job& job, const CheckpointFound& found);

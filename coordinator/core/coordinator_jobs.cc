@@ -221,6 +221,7 @@ void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
   choose_interval(job);
   job.epoch_began = now_;
   job.ordered_at = now_;
+  heard_of(job);
   std::string where;
   for (const WorkerId worker : hosts(job)) {
     where += (where.empty() ? "" : ", ") + worker_name(worker);
@@ -273,6 +274,7 @@ void Coordinator::advance(Job& job) {
 }
 
 void Coordinator::begin_training(Job& job) {
+  heard_of(job);
   if (!job.record.started) job.record.started = now_;
   job.ordered_at = now_;
   transition(job, JobState::kRunning, "coordinator", {"running", "every rank is ready and trains"});

@@ -40,6 +40,7 @@ void Coordinator::on_message(Worker& worker, const RankReady& message) {
   rank->missing_since.reset();
   rank->address = message.address;
   if (rank->state == RankState::kStarting) rank->state = RankState::kReady;
+  heard_of(*job);
   advance(*job);
 }
 
@@ -113,6 +114,7 @@ void Coordinator::on_message(Worker& worker, const StepReport& message) {
   record.last_step = step;
   job->recent_steps.push_back(step);
   if (job->recent_steps.size() > kRecentStepsMax) job->recent_steps.pop_front();
+  heard_of(*job);
   effects_.steps.push_back(step);
   relaxed_jobs_.insert(record.id);
   measure_step(*job, step);
@@ -132,6 +134,7 @@ void Coordinator::on_message(Worker& worker, const EvaluationReport& message) {
                                     message.loss, message.tokens, now_};
   job->evaluations.push_back(evaluation);
   if (job->evaluations.size() > kEvaluationsMax) job->evaluations.pop_front();
+  heard_of(*job);
   effects_.evaluations.push_back(evaluation);
 }
 
@@ -163,6 +166,7 @@ void Coordinator::on_message(Worker& worker, const SegmentSaved& message) {
   if (round.segments.empty()) round.opened = now_;
   SegmentSaved& segment = round.segments[message.rank] = message;
   segment.slices.clear();
+  heard_of(*job);
   if (std::ssize(round.segments) < job->world_size()) return;
   if (waits_for_proof(*job, message.step)) return conclude_proof(*job);
   commit_round(*job, message.step);
@@ -242,6 +246,7 @@ void Coordinator::on_event(const CheckpointDone& done) {
   if (!job) return;
   const auto round = job->rounds.find(done.step);
   if (round == job->rounds.end() || !round->second.committing) return;
+  heard_of(*job);
   if (!done.status.ok()) {
     fail_round(*job, done.step, done.status.message());
   } else if (done.compared) {

@@ -113,6 +113,7 @@ void Coordinator::on_register(const std::string& peer, const Register& message) 
   for (const JobId job_id : std::set<JobId>(open_jobs_)) {
     Job& job = jobs_.at(job_id);
     if (job.awaiting.contains(id)) send_stop(job, id);
+    if (hosts(job).contains(id)) heard_of(job);  // it may have had more to say
   }
   stop_stale(worker);
   schedule_needed_ = true;
@@ -213,6 +214,7 @@ void Coordinator::observe_rank(Worker& worker, const RankStatus& status) {
   }
   rank->seen = true;
   rank->missing_since.reset();
+  if (status.state != rank->state || status.step > rank->step) heard_of(*job);
   rank->state = status.state;
   rank->step = std::max(rank->step, status.step);
   if (status.state == RankState::kFinished) rank->finished = true;
@@ -227,6 +229,11 @@ void Coordinator::on_event(const Tick&) {
     for (auto& [id, worker] : workers_) {
       worker.last_seen = std::min(now_, worker.last_seen + away);
     }
+    for (const JobId id : open_jobs_) {
+      Job& job = jobs_.at(id);
+      job.heard_at = std::min(now_, job.heard_at + away);
+      job.inquiry.reset();  // what was answered is old
+    }
   }
   for (auto& [id, worker] : workers_) {
     const Duration silence = now_ - worker.last_seen;
@@ -239,6 +246,7 @@ void Coordinator::on_event(const Tick&) {
   for (const JobId id : std::set<JobId>(open_jobs_)) {
     Job& job = jobs_.at(id);
     check_deadlines(job);
+    watch_for_hang(job);
     repeat_orders(job);
     if (!job.placed() && now_ >= job.place_after && job.restore == Restore::kUnknown) {
       schedule_needed_ = true;

@@ -35,6 +35,14 @@ struct CheckpointRound {
   bool committing = false;
 };
 
+// A question to every host of a silent job, and what they have answered.
+struct HangInquiry {
+  uint64_t request = 0;  // as in InspectRanks
+  Instant asked_at;
+  std::set<WorkerId> awaiting;
+  std::map<Rank, RankActivity> answers;
+};
+
 // What the next start restores from.
 enum class Restore : uint8_t {
   kUnknown,    // must be looked for before the next start
@@ -68,6 +76,10 @@ struct Job {
   Instant place_after;  // back-off
   Instant epoch_began;  // StartRanks sent, or adopted after a restart of the coordinator
   Instant ordered_at;   // newest orders sent; they are repeated when nothing shows for it
+  Instant heard_at;     // something of this epoch came that shows that it moves
+  Instant ask_after;    // the newest inquiry found that nothing hangs
+  std::optional<HangInquiry> inquiry;
+  uint64_t inquiries = 0;
   int64_t stop_grace_ms = 0;
   std::deque<StepRecord> recent_steps;       // newest last, of this epoch, at most kRecentStepsMax
   std::deque<EvaluationRecord> evaluations;  // newest last, at most kEvaluationsMax

@@ -4,6 +4,7 @@
 
 #include "comm/base/version.h"
 #include "coordinator/core/failure.h"
+#include "coordinator/core/hang_verdict.h"
 
 namespace penstock {
 namespace {
@@ -15,10 +16,10 @@ const std::vector<double>& step_bounds_seconds() {
 }
 
 // Every cause a restart can have (coordinator/core/failure.h and the daemons' fates).
-constexpr const char* kCauses[] = {"rank_exited",      "rank_killed",       "out_of_memory",
-                                   "peer_lost",        "data_corrupt",      "worker_lost",
-                                   "worker_restarted", "cluster_restarted", "rank_missing",
-                                   "not_found",        "permission_denied", "start_timeout"};
+constexpr const char* kCauses[] = {
+    "rank_exited",       "rank_killed",      "out_of_memory",     "peer_lost",    "data_corrupt",
+    "worker_lost",       "worker_restarted", "cluster_restarted", "rank_missing", "not_found",
+    "permission_denied", "start_timeout",    kCauseRankHung};
 constexpr JobState kFinalStates[] = {JobState::kSucceeded, JobState::kFailed, JobState::kCancelled};
 
 // The value of the label `run`, as workers use it too: the job's id, which is never reused.
@@ -66,6 +67,10 @@ Counter nonfinite_steps(MetricRegistry& registry, const std::string& run) {
 Counter restarts(MetricRegistry& registry, const std::string& run, const std::string& cause) {
   return registry.counter("penstock_run_restarts_total", "Recoveries, by first cause.",
                           {{"run", run}, {"cause", cause}});
+}
+Counter hangs(MetricRegistry& registry, const std::string& run) {
+  return registry.counter("penstock_run_hangs_total", "Attempts that ended because a rank hung.",
+                          {{"run", run}});
 }
 Counter rebalances(MetricRegistry& registry, const std::string& run) {
   return registry.counter("penstock_run_rebalances_total",
@@ -143,6 +148,13 @@ Gauge finished_last_scrub_time(MetricRegistry& registry) {
                         "When every checkpoint of finished runs was last read over; 0: not yet.");
 }
 
+// Whether the transition is the end of an attempt because a rank hung.
+bool ends_by_hang(const JobEvent& event, const JobRecord& job) {
+  return wants_ranks(*event.from) && !wants_ranks(*event.state) && job.last_failure &&
+         job.last_failure->reason.code == kCauseRankHung &&
+         (event.reason.code == kCauseRankHung || event.reason.code == "restart_budget");
+}
+
 }  // namespace
 
 RunMetrics::RunMetrics(MetricRegistry& registry, const Coordinator& core)
@@ -178,6 +190,7 @@ void RunMetrics::create(const Job& job) {
   tokens(registry_, run);
   nonfinite_steps(registry_, run);
   for (const char* cause : kCauses) restarts(registry_, run, cause);
+  hangs(registry_, run);
   rebalances(registry_, run);
   for (const char* result : {"committed", "failed"}) saves(registry_, run, result);
   scrubbed_bytes(registry_, run);
@@ -260,6 +273,7 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
   if (event.reason.code == "checkpoint_failed") saves(registry_, run, "failed").increment();
   if (event.reason.code == "checkpoint_damaged") damaged(registry_, run).increment();
   if (!event.from) return;
+  if (ends_by_hang(event, job.record)) hangs(registry_, run).increment();
   set_state(job.record);
   switch (*event.state) {
     case JobState::kQueued:

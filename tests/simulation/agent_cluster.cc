@@ -111,6 +111,7 @@ AgentActions AgentCluster::actions_of(Worker& worker) {
                                ? ExitStatus{-1, SIGKILL}
                                : ExitStatus{static_cast<int>(ExitCode::kPreempted), 0};
   };
+  actions.inspect_rank = [this, &worker](const RankKey& key) { return inspect(worker, key); };
   actions.exit = [this, &worker](ExitCode, const std::string& why) {
     violate(worker.name + " gave up: " + why);
   };
@@ -122,10 +123,43 @@ int64_t AgentCluster::arrival(const std::deque<Flight>& line) {
   return line.empty() ? at_ns : std::max(at_ns, line.back().at_ns);
 }
 
+// What trains waits for a rank of its gang that is stopped, if there is one.
+RankActivity AgentCluster::inspect(const Worker& worker, const RankKey& key) const {
+  const Process& process = worker.processes.at(key);
+  RankActivity activity{
+      .rank = key.rank,
+      .process = process.stopped ? ProcessState::kStopped : ProcessState::kSleeping,
+      .recorded = process.bound,
+      .state = {.phase = FlightPhase::kLoading},
+      .quiet_ms = (now_ns() - process.moved_at_ns) / 1'000'000};
+  if (process.ready) activity.state.phase = FlightPhase::kReady;
+  if (!process.begun || process.stopped) return activity;
+  activity.state.phase =
+      process.step < kSimSteps ? FlightPhase::kTraining : FlightPhase::kCommitting;
+  activity.quiet_ms = 0;
+  for (int32_t rank = 0; rank < static_cast<int32_t>(kSimWorldSize); ++rank) {
+    const Process* const peer = find_process({key.job, key.epoch, Rank{rank}});
+    if (peer == nullptr || !peer->stopped) continue;
+    activity.state.peer = rank;
+    activity.quiet_ms = (now_ns() - process.moved_at_ns) / 1'000'000;
+  }
+  return activity;
+}
+
+const AgentCluster::Process* AgentCluster::find_process(const RankKey& key) const {
+  for (const Worker& worker : workers_) {
+    const auto found = worker.processes.find(key);
+    if (found != worker.processes.end() && !found->second.ends) return &found->second;
+  }
+  return nullptr;
+}
+
 Status AgentCluster::to_rank(Worker& worker, const RankKey& key, const ControlMessage& message) {
   const auto found = worker.processes.find(key);
   if (found == worker.processes.end() || !found->second.bound) return unavailable("no such rank");
   Process& process = found->second;
+  if (process.stopped) return {};  // into its queue, for ever
+  process.moved_at_ns = now_ns();
   if (const auto* start = std::get_if<StartRank>(&message)) {
     process.order = *start;
     process.step = start->restore_step;
@@ -168,6 +202,7 @@ Result<int32_t> AgentCluster::spawn(Worker& worker, const StartRank& start) {
   }
   Process process;
   process.pid = ++last_pid_;
+  process.moved_at_ns = now_ns();
   process.hello_at_ns = within(milliseconds(300));
   worker.processes[key] = process;
   return process.pid;
@@ -186,6 +221,7 @@ void AgentCluster::advance_processes(Worker& worker) {
       worker.agent->on_rank_exit(now_ns(), key, status, "sim");
       continue;
     }
+    if (process.stopped) continue;
     if (!process.bound && now_ns() >= process.hello_at_ns) {
       if (!worker.agent->accepts({key.job, key.epoch, key.rank, process.pid})) continue;
       process.bound = true;
@@ -193,6 +229,7 @@ void AgentCluster::advance_processes(Worker& worker) {
     }
     if (process.order && !process.ready && now_ns() >= process.ready_at_ns) {
       process.ready = true;
+      process.moved_at_ns = now_ns();
       worker.agent->on_rank_message(now_ns(), key, RankReady{key.job, key.epoch, key.rank, "here"});
     }
   }
@@ -214,11 +251,13 @@ void AgentCluster::train(const std::vector<std::pair<Worker*, RankKey>>& gang) {
     return at.first->processes.at(at.second);
   };
   const bool whole = gang.size() == kSimWorldSize;
-  const bool all_begun =
-      std::all_of(gang.begin(), gang.end(), [&](const auto& at) { return process_of(at).begun; });
+  const bool all_begun = std::all_of(gang.begin(), gang.end(), [&](const auto& at) {
+    return process_of(at).begun && !process_of(at).stopped;
+  });
   if (!whole) {
     for (const auto& at : gang) {
-      const bool lost_a_peer = process_of(at).begun && process_of(at).step < kSimSteps;
+      const bool lost_a_peer =
+          process_of(at).begun && process_of(at).step < kSimSteps && !process_of(at).stopped;
       if (lost_a_peer && chance(0.2)) {
         process_of(at).ends = ExitStatus{static_cast<int>(ExitCode::kPeerLost), 0};
       }
@@ -226,6 +265,7 @@ void AgentCluster::train(const std::vector<std::pair<Worker*, RankKey>>& gang) {
   }
   for (const auto& at : gang) {
     if (process_of(at).step < kSimSteps || !process_of(at).final_committed) continue;
+    if (process_of(at).stopped) continue;
     at.first->agent->on_rank_message(
         now_ns(), at.second,
         RankFinished{at.second.job, at.second.epoch, at.second.rank, kSimSteps});
@@ -242,6 +282,7 @@ void AgentCluster::train(const std::vector<std::pair<Worker*, RankKey>>& gang) {
     const auto& [job, epoch, rank] = at.second;
     Agent& agent = *at.first->agent;
     process_of(at).step = step;
+    process_of(at).moved_at_ns = now_ns();
     const auto say = [&](const ControlMessage& message) {
       agent.on_rank_message(now_ns(), at.second, message);
     };
@@ -279,6 +320,10 @@ void AgentCluster::faults() {
         trace(fmt::format("{}: {} killed", worker.name, to_string(key)));
         process.ends = ExitStatus{-1, SIGKILL};
       }
+      if (options_.rank_stops > 0.0 && chance(options_.rank_stops) && !process.ends) {
+        trace(fmt::format("{}: {} stopped", worker.name, to_string(key)));
+        process.stopped = true;
+      }
     }
   }
   if (core_ && chance(options_.coordinator_crashes)) {
@@ -297,6 +342,7 @@ void AgentCluster::submit_jobs() {
   const RequestId request = {++requests_};
   JobSpec spec = sim_spec(fmt::format("job{}", request.value));
   spec.parallelism.rebalance.threshold = options_.rebalance_threshold;
+  spec.recovery.hang_timeout = options_.hang_timeout;
   feed(SubmitJob{request, spec});
 }
 
@@ -345,6 +391,13 @@ void AgentCluster::check(const Effects& effects) {
       return committed.second > commit.epoch;
     });
     if (backwards) violate(fmt::format("job {} commits for an old epoch", commit.job));
+  }
+  for (const JobEvent& event : effects.events) {
+    if (event.reason.code != "rank_hung" || event.state != JobState::kRecovering) continue;
+    const Process* const named = find_process({event.job, event.epoch, *event.rank});
+    if (named == nullptr || named->stopped) continue;
+    violate(fmt::format("rank {} of job {} is well, but: {}", *event.rank, event.job,
+                        event.reason.message));
   }
 }
 

@@ -23,6 +23,8 @@ struct AgentClusterOptions {
   int devices_per_worker = 2;
   int job_count = 2;
   double rank_kills = 0.006;  // chances per tick and subject
+  double rank_stops = 0.0;    // like SIGSTOP: it does nothing any more, and is not gone
+  int64_t hang_timeout = 60;  // of the spec's recovery
   double daemon_kills = 0.003;
   double cuts = 0.01;  // of a connection
   Duration longest_cut = std::chrono::seconds(8);
@@ -51,6 +53,8 @@ class AgentCluster final : public SimulatedCoordinator {
     bool begun = false;
     int64_t step = 0;
     bool final_committed = false;
+    bool stopped = false;
+    int64_t moved_at_ns = 0;         // its flight record changed
     std::optional<ExitStatus> ends;  // as soon as the daemon looks
   };
   struct Worker {
@@ -78,6 +82,8 @@ class AgentCluster final : public SimulatedCoordinator {
   void kill_daemon(Worker& worker);
   void disconnect(Worker& worker);
   AgentActions actions_of(Worker& worker);
+  RankActivity inspect(const Worker& worker, const RankKey& key) const;
+  const Process* find_process(const RankKey& key) const;
   Status to_rank(Worker& worker, const RankKey& key, const ControlMessage& message);
   bool must_be_stopped(const Worker& worker, JobId job) const;
   Result<int32_t> spawn(Worker& worker, const StartRank& start);

@@ -31,6 +31,13 @@ TEST(AgentSimTest, EveryJobSucceedsThroughKillsCutsAndCrashesAndNoTwoEpochsRun) 
   EXPECT_GT(simulate(1, {}).restarts, 0) << "the faults must have hit something";
 }
 
+TEST(AgentSimTest, StoppedRanksAreFoundThroughEveryFaultAndNoHealthyOneIsNamed) {
+  AgentClusterOptions options;
+  options.rank_stops = 0.004;
+  options.hang_timeout = 5;
+  EXPECT_GT(simulate(5'000'001, options).restarts, 0);
+}
+
 TEST(AgentSimTest, ShortCutsAndCoordinatorCrashesAloneRestartNothing) {
   AgentClusterOptions options;
   options.rank_kills = 0;

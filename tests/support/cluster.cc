@@ -151,6 +151,10 @@ void Cluster::kill_coordinator(int signal) {
   daemons_.at("coordinator").wait();
 }
 
+void Cluster::signal_coordinator(int signal) const {
+  PENSTOCK_CHECK(::kill(daemons_.at("coordinator").pid(), signal) == 0, errno);
+}
+
 void Cluster::start_worker(int index) {
   const std::string name = fmt::format("worker-{}", index);
   spawn(name, {binary("penstock-worker"), "--coordinator",
@@ -321,10 +325,10 @@ std::string tiny_job_yaml(const Path& folder, const TinyJob& job) {
       "schedule: {{warmup_steps: 2}}\n"
       "training: {{steps: {}, seed: 7, evaluation_batches: 1}}\n"
       "checkpoint: {{{}interval: {}}}\n"
-      "recovery: {{max_restarts: {}}}\n",
+      "recovery: {{max_restarts: {}, hang_timeout: {}}}\n",
       job.name, job.hidden_size, job.seq_length, train, heldout, job.seq_length, job.pipeline,
       job.expert, job.data, job.microbatches, job.microbatch_ramp, job.steps, dir,
-      job.checkpoint_interval, job.max_restarts);
+      job.checkpoint_interval, job.max_restarts, job.hang_timeout);
 }
 
 ProgramRun penstock(const Cluster& cluster, std::vector<std::string> arguments) {

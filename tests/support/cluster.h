@@ -75,6 +75,7 @@ class Cluster {
 
   void start_coordinator();  // on the ports it had before, if any
   void kill_coordinator(int signal = 9);
+  void signal_coordinator(int signal) const;  // that does not end it
   void start_worker(int index);
   void kill_worker(int index, int signal = 9);
 
@@ -128,6 +129,7 @@ struct TinyJob {
   int hidden_size = 32;
   int seq_length = 32;
   int max_restarts = 5;
+  int hang_timeout = 60;
   std::string checkpoint_dir = "";  // empty: the coordinator's choice
   std::string microbatch_ramp = "[]";
 };
