@@ -220,7 +220,12 @@ TEST_F(IndexFaultTest, AFlipInTheFooterOfATableIsNoticed) {
 }
 
 TEST_F(IndexFaultTest, AFlipInTheDataOfATableIsNoticedWhenOpening) {
-  flip_byte(file(".sst"), 20);
+  std::vector<Path> tables;
+  for (const auto& entry : fs::directory_iterator(path())) {
+    if (entry.path().extension() == ".sst") tables.push_back(entry.path());
+  }
+  ASSERT_GE(tables.size(), 2u) << "the newest has the chain's link, which is read anyway";
+  flip_byte(*std::min_element(tables.begin(), tables.end()), 20);
   expect_set_aside("orrupt");
 }
 
