@@ -11,6 +11,7 @@
 #include <deque>
 
 #include "checkpoint/disk_buffers.h"
+#include "tests/checkpoint/ring_fault.h"
 #include "tests/checkpoint/support.h"
 #include "tests/support/real_files.h"
 
@@ -35,14 +36,6 @@ namespace penstock {
 namespace {
 
 using namespace checkpoint_test;
-
-constexpr SegmentIdentity kIdentity = {JobId{7}, Epoch{3}, Rank{2}, 60};
-
-// What a ring does to one write, counted from 1 over all its writes.
-struct Fault {
-  enum class Kind { kNone, kError, kNotTaken, kShort, kRefused } kind = Kind::kNone;
-  int64_t at = 0;
-};
 
 // Writes at once, tells so in the opposite order, and fails one as told.
 class FaultyRing : public DiskRing {
