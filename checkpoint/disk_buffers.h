@@ -11,15 +11,18 @@
 
 namespace penstock {
 
-inline constexpr uint64_t kDiskBufferBytes = 4 << 20;
-inline constexpr uint64_t kDiskBudgetBytes = 4 * kDiskBufferBytes;
+// Disks take four writes of this size at a time as fast as larger ones, and more would only take
+// memory; a few more reads hide what verifying takes (docs/benchmarks/checkpoint.md).
+inline constexpr uint64_t kDiskBufferBytes = 1 << 20;
+inline constexpr uint64_t kWriteBudgetBytes = 4 * kDiskBufferBytes;
+inline constexpr uint64_t kReadBudgetBytes = 8 * kDiskBufferBytes;
 
 class DiskBuffers {
  public:
   // As many buffers as the budget holds, at most kStartedWritesMax, aligned for direct writes.
   //   kInvalidArgument    the budget does not hold the two that make copying and writing overlap
   //   kResourceExhausted  the memory is not there
-  static Result<DiskBuffers> make(uint64_t budget_bytes = kDiskBudgetBytes);
+  static Result<DiskBuffers> make(uint64_t budget_bytes = kWriteBudgetBytes);
 
   // Makes the pages be there now, so that no save fails for want of them, or waits for them.
   void touch();

@@ -16,7 +16,7 @@ namespace {
 // No read goes beyond a window of this size, at fixed file positions.
 constexpr uint64_t kWindowBytes = 1 << 20;
 static_assert(kWindowBytes % kBlockBytesMax == 0, "blocks never straddle two windows");
-static_assert(kDiskBudgetBytes >= 2 * kWindowBytes, "one is verified while another is read");
+static_assert(kReadBudgetBytes >= 2 * kWindowBytes, "one is verified while another is read");
 // Collected copies that make it worth executing those whose windows are complete; bounds the memory
 // of plans that cut tensors into single elements.
 constexpr size_t kCopiesMax = 1 << 18;
@@ -261,7 +261,7 @@ class SegmentLoad {
 Result<LoadReport> load_slices(const Path& directory, const Manifest& manifest,
                                std::span<const LoadTarget> targets, const DiskOptions& disk) {
   PENSTOCK_TRY_ASSIGN(const auto by_segment, plan_hits(manifest, targets));
-  PENSTOCK_TRY_ASSIGN(const DiskBuffers buffers, DiskBuffers::make());
+  PENSTOCK_TRY_ASSIGN(const DiskBuffers buffers, DiskBuffers::make(kReadBudgetBytes));
   std::unique_ptr<DiskRing> ring;
   if (disk.direct) {
     if (auto made = disk.make_ring(kStartedReadsMax); made.ok()) ring = *std::move(made);

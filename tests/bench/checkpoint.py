@@ -222,10 +222,23 @@ def measure_stall(bench, _):
     copies = pick(ours, "memcpy_seconds", lambda s: statistics.median(s[1:]))
     bench.row("memcpy of the state", "s/GiB", copies)
     bench.bar("later stall / memcpy", "x", statistics.median(a / b for a, b in zip(later, copies)), 1.2, at_least=False)
+    measure_optimizer_step(bench)
     bench.row("save in the background, until durable", "s/GiB", pick(ours, "durable_seconds", statistics.median), "",
               pick(theirs, "durable_seconds", statistics.median))
     bench.row("save in the background, memory beyond what was set aside", "MiB", of(ours, "extra_bytes", 1 / MIB), "",
               of(theirs, "extra_bytes", 1 / MIB))
+
+
+def measure_optimizer_step(bench):
+    """What a save without a copy costs every step: the optimizer writes to other memory than it reads."""
+    command = [str(bench.program.parent / "optimizer_bench"), "--mib", str(min(1024, 4 * bench.tensors)),
+               "--rounds", str(2 * bench.rounds + 1)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    result = json.loads(done.stdout)
+    for key, what in (("in_place_seconds", "optimizer step in place"),
+                      ("to_the_other_seconds", "optimizer step from one generation to another"),
+                      ("copy_seconds", "copy of the same state")):
+        bench.row(what, "s/GiB of state", [s * 2**30 / result["payload_bytes"] for s in result[key][1:]])
 
 
 def measure_busy(bench, _):

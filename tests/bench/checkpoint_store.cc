@@ -173,7 +173,7 @@ Result<json> save(const Flags& flags) {
   const State state(flags, 0, 1, true);
   const std::vector<SliceSource> sources = state.sources();
   PENSTOCK_TRY_ASSIGN(CheckpointStore store, CheckpointStore::open(flags.directory, kJob, nullptr));
-  json out = {{"payload_bytes", state.total()}, {"budget_bytes", kDiskBudgetBytes}};
+  json out = {{"payload_bytes", state.total()}, {"budget_bytes", kWriteBudgetBytes}};
   const Use use;
   PENSTOCK_TRY_ASSIGN(DiskBuffers buffers, DiskBuffers::make());
   buffers.touch();  // as a rank does before its first step
@@ -195,14 +195,18 @@ Result<json> save(const Flags& flags) {
 class AwaitedSaver {
  public:
   AwaitedSaver(const Flags& flags, std::span<const SliceSource> state)
-      : saver_(flags.directory, identity_of(0, 0), state,
+      : state_(state),
+        saver_(flags.directory, identity_of(0, 0),
                [this](int64_t, const Result<SegmentSummary>& saved) {
                  const std::lock_guard lock(mutex_);
                  saved_.push_back(saved);
                  done_.notify_all();
                }) {}
 
-  void save(int64_t step) { saver_.save(step); }
+  void save(int64_t step) {
+    saver_.wait();
+    saver_.save(step, state_);
+  }
   bool is_durable() {
     const std::lock_guard lock(mutex_);
     return !saved_.empty();
@@ -217,6 +221,7 @@ class AwaitedSaver {
   uint64_t memory_bytes() const { return saver_.memory_bytes(); }
 
  private:
+  const std::span<const SliceSource> state_;
   std::mutex mutex_;
   std::condition_variable done_;
   std::vector<Result<SegmentSummary>> saved_;  // guarded by mutex_

@@ -147,7 +147,7 @@ TEST(CrashTest, C4ACrashWithSeveralWritesUnderWayLeavesTheOldOrTheNewCheckpointW
         const Status whole = verify_checkpoint(directory, stored->manifest);
         EXPECT_TRUE(whole.ok()) << when << ": " << whole.to_string();
       });
-  EXPECT_EQ(most_under_way, kDiskBudgetBytes / kDiskBufferBytes);
+  EXPECT_EQ(most_under_way, kWriteBudgetBytes / kDiskBufferBytes);
 }
 
 TEST(CrashTest, AnAcknowledgedPinHoldsThroughAPowerLossDuringRetention) {

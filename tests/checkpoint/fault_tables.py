@@ -69,7 +69,7 @@ CRASHES = {
     "C30": ("SIGSTOP after the rename, before its sync, then SIGCONT or SIGKILL; nothing in the store reads a clock", [],
             ["StoppedWriterTest.C30KeepsItsLockAndFinishesWhenItGoesOn",
              "StoppedWriterTest.C30ItsLockGoesWithItWhenItIsKilled"]),
-    "C31": ("the state changes while it is written", [], ["SegmentSaverTest.SavesTheStateAsItWasWhenSaveReturned"]),
+    "C31": ("the state changes while it is written", [], ["HeldStateTest.StaysAsItIsWhileStepsGoOn"]),
 }
 
 # (what fails, what comes of it, tests)
@@ -133,7 +133,7 @@ CORRUPTIONS = {
             ["IndexTest.AVanishedManifestIsReportedAsLostAndItsNumberNotReused"]),
     "K17": ("cannot happen: there is no LATEST file", "—", []),
     "K18": ("all files of one rank deleted", "missing when opened, the rank is named", ["CorruptionTest.K18*"]),
-    "K19": ("a bit flipped between staging and disk", "block checksum, made from the staged copy; readers check their own buffer",
+    "K19": ("a bit flipped between memory and disk", "block checksum, made of the buffer that is written; readers check their own buffer",
             ["HostileDiskTest.K19*"]),
     "K20": ("a tensor of another shape or type than the model's", "the load plan, before reading",
             ["LoaderTest.WhatDoesNotFitTheCheckpointIsRefusedBeforeReading"]),

@@ -103,7 +103,7 @@ TEST(SegmentTest, ASegmentWithoutSlicesIsLegal) {
 }
 
 // The footer is one write however long it is: four bytes for each 16 KiB of data, and its slices.
-TEST(SegmentTest, DataIsWrittenAtMostFourMebibytesAtATime) {
+TEST(SegmentTest, DataIsWrittenOneBufferAtATime) {
   class Recorder : public FileSystem {
    public:
     class File : public WritableFile {
@@ -133,7 +133,7 @@ TEST(SegmentTest, DataIsWrittenAtMostFourMebibytesAtATime) {
   Recorder recorder;
   save_segment(directory.path(), kIdentity,
                {known_slice("w", DType::kU8, {9'000'000}, {{0}, {9'000'000}})}, recorder);
-  EXPECT_EQ(recorder.largest, uint64_t{4} << 20);
+  EXPECT_EQ(recorder.largest, kDiskBufferBytes);
 }
 
 TEST(SegmentTest, WrongSourcesAreRefusedBeforeAnyFileIsMade) {

@@ -24,7 +24,12 @@ TEST(ProofTest, ACancelledRunIsProvedReproducibleAndGoesOn) {
   ASSERT_TRUE(cluster.wait_for_step(id, 25)) << cluster.describe(id);
   ASSERT_EQ(penstock(cluster, {"cancel", id}).exit_code, 0);
   ASSERT_TRUE(cluster.wait_for_state(id, "CANCELLED")) << cluster.describe(id);
-  const ProgramRun proof = penstock(cluster, {"resume", id, "--prove", "12", "-o", "json"});
+  // From before the newest checkpoint, so that there is one to compare.
+  const Json cancelled = cluster.job(id);
+  const int64_t newest = cancelled.at("checkpoint").at("step");
+  const int64_t steps = cancelled.at("highest_step").get<int64_t>() - newest + 2;
+  const ProgramRun proof =
+      penstock(cluster, {"resume", id, "--prove", std::to_string(steps), "-o", "json"});
   ASSERT_EQ(proof.exit_code, 0) << proof.err << cluster.describe(id);
   const Json document = Json::parse(proof.out);
   EXPECT_EQ(document.at("kind"), "Proof");

@@ -46,7 +46,7 @@ class SegmentSaverTest : public ::testing::Test {
   }
   std::unique_ptr<SegmentSaver> make(FileSystem& files = real_file_system()) {
     return std::make_unique<SegmentSaver>(
-        directory_.path(), SegmentIdentity{JobId{1}, Epoch{2}, Rank{3}, 0}, state_,
+        directory_.path(), SegmentIdentity{JobId{1}, Epoch{2}, Rank{3}, 0},
         [this](int64_t step, const Result<SegmentSummary>& result) {
           saved_.push_back({step, result});
         },
@@ -74,24 +74,12 @@ class SegmentSaverTest : public ::testing::Test {
   std::vector<Saved> saved_;  // read after the saver is gone
 };
 
-TEST_F(SegmentSaverTest, SavesTheStateAsItWasWhenSaveReturned) {
-  GatedFileSystem files;
-  std::unique_ptr<SegmentSaver> saver = make(files);
-  saver->save(4);
-  std::fill(values_.begin(), values_.end(), 2.0F);  // the next step, while nothing is written yet
-  files.open_gate();
-  saver.reset();
-  ASSERT_EQ(saved_.size(), 1u);
-  ASSERT_TRUE(saved_[0].result.ok()) << saved_[0].result.status().to_string();
-  EXPECT_EQ(saved_[0].step, 4);
-  EXPECT_EQ(value_in(saved_[0]), 1.0F);
-}
-
 TEST_F(SegmentSaverTest, SavesOneAfterTheOtherEachWhole) {
   std::unique_ptr<SegmentSaver> saver = make();
   for (int64_t step = 1; step <= 5; ++step) {
     std::fill(values_.begin(), values_.end(), static_cast<float>(step));
-    saver->save(step);
+    saver->save(step, state_);
+    saver->wait();
   }
   saver.reset();
   ASSERT_EQ(saved_.size(), 5u);
@@ -101,30 +89,42 @@ TEST_F(SegmentSaverTest, SavesOneAfterTheOtherEachWhole) {
   }
 }
 
-TEST_F(SegmentSaverTest, ASecondSaveWaitsForTheFirst) {
+TEST_F(SegmentSaverTest, SaveReturnsBeforeAnythingIsWrittenAndWaitOnlyAfterwards) {
   GatedFileSystem files;
   std::unique_ptr<SegmentSaver> saver = make(files);
-  saver->save(1);
-  std::fill(values_.begin(), values_.end(), 2.0F);
-  std::future<void> second = std::async(std::launch::async, [&] { saver->save(2); });
-  EXPECT_EQ(second.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
+  saver->save(1, state_);
+  std::future<void> waiting = std::async(std::launch::async, [&] { saver->wait(); });
+  EXPECT_EQ(waiting.wait_for(std::chrono::milliseconds(50)), std::future_status::timeout);
+  EXPECT_TRUE(saved_.empty());
   files.open_gate();
-  second.get();
-  files.open_gate();
-  saver.reset();
-  ASSERT_EQ(saved_.size(), 2u);
+  waiting.get();
+  ASSERT_EQ(saved_.size(), 1u);
   EXPECT_EQ(value_in(saved_[0]), 1.0F);
-  EXPECT_EQ(value_in(saved_[1]), 2.0F);
+}
+
+TEST_F(SegmentSaverTest, ASaveUnderWayEndsBeforeTheSaver) {
+  make()->save(4, state_);
+  ASSERT_EQ(saved_.size(), 1u);
+  EXPECT_EQ(value_in(saved_[0]), 1.0F);
+}
+
+TEST_F(SegmentSaverTest, OneSaveAtATime) {
+  GatedFileSystem files;
+  std::unique_ptr<SegmentSaver> saver = make(files);
+  saver->save(1, state_);
+  EXPECT_DEATH(saver->save(2, state_), "pending_");
+  files.open_gate();
 }
 
 TEST_F(SegmentSaverTest, AFullDiskIsReportedAndTheNextSaveIsTried) {
   GatedFileSystem files;
   files.fill_up();
   std::unique_ptr<SegmentSaver> saver = make(files);
-  saver->save(1);
-  files.open_gate();
-  saver->save(2);
-  files.open_gate();
+  for (int64_t step = 1; step <= 2; ++step) {
+    saver->save(step, state_);
+    files.open_gate();
+    saver->wait();
+  }
   saver.reset();
   ASSERT_EQ(saved_.size(), 2u);
   EXPECT_EQ(saved_[0].result.status().code(), Code::kResourceExhausted);
@@ -133,8 +133,8 @@ TEST_F(SegmentSaverTest, AFullDiskIsReportedAndTheNextSaveIsTried) {
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(directory_.path()), {}), 1);
 }
 
-TEST_F(SegmentSaverTest, StagingMemoryHoldsExactlyTheState) {
-  EXPECT_EQ(make()->memory_bytes(), kElements * sizeof(float) + kDiskBudgetBytes);
+TEST_F(SegmentSaverTest, UsesNoMemoryBesideTheBuffersOnTheWayToTheDisk) {
+  EXPECT_EQ(make()->memory_bytes(), kWriteBudgetBytes);
 }
 
 }  // namespace

@@ -2,8 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+
+#include "kernels/cpu/cpu_kernels.h"
 #include "tests/worker/engine_test_support.h"
 #include "tests/worker/model_test_support.h"
+#include "worker/optim/adamw.h"
 
 namespace penstock {
 namespace {
@@ -21,35 +25,72 @@ class WeightAverageTest : public testing::Test {
     return {{&set_, ParameterKind::kDense, {dense / 2, dense}},
             {&set_, ParameterKind::kExpert, {0, std::ssize(set_.values(ParameterKind::kExpert))}}};
   }
-  void change_weights() {
-    for (float& w : set_.values(ParameterKind::kDense)) w = 1.25F * w + 0.5F;
-    for (float& w : set_.values(ParameterKind::kExpert)) w -= 0.75F;
+  static OptimizerSpec spec() {
+    OptimizerSpec optimizer;
+    optimizer.ema_decay = 0.5;  // so that it has a place
+    return optimizer;
   }
-  static std::vector<float> values_of(WeightAverage& average) {
+  float* weights_in(std::vector<std::byte>& generation, size_t place) const {
+    return reinterpret_cast<float*>(generation.data() + layout_.places()[place].weights);
+  }
+  // What an optimizer step does to weights.
+  void change_weights(std::vector<std::byte>& previous, std::vector<std::byte>& next) const {
+    for (size_t p = 0; p < layout_.places().size(); ++p) {
+      const int64_t size = layout_.places()[p].shard.owned.size();
+      for (int64_t i = 0; i < size; ++i) {
+        weights_in(next, p)[i] = 1.25F * weights_in(previous, p)[i] + (p == 0 ? 0.5F : -0.75F);
+      }
+    }
+  }
+  static std::vector<float> values_of(const std::vector<StateSlice>& slices) {
     std::vector<float> values;
-    for (const StateSlice& state : average.state()) {
+    for (const StateSlice& state : slices) {
       const auto* first = reinterpret_cast<const float*>(state.bytes.data());
       values.insert(values.end(), first, first + state.bytes.size() / sizeof(float));
     }
     return values;
   }
+  std::vector<float> weights_of(std::vector<std::byte>& generation) const {
+    std::vector<float> values;
+    for (const StateLayout::Place& place : layout_.places()) {
+      for (const ShardPiece& piece : pieces_of(place.shard)) {
+        const auto* first =
+            reinterpret_cast<const float*>(generation.data() + place.weights) + piece.offset;
+        values.insert(values.end(), first, first + (piece.end - piece.begin));
+      }
+    }
+    return values;
+  }
+  std::vector<std::byte> make_generation() const {
+    return std::vector<std::byte>(layout_.byte_count());
+  }
 
+  std::unique_ptr<Kernels> kernels_ = make_cpu_kernels();
   ParameterSet set_;
+  const StateLayout layout_{spec(), shards()};
+  const AdamW optimizer_{spec(), layout_, *kernels_};
 };
 
 TEST_F(WeightAverageTest, StartsAtTheWeightsAndMovesByTheFormula) {
-  WeightAverage average(0.75, shards());
-  average.reset();
+  std::atomic<int> finished = 0;
+  WeightAverage average(0.75, layout_, [&] { ++finished; });
+  std::vector<std::byte> generations[] = {make_generation(), make_generation()};
+  optimizer_.take_weights(generations[0].data());
+  average.reset(generations[0].data());
+  EXPECT_EQ(values_of(average.state(generations[0].data())), weights_of(generations[0]));
   std::vector<double> expected;
-  for (const float a : values_of(average)) expected.push_back(a);
-  WeightAverage now(0.0, shards());  // follows the weights at once
+  for (const float a : weights_of(generations[0])) expected.push_back(a);
   for (int step = 0; step < 3; ++step) {
-    change_weights();
-    average.start();
+    std::vector<std::byte>& previous = generations[step % 2];
+    std::vector<std::byte>& next = generations[(step + 1) % 2];
+    change_weights(previous, next);
+    const std::vector<std::byte> before = previous;
+    average.start(previous.data(), next.data());
     average.wait();
-    now.start();
-    now.wait();
-    const std::vector<float> weights = values_of(now), got = values_of(average);
+    EXPECT_EQ(finished, step + 1);
+    EXPECT_EQ(previous, before) << "what is read stays whole";
+    const std::vector<float> weights = weights_of(next);
+    const std::vector<float> got = values_of(average.state(next.data()));
     ASSERT_EQ(got.size(), expected.size());
     for (size_t i = 0; i < expected.size(); ++i) {
       expected[i] = 0.75 * expected[i] + 0.25 * weights[i];
@@ -58,25 +99,34 @@ TEST_F(WeightAverageTest, StartsAtTheWeightsAndMovesByTheFormula) {
   }
 }
 
-TEST_F(WeightAverageTest, ExchangingTwiceChangesNoBit) {
-  WeightAverage average(0.9, shards());
-  average.reset();
-  change_weights();
+TEST_F(WeightAverageTest, TakesThePlaceOfTheOwnedWeightsAlone) {
+  WeightAverage average(0.9, layout_, [] {});
+  std::vector<std::byte> first = make_generation(), second = make_generation();
+  optimizer_.take_weights(first.data());
+  average.reset(first.data());
+  change_weights(first, second);
+  average.start(first.data(), second.data());
+  average.wait();
+  optimizer_.put_weights(second.data());
   const auto all = set_.values(ParameterKind::kDense);
-  const std::vector<float> weights(all.begin(), all.end()), kept = values_of(average);
-  average.exchange_with_weights();
+  const std::vector<float> weights(all.begin(), all.end());
+  average.put_in_place_of_weights(second.data());
   EXPECT_TRUE(std::equal(weights.begin(), weights.begin() + std::ssize(weights) / 2, all.begin()))
       << "the other replica's half";
   EXPECT_NE(std::vector<float>(all.begin(), all.end()), weights);
-  average.exchange_with_weights();
+  optimizer_.put_weights(second.data());
   EXPECT_EQ(std::vector<float>(all.begin(), all.end()), weights);
-  EXPECT_EQ(values_of(average), kept);
 }
 
 TEST_F(WeightAverageTest, AnUpdateUnderWayIsFinishedBeforeTheEnd) {
-  WeightAverage average(0.5, shards());
-  average.reset();
-  average.start();
+  std::vector<std::byte> first = make_generation(), second = make_generation();
+  std::atomic<bool> finished = false;
+  {
+    WeightAverage average(0.5, layout_, [&] { finished = true; });
+    average.reset(first.data());
+    average.start(first.data(), second.data());
+  }
+  EXPECT_TRUE(finished);
 }
 
 class AveragedRunTest : public testing::Test {

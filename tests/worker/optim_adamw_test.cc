@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <deque>
 #include <map>
 #include <set>
 
@@ -51,6 +52,35 @@ OptimizerSpec spec_with(MomentType moments) {
   return optimizer;
 }
 
+// An optimizer with the places and the memory that an engine gives it; steps go from one generation
+// to another and back.
+class OwnedAdamW {
+ public:
+  OwnedAdamW(const OptimizerSpec& spec, const std::vector<OptimizerShard>& shards, Kernels& kernels)
+      : layout_(spec, shards), adamw_(spec, layout_, kernels) {
+    for (auto& generation : generations_) generation.resize(layout_.byte_count());
+    adamw_.take_weights(generations_[0].data());
+  }
+  OwnedAdamW(const OwnedAdamW&) = delete;
+  void step(int64_t step, double learning_rate, double gradient_factor) {
+    adamw_.step(step, learning_rate, gradient_factor, generations_[current_].data(),
+                generations_[1 - current_].data());
+    current_ = 1 - current_;
+  }
+  double gradient_square_sum() const { return adamw_.gradient_square_sum(); }
+  double clip_factor(double norm) const { return adamw_.clip_factor(norm); }
+  std::vector<StateSlice> state() { return adamw_.state(generations_[current_].data()); }
+  std::vector<std::byte>& previous() { return generations_[1 - current_]; }
+  std::vector<std::byte>& current() { return generations_[current_]; }
+  const AdamW& optimizer() const { return adamw_; }
+
+ private:
+  StateLayout layout_;
+  AdamW adamw_;
+  std::vector<std::byte> generations_[2];
+  size_t current_ = 0;
+};
+
 class AdamWTest : public testing::Test {
  protected:
   void expect_restored_moments_continue(MomentType moments);
@@ -67,7 +97,7 @@ TEST_F(AdamWTest, ThreeStepsEqualTheFormulaInDouble) {
     m[p.name].assign(static_cast<size_t>(p.size), 0.0);
     v[p.name].assign(static_cast<size_t>(p.size), 0.0);
   }
-  AdamW adamw(spec(), shards_of(set, 1, 0), *kernels_);
+  OwnedAdamW adamw(spec(), shards_of(set, 1, 0), *kernels_);
   for (int step = 1; step <= 3; ++step) {
     fill_gradients(set, static_cast<uint64_t>(step));
     const double rate = 0.01 / step, factor = 0.5;
@@ -90,21 +120,71 @@ TEST_F(AdamWTest, ThreeStepsEqualTheFormulaInDouble) {
   }
 }
 
+TEST_F(AdamWTest, AStepLeavesTheGenerationItReadsAsItWas) {
+  for (const MomentType moments : {MomentType::kFp32, MomentType::kBf16}) {
+    ParameterSet set(model_, whole(model_));
+    set.initialize(3, 0.5);
+    OwnedAdamW adamw(spec_with(moments), shards_of(set, 2, 1), *kernels_);
+    for (int step = 1; step <= 3; ++step) {
+      fill_gradients(set, static_cast<uint64_t>(step));
+      const std::vector<std::byte> before = adamw.current();
+      adamw.step(step, 0.01, 1.0);
+      EXPECT_EQ(adamw.previous(), before);
+      EXPECT_NE(adamw.current(), before);
+    }
+  }
+}
+
+TEST_F(AdamWTest, InPlaceAndFromOneGenerationToAnotherAreTheSameBits) {
+  for (const MomentType moments : {MomentType::kFp32, MomentType::kBf16}) {
+    ParameterSet apart(model_, whole(model_)), in_place(model_, whole(model_));
+    apart.initialize(3, 0.5);
+    in_place.initialize(3, 0.5);
+    OwnedAdamW two(spec_with(moments), shards_of(apart, 1, 0), *kernels_);
+    const StateLayout layout(spec_with(moments), shards_of(in_place, 1, 0));
+    AdamW one(spec_with(moments), layout, *kernels_);
+    std::vector<std::byte> generation(layout.byte_count());
+    one.take_weights(generation.data());
+    for (int step = 1; step <= 3; ++step) {
+      fill_gradients(apart, static_cast<uint64_t>(step));
+      fill_gradients(in_place, static_cast<uint64_t>(step));
+      two.step(step, 0.01, 1.0);
+      one.step(step, 0.01, 1.0, generation.data(), generation.data());
+    }
+    EXPECT_EQ(generation, two.current());
+  }
+}
+
+TEST_F(AdamWTest, PutsBackTheWeightsOfAGeneration) {
+  ParameterSet set(model_, whole(model_));
+  set.initialize(3, 0.5);
+  OwnedAdamW adamw(spec(), shards_of(set, 3, 1), *kernels_);
+  const auto all = set.values(ParameterKind::kDense);
+  const std::vector<float> before(all.begin(), all.end());
+  for (float& weight : all) weight += 1.0F;
+  adamw.optimizer().put_weights(adamw.current().data());
+  const ShardRange owned = shard_range(std::ssize(all), 3, 1);
+  for (int64_t i = 0; i < std::ssize(all); ++i) {
+    const bool own = owned.begin <= i && i < owned.end;
+    ASSERT_EQ(all[i], own ? before[i] : before[i] + 1.0F) << i;
+  }
+}
+
 TEST_F(AdamWTest, ShardsOfThreeReplicasTogetherEqualOneOptimizer) {
   ParameterSet alone(model_, whole(model_)), shared(model_, whole(model_));
   alone.initialize(3, 0.5);
   shared.initialize(3, 0.5);
-  AdamW one(spec(), shards_of(alone, 1, 0), *kernels_);
-  std::vector<AdamW> replicas;
+  OwnedAdamW one(spec(), shards_of(alone, 1, 0), *kernels_);
+  std::deque<OwnedAdamW> replicas;
   for (int64_t r = 0; r < 3; ++r) replicas.emplace_back(spec(), shards_of(shared, 3, r), *kernels_);
   for (int step = 1; step <= 2; ++step) {
     fill_gradients(alone, static_cast<uint64_t>(step));
     fill_gradients(shared, static_cast<uint64_t>(step));
     double squares = 0.0;
-    for (const AdamW& replica : replicas) squares += replica.gradient_square_sum();
+    for (const OwnedAdamW& replica : replicas) squares += replica.gradient_square_sum();
     EXPECT_NEAR(squares, one.gradient_square_sum(), 1e-9 * squares);
     one.step(step, 0.01, 1.0);
-    for (AdamW& replica : replicas) replica.step(step, 0.01, 1.0);
+    for (OwnedAdamW& replica : replicas) replica.step(step, 0.01, 1.0);
   }
   for (const Parameter& p : alone.all()) {
     const Parameter* twin = shared.find(p.name);
@@ -118,7 +198,7 @@ TEST_F(AdamWTest, GapsBetweenTensorsStayZero) {
   ParameterSet set(model_, whole(model_));
   set.initialize(3, 0.5);
   fill_gradients(set, 1);
-  AdamW adamw(spec(), shards_of(set, 1, 0), *kernels_);
+  OwnedAdamW adamw(spec(), shards_of(set, 1, 0), *kernels_);
   adamw.step(1, 0.01, 1.0);
   size_t end = 0, gaps = 0;
   for (const Parameter& p : set.all()) {
@@ -132,12 +212,12 @@ TEST_F(AdamWTest, GapsBetweenTensorsStayZero) {
 }
 
 TEST_F(AdamWTest, ClippingScalesToTheLimitAndLeavesSmallGradientsAlone) {
-  AdamW adamw(spec(), {}, *kernels_);
+  OwnedAdamW adamw(spec(), {}, *kernels_);
   EXPECT_DOUBLE_EQ(adamw.clip_factor(1.9), 1.0);
   EXPECT_NEAR(adamw.clip_factor(8.0), 0.25, 1e-6);
   OptimizerSpec off = spec();
   off.clip_grad_norm = 0.0;
-  EXPECT_DOUBLE_EQ(AdamW(off, {}, *kernels_).clip_factor(1e9), 1.0);
+  EXPECT_DOUBLE_EQ(OwnedAdamW(off, {}, *kernels_).clip_factor(1e9), 1.0);
 }
 
 TEST_F(AdamWTest, StateOfAllShardsTilesEveryTensorOnceForEachOfThreeKinds) {
@@ -145,7 +225,7 @@ TEST_F(AdamWTest, StateOfAllShardsTilesEveryTensorOnceForEachOfThreeKinds) {
   set.initialize(3, 0.5);
   std::map<std::string, std::vector<int>> written;
   for (int64_t r = 0; r < 3; ++r) {
-    AdamW adamw(spec(), shards_of(set, 3, r), *kernels_);
+    OwnedAdamW adamw(spec(), shards_of(set, 3, r), *kernels_);
     for (const StateSlice& state : adamw.state()) {
       ASSERT_TRUE(check_slice(state.slice).ok()) << state.slice.name;
       ASSERT_EQ(byte_count(state.slice), state.bytes.size());
@@ -170,7 +250,7 @@ TEST_F(AdamWTest, StatePointsAtTheElementsOfItsBox) {
   ParameterSet set(model_, whole(model_));
   set.initialize(3, 0.5);
   fill_gradients(set, 1);
-  AdamW adamw(spec(), shards_of(set, 3, 1), *kernels_);
+  OwnedAdamW adamw(spec(), shards_of(set, 3, 1), *kernels_);
   adamw.step(1, 0.01, 1.0);
   size_t seen = 0;
   for (const StateSlice& state : adamw.state()) {
@@ -207,8 +287,8 @@ TEST_F(AdamWTest, Bf16MomentsAreTheFp32OnesRoundedAndTheUpdateUsesTheUnroundedOn
   ParameterSet wide_set(model_, whole(model_)), narrow_set(model_, whole(model_));
   wide_set.initialize(3, 0.5);
   narrow_set.initialize(3, 0.5);
-  AdamW wide(spec(), shards_of(wide_set, 1, 0), *kernels_);
-  AdamW narrow(spec_with(MomentType::kBf16), shards_of(narrow_set, 1, 0), *kernels_);
+  OwnedAdamW wide(spec(), shards_of(wide_set, 1, 0), *kernels_);
+  OwnedAdamW narrow(spec_with(MomentType::kBf16), shards_of(narrow_set, 1, 0), *kernels_);
   fill_gradients(wide_set, 1);
   fill_gradients(narrow_set, 1);
   wide.step(1, 0.01, 1.0);  // from moments of 0, which rounding leaves alone
@@ -237,7 +317,7 @@ TEST_F(AdamWTest, ExemptMatricesAndNormsDoNotDecay) {
   optimizer.no_decay = {.embedding = true, .head = false, .router = true};
   ParameterSet set(model_, whole(model_));
   set.initialize(3, 0.5);
-  AdamW adamw(optimizer, shards_of(set, 1, 0), *kernels_);
+  OwnedAdamW adamw(optimizer, shards_of(set, 1, 0), *kernels_);
   std::map<std::string, float> before;
   for (const Parameter& p : set.all()) before[p.name] = p.value[0];
   adamw.step(1, 0.01, 1.0);  // with gradients of 0, decay is all that moves a weight
@@ -257,16 +337,17 @@ TEST_F(AdamWTest, ExemptMatricesAndNormsDoNotDecay) {
 void AdamWTest::expect_restored_moments_continue(MomentType moments) {
   ParameterSet straight(model_, whole(model_)), resumed(model_, whole(model_));
   straight.initialize(3, 0.5);
-  AdamW first(spec_with(moments), shards_of(straight, 1, 0), *kernels_);
+  OwnedAdamW first(spec_with(moments), shards_of(straight, 1, 0), *kernels_);
   fill_gradients(straight, 1);
   first.step(1, 0.01, 1.0);
-  AdamW second(spec_with(moments), shards_of(resumed, 1, 0), *kernels_);
+  OwnedAdamW second(spec_with(moments), shards_of(resumed, 1, 0), *kernels_);
   const auto from = first.state();
   auto to = second.state();
   ASSERT_EQ(from.size(), to.size());
   for (size_t i = 0; i < from.size(); ++i) {
     std::copy(from[i].bytes.begin(), from[i].bytes.end(), to[i].bytes.begin());
   }
+  second.optimizer().put_weights(second.current().data());
   fill_gradients(straight, 2);
   fill_gradients(resumed, 2);
   first.step(2, 0.01, 1.0);

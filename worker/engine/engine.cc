@@ -5,6 +5,7 @@
 
 #include "checkpoint/hf_folder.h"
 #include "comm/base/check.h"
+#include "comm/base/version.h"
 #include "worker/engine/clock_alignment.h"
 #include "worker/engine/slot_needs.h"
 
@@ -118,7 +119,7 @@ Result<std::unique_ptr<Engine>> Engine::create(const JobSpec& spec, Rank rank, P
                                                Kernels& kernels, Transport* transport,
                                                const Sampler& training, const Sampler* validation,
                                                const StageFactory& make_stage, ExpertSeats seats,
-                                               FlightRecorder* flight) {
+                                               FlightRecorder* flight, const StateHome& home) {
   if (rank.value < 0 || rank.value >= spec.parallelism.world_size()) {
     return invalid_argument(fmt::format("rank {} of {}", rank, spec.parallelism.world_size()));
   }
@@ -128,7 +129,7 @@ Result<std::unique_ptr<Engine>> Engine::create(const JobSpec& spec, Rank rank, P
               training, validation, std::move(seats),   flight};
   std::unique_ptr<Engine> engine(new Engine(std::move(parts)));
   PENSTOCK_TRY(engine->make_stages(make_stage ? make_stage : model_stage));
-  engine->make_optimizer();
+  PENSTOCK_TRY(engine->make_state(home));
   return engine;
 }
 
@@ -255,7 +256,7 @@ void Engine::make_lane(const LocalStage& local, int32_t slot_count) {
   recent_loads_.emplace_back(stage.expert_loads().size());
 }
 
-void Engine::make_optimizer() {
+Status Engine::make_state(const StateHome& home) {
   std::vector<OptimizerShard> shards;
   for (const size_t d : layout_.by_stage) {
     const LocalStage& local = layout_.stages[d];
@@ -269,21 +270,35 @@ void Engine::make_optimizer() {
       shards.push_back({&parameters, kind, {owned.begin, owned.end}});
     }
   }
+  state_places_ = std::make_unique<StateLayout>(spec_.optimizer, shards);
+  optimizer_ = std::make_unique<AdamW>(spec_.optimizer, *state_places_, kernels_);
   if (spec_.optimizer.ema_decay > 0.0) {
-    average_ = std::make_unique<WeightAverage>(spec_.optimizer.ema_decay, shards);
+    average_ = std::make_unique<WeightAverage>(spec_.optimizer.ema_decay, *state_places_,
+                                               [this] { state_->publish(); });
   }
-  optimizer_ = std::make_unique<AdamW>(spec_.optimizer, std::move(shards), kernels_);
-  state_ = std::make_unique<TrainingState>(layout_, stages_, *optimizer_, average_.get());
+  PENSTOCK_TRY_ASSIGN(
+      state_, TrainingState::create(layout_, stages_, *state_places_, *optimizer_, average_.get(),
+                                    state_identity(home.job), home.file));
+  return {};
+}
+
+HeldStateIdentity Engine::state_identity(JobId job) const {
+  std::string contents = fmt::format("{}\n{}\n", kVersion, to_json(spec_));
+  for (const auto& [layer, seats] : seats_.layers) {
+    contents += fmt::format("{}: {}\n", layer, fmt::join(seats, " "));
+  }
+  return {job, layout_.rank, digest_of(as_bytes(contents))};
 }
 
 Status Engine::initialize() {
   for (const std::unique_ptr<Stage>& stage : stages_) stage->initialize(spec_.training.seed);
-  state_->set_step(0);
   if (!spec_.checkpoint.init_from.empty()) {
     PENSTOCK_TRY_ASSIGN(const HfFolder folder, HfFolder::open(spec_.checkpoint.init_from));
     PENSTOCK_TRY(state_->load_weights(folder));
   }
-  if (average_) average_->reset();
+  state_->start_from_model();
+  if (average_) average_->reset(state_->current());
+  state_->publish();
   return {};
 }
 

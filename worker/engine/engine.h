@@ -75,6 +75,13 @@ struct EvaluationResult {
 using StageFactory =
     std::function<std::unique_ptr<Stage>(const StageOptions&, Kernels&, ExpertExchange*)>;
 
+// Whose state it is, and where it is kept: in `file` (StateMemory), or, empty, nowhere beyond the
+// process.
+struct StateHome {
+  JobId job;
+  Path file = {};
+};
+
 class Engine {
  public:
   // Takes all memory. Borrows `kernels` and the samplers (`validation` may be null: no evaluate()),
@@ -82,12 +89,10 @@ class Engine {
   // world of one. kInvalidArgument when the program is not of this rank, `seats` not of the model.
   // `make_stage` makes every stage; empty: the model's own. `seats`: equal on every rank. Borrows
   // `flight`; null: it has one of its own.
-  static Result<std::unique_ptr<Engine>> create(const JobSpec& spec, Rank rank, Program program,
-                                                Kernels& kernels, Transport* transport,
-                                                const Sampler& training, const Sampler* validation,
-                                                const StageFactory& make_stage = {},
-                                                ExpertSeats seats = {},
-                                                FlightRecorder* flight = nullptr);
+  static Result<std::unique_ptr<Engine>> create(
+      const JobSpec& spec, Rank rank, Program program, Kernels& kernels, Transport* transport,
+      const Sampler& training, const Sampler* validation, const StageFactory& make_stage = {},
+      ExpertSeats seats = {}, FlightRecorder* flight = nullptr, const StateHome& home = {});
   ~Engine();
 
   // Weights of spec.checkpoint.init_from, or from the seed; fresh optimizer state.
@@ -110,7 +115,7 @@ class Engine {
   // Tokens that chose each expert in a step, a moving average over recent training steps: of the
   // layers that this rank is the first replica of. Over all ranks each layer once.
   ExpertLoads expert_loads() const;
-  // Finishes what a step leaves running in the background. To be called before the state is read.
+  // Finishes what a step leaves running in the background. To be called before the state is saved.
   void settle();
   // Tells the recorder how far this rank's clock is from rank 0's. Every rank calls it, once the
   // transport is connected.
@@ -166,8 +171,9 @@ class Engine {
   };
   explicit Engine(Parts parts);
   Status make_stages(const StageFactory& make_stage);
+  HeldStateIdentity state_identity(JobId job) const;
   void make_lane(const LocalStage& local, int32_t slot_count);
-  void make_optimizer();
+  Status make_state(const StateHome& home);
   std::optional<Rank> neighbour(int32_t pipeline_index) const;
 
   static std::vector<StepPlan> plans_of(const JobSpec& spec, const Program& program);
@@ -194,7 +200,6 @@ class Engine {
   Status reduce_totals();
   Status optimizer_step();
   Status gather_weights();
-  Status exchange_weights_with_average();
   Result<EvaluationResult> evaluate_weights();
 
   const JobSpec spec_;
@@ -219,9 +224,10 @@ class Engine {
   std::vector<std::unique_ptr<Stage>> stages_;  // by direction
   std::vector<std::unique_ptr<Lane>> lanes_;    // by direction
   std::vector<Feed> feeds_;                     // by direction
+  std::unique_ptr<StateLayout> state_places_;
   std::unique_ptr<AdamW> optimizer_;
-  std::unique_ptr<WeightAverage> average_;  // null: none is kept
   std::unique_ptr<TrainingState> state_;
+  std::unique_ptr<WeightAverage> average_;  // null: none is kept; its thread publishes the state
 
   // Of the step under way.
   bool training_ = true;

@@ -68,7 +68,6 @@ Result<StepResult> Engine::train_step(int64_t step, bool ask_to_save) {
     stage->clear_expert_loads();
   }
   PENSTOCK_TRY(execute(plan_of(step), true, step));
-  state_->set_step(step);
   StepResult result{.step = step,
                     .loss = sums_[kLossSum] / sums_[kTokenSum],
                     .prediction_loss = sums_[kPredictionSum] / sums_[kTokenSum],
@@ -90,17 +89,14 @@ Result<StepResult> Engine::train_step(int64_t step, bool ask_to_save) {
 Result<EvaluationResult> Engine::evaluate() {
   PENSTOCK_CHECK(validation_data_ != nullptr);
   if (!spec_.optimizer.ema_evaluation) return evaluate_weights();
-  PENSTOCK_TRY(exchange_weights_with_average());
+  // Every rank puts what it owns, and then has the others' as well.
+  settle();
+  average_->put_in_place_of_weights(state_->current());
+  PENSTOCK_TRY(gather_weights());
   PENSTOCK_TRY_ASSIGN(const EvaluationResult result, evaluate_weights());
-  PENSTOCK_TRY(exchange_weights_with_average());
+  state_->put_back_weights();
+  PENSTOCK_TRY(gather_weights());
   return result;
-}
-
-// Every rank exchanges what it owns, and then has the others' as well.
-Status Engine::exchange_weights_with_average() {
-  average_->wait();
-  average_->exchange_with_weights();
-  return gather_weights();
 }
 
 Result<EvaluationResult> Engine::evaluate_weights() {
@@ -382,6 +378,9 @@ Status Engine::overlapped(const Instruction& i) {
 Status Engine::reduce_gradients() {
   const int64_t begin = monotonic_ns();
   std::fill(sums_.begin(), sums_.end(), 0.0);
+  // Before any rank can get past the sums of this step, and so write over the state before the
+  // last, every rank's state of the last step is whole.
+  settle();
   if (training_) {
     for (const size_t d : layout_.by_stage) {
       PENSTOCK_TRY(reduce_stage(layout_.stages[d], *stages_[d]));
@@ -450,8 +449,10 @@ Status Engine::optimizer_step() {
                   .kind = TraceKind::kInstruction,
                   .what = static_cast<uint8_t>(Op::kOptimizerStep)});
   const double rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step_);
-  settle();
-  optimizer_->step(step_, rate, optimizer_->clip_factor(std::sqrt(sums_[kSquareSum])));
+  state_->begin_step();
+  const std::byte* const previous = state_->current();
+  optimizer_->step(step_, rate, optimizer_->clip_factor(std::sqrt(sums_[kSquareSum])), previous,
+                   state_->next());
   const int64_t updated = monotonic_ns();
   record_span(Op::kOptimizerStep, begin, updated);
   times_.optimizer_seconds += seconds(updated - begin);
@@ -465,7 +466,12 @@ Status Engine::optimizer_step() {
       recent_loads_[d][i] = kLoadDecay * recent_loads_[d][i] + static_cast<double>(loads_[d][i]);
     }
   }
-  if (average_) average_->start();
+  state_->finish_step(step_);
+  if (average_) {
+    average_->start(previous, state_->current());
+  } else {
+    state_->publish();
+  }
   const int64_t end = monotonic_ns();
   record_span(Op::kReduceGradients, updated, end);
   times_.reduce_seconds += seconds(end - updated);

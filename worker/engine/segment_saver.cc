@@ -1,6 +1,6 @@
 #include "worker/engine/segment_saver.h"
 
-#include <cstring>
+#include "comm/base/check.h"
 
 namespace penstock {
 namespace {
@@ -14,22 +14,12 @@ DiskBuffers make_buffers() {
 
 }  // namespace
 
-SegmentSaver::SegmentSaver(Path directory, SegmentIdentity identity,
-                           std::span<const SliceSource> state, Done done, FileSystem& files)
+SegmentSaver::SegmentSaver(Path directory, SegmentIdentity identity, Done done, FileSystem& files)
     : directory_(std::move(directory)),
       identity_(identity),
-      state_(state),
       done_(std::move(done)),
       files_(files),
       buffers_(make_buffers()) {
-  uint64_t bytes = 0;
-  for (const SliceSource& source : state) bytes += source.bytes.size();
-  staging_.resize(bytes);  // zero-filled, hence touched
-  uint64_t offset = 0;
-  for (const SliceSource& source : state) {
-    staged_.push_back({source.slice, Bytes(staging_).subspan(offset, source.bytes.size())});
-    offset += source.bytes.size();
-  }
   thread_ = std::thread([this] { run(); });
 }
 
@@ -47,17 +37,12 @@ void SegmentSaver::wait() {
   changed_.wait(lock, [this] { return !pending_; });
 }
 
-void SegmentSaver::save(int64_t step) {
-  wait();
-  step_ = step;
-  std::byte* into = staging_.data();
-  for (const SliceSource& source : state_) {
-    if (source.bytes.empty()) continue;
-    std::memcpy(into, source.bytes.data(), source.bytes.size());
-    into += source.bytes.size();
-  }
+void SegmentSaver::save(int64_t step, std::span<const SliceSource> state) {
   {
     const std::lock_guard lock(mutex_);
+    PENSTOCK_CHECK(!pending_, step, step_);
+    step_ = step;
+    state_ = state;
     pending_ = true;
   }
   changed_.notify_all();
@@ -72,7 +57,7 @@ void SegmentSaver::run() {
     }
     SegmentIdentity identity = identity_;
     identity.step = step_;
-    done_(step_, write_segment(directory_, identity, staged_, buffers_, files_));
+    done_(step_, write_segment(directory_, identity, state_, buffers_, files_));
     {
       const std::lock_guard lock(mutex_);
       pending_ = false;

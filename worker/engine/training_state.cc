@@ -1,5 +1,7 @@
 #include "worker/engine/training_state.h"
 
+#include <algorithm>
+
 #include "checkpoint/manifest.h"
 #include "checkpoint/names.h"
 #include "comm/base/check.h"
@@ -13,55 +15,165 @@ MutableBytes bytes_of(std::span<float> values) {
 
 }  // namespace
 
-TrainingState::TrainingState(const RankLayout& layout,
-                             std::span<const std::unique_ptr<Stage>> stages, AdamW& optimizer,
-                             WeightAverage* average)
-    : layout_(layout) {
-  add_owned(optimizer.state());
-  if (average != nullptr) add_owned(average->state());
-  for (size_t i = 0; i < stages.size(); ++i) add_stage(layout.stages[i], *stages[i]);
-  const TensorSlice step = whole_tensor(state_name("step"), DType::kI64, {});
-  const std::span<int64_t> value(&step_, 1);
-  if (layout.rank.value == 0) to_save_.push_back({step, std::as_bytes(value)});
-  to_load_.push_back({step, std::as_writable_bytes(value), {}, true});
+Result<std::unique_ptr<TrainingState>> TrainingState::create(
+    const RankLayout& layout, std::span<const std::unique_ptr<Stage>> stages, StateLayout& places,
+    const AdamW& optimizer, const WeightAverage* average, const HeldStateIdentity& identity,
+    const Path& file) {
+  std::vector<Bias> biases = place_biases(layout, stages, places);
+  const uint64_t step_offset = places.add(sizeof(int64_t));
+  PENSTOCK_TRY_ASSIGN(StateMemory memory, StateMemory::make(identity, places.byte_count(), file));
+  auto state = std::make_unique<TrainingState>(layout, optimizer, std::move(memory),
+                                               std::move(biases), step_offset);
+  state->list_sources(average);
+  state->list_targets(average, stages);
+  return state;
 }
 
-void TrainingState::add_owned(const std::vector<StateSlice>& slices) {
-  for (const StateSlice& state : slices) {
-    to_save_.push_back({state.slice, state.bytes});
-    // Weights are loaded whole, below: every rank needs those its replicas own, too.
-    if (parse_logical_name(state.slice.name).kind == TensorKind::kWeight) continue;
-    to_load_.push_back({state.slice, state.bytes, {}});
-  }
-}
+TrainingState::TrainingState(const RankLayout& layout, const AdamW& optimizer, StateMemory memory,
+                             std::vector<Bias> biases, uint64_t step_offset)
+    : layout_(layout),
+      optimizer_(optimizer),
+      memory_(std::move(memory)),
+      biases_(std::move(biases)),
+      step_offset_(step_offset) {}
 
-void TrainingState::add_stage(const LocalStage& local, Stage& stage) {
-  for (const Parameter& parameter : stage.parameters().all()) {
-    const std::span<float> values(parameter.value, static_cast<size_t>(parameter.size));
-    const std::vector<Rank>& replicas = local.replicas_of(parameter.kind);
-    to_load_.push_back({whole_tensor(weight_name(parameter.name), DType::kF32, parameter.shape),
-                        bytes_of(values),
-                        {},
-                        replicas.size() > 1});
-    if (replicas.front() == layout_.rank) first_held_.push_back({parameter.name, values});
-  }
-  const std::span<Router> routers = stage.routers();
-  for (size_t i = 0; i < routers.size(); ++i) {
-    const Router& router = routers[i];
-    const TensorSlice slice = whole_tensor(weight_name(router.bias_name), DType::kF32,
-                                           {static_cast<int64_t>(router.bias.size())});
-    to_load_.push_back({slice, bytes_of(router.bias), {}, local.dense_replicas.size() > 1});
-    const Rank elected = local.dense_replicas[i % local.dense_replicas.size()];
-    if (elected == layout_.rank) to_save_.push_back({slice, bytes_of(router.bias)});
-    if (local.dense_replicas.front() == layout_.rank) {
-      first_held_.push_back({router.bias_name, router.bias});
+std::vector<TrainingState::Bias> TrainingState::place_biases(
+    const RankLayout& layout, std::span<const std::unique_ptr<Stage>> stages, StateLayout& places) {
+  std::vector<Bias> biases;
+  for (size_t s = 0; s < stages.size(); ++s) {
+    const std::vector<Rank>& replicas = layout.stages[s].dense_replicas;
+    const std::span<Router> routers = stages[s]->routers();
+    for (size_t i = 0; i < routers.size(); ++i) {
+      const std::span<float> values = routers[i].bias;
+      biases.push_back({.values = values,
+                        .offset = places.add(values.size_bytes()),
+                        .slice = whole_tensor(weight_name(routers[i].bias_name), DType::kF32,
+                                              {static_cast<int64_t>(values.size())}),
+                        .saved = replicas[i % replicas.size()] == layout.rank});
     }
   }
+  return biases;
+}
+
+void TrainingState::list_sources(const WeightAverage* average) {
+  for (size_t g = 0; g < kStateGenerations; ++g) {
+    std::byte* const generation = memory_.generation(g);
+    std::vector<SliceSource>& sources = to_save_[g];
+    const auto add = [&](const std::vector<StateSlice>& slices) {
+      for (const StateSlice& state : slices) sources.push_back({state.slice, state.bytes});
+    };
+    add(optimizer_.state(generation));
+    if (average != nullptr) add(average->state(generation));
+    for (const Bias& bias : biases_) {
+      const Bytes bytes(generation + bias.offset, bias.values.size_bytes());
+      if (bias.saved) sources.push_back({bias.slice, bytes});
+    }
+    const TensorSlice step = whole_tensor(state_name("step"), DType::kI64, {});
+    if (layout_.rank.value == 0) sources.push_back({step, std::as_bytes(step_in(generation))});
+  }
+}
+
+void TrainingState::list_targets(const WeightAverage* average,
+                                 std::span<const std::unique_ptr<Stage>> stages) {
+  std::byte* const generation = memory_.generation(0);
+  const auto add = [&](const std::vector<StateSlice>& slices) {
+    for (const StateSlice& state : slices) {
+      // Weights are loaded whole, below: every rank needs those its replicas own, too.
+      if (parse_logical_name(state.slice.name).kind == TensorKind::kWeight) continue;
+      to_load_.push_back({state.slice, state.bytes, {}});
+    }
+  };
+  add(optimizer_.state(generation));
+  if (average != nullptr) add(average->state(generation));
+  for (size_t s = 0; s < stages.size(); ++s) {
+    const LocalStage& local = layout_.stages[s];
+    for (const Parameter& parameter : stages[s]->parameters().all()) {
+      const std::span<float> values(parameter.value, static_cast<size_t>(parameter.size));
+      const std::vector<Rank>& replicas = local.replicas_of(parameter.kind);
+      to_load_.push_back({whole_tensor(weight_name(parameter.name), DType::kF32, parameter.shape),
+                          bytes_of(values),
+                          {},
+                          replicas.size() > 1});
+      if (replicas.front() == layout_.rank) first_held_.push_back({parameter.name, values});
+    }
+    for (const Router& router : stages[s]->routers()) {
+      to_load_.push_back({whole_tensor(weight_name(router.bias_name), DType::kF32,
+                                       {static_cast<int64_t>(router.bias.size())}),
+                          bytes_of(router.bias),
+                          {},
+                          local.dense_replicas.size() > 1});
+      if (local.dense_replicas.front() == layout_.rank) {
+        first_held_.push_back({router.bias_name, router.bias});
+      }
+    }
+  }
+  to_load_.push_back({whole_tensor(state_name("step"), DType::kI64, {}),
+                      std::as_writable_bytes(step_in(generation)),
+                      {},
+                      true});
+}
+
+std::span<int64_t> TrainingState::step_in(std::byte* generation) const {
+  return {reinterpret_cast<int64_t*>(generation + step_offset_), 1};
+}
+
+void TrainingState::copy_biases_to(std::byte* generation) const {
+  for (const Bias& bias : biases_) {
+    std::copy(bias.values.begin(), bias.values.end(),
+              reinterpret_cast<float*>(generation + bias.offset));
+  }
+}
+
+void TrainingState::begin_step() {
+  const size_t held = held_.load(std::memory_order_acquire);
+  next_ = kNone;
+  for (size_t g = 0; g < kStateGenerations; ++g) {
+    if (g == current_ || g == held) continue;
+    // Of two the older, so that the last two steps stay.
+    if (next_ == kNone || memory_.step_of(g) < memory_.step_of(next_)) next_ = g;
+  }
+  memory_.begin_writing(next_);
+}
+
+void TrainingState::finish_step(int64_t step) {
+  PENSTOCK_CHECK(next_ != kNone && step == step_ + 1, step, step_);
+  copy_biases_to(next());
+  step_in(next())[0] = step;
+  step_ = step;
+  current_ = std::exchange(next_, kNone);
+}
+
+void TrainingState::publish() {
+  memory_.publish(current_, step_);
+}
+
+// What an earlier rank left is of no use to one that starts elsewhere.
+void TrainingState::forget_generations() {
+  for (size_t g = 0; g < kStateGenerations; ++g) memory_.begin_writing(g);
+  current_ = 0;
+}
+
+void TrainingState::start_from_model() {
+  forget_generations();
+  std::fill_n(current(), memory_.generation(1) - memory_.generation(0), std::byte{0});
+  optimizer_.take_weights(current());
+  copy_biases_to(current());
+  step_ = 0;
+}
+
+std::span<const SliceSource> TrainingState::hold() {
+  PENSTOCK_CHECK(held_.load(std::memory_order_acquire) == kNone);
+  held_.store(current_, std::memory_order_release);
+  return to_save();
+}
+
+void TrainingState::release() {
+  held_.store(kNone, std::memory_order_release);
 }
 
 uint64_t TrainingState::save_bytes() const {
   uint64_t bytes = 0;
-  for (const SliceSource& source : to_save_) bytes += source.bytes.size();
+  for (const SliceSource& source : to_save_[0]) bytes += source.bytes.size();
   return bytes;
 }
 
@@ -73,13 +185,34 @@ Result<LoadReport> TrainingState::restore(const Path& manifest_path, JobId job, 
                                            manifest_path.string(), manifest.job, manifest.step, job,
                                            step));
   }
+  forget_generations();
   PENSTOCK_TRY_ASSIGN(const LoadReport report,
                       load_slices(manifest_path.parent_path(), manifest, to_load_));
-  if (step_ != step) {
+  if (step_in(current())[0] != step) {
     return data_loss(fmt::format("{} says step {} but holds the state of step {}",
-                                 manifest_path.string(), step, step_));
+                                 manifest_path.string(), step, step_in(current())[0]));
   }
+  optimizer_.take_weights(current());
+  copy_biases_to(current());
+  step_ = step;
+  publish();
   return report;
+}
+
+Status TrainingState::restore_held(int64_t step) {
+  const std::optional<size_t> found = memory_.find(step);
+  if (!found) return not_found(fmt::format("no state of step {} is held in memory", step));
+  for (size_t g = 0; g < kStateGenerations; ++g) {
+    if (memory_.step_of(g) > step) memory_.begin_writing(g);
+  }
+  current_ = *found;
+  step_ = step;
+  put_back_weights();
+  for (const Bias& bias : biases_) {
+    std::copy_n(reinterpret_cast<const float*>(current() + bias.offset), bias.values.size(),
+                bias.values.begin());
+  }
+  return {};
 }
 
 Status TrainingState::load_weights(const HfFolder& folder) {

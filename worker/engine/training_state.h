@@ -6,8 +6,18 @@
 // biases it is elected for, and on rank 0 the step. The election is a pure function of the layout.
 // Loaded: every weight and bias of its stages, the moments it owns. Nothing else is state: data,
 // learning rate and initial weights are pure functions of seed and step.
+//
+// What a rank saves lies in generations (worker/engine/state_memory.h); the model computes with
+// copies of its weights and biases. A training step goes
+//
+//   begin_step() -> the optimizer writes next() from current() -> finish_step() -> publish()
+//
+// and until publish() the generation before it is the newest whole one. hold() keeps the newest as
+// it is while it is written to a checkpoint and steps go on.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -20,6 +30,7 @@
 #include "comm/base/file.h"
 #include "comm/base/hash.h"
 #include "worker/engine/rank_layout.h"
+#include "worker/engine/state_memory.h"
 #include "worker/engine/weight_average.h"
 #include "worker/model/stage.h"
 #include "worker/optim/adamw.h"
@@ -28,27 +39,60 @@ namespace penstock {
 
 class TrainingState {
  public:
-  // Borrows all; pointers into them are kept. `average` may be null.
-  TrainingState(const RankLayout& layout, std::span<const std::unique_ptr<Stage>> stages,
-                AdamW& optimizer, WeightAverage* average);
+  // Takes all memory: kStateGenerations of what `places` holds and this adds to it. Borrows all;
+  // pointers into them are kept. `average` may be null. `identity`, `file`: as StateMemory::make().
+  static Result<std::unique_ptr<TrainingState>> create(
+      const RankLayout& layout, std::span<const std::unique_ptr<Stage>> stages, StateLayout& places,
+      const AdamW& optimizer, const WeightAverage* average, const HeldStateIdentity& identity,
+      const Path& file);
+  struct Bias {
+    std::span<float> values;  // the model's
+    uint64_t offset = 0;      // in a generation
+    TensorSlice slice;
+    bool saved = false;  // by this rank
+  };
+  // For create().
+  TrainingState(const RankLayout& layout, const AdamW& optimizer, StateMemory memory,
+                std::vector<Bias> biases, uint64_t step_offset);
   TrainingState(const TrainingState&) = delete;
   TrainingState& operator=(const TrainingState&) = delete;
 
   // Last finished step: part of the state.
   int64_t step() const { return step_; }
-  void set_step(int64_t step) { step_ = step; }
 
-  // Addresses are stable; bytes change with every optimizer step and set_step().
-  std::span<const SliceSource> to_save() const { return to_save_; }
+  std::byte* current() const { return memory_.generation(current_); }
+  std::byte* next() const { return memory_.generation(next_); }
+  // The generation that the step may write: neither the newest nor the one held.
+  void begin_step();
+  // The step is done but for what runs in the background: next() is current(), with the model's
+  // router biases.
+  void finish_step(int64_t step);
+  // current() is whole. On any thread, before the next begin_step().
+  void publish();
+  // current() as it is before any step: weights and biases of the model, moments of 0. The average
+  // is the caller's.
+  void start_from_model();
+
+  // What to save of current(). Changes with every step, but not between hold() and release().
+  std::span<const SliceSource> to_save() const { return to_save_[current_]; }
+  // to_save(), which stays as it is until release(). REQUIRES: nothing is held.
+  std::span<const SliceSource> hold();
+  void release();  // on any thread
   uint64_t save_bytes() const;
+  uint64_t memory_bytes() const { return memory_.byte_count(); }
 
   // Fills everything from the checkpoint whose manifest is at `manifest_path`. kFailedPrecondition
   // when that is of another job or not of `step`; else as load_slices().
   Result<LoadReport> restore(const Path& manifest_path, JobId job, int64_t step);
+  // Goes on from the generation of `step` that the memory already held. What the rank does not own,
+  // its replicas have: the model is whole when all weights were gathered. kNotFound: there is none.
+  Status restore_held(int64_t step);
 
-  // Fills every weight and router bias from a Hugging Face folder; the step and the optimizer's
-  // state stay. Errors as HfFolder::read().
+  // Fills every weight and router bias of the model from a Hugging Face folder. Errors as
+  // HfFolder::read().
   Status load_weights(const HfFolder& folder);
+  // The model's owned weights are those of current() again.
+  void put_back_weights() const { optimizer_.put_weights(current()); }
 
   // Digests of the tensors this rank is the first to hold (weights and router biases). Over all
   // ranks: each tensor once, whatever the layout.
@@ -59,17 +103,32 @@ class TrainingState {
   std::vector<TensorDigest> weight_digests() const;
 
  private:
-  void add_owned(const std::vector<StateSlice>& slices);
-  void add_stage(const LocalStage& local, Stage& stage);
-
   struct Held {  // for weight_digests()
     std::string name;
     std::span<const float> values;
   };
+  static constexpr size_t kNone = kStateGenerations;
+
+  static std::vector<Bias> place_biases(const RankLayout& layout,
+                                        std::span<const std::unique_ptr<Stage>> stages,
+                                        StateLayout& places);
+  void list_sources(const WeightAverage* average);
+  void list_targets(const WeightAverage* average, std::span<const std::unique_ptr<Stage>> stages);
+  void forget_generations();
+  void copy_biases_to(std::byte* generation) const;
+  std::span<int64_t> step_in(std::byte* generation) const;
+
   const RankLayout& layout_;
+  const AdamW& optimizer_;
+  StateMemory memory_;
+  const std::vector<Bias> biases_;
+  const uint64_t step_offset_;
   int64_t step_ = 0;
-  std::vector<SliceSource> to_save_;
-  std::vector<LoadTarget> to_load_;
+  size_t current_ = 0;
+  size_t next_ = kNone;
+  std::atomic<size_t> held_ = kNone;
+  std::array<std::vector<SliceSource>, kStateGenerations> to_save_;  // by generation
+  std::vector<LoadTarget> to_load_;  // into the model and generation 0
   std::vector<Held> first_held_;
 };
 

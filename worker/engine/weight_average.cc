@@ -7,11 +7,20 @@
 
 namespace penstock {
 
-WeightAverage::WeightAverage(double decay, std::vector<OptimizerShard> shards)
-    : rate_(static_cast<float>(1.0 - decay)) {
-  for (OptimizerShard& shard : shards) {
-    parts_.push_back({shard, std::vector<float>(static_cast<size_t>(shard.owned.size()))});
-  }
+namespace {
+
+const float* floats(const std::byte* generation, uint64_t offset) {
+  return reinterpret_cast<const float*>(generation + offset);
+}
+float* floats(std::byte* generation, uint64_t offset) {
+  return reinterpret_cast<float*>(generation + offset);
+}
+
+}  // namespace
+
+WeightAverage::WeightAverage(double decay, const StateLayout& layout,
+                             std::function<void()> finished)
+    : rate_(static_cast<float>(1.0 - decay)), layout_(layout), finished_(std::move(finished)) {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -24,16 +33,19 @@ WeightAverage::~WeightAverage() {
   thread_.join();
 }
 
-void WeightAverage::reset() {
-  for (Part& part : parts_) {
-    std::copy_n(part.weights(), part.average.size(), part.average.begin());
+void WeightAverage::reset(std::byte* generation) {
+  for (const StateLayout::Place& place : layout_.places()) {
+    std::copy_n(floats(generation, place.weights), place.shard.owned.size(),
+                floats(generation, place.average));
   }
 }
 
-void WeightAverage::start() {
+void WeightAverage::start(const std::byte* previous, std::byte* next) {
   {
     const std::lock_guard lock(mutex_);
     PENSTOCK_CHECK(!under_way_);
+    previous_ = previous;
+    next_ = next;
     under_way_ = true;
   }
   changed_.notify_all();
@@ -44,18 +56,20 @@ void WeightAverage::wait() {
   changed_.wait(lock, [this] { return !under_way_; });
 }
 
-void WeightAverage::exchange_with_weights() {
-  for (Part& part : parts_) {
-    std::swap_ranges(part.average.begin(), part.average.end(), part.weights());
+void WeightAverage::put_in_place_of_weights(const std::byte* generation) const {
+  for (const StateLayout::Place& place : layout_.places()) {
+    const OptimizerShard& shard = place.shard;
+    std::copy_n(floats(generation, place.average), shard.owned.size(),
+                shard.parameters->values(shard.kind).data() + shard.owned.begin);
   }
 }
 
-std::vector<StateSlice> WeightAverage::state() {
+std::vector<StateSlice> WeightAverage::state(std::byte* generation) const {
   std::vector<StateSlice> slices;
-  for (Part& part : parts_) {
-    for (const ShardPiece& piece : pieces_of(part.shard)) {
+  for (const StateLayout::Place& place : layout_.places()) {
+    for (const ShardPiece& piece : pieces_of(place.shard)) {
       append_state(piece, logical_name(piece.parameter->name, TensorKind::kEma), DType::kF32,
-                   part.average.data() + piece.offset, slices);
+                   floats(generation, place.average) + piece.offset, slices);
     }
   }
   return slices;
@@ -69,6 +83,7 @@ void WeightAverage::run() {
       if (!under_way_) return;
     }
     update();
+    finished_();
     {
       const std::lock_guard lock(mutex_);
       under_way_ = false;
@@ -77,12 +92,13 @@ void WeightAverage::run() {
   }
 }
 
-void WeightAverage::update() {
-  for (Part& part : parts_) {
-    const float* const weights = part.weights();
-    for (size_t i = 0; i < part.average.size(); ++i) {
-      part.average[i] += rate_ * (weights[i] - part.average[i]);
-    }
+void WeightAverage::update() const {
+  for (const StateLayout::Place& place : layout_.places()) {
+    const float* const before = floats(previous_, place.average);
+    const float* const weights = floats(static_cast<const std::byte*>(next_), place.weights);
+    float* const after = floats(next_, place.average);
+    const int64_t size = place.shard.owned.size();
+    for (int64_t i = 0; i < size; ++i) after[i] = before[i] + rate_ * (weights[i] - before[i]);
   }
 }
 

@@ -4,56 +4,55 @@
 //
 //   average += (1 - decay) · (weight - average)
 //
-// The thread reads the weights themselves: start() when they are those of a finished step, wait()
-// before anything changes or saves them. Element by element, so the result does not depend on when
-// the thread runs. The router's biases have no average: they are no parameters.
+// It reads one generation of the state (worker/optim/state_layout.h) and the weights of the next,
+// and writes the next's average. Element by element, so the result does not depend on when the
+// thread runs. The router's biases have no average: they are no parameters.
 #pragma once
 
 #include <condition_variable>
-#include <cstdint>
+#include <cstddef>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
 
-#include "worker/optim/shard_state.h"
+#include "worker/optim/state_layout.h"
 
 namespace penstock {
 
 // start() and the rest are for one thread. Steady state allocates nothing.
 class WeightAverage {
  public:
-  WeightAverage(double decay, std::vector<OptimizerShard> shards);
+  // Borrows `layout`. `finished` is called on the thread, after each update.
+  WeightAverage(double decay, const StateLayout& layout, std::function<void()> finished);
   // Waits for the update under way.
   ~WeightAverage();
   WeightAverage(const WeightAverage&) = delete;
   WeightAverage& operator=(const WeightAverage&) = delete;
 
-  // The average becomes the weights. REQUIRES: no update is under way.
-  void reset();
-  // Begins one update. REQUIRES: no update is under way.
-  void start();
+  // The generation's average becomes its weights. REQUIRES: no update is under way.
+  void reset(std::byte* generation);
+  // Begins one update, of generations that both stay where they are until it is finished. REQUIRES:
+  // no update is under way.
+  void start(const std::byte* previous, std::byte* next);
   // Returns when no update is under way.
   void wait();
-  // Puts the average where the owned weights are, and these in its place. Twice: nothing changed.
-  // REQUIRES: no update is under way.
-  void exchange_with_weights();
+  // Puts the generation's average where the model has the owned weights. REQUIRES: no update is
+  // under way.
+  void put_in_place_of_weights(const std::byte* generation) const;
 
-  // One slice per box of the owned ranges. The memory they point to stays where it is.
-  std::vector<StateSlice> state();
+  // One slice per box of the owned ranges in a generation.
+  std::vector<StateSlice> state(std::byte* generation) const;
 
  private:
-  struct Part {
-    OptimizerShard shard;
-    std::vector<float> average;  // of shard.owned
-    float* weights() const {
-      return shard.parameters->values(shard.kind).data() + shard.owned.begin;
-    }
-  };
   void run();
-  void update();
+  void update() const;
 
-  const float rate_;         // 1 - decay
-  std::vector<Part> parts_;  // the caller's while no update is under way, else the thread's
+  const float rate_;  // 1 - decay
+  const StateLayout& layout_;
+  const std::function<void()> finished_;
+  const std::byte* previous_ = nullptr;  // the caller's while no update is under way,
+  std::byte* next_ = nullptr;            // else the thread's
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -10,7 +10,8 @@
 namespace penstock {
 namespace {
 
-constexpr int64_t kChunkElements = 4096;  // of bf16 moments that are fp32 at a time: fits a cache
+// Updated at a time, so that what is used twice (new weights, expanded moments) is in a cache.
+constexpr int64_t kChunkElements = 4096;
 
 bool decays(const NoDecay& exempt, const Parameter& parameter) {
   const std::string_view name = parameter.name;
@@ -20,31 +21,40 @@ bool decays(const NoDecay& exempt, const Parameter& parameter) {
   return parameter.decays();
 }
 
+template <typename T>
+const T* at(const std::byte* generation, uint64_t offset) {
+  return reinterpret_cast<const T*>(generation + offset);
+}
+template <typename T>
+T* at(std::byte* generation, uint64_t offset) {
+  return reinterpret_cast<T*>(generation + offset);
+}
+
+float* owned_weights(const StateLayout::Place& place) {
+  return place.shard.parameters->values(place.shard.kind).data() + place.shard.owned.begin;
+}
+
 }  // namespace
 
-AdamW::AdamW(const OptimizerSpec& spec, std::vector<OptimizerShard> shards, Kernels& kernels)
-    : spec_(spec), kernels_(kernels), shards_(std::move(shards)) {
+AdamW::AdamW(const OptimizerSpec& spec, const StateLayout& layout, Kernels& kernels)
+    : spec_(spec), layout_(layout), kernels_(kernels) {
   const bool bf16 = spec_.moments == MomentType::kBf16;
   if (bf16) expanded_.resize(2 * kChunkElements);
-  for (const OptimizerShard& shard : shards_) {
-    const auto size = static_cast<size_t>(shard.owned.size());
-    float* const wide = bf16 ? nullptr : moments_.emplace_back(2 * size, 0.0F).data();
-    uint16_t* const narrow = bf16 ? narrow_moments_.emplace_back(2 * size, 0).data() : nullptr;
-    for (const ShardPiece& piece : pieces_of(shard)) {
-      Piece own{piece, {}, {}};
-      if (bf16) {
-        own.narrow = {narrow + piece.offset, narrow + size + piece.offset};
-      } else {
-        own.wide = {wide + piece.offset, wide + size + piece.offset};
-      }
-      pieces_.push_back(own);
+  const uint64_t moment_bytes = bf16 ? sizeof(uint16_t) : sizeof(float);
+  for (const StateLayout::Place& place : layout_.places()) {
+    for (const ShardPiece& piece : pieces_of(place.shard)) {
+      const auto offset = static_cast<uint64_t>(piece.offset);
+      pieces_.push_back({piece, place.weights + offset * sizeof(float),
+                         place.exp_avg + offset * moment_bytes,
+                         place.exp_avg_sq + offset * moment_bytes});
     }
   }
 }
 
 double AdamW::gradient_square_sum() const {
   double sum = 0.0;
-  for (const OptimizerShard& shard : shards_) {
+  for (const StateLayout::Place& place : layout_.places()) {
+    const OptimizerShard& shard = place.shard;
     sum += kernels_.sum_of_squares(
         shard.owned.size(), shard.parameters->gradients(shard.kind).data() + shard.owned.begin);
   }
@@ -56,7 +66,8 @@ double AdamW::clip_factor(double norm) const {
   return std::min(1.0, spec_.clip_grad_norm / (norm + 1e-6));
 }
 
-void AdamW::step(int64_t step, double learning_rate, double gradient_factor) {
+void AdamW::step(int64_t step, double learning_rate, double gradient_factor,
+                 const std::byte* previous, std::byte* next) {
   PENSTOCK_CHECK(step >= 1, step);
   AdamwStep update;
   update.lr = static_cast<float>(learning_rate);
@@ -72,54 +83,76 @@ void AdamW::step(int64_t step, double learning_rate, double gradient_factor) {
     const Parameter& parameter = *piece.piece.parameter;
     update.weight_decay =
         decays(spec_.no_decay, parameter) ? static_cast<float>(spec_.weight_decay) : 0.0F;
-    if (piece.narrow.exp_avg != nullptr) {
-      step_narrow(piece, update);
-      continue;
+    if (spec_.moments == MomentType::kBf16) {
+      step_narrow(piece, update, previous, next);
+    } else {
+      step_wide(piece, update, previous, next);
     }
-    float* const value = parameter.value + piece.piece.begin;
-    kernels_.adamw(piece.piece.end - piece.piece.begin, update,
-                   parameter.gradient + piece.piece.begin,
-                   {value, piece.wide.exp_avg, piece.wide.exp_avg_sq},
-                   {value, piece.wide.exp_avg, piece.wide.exp_avg_sq});
+  }
+}
+
+void AdamW::step_wide(const Piece& own, const AdamwStep& update, const std::byte* previous,
+                      std::byte* next) {
+  const Parameter& parameter = *own.piece.parameter;
+  const int64_t size = own.piece.end - own.piece.begin;
+  for (int64_t done = 0; done < size; done += kChunkElements) {
+    const int64_t count = std::min(kChunkElements, size - done);
+    float* const value = parameter.value + own.piece.begin + done;
+    float* const weight = at<float>(next, own.weights) + done;
+    kernels_.adamw(
+        count, update, parameter.gradient + own.piece.begin + done,
+        {value, at<float>(previous, own.exp_avg) + done,
+         at<float>(previous, own.exp_avg_sq) + done},
+        {weight, at<float>(next, own.exp_avg) + done, at<float>(next, own.exp_avg_sq) + done});
+    std::copy_n(weight, count, value);
   }
 }
 
 // The update itself uses the new moments before they are rounded for keeping.
-void AdamW::step_narrow(const Piece& piece, const AdamwStep& update) {
-  const Parameter& parameter = *piece.piece.parameter;
+void AdamW::step_narrow(const Piece& own, const AdamwStep& update, const std::byte* previous,
+                        std::byte* next) {
+  const Parameter& parameter = *own.piece.parameter;
   float* const first = expanded_.data();
   float* const second = first + kChunkElements;
-  for (int64_t done = 0; piece.piece.begin + done < piece.piece.end; done += kChunkElements) {
-    const int64_t begin = piece.piece.begin + done;
-    const int64_t count = std::min(kChunkElements, piece.piece.end - begin);
-    uint16_t* const exp_avg = piece.narrow.exp_avg + done;
-    uint16_t* const exp_avg_sq = piece.narrow.exp_avg_sq + done;
-    std::transform(exp_avg, exp_avg + count, first, decode_bf16);
-    std::transform(exp_avg_sq, exp_avg_sq + count, second, decode_bf16);
-    float* const value = parameter.value + begin;
-    kernels_.adamw(count, update, parameter.gradient + begin, {value, first, second},
-                   {value, first, second});
-    std::transform(first, first + count, exp_avg, encode_bf16);
-    std::transform(second, second + count, exp_avg_sq, encode_bf16);
+  const int64_t size = own.piece.end - own.piece.begin;
+  for (int64_t done = 0; done < size; done += kChunkElements) {
+    const int64_t count = std::min(kChunkElements, size - done);
+    const uint16_t* const old_first = at<uint16_t>(previous, own.exp_avg) + done;
+    const uint16_t* const old_second = at<uint16_t>(previous, own.exp_avg_sq) + done;
+    std::transform(old_first, old_first + count, first, decode_bf16);
+    std::transform(old_second, old_second + count, second, decode_bf16);
+    float* const value = parameter.value + own.piece.begin + done;
+    float* const weight = at<float>(next, own.weights) + done;
+    kernels_.adamw(count, update, parameter.gradient + own.piece.begin + done,
+                   {value, first, second}, {weight, first, second});
+    std::copy_n(weight, count, value);
+    std::transform(first, first + count, at<uint16_t>(next, own.exp_avg) + done, encode_bf16);
+    std::transform(second, second + count, at<uint16_t>(next, own.exp_avg_sq) + done, encode_bf16);
   }
 }
 
-std::vector<StateSlice> AdamW::state() {
+void AdamW::take_weights(std::byte* generation) const {
+  for (const StateLayout::Place& place : layout_.places()) {
+    std::copy_n(owned_weights(place), place.shard.owned.size(),
+                at<float>(generation, place.weights));
+  }
+}
+
+void AdamW::put_weights(const std::byte* generation) const {
+  for (const StateLayout::Place& place : layout_.places()) {
+    std::copy_n(at<float>(generation, place.weights), place.shard.owned.size(),
+                owned_weights(place));
+  }
+}
+
+std::vector<StateSlice> AdamW::state(std::byte* generation) const {
+  const DType moments = spec_.moments == MomentType::kBf16 ? DType::kBf16 : DType::kF32;
   std::vector<StateSlice> slices;
   for (const Piece& own : pieces_) {
-    const ShardPiece& piece = own.piece;
-    const std::string& name = piece.parameter->name;
-    append_state(piece, weight_name(name), DType::kF32, piece.parameter->value + piece.begin,
-                 slices);
-    const auto add_moments = [&](DType dtype, const auto& moments) {
-      append_state(piece, exp_avg_name(name), dtype, moments.exp_avg, slices);
-      append_state(piece, exp_avg_sq_name(name), dtype, moments.exp_avg_sq, slices);
-    };
-    if (own.narrow.exp_avg != nullptr) {
-      add_moments(DType::kBf16, own.narrow);
-    } else {
-      add_moments(DType::kF32, own.wide);
-    }
+    const std::string& name = own.piece.parameter->name;
+    append_state(own.piece, weight_name(name), DType::kF32, generation + own.weights, slices);
+    append_state(own.piece, exp_avg_name(name), moments, generation + own.exp_avg, slices);
+    append_state(own.piece, exp_avg_sq_name(name), moments, generation + own.exp_avg_sq, slices);
   }
   return slices;
 }

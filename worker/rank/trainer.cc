@@ -65,8 +65,11 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
   std::unique_ptr<SegmentSaver> saver;
   if (saves && first_step <= last_step) {
     const SegmentIdentity identity{options.job, options.epoch, engine.layout().rank, 0};
-    saver = std::make_unique<SegmentSaver>(options.checkpoint_dir, identity,
-                                           engine.state().to_save(), hooks.on_segment);
+    saver = std::make_unique<SegmentSaver>(
+        options.checkpoint_dir, identity, [&](int64_t step, const Result<SegmentSummary>& segment) {
+          engine.state().release();
+          hooks.on_segment(step, segment);
+        });
   }
   // From scratch, or from a checkpoint whose attempt may have died before it evaluated.
   if (options.first_unreported_step <= first_step) PENSTOCK_TRY(evaluate_if_due(first_step - 1));
@@ -92,7 +95,8 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
       const int64_t saving = monotonic_ns();
       engine.settle();
       hooks.before_save(step);
-      saver->save(step);
+      saver->wait();  // a disk that is too slow slows the run down instead of filling the memory
+      saver->save(step, engine.state().hold());
       stall_seconds = to_seconds(Duration(monotonic_ns() - saving + 1));
     }
     hooks.on_step(result, stall_seconds);
