@@ -10,6 +10,7 @@
 #include <set>
 
 #include "checkpoint/index_row.h"
+#include "checkpoint/marks.h"
 #include "checkpoint/removal.h"
 #include "checkpoint/store.h"
 #include "checkpoint/uuid.h"
@@ -372,8 +373,11 @@ Result<uint64_t> CheckpointIndex::highest_commit(JobId job) const {
 Result<IndexReport> CheckpointIndex::reconcile(JobId job, const Path& directory) {
   StoreListing listing = list_checkpoints(directory, job);
   PENSTOCK_TRY(listing.directory);
-  // Those of a removal that a crash cut short are neither there nor lost.
-  PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> going, removal_in_progress(directory));
+  // Those of a removal that a crash cut short are neither there nor lost, nor are those that were
+  // removed without this index.
+  PENSTOCK_TRY_ASSIGN(std::vector<uint64_t> going, removal_in_progress(directory));
+  PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> removed, removed_checkpoints(directory));
+  going.insert(going.end(), removed.begin(), removed.end());
   const auto is_going = [&](const CheckpointInfo& info) {
     return std::find(going.begin(), going.end(), info.commit_seq) != going.end();
   };

@@ -12,6 +12,7 @@ namespace {
 constexpr std::string_view kPin = ".pin";
 constexpr std::string_view kManifest = ".manifest";
 constexpr std::string_view kSetAside = ".manifest.damaged";
+constexpr std::string_view kRemoved = ".removed";
 
 std::string stem(uint64_t commit_seq) {
   const std::string manifest = manifest_file_name(commit_seq);
@@ -38,12 +39,20 @@ std::string set_aside_file_name(uint64_t commit_seq) {
   return stem(commit_seq) + std::string(kSetAside);
 }
 
+std::string removed_file_name(uint64_t commit_seq) {
+  return stem(commit_seq) + std::string(kRemoved);
+}
+
 Result<uint64_t> parse_pin_file_name(std::string_view name) {
   return parse(name, kPin, "a pin");
 }
 
 Result<uint64_t> parse_set_aside_file_name(std::string_view name) {
   return parse(name, kSetAside, "a manifest that was set aside");
+}
+
+Result<uint64_t> parse_removed_file_name(std::string_view name) {
+  return parse(name, kRemoved, "a mark of a removal");
 }
 
 Result<std::set<uint64_t>> pinned_checkpoints(const Path& directory) {
@@ -55,6 +64,36 @@ Result<std::set<uint64_t>> pinned_checkpoints(const Path& directory) {
     }
   }
   return pinned;
+}
+
+Result<std::vector<uint64_t>> removed_checkpoints(const Path& directory) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
+  const std::set<std::string> there(names.begin(), names.end());
+  std::vector<uint64_t> removed;
+  for (const std::string& name : names) {
+    const Result<uint64_t> number = parse_removed_file_name(name);
+    if (number.ok() && !there.contains(manifest_file_name(*number))) removed.push_back(*number);
+  }
+  return removed;
+}
+
+Status mark_removed(const Path& directory, const std::vector<uint64_t>& commit_seqs,
+                    FileSystem& files) {
+  if (commit_seqs.empty()) return {};
+  for (const uint64_t commit_seq : commit_seqs) {
+    const Status made = write_new_file(files, directory / removed_file_name(commit_seq), {});
+    if (made.code() != Code::kAlreadyExists) PENSTOCK_TRY(made);
+  }
+  return files.sync_directory(directory);
+}
+
+Status unmark_removed(const Path& directory, FileSystem& files) {
+  PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
+  for (const std::string& name : names) {
+    // One that a power loss brings back only has its row, which is gone, forgotten once more.
+    if (parse_removed_file_name(name).ok()) PENSTOCK_TRY(files.remove(directory / name));
+  }
+  return {};
 }
 
 Status CheckpointStore::pin(uint64_t commit_seq) {

@@ -189,17 +189,23 @@ Result<Removal> CheckpointStore::plan_removal(uint64_t oldest_kept, int64_t keep
   return removal;
 }
 
+// Step 4: not before the rows of what it names are gone may the GC file go, or they would be taken
+// for lost checkpoints. Who has no index leaves marks instead for the next who has.
+Status CheckpointStore::settle_rows(std::vector<uint64_t> going) {
+  if (index_ == nullptr) return mark_removed(directory_, going, *files_);
+  PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> marked, removed_checkpoints(directory_));
+  going.insert(going.end(), marked.begin(), marked.end());
+  if (!going.empty()) PENSTOCK_TRY(index_->forget(job_, going));
+  return unmark_removed(directory_, *files_);
+}
+
 Result<RemovalReport> CheckpointStore::retain(const RetentionPolicy& policy) {
   PENSTOCK_CHECK(policy.keep_last >= 1 && policy.keep_every >= 0, policy.keep_last,
                  policy.keep_every);
   const auto go_on = [&]() -> Status {
     PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> going, removal_in_progress(directory_));
-    if (index_ != nullptr && !going.empty()) {
-      // Not before its rows are gone may the GC file go, or they would be taken for lost
-      // checkpoints.
-      PENSTOCK_TRY(index_->forget(job_, going)
-                       .with_context("the removal goes on at the next one, or the next open"));
-    }
+    PENSTOCK_TRY(
+        settle_rows(going).with_context("the removal goes on at the next one, or the next open"));
     return finish_removal(directory_, *files_);
   };
   if (!policy.dry_run) PENSTOCK_TRY(go_on());  // with one that has waited for the index
@@ -241,8 +247,8 @@ Status remove_store(const Path& directory, JobId job, FileSystem& files) {
         parse_manifest_file_name(name).ok() || parse_set_aside_file_name(name).ok();
     // Our lock is empty; another file of that name may be a user's.
     const bool is_lock = name == "LOCK" && std::filesystem::file_size(directory / name, error) == 0;
-    const bool is_other = parse_pin_file_name(name).ok() || name == "STORE.damaged" || is_lock ||
-                          is_temporary_file_name(name);
+    const bool is_other = parse_pin_file_name(name).ok() || parse_removed_file_name(name).ok() ||
+                          name == "STORE.damaged" || is_lock || is_temporary_file_name(name);
     if (is_manifest) {
       const auto stored = read_manifest(directory / name);
       if (stored.ok() && stored->manifest.job != job) {

@@ -1,7 +1,7 @@
 // Removing checkpoints so that a crash between any two steps loses neither a kept checkpoint nor,
 // for good, the space of a removed one. Used by the store only.
 //
-//   1. GC file naming manifests and segments, durable     4. (index rows)
+//   1. GC file naming manifests and segments, durable     4. index rows, or marks (marks.h)
 //   2. manifests unlinked                                 5. segments unlinked, directory synced
 //   3. directory synced                                   6. GC file unlinked
 //

@@ -42,13 +42,15 @@ Result<std::vector<uint64_t>> manifest_numbers(const Path& directory) {
   return numbers;
 }
 
-// The highest number any checkpoint here ever had, set aside ones included; 0: none.
+// The highest number any checkpoint here ever had, those that were set aside or removed
+// without an index included; 0: none.
 Result<uint64_t> highest_number(const Path& directory) {
   PENSTOCK_TRY_ASSIGN(const std::vector<std::string> names, file_names(directory));
   uint64_t highest = 0;
   for (const std::string& name : names) {
     Result<uint64_t> number = parse_manifest_file_name(name);
     if (!number.ok()) number = parse_set_aside_file_name(name);
+    if (!number.ok()) number = parse_removed_file_name(name);
     if (number.ok()) highest = std::max(highest, *number);
   }
   return highest;
@@ -276,12 +278,10 @@ Result<CheckpointStore> CheckpointStore::open(const Path& directory, JobId job,
   // The crash that cut a removal short may have come before its index rows went. While they cannot
   // go, commits still can be made: retain() or the next open() goes on.
   PENSTOCK_TRY_ASSIGN(const std::vector<uint64_t> going, removal_in_progress(directory));
-  const bool indexed = index != nullptr && !going.empty();
-  const Status forgotten = indexed ? index->forget(job, going) : Status();
-  if (forgotten.ok()) {
+  if (const Status settled = store.settle_rows(going); settled.ok()) {
     PENSTOCK_TRY(finish_removal(directory, files));
   } else {
-    log_warning("{}: a removal waits: {}", directory.string(), forgotten.message());
+    log_warning("{}: a removal waits: {}", directory.string(), settled.message());
   }
   return store;
 }

@@ -6,6 +6,7 @@
 //   <directory>/000000000001.manifest         by the coordinator; its rename is the commit
 //   <directory>/000000000001.pin              retention keeps that checkpoint (marks.h)
 //   <directory>/000000000001.manifest.damaged its manifest, set aside because it is damaged
+//   <directory>/000000000001.removed          it was removed, and its index row is to go too
 //   <directory>/GC                            a removal in progress, resumed at the next open
 //
 // A crash at any point leaves each checkpoint either whole or absent: data is durable before a
@@ -177,6 +178,7 @@ class CheckpointStore {
   Result<Manifest> begin_manifest(const CommitRequest& request) const;
   Result<Removal> plan_removal(uint64_t oldest_kept, int64_t keep_every,
                                RemovalReport& report) const;
+  Status settle_rows(std::vector<uint64_t> going);
 
   Path directory_;
   JobId job_;

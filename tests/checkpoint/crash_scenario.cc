@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <set>
 
+#include "checkpoint/marks.h"
 #include "checkpoint/removal.h"
 
 namespace penstock::checkpoint_test {
@@ -170,7 +171,11 @@ std::string CrashScenario::broken_promise(const Attempt& attempt) {
   }
   size_t files = 0;
   const std::vector<std::string> names = file_names(job()).value();
-  for (const std::string& name : names) files += name != "LOCK" && name != "STORE";
+  for (const std::string& name : names) {
+    const bool of_store = name == "LOCK" || name == "STORE";
+    const bool mark = !with_index_ && parse_removed_file_name(name).ok();  // for the next index
+    files += !of_store && !mark;
+  }
   if (files != kModelRanks + 1) return fmt::format("{} files are left, space is lost", files);
   if (index && *index->list(kJob) != std::vector{report->info}) {
     return "the index does not hold just the last commit";

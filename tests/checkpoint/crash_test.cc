@@ -165,6 +165,27 @@ TEST(CrashTest, AnAcknowledgedPinHoldsThroughAPowerLossDuringRetention) {
   });
 }
 
+TEST(CrashTest, ARemovalWithoutTheIndexIsNeverTakenForALoss) {
+  std::vector<CheckpointInfo> rows;
+  const auto change = [&](CheckpointStore& store, FileSystem&) {
+    rows = list_checkpoints(store.directory(), kJob).checkpoints;
+    return store.retain({1}).ok();
+  };
+  crash_everywhere(4, change, [&](const Path& directory, bool, const std::string& when) {
+    ASSERT_EQ(rows.size(), 2u);
+    TempDirectory beside(memory_directory());
+    const auto index = CheckpointIndex::open(beside.path() / "index").value();
+    for (const CheckpointInfo& row : rows) ASSERT_TRUE(index->record_commit(row).ok());
+    const auto report = index->reconcile(kJob, directory);
+    ASSERT_TRUE(report.ok());
+    EXPECT_TRUE(report->lost.empty()) << when;
+    ASSERT_TRUE(CheckpointStore::open(directory, kJob, index.get()).ok());
+    EXPECT_EQ(*index->list(kJob), list_checkpoints(directory, kJob).checkpoints) << when;
+    std::filesystem::remove(directory / rows[1].manifest_file);
+    EXPECT_EQ(index->reconcile(kJob, directory)->lost.back(), rows[1]) << when;
+  });
+}
+
 TEST(CrashTest, ARemovalThatGoesOnTakesTheManifestThenTheSegmentsThenTheGcFile) {
   Manifest victim;
   const auto change = [&](CheckpointStore& store, FileSystem& files) {

@@ -3,6 +3,7 @@
 #include <rocksdb/env.h>
 
 #include "checkpoint/index_row.h"
+#include "checkpoint/marks.h"
 #include "checkpoint/removal.h"
 #include "checkpoint/store.h"
 #include "tests/checkpoint/simulated_rocksdb.h"
@@ -301,6 +302,57 @@ TEST_F(IndexTest, ARemovalWaitsForTheRowsOfWhatItRemoves) {
   EXPECT_FALSE(std::filesystem::exists(store_path() / "GC"));
   EXPECT_EQ(*index_->list(kJob), std::vector{third});
   close();
+}
+
+// Nobody with an index sees a checkpoint go: the next one who has it is told.
+TEST_F(IndexTest, WhatWasRemovedWithoutTheIndexIsNotLostAndWhatWasLostIs) {
+  open_store();
+  const CheckpointInfo first = commit(10);
+  commit(20);
+  const CheckpointInfo third = commit(30);
+  const CheckpointInfo fourth = commit(40);
+  const std::string text = file_text(store_path() / first.manifest_file);
+  close();
+  open_store();  // without an index
+  ASSERT_EQ(store_->retain({2})->commit_seqs, (std::vector<uint64_t>{1, 2}));
+  store_.reset();
+  std::filesystem::remove(store_path() / third.manifest_file);
+  open();
+  const auto report = index_->reconcile(kJob, store_path());
+  ASSERT_TRUE(report.ok());
+  EXPECT_EQ(report->lost, std::vector{third}) << "1 and 2 were removed";
+  EXPECT_EQ(*index_->list(kJob), std::vector{fourth});
+  // Put back, it is a checkpoint like any other, and may be lost.
+  replace_file(store_path() / first.manifest_file, text);
+  EXPECT_EQ(index_->reconcile(kJob, store_path())->row_count, 2u);
+  open_store();
+  EXPECT_EQ(*index_->list(kJob), (std::vector{first, fourth}));
+  EXPECT_FALSE(std::filesystem::exists(store_path() / removed_file_name(1)));
+  EXPECT_FALSE(std::filesystem::exists(store_path() / removed_file_name(2)));
+  std::filesystem::remove(store_path() / first.manifest_file);
+  EXPECT_EQ(index_->reconcile(kJob, store_path())->lost, std::vector{first});
+}
+
+TEST_F(IndexTest, OfWhatWasRemovedWithoutTheIndexTheRowsGoBeforeTheMarksDo) {
+  open_store();
+  for (const int64_t step : {10, 20}) commit(step);
+  close();
+  open_store();  // without an index
+  ASSERT_TRUE(store_->retain({1}).ok());
+  store_.reset();
+  TempDirectory graves;  // on the same file system
+  SimulatedDisk disk(graves.path());
+  const auto env = simulated_env(disk);
+  index_ = CheckpointIndex::open(index_path(), disk, env.get()).value();
+  disk.crash_at(disk.call_count() + 1);  // it takes no change
+  open_store();
+  EXPECT_TRUE(std::filesystem::exists(store_path() / removed_file_name(1)));
+  close();
+  open();
+  EXPECT_EQ(index_->list(kJob)->size(), 2u);
+  open_store();  // as a running coordinator does for its next commit
+  EXPECT_EQ(index_->list(kJob)->size(), 1u);
+  EXPECT_FALSE(std::filesystem::exists(store_path() / removed_file_name(1)));
 }
 
 TEST_F(IndexTest, RetentionForgetsTheRowsOfWhatItRemoves) {

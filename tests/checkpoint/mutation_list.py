@@ -44,6 +44,7 @@ UNLINK_SEGMENTS = """  for (const std::string& name : removal->segments) {
   }
 """
 NOT_EXCEPTED = "    if (std::find(except.begin(), except.end(), name) != except.end()) continue;\n"
+OFF_INDEX = "crash *ARemovalWithoutTheIndex*"
 INDEX_SYNC, INDEX_FLUSH = "the sync of an index change", "the flush of an index change"
 MANIFESTS, MANIFESTS_AGAIN = "the directory sync after unlinking manifests", "the same, where a removal goes on"
 
@@ -76,6 +77,8 @@ SECTIONS = {"Syncs": [
          POWER, harmless="the removal goes on with the next line's before the first segment goes"),
     take(MANIFESTS_AGAIN, "removal.cc", "‹" + SYNC + "›  for (const std::string& name : removal->segments)", "",
          "crash *ARemovalThatGoesOn*"),
+    take("the directory sync after the marks of a removal without the index", "marks.cc",
+         "  return ‹files.sync_directory(directory)›;\n}\n\nStatus unmark", "Status()", OFF_INDEX),
     take("both of these", "removal.cc", "", "", POWER, both=(MANIFESTS, MANIFESTS_AGAIN)),
     take("the directory sync after unlinking segments", "removal.cc",
          "‹" + SYNC + "›  PENSTOCK_TRY(files.remove(path));\n  return", "", POWER),
@@ -126,9 +129,16 @@ SECTIONS = {"Syncs": [
     take("segments before the GC file goes", "removal.cc", UNLINK_SEGMENTS,
          "  PENSTOCK_TRY(files.remove(path));\n" + UNLINK_SEGMENTS + "  return files.sync_directory(directory);\n",
          "crash *ARemovalThatGoesOn*"),
-    take("index rows before the GC file goes", "removal.cc", "if (‹index_ != nullptr› && !going.empty()) {\n      // Not",
-         "finish_removal(directory_, *files_).ok() && index_ != nullptr", INDEX_KILLED),
-    take("the same, at the next open", "store.cc", "if (‹forgotten.ok()›) {", "true", "index *ARemovalWaits*"),
+    take("index rows before the GC file goes", "removal.cc", "if (‹!going.empty()›) PENSTOCK_TRY(index_->forget(",
+         "!going.empty() && finish_removal(directory_, *files_).ok()", INDEX_KILLED),
+    take("the same, at the next open", "store.cc", "if (const Status settled = store.settle_rows(going); ‹settled.ok()›) {",
+         "true", "index *ARemovalWaits*"),
+    take("marks of a removal without the index before the GC file goes", "removal.cc",
+         "return ‹mark_removed(directory_, going, *files_)›;",
+         "finish_removal(directory_, *files_).ok() ? mark_removed(directory_, going, *files_) : Status()", OFF_INDEX),
+    take("index rows before those marks go", "removal.cc",
+         "if (‹!going.empty()›) PENSTOCK_TRY(index_->forget(",
+         "unmark_removed(directory_, *files_).ok() && !going.empty()", "index *TheRowsGoBeforeTheMarks*"),
     take("STORE last, of a whole store", "removal.cc", 'others.push_back("STORE");',
          'others.insert(others.begin(), "STORE");', "removal *MayBeKilledAnywhere*"),
 ], "Checks of a save": [
@@ -317,6 +327,10 @@ SECTIONS = {"Syncs": [
          "    removal.segments.assign(candidates.begin(), candidates.end());\n", "removal *ASegmentThatAKept*"),
     take("segments that a manifest may name which cannot be read", "removal.cc", NOT_EXCEPTED,
          NOT_EXCEPTED + "    if (!read_manifest(directory / name).ok()) continue;\n", "removal *NothingIsSwept*"),
+    take("marks of a removal without the index, where it is read again", "index.cc",
+         "  going.insert(going.end(), removed.begin(), removed.end());\n", "", "index *WithoutTheIndexIsNotLost*"),
+    take("that a manifest which was put back is none of them", "marks.cc",
+         "&& ‹!there.contains(manifest_file_name(*number))›", "true", "index *WithoutTheIndexIsNotLost*"),
     take("pins", "removal.cc", "|| ‹pinned.contains(*number)›) continue;", "false", "verify *RetentionKeeps*"),
     take("`--keep-every`", "removal.cc", "stored.ok() && keep_every > 0 && stored->manifest.step % keep_every == 0", "false",
          "verify *RetentionKeeps*"),

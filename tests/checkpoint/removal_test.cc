@@ -1,5 +1,6 @@
 #include "checkpoint/removal.h"
 
+#include "checkpoint/marks.h"
 #include "checkpoint/store.h"
 #include "tests/checkpoint/simulated_disk.h"
 #include "tests/checkpoint/support.h"
@@ -156,6 +157,7 @@ TEST_F(RemovalTest, AStoreIsRemovedWithEveryFileItIsMadeOf) {
   flip_byte(segment_of(second, 0), kSegmentHeaderBytes + 3);
   ASSERT_TRUE(store_->set_aside(2).ok());
   replace_file(path() / "STORE.damaged", "x");
+  replace_file(path() / removed_file_name(5), "");
   replace_file(path() / "000000000009.manifest.tmp", "x");
   store_.reset();
   const Status removed = remove_store(path(), kJob);

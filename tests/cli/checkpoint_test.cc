@@ -320,6 +320,16 @@ TEST_F(CheckpointTest, AnIndexThatIsGoneIsMadeAnewFromTheFiles) {
   EXPECT_EQ(penstock({"reindex", directory_.path().string()}).exit_code, 3);
 }
 
+TEST_F(CheckpointTest, WhatWasPrunedOffTheIndexIsNotLost) {
+  json_of({"reindex", state().string()}, 0);
+  json_of({"prune", text(), "--keep-last", "2"}, 0);
+  const Json pruned = json_of({"reindex", state().string()}, 0)["items"][0];
+  EXPECT_EQ(pruned["checkpoints"], 2);
+  EXPECT_EQ(pruned["lost_steps"], Json::array());
+  std::filesystem::remove(path() / manifest_file_name(2));
+  EXPECT_EQ(json_of({"reindex", state().string()}, 0)["items"][0]["lost_steps"], Json({20}));
+}
+
 // What the command said on stderr, in one piece.
 void expect_said(const ProgramRun& run, int exit_code, const std::vector<std::string>& parts) {
   EXPECT_EQ(run.exit_code, exit_code) << run.out << run.err;
