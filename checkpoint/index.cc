@@ -240,6 +240,13 @@ struct CheckpointIndex::Database {
 
   // Whether what is there may be opened for writing; if not, it is moved aside.
   Result<bool> judge(const ChainHead& witness) {
+    std::error_code error;
+    const bool folder = std::filesystem::is_directory(path, error);
+    if (error) return errno_status(error.value(), "look at " + path.string());
+    if (!folder) {
+      PENSTOCK_TRY(set_aside("it is no folder"));
+      return false;
+    }
     // Nor may a program write it meanwhile that knows RocksDB's lock alone.
     rocksdb::FileLock* lock = nullptr;
     const rocksdb::Status locked = env->LockFile((path / "LOCK").string(), &lock);

@@ -236,6 +236,24 @@ TEST_F(IndexTest, ALostCurrentFileIsDamageNotAnEmptyIndex) {
   EXPECT_NE(index_->opening_report().find("damaged"), std::string::npos);
 }
 
+TEST_F(IndexTest, AFileInItsPlaceIsMovedAside) {
+  open_store();
+  const CheckpointInfo info = commit(10);
+  close();
+  std::filesystem::remove_all(index_path());
+  replace_file(index_path(), "somebody's");
+  open();
+  const std::string report = index_->opening_report();
+  EXPECT_NE(report.find("it is no folder"), std::string::npos) << report;
+  ASSERT_TRUE(index_->reconcile(kJob, store_path()).ok());
+  EXPECT_EQ(*index_->list(kJob), std::vector{info});
+  std::string aside;
+  for (const auto& entry : std::filesystem::directory_iterator(directory_.path())) {
+    if (entry.is_regular_file() && size_of_file(entry.path()) > 0) aside += entry.path().filename();
+  }
+  EXPECT_TRUE(aside.starts_with("index.damaged-")) << aside;
+}
+
 TEST_F(IndexTest, ASecondProcessCannotOpenIt) {
   const auto second = CheckpointIndex::open(index_path());
   EXPECT_EQ(second.status().code(), Code::kFailedPrecondition) << second.status().to_string();

@@ -328,6 +328,7 @@ SECTIONS = {"Syncs": [
          "    removal.segments.assign(candidates.begin(), candidates.end());\n", "removal *ASegmentThatAKept*"),
     take("segments that a manifest may name which cannot be read", "removal.cc", NOT_EXCEPTED,
          NOT_EXCEPTED + "    if (!read_manifest(directory / name).ok()) continue;\n", "removal *NothingIsSwept*"),
+    take("that the index is a folder", "index.cc", "if (‹!folder›) {", "false", "index *AFileInItsPlace*"),
     take("marks of a removal without the index, where it is read again", "index.cc",
          "  going.insert(going.end(), removed.begin(), removed.end());\n", "", "index *WithoutTheIndexIsNotLost*"),
     take("that a manifest which was put back is none of them", "marks.cc",

@@ -330,6 +330,14 @@ TEST_F(CheckpointTest, WhatWasPrunedOffTheIndexIsNotLost) {
   EXPECT_EQ(json_of({"reindex", state().string()}, 0)["items"][0]["lost_steps"], Json({20}));
 }
 
+TEST_F(CheckpointTest, AFileInPlaceOfTheIndexIsMovedAsideAndSaidSo) {
+  replace_file(state() / "checkpoint-index", "no index");
+  const ProgramRun run = penstock({"reindex", state().string()});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_NE(run.err.find("it is no folder"), std::string::npos) << run.err;
+  EXPECT_FALSE(json_of({"reindex", state().string()}, 0)["items"][0]["rebuilt"]);
+}
+
 // What the command said on stderr, in one piece.
 void expect_said(const ProgramRun& run, int exit_code, const std::vector<std::string>& parts) {
   EXPECT_EQ(run.exit_code, exit_code) << run.out << run.err;
