@@ -135,7 +135,7 @@ Status HfFolder::match_scales() {
   size_t matched = 0;
   for (auto& [name, weight] : weights_) {
     if (weight.entry->dtype != DType::kF8E4m3) continue;
-    const auto bad = [&](const std::string& what) {
+    const auto bad = [&name = name, &weight = weight](const std::string& what) {
       return data_loss(fmt::format("{}: tensor {}: {}", weight.file->path().string(), name, what));
     };
     const auto scales = scales_.find(name + std::string(kScaleSuffix));

@@ -147,8 +147,11 @@ Result<SegmentHeader> decode_header(Bytes bytes) {
   PENSTOCK_TRY_ASSIGN(header.identity.epoch.value, reader.get<uint32_t>());
   PENSTOCK_TRY_ASSIGN(header.identity.rank.value, reader.get<int32_t>());
   PENSTOCK_TRY_ASSIGN(header.identity.step, reader.get<int64_t>());
+  const Bytes filler = bytes.subspan(kHeaderFieldBytes).first(reader.remaining() - sizeof(sum));
+  const bool filled =
+      std::any_of(filler.begin(), filler.end(), [](std::byte byte) { return byte != std::byte{}; });
   const bool power_of_two = (header.block_bytes & (header.block_bytes - 1)) == 0;
-  if (header_bytes != kSegmentHeaderBytes || reserved != 0 || !power_of_two ||
+  if (header_bytes != kSegmentHeaderBytes || reserved != 0 || filled || !power_of_two ||
       header.block_bytes < kSliceAlignment || header.block_bytes > kBlockBytesMax ||
       header.identity.rank.value < 0 || header.identity.step < 0) {
     return data_loss("its header holds a value out of range");

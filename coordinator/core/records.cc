@@ -2,8 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <cmath>
-#include <limits>
 #include <nlohmann/json.hpp>
 
 namespace penstock {
@@ -29,9 +29,23 @@ json number(double value) {
 double to_number(const json& value) {
   if (!value.is_string()) return value.get<double>();
   const auto& text = value.get_ref<const std::string&>();
-  if (text == "nan") return std::numeric_limits<double>::quiet_NaN();
-  return text == "inf" ? std::numeric_limits<double>::infinity()
-                       : -std::numeric_limits<double>::infinity();
+  double read = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), read);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    json::object().at("no such number: " + text);  // throws
+  }
+  return read;
+}
+
+// Fractions become strings, which only to_number() takes: the library would cast them to whatever
+// integer is wanted, and one that does not fit is undefined.
+json parse(std::string_view text) {
+  return json::parse(text, [](int, json::parse_event_t event, json& value) {
+    if (event == json::parse_event_t::value && value.is_number_float()) {
+      value = fmt::format("{}", value.get<double>());
+    }
+    return true;
+  });
 }
 
 json to_json(const Reason& reason) {
@@ -257,7 +271,7 @@ template <typename Convert>
 auto decode(std::string_view text, std::string_view kind, Convert convert)
     -> Result<decltype(convert(json()))> {
   try {
-    return convert(json::parse(text));
+    return convert(parse(text));
   } catch (const json::exception& error) {
     return data_loss(fmt::format("the stored {} record is damaged: {}", kind, error.what()));
   }

@@ -272,6 +272,9 @@ TEST(SegmentTest, ForgedHeadersAreRefusedThoughTheirChecksumIsRight) {
   EXPECT_EQ(code(20, 1), Code::kDataLoss) << "reserved";
   EXPECT_EQ(code(68, 1u << 31), Code::kDataLoss) << "a negative rank";
   EXPECT_EQ(code(76, 1u << 31), Code::kDataLoss) << "a negative step";
+  for (const size_t offset : {80, 4088}) {
+    EXPECT_EQ(code(offset, 1u << 24), Code::kDataLoss) << "filler at " << offset;
+  }
 }
 
 TEST(SegmentTest, ForgedTrailersAreRefusedThoughTheirChecksumIsRight) {

@@ -106,7 +106,15 @@ TEST(RecordsTest, ALossReadsBackToTheLastBit) {
   step.epoch = {1};
   step.step = 1;
   step.loss = 5.4453125 + 1e-15;
-  EXPECT_EQ(decode_step(record_of(step).value)->loss, step.loss);
+  std::string value = record_of(step).value;
+  EXPECT_EQ(decode_step(value)->loss, step.loss);
+  for (const double loss : {-1e300, 5e-324, -0.0}) {
+    step.loss = loss;
+    EXPECT_EQ(std::signbit(decode_step(record_of(step).value)->loss), std::signbit(loss));
+    EXPECT_EQ(decode_step(record_of(step).value)->loss, loss);
+  }
+  value.replace(value.find("5.44"), 1, "\"x\",\"was\":5");
+  EXPECT_EQ(decode_step(value).status().code(), Code::kDataLoss) << value;
 }
 
 TEST(RecordsTest, StepKeysSortInTheOrderTrained) {
@@ -160,6 +168,10 @@ TEST(RecordsTest, DamagedValuesAreDataLossNamingWhatIsWrong) {
   EXPECT_NE(decode_job(wrong_state).status().message().find("SLEEPING"), std::string::npos);
   EXPECT_NE(decode_worker("{\"id\":1}").status().message().find("name"), std::string::npos);
   EXPECT_EQ(decode_event("[]").status().code(), Code::kDataLoss);
+  for (const char* number : {"1.5", "18446744073709551616", "-1e300", "\"7\""}) {
+    const std::string text = std::string("{\"id\":") + number + "}";
+    EXPECT_EQ(decode_last_job(text).status().code(), Code::kDataLoss) << number;
+  }
 }
 
 TEST(RecordsTest, TextThatIsNotUtf8IsStoredAllTheSame) {
