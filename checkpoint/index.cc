@@ -9,6 +9,7 @@
 #include <mutex>
 #include <set>
 
+#include "checkpoint/index_log.h"
 #include "checkpoint/index_row.h"
 #include "checkpoint/marks.h"
 #include "checkpoint/removal.h"
@@ -154,6 +155,7 @@ struct CheckpointIndex::Database {
   // Reads what is there without changing a byte of it: RocksDB deletes tables that an older
   // MANIFEST does not know as soon as it may write. kDataLoss: it must not be opened.
   Status inspect(const ChainHead& witness) {
+    PENSTOCK_TRY(check_logs(path));
     rocksdb::DB* opened = nullptr;
     const rocksdb::Status status =
         rocksdb::DB::OpenForReadOnly(index_options(env, false), path.string(), &opened);

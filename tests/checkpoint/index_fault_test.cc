@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <map>
 
+#include "checkpoint/index_log.h"
 #include "checkpoint/index_witness.h"
 #include "checkpoint/store.h"
 #include "tests/checkpoint/simulated_rocksdb.h"
@@ -166,6 +167,45 @@ TEST_F(IndexFaultTest, AnEmptiedOrMissingLogHoldsNothingThatWasAcknowledged) {
   commit_to_the_log_only();
   fs::resize_file(file(".log"), 0);
   expect_mended_by_reconcile();
+}
+
+// A disk that wrote a block twice: RocksDB with assertions aborts when it reads that.
+TEST_F(IndexFaultTest, ARecordThatALogHoldsTwiceIsNoticedBeforeRocksDbReadsIt) {
+  commit_to_the_log_only();
+  const Path log = file(".log");
+  const std::string record = file_text(log);
+  overwrite(log, record.size(), record);
+  expect_set_aside("stands in it twice");
+}
+
+TEST_F(IndexFaultTest, RecordsThatAManifestHoldsTwiceAreNoticedBeforeRocksDbReadsThem) {
+  const Path manifest = file("MANIFEST");
+  const std::string records = file_text(manifest);
+  overwrite(manifest, records.size(), records);
+  expect_set_aside("stands in it twice");
+}
+
+TEST(IndexLogTest, ARecordOfSeveralBlocksIsFoundWhereverItIsCut) {
+  const auto piece = [](uint8_t type, const std::string& bytes) {
+    const std::string covered = static_cast<char>(type) + bytes;
+    const uint32_t sum = crc32c(as_bytes(covered));
+    ByteWriter writer;
+    writer.put<uint32_t>(((sum >> 15) | (sum << 17)) + 0xa282ead8u);
+    writer.put(static_cast<uint16_t>(bytes.size()));
+    return std::string(as_text(writer.data())) + covered;
+  };
+  constexpr uint8_t kFirst = 2;
+  constexpr uint8_t kLast = 4;
+  const auto cut_at = [&](size_t count) {  // a record of 32 KiB
+    return piece(kFirst, std::string(count, 'r')) + piece(kLast, std::string(32768 - count, 'r'));
+  };
+  EXPECT_TRUE(check_log({}).ok());
+  const std::string once = cut_at(32768 - 7);  // up to the end of a block, and 14 bytes of the next
+  EXPECT_TRUE(check_log(as_bytes(once)).ok());
+  std::string again = once + cut_at(32768 - 14 - 7);
+  EXPECT_EQ(check_log(as_bytes(again)).code(), Code::kDataLoss);
+  again.back() ^= 1;
+  EXPECT_TRUE(check_log(as_bytes(again)).ok()) << "RocksDB says what is wrong with it";
 }
 
 // Whether it is taken for a torn record or for damage: no commit that was acknowledged is missing

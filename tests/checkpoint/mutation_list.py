@@ -243,7 +243,7 @@ SECTIONS = {"Syncs": [
     take("the format in its header", "segment_format.cc", "header.format == 0 || header.format > kSegmentFormat", "false",
          "segment *ForgedHeaders*"),
     take("the bounds in its header", "segment_format.cc",
-         "header_bytes != kSegmentHeaderBytes || reserved != 0 || !power_of_two ||\n"
+         "header_bytes != kSegmentHeaderBytes || reserved != 0 || filled || !power_of_two ||\n"
          "      header.block_bytes < kSliceAlignment || header.block_bytes > kBlockBytesMax ||\n"
          "      header.identity.rank.value < 0 || header.identity.step < 0", "false", "segment *ForgedHeaders*"),
     take("the checksum of its trailer", "segment_format.cc", "sum != crc32c(bytes.first(kSegmentTrailerBytes - 12))",
@@ -328,6 +328,10 @@ SECTIONS = {"Syncs": [
          "    removal.segments.assign(candidates.begin(), candidates.end());\n", "removal *ASegmentThatAKept*"),
     take("segments that a manifest may name which cannot be read", "removal.cc", NOT_EXCEPTED,
          NOT_EXCEPTED + "    if (!read_manifest(directory / name).ok()) continue;\n", "removal *NothingIsSwept*"),
+    take("that no record stands twice in the index's logs", "index.cc", "    PENSTOCK_TRY(check_logs(path));\n", "",
+         "index_fault *HoldsTwice*"),
+    take("their checksums, before that", "index_log.cc", "load<uint32_t>(header, 0) != masked(checksum)", "false",
+         "index_fault *WhereverItIsCut*"),
     take("that the index is a folder", "index.cc", "if (‹!folder›) {", "false", "index *AFileInItsPlace*"),
     take("marks of a removal without the index, where it is read again", "index.cc",
          "  going.insert(going.end(), removed.begin(), removed.end());\n", "", "index *WithoutTheIndexIsNotLost*"),

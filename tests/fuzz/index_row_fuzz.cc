@@ -1,4 +1,5 @@
-// A row of the checkpoint index, and its newest link.
+// A row of the checkpoint index, its newest link, and the log that RocksDB keeps of its changes.
+#include "checkpoint/index_log.h"
 #include "checkpoint/index_row.h"
 #include "comm/base/check.h"
 #include "tests/fuzz/targets.h"
@@ -11,6 +12,7 @@ void fuzz::index_row(Bytes input) {
   if (row.ok()) PENSTOCK_CHECK(encode_row(*row) == text);
   const auto link = decode_link(text);
   if (link.ok()) PENSTOCK_CHECK(encode_link(*link) == text);
+  (void)check_log(input);
 }
 
 }  // namespace penstock
