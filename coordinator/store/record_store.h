@@ -38,6 +38,10 @@ class RecordStore {
 // kDataLoss when it is damaged, with what to do.
 Result<std::unique_ptr<RecordStore>> open_rocks_store(const Path& directory);
 
+// The store as it was at this moment, for reading alone: writes fail. Takes no lock and changes
+// nothing on disk, so a coordinator may have it open. kNotFound when there is none.
+Result<std::unique_ptr<RecordStore>> open_rocks_store_for_reading(const Path& directory);
+
 // Carries the effect out: newest epochs first, so that what it reads is bounded by the steps asked
 // for and the number of epochs.
 StepsRead read_steps(const RecordStore& store, const ReadSteps& read);

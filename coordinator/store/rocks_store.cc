@@ -101,6 +101,22 @@ class RocksStore : public RecordStore {
   const std::string path_;
 };
 
+// RocksDB reads the log again into memory, and then refuses writes itself.
+Result<std::unique_ptr<rocksdb::DB>> open_for_reading(const std::string& path) {
+  // A coordinator that runs may replace a file between the listing and the reading of it.
+  constexpr int kAttemptsMax = 5;
+  rocksdb::Status status;
+  for (int attempt = 0; attempt < kAttemptsMax; ++attempt) {
+    rocksdb::Options options = store_options();
+    options.create_if_missing = false;
+    rocksdb::DB* opened = nullptr;
+    status = rocksdb::DB::OpenForReadOnly(options, path, &opened);
+    if (status.ok()) return std::unique_ptr<rocksdb::DB>(opened);
+    if (!status.IsPathNotFound() && !status.IsIOError()) break;
+  }
+  return from_rocksdb(status, path, "open for reading");
+}
+
 }  // namespace
 
 Result<std::unique_ptr<RecordStore>> open_rocks_store(const Path& directory) {
@@ -108,6 +124,17 @@ Result<std::unique_ptr<RecordStore>> open_rocks_store(const Path& directory) {
   const rocksdb::Status status = rocksdb::DB::Open(store_options(), directory.string(), &opened);
   std::unique_ptr<rocksdb::DB> db(opened);
   PENSTOCK_TRY(from_rocksdb(status, directory.string(), "open"));
+  auto store = std::make_unique<RocksStore>(std::move(db), directory.string());
+  PENSTOCK_TRY(store->check_format());
+  return std::unique_ptr<RecordStore>(std::move(store));
+}
+
+Result<std::unique_ptr<RecordStore>> open_rocks_store_for_reading(const Path& directory) {
+  std::error_code error;
+  if (!std::filesystem::exists(directory / "CURRENT", error)) {
+    return not_found(fmt::format("there is no coordinator's store in {}", directory.string()));
+  }
+  PENSTOCK_TRY_ASSIGN(auto db, open_for_reading(directory.string()));
   auto store = std::make_unique<RocksStore>(std::move(db), directory.string());
   PENSTOCK_TRY(store->check_format());
   return std::unique_ptr<RecordStore>(std::move(store));

@@ -176,6 +176,7 @@ int run(int argc, char** argv) {
   add_import_verb(app, cli);
   add_trace_verb(app, cli);
   add_rebalance_verb(app, cli);
+  add_doctor_verb(app, cli);
   add_data_verbs(app, cli);
   add_dev_verbs(app, cli);
   add_exit_code_topic(app, cli);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <fstream>
+#include <map>
 
 #include "tests/coordinator/memory_store.h"
 #include "tests/support/cluster.h"
@@ -54,6 +55,39 @@ TEST(RecordStoreTest, WhatWasWrittenIsThereWhenItIsOpenedAgain) {
   const Path path = scratch.path() / "state";
   ASSERT_TRUE((*open_rocks_store(path))->write({{"job/1", "v"}}, true).ok());
   EXPECT_EQ((*open_rocks_store(path))->scan("job/", "job/", 9).value().at(0).value, "v");
+}
+
+// Names and sizes, of all but the directory itself.
+std::map<std::string, uint64_t> files_in(const Path& folder) {
+  std::map<std::string, uint64_t> files;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    files[entry.path().filename()] = entry.file_size();
+  }
+  return files;
+}
+
+TEST(RecordStoreTest, ItIsReadWhileACoordinatorHasItAndNothingOnDiskChanges) {
+  const ScratchFolder scratch;
+  const Path path = scratch.path() / "state";
+  const auto store = open_rocks_store(path);
+  ASSERT_TRUE(store.ok()) << store.status().to_string();
+  ASSERT_TRUE((*store)->write({{"job/1", "v"}}, false).ok());
+  const auto before = files_in(path);
+  {
+    const auto reader = open_rocks_store_for_reading(path);
+    ASSERT_TRUE(reader.ok()) << reader.status().to_string();
+    EXPECT_EQ((*reader)->scan("job/", "job/", 9).value().at(0).value, "v");
+    EXPECT_FALSE((*reader)->write({{"job/2", "w"}}, true).ok());
+  }
+  EXPECT_EQ(files_in(path), before);
+  EXPECT_TRUE((*store)->write({{"job/2", "w"}}, true).ok()) << "its owner goes on";
+}
+
+TEST(RecordStoreTest, AStoreThatIsNotThereIsNotMadeByReading) {
+  const ScratchFolder scratch;
+  const auto reader = open_rocks_store_for_reading(scratch.path() / "state");
+  EXPECT_EQ(reader.status().code(), Code::kNotFound);
+  EXPECT_FALSE(std::filesystem::exists(scratch.path() / "state"));
 }
 
 TEST(RecordStoreTest, OfStepsTrainedSeveralTimesTheNewestRecordIsReadUpToAnEpoch) {
