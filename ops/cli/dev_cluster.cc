@@ -26,7 +26,11 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr seconds kStartLimit{30};
+// Nothing is given up while its process lives: on a disk that others keep busy, opening a store can
+// take a minute, and who gives up and tries again begins from the start.
+constexpr seconds kStartLimit{600};
+constexpr seconds kEndLimit{600};
+constexpr seconds kSayEvery{10};
 constexpr seconds kStopLimit{10};
 constexpr milliseconds kLookEvery{20};
 constexpr int kDefaultPort = 7070;
@@ -86,11 +90,22 @@ Status died(const DevProcess& process) {
                                     process.name, process.log, last_lines(process.log)));
 }
 
-// Looks until `done` says so. An error of `done`, a process that has died, or the time ends it.
+using Note = std::function<void(std::string)>;
+
+// Looks until `done` says so. A process that has died, or the time ends it. `what` is said now and
+// then when it takes long.
 Status look_until(const std::vector<DevProcess>& processes, const std::string& what,
-                  const std::function<bool()>& done) {
-  const int64_t deadline_ns = monotonic_ns() + std::chrono::nanoseconds(kStartLimit).count();
+                  const Note& note, const std::function<bool()>& done) {
+  const int64_t begun_ns = monotonic_ns();
+  const int64_t deadline_ns = begun_ns + std::chrono::nanoseconds(kStartLimit).count();
+  int64_t say_at_ns = begun_ns + std::chrono::nanoseconds(kSayEvery).count();
   while (!done()) {
+    if (monotonic_ns() > say_at_ns) {
+      note(fmt::format("{} after {} s; waiting; logs are in {}", what,
+                       (monotonic_ns() - begun_ns) / 1'000'000'000,
+                       Path(processes.front().log).parent_path().string()));
+      say_at_ns += std::chrono::nanoseconds(kSayEvery).count();
+    }
     for (const DevProcess& process : processes) {
       if (!is_alive(process.process)) return died(process);
     }
@@ -100,6 +115,28 @@ Status look_until(const std::vector<DevProcess>& processes, const std::string& w
                                            Path(processes.front().log).parent_path().string()));
     }
     std::this_thread::sleep_for(kLookEvery);
+  }
+  return {};
+}
+
+// A process that was killed a moment ago still has its locks and its ports, and looks as if it ran.
+Status wait_for_ending(const DevState& state, const Note& note) {
+  const int64_t deadline_ns = monotonic_ns() + std::chrono::nanoseconds(kEndLimit).count();
+  for (const DevProcess& process : state.processes) {
+    const int64_t say_at_ns = monotonic_ns() + std::chrono::nanoseconds(seconds(1)).count();
+    for (bool said = false; is_ending(process.process); std::this_thread::sleep_for(kLookEvery)) {
+      const std::string what = fmt::format("{} (process {}) was killed and is not gone yet",
+                                           process.name, process.process.pid);
+      if (monotonic_ns() > deadline_ns) {
+        return deadline_exceeded(
+            fmt::format("{} after {} s: something in the kernel holds it, most likely a disk", what,
+                        kEndLimit.count()));
+      }
+      if (!said && monotonic_ns() > say_at_ns) {
+        note(what + "; waiting for that");
+        said = true;
+      }
+    }
   }
   return {};
 }
@@ -164,7 +201,7 @@ class Starter {
     if (!dev_coordinator_runs(state_)) PENSTOCK_TRY(start_coordinator());
     before_ = incarnations_up();
     for (int i = 0; i < state_.worker_count_wanted; ++i) PENSTOCK_TRY(start_worker(i));
-    return look_until(state_.processes, "not every worker has registered",
+    return look_until(state_.processes, "not every worker has registered", note_,
                       [&] { return registered_workers() >= state_.worker_count_wanted; });
   }
 
@@ -197,7 +234,7 @@ class Starter {
     PENSTOCK_TRY(start("coordinator", {"penstock-coordinator", "--state-dir", folder.string(),
                                        "--http-port", std::to_string(port), "--control-port",
                                        std::to_string(state_.control_port)}));
-    PENSTOCK_TRY(look_until({started_.back()}, "the coordinator does not answer", [&] {
+    PENSTOCK_TRY(look_until({started_.back()}, "the coordinator does not answer", note_, [&] {
       return read_endpoints(endpoints) && is_ready(state_.server());
     }));
     return save(options_.state_dir, state_);
@@ -335,6 +372,7 @@ bool dev_coordinator_runs(const DevState& state) {
 Result<DevState> dev_up(const DevOptions& options, const std::function<void(std::string)>& note) {
   PENSTOCK_TRY_ASSIGN(const FileDescriptor held, lock(options.state_dir));
   PENSTOCK_TRY_ASSIGN(DevState state, load_dev_state(options.state_dir));
+  PENSTOCK_TRY(wait_for_ending(state, note));
   if (dev_coordinator_runs(state) && options.port.value_or(0) != 0 &&
       *options.port != state.http_port) {
     return failed_precondition(

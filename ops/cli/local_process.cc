@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <spawn.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -10,6 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <cstdlib>
 #include <sstream>
 
 namespace penstock {
@@ -26,9 +28,11 @@ std::string boot_id() {
 }
 
 struct ProcessStat {
-  char state = '?';
+  char state = '?';  // of its first thread
   pid_t parent = 0;
+  int64_t threads = 0;
   uint64_t start_ticks = 0;
+  bool has_exited() const { return state == 'Z' || state == 'X'; }
 };
 
 std::optional<ProcessStat> read_stat(pid_t pid) {
@@ -39,12 +43,25 @@ std::optional<ProcessStat> read_stat(pid_t pid) {
   std::istringstream fields(text->substr(name_end + 1));
   ProcessStat stat;
   fields >> stat.state >> stat.parent;
-  constexpr int kFirstSkipped = 5, kStartTime = 22;
+  constexpr int kFirstSkipped = 5, kThreads = 20, kStartTime = 22;
   std::string skipped;
-  for (int field = kFirstSkipped; field < kStartTime; ++field) fields >> skipped;
-  fields >> stat.start_ticks;
-  if (!fields || stat.state == 'Z' || stat.state == 'X') return std::nullopt;
-  return stat;
+  for (int field = kFirstSkipped; field < kThreads; ++field) fields >> skipped;
+  fields >> stat.threads >> skipped >> stat.start_ticks;
+  static_assert(kThreads + 2 == kStartTime);
+  return fields ? std::optional(stat) : std::nullopt;
+}
+
+// The kernel keeps a SIGKILL pending on threads that cannot act on it yet.
+bool sigkill_is_pending(pid_t pid) {
+  const auto text = read_file(fmt::format("/proc/{}/status", pid), kProcFileBytesMax);
+  if (!text.ok()) return false;
+  for (const std::string_view line : {"\nSigPnd:", "\nShdPnd:"}) {
+    const size_t at = text->find(line);
+    if (at == std::string::npos) continue;
+    const uint64_t pending = std::strtoull(text->c_str() + at + line.size(), nullptr, 16);
+    if ((pending >> (SIGKILL - 1) & 1) != 0) return true;
+  }
+  return false;
 }
 
 // A descriptor that is this process and no other: opened first, then checked.
@@ -60,7 +77,7 @@ Result<FileDescriptor> open_process(const LocalProcess& process) {
 
 std::optional<LocalProcess> find_process(pid_t pid) {
   const auto stat = read_stat(pid);
-  if (!stat) return std::nullopt;
+  if (!stat || stat->has_exited()) return std::nullopt;
   return LocalProcess{pid, stat->start_ticks, boot_id()};
 }
 
@@ -68,6 +85,14 @@ bool is_alive(const LocalProcess& process) {
   if (process.pid <= 0) return false;
   ::waitpid(process.pid, nullptr, WNOHANG);  // reaps it when it was this process's child
   return find_process(process.pid) == process;
+}
+
+bool is_ending(const LocalProcess& process) {
+  const auto stat = read_stat(process.pid);
+  if (!stat || stat->start_ticks != process.start_ticks || boot_id() != process.boot_id) {
+    return false;
+  }
+  return stat->has_exited() ? stat->threads > 1 : sigkill_is_pending(process.pid);
 }
 
 Result<LocalProcess> start_detached(const std::vector<std::string>& argv, const Path& log) {
@@ -131,7 +156,7 @@ std::vector<std::string> command_line_of(pid_t pid) {
 
 pid_t parent_of(pid_t pid) {
   const auto stat = read_stat(pid);
-  return stat ? stat->parent : 0;
+  return stat && !stat->has_exited() ? stat->parent : 0;
 }
 
 std::vector<pid_t> all_processes() {

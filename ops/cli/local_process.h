@@ -27,6 +27,11 @@ struct LocalProcess {
 std::optional<LocalProcess> find_process(pid_t pid);
 bool is_alive(const LocalProcess& process);
 
+// It has exited or was killed, and is not gone: a thread of it is still in the kernel, which a disk
+// may hold up for minutes. Until then it has its locks and its ports. False when it has been gone,
+// or when only its parent has not taken note.
+bool is_ending(const LocalProcess& process);
+
 // Starts argv[0] in a session of its own, with stdin from /dev/null and both output streams
 // appended to `log`. It goes on when this process ends.
 Result<LocalProcess> start_detached(const std::vector<std::string>& argv, const Path& log);

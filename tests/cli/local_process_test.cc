@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
+
+#include <thread>
 
 #include "tests/support/cluster.h"
 
@@ -43,6 +47,40 @@ TEST(LocalProcessTest, AStrangerWithTheSameNumberIsNeverSignalled) {
   EXPECT_TRUE(is_alive(process));
   ASSERT_TRUE(send_signal(process, SIGKILL).ok());
   EXPECT_TRUE(wait_for_end(process, seconds(10)));
+}
+
+// As a killed process looks while the kernel holds one of its threads: its first thread has left.
+TEST(LocalProcessTest, AProcessWhoseFirstThreadLeftIsNotAliveButEnding) {
+  int go[2];
+  ASSERT_EQ(::pipe(go), 0);
+  const pid_t pid = ::fork();
+  ASSERT_GE(pid, 0);
+  if (pid == 0) {
+    char byte;
+    [[maybe_unused]] const ssize_t count = ::read(go[0], &byte, 1);
+    std::thread([] { ::pause(); }).detach();
+    ::syscall(SYS_exit, 0);  // of this thread alone
+  }
+  const auto started = find_process(pid);
+  ASSERT_TRUE(started);
+  EXPECT_FALSE(is_ending(*started));
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  EXPECT_TRUE(wait_until([&] { return is_ending(*started); }, seconds(10)));
+  EXPECT_FALSE(is_alive(*started));
+  ASSERT_EQ(::kill(pid, SIGKILL), 0);
+  EXPECT_TRUE(wait_until([&] { return !is_ending(*started); }, seconds(10)));
+  ::waitpid(pid, nullptr, 0);
+  EXPECT_FALSE(is_ending(*started));
+}
+
+TEST(LocalProcessTest, AProcessThatRunsOrWasNotReapedIsNotEnding) {
+  const ScratchFolder folder;
+  const LocalProcess process = start_sleeper(folder);
+  EXPECT_FALSE(is_ending(process));
+  ASSERT_EQ(::kill(process.pid, SIGKILL), 0);
+  EXPECT_TRUE(wait_until([&] { return !find_process(process.pid); }, seconds(10)));
+  EXPECT_TRUE(wait_until([&] { return !is_ending(process); }, seconds(10)));
+  EXPECT_FALSE(is_alive(process)) << "which reaps it";
 }
 
 TEST(LocalProcessTest, WaitingEndsAtItsLimit) {
