@@ -43,6 +43,7 @@ void add_record_verbs(CLI::App& app, Cli& cli);    // logs events metrics
 void add_cluster_verbs(CLI::App& app, Cli& cli);   // workers version
 void add_data_verbs(CLI::App& app, Cli& cli);      // data prepare, inspect
 void add_dev_verbs(CLI::App& app, Cli& cli);       // dev up, down, status, kill-rank
+void add_chaos_verbs(CLI::App& app, Cli& cli);     // chaos kill, pause, slow, partition, corrupt
 void add_sample_verb(CLI::App& app, Cli& cli);     // sample
 void add_export_verb(CLI::App& app, Cli& cli);     // export
 void add_import_verb(CLI::App& app, Cli& cli);     // import

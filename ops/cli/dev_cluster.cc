@@ -256,7 +256,7 @@ class Starter {
     return start(name, {"penstock-worker", "--coordinator",
                         fmt::format("tcp://127.0.0.1:{}", state_.control_port), "--name", name,
                         "--devices", std::to_string(state_.devices_per_worker), "--http-port", "0",
-                        "--state-dir", (options_.state_dir / name).string()});
+                        "--state-dir", (options_.state_dir / name).string(), "--allow-chaos"});
   }
 
   // Of the workers that are up, by name.

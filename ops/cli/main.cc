@@ -179,6 +179,7 @@ int run(int argc, char** argv) {
   add_doctor_verb(app, cli);
   add_data_verbs(app, cli);
   add_dev_verbs(app, cli);
+  add_chaos_verbs(app, cli);
   add_exit_code_topic(app, cli);
 
   try {  // CLI11 reports by exception

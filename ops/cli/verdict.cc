@@ -47,23 +47,6 @@ bool is_failure(const Json& event) {
   return found_later || (!from.empty() && from != "STOPPING");
 }
 
-// One for each attempt that failed, the first first. Within an attempt the last word counts: a rank
-// that lost its peer may be heard before the peer that died.
-std::vector<Json> failures_in(const std::vector<Json>& events) {
-  std::vector<Json> failures;
-  for (const Json& event : events) {
-    if (!is_failure(event)) continue;
-    const bool same_attempt = !failures.empty() && epoch_of(failures.back()) == epoch_of(event);
-    Json failure = event;
-    if (same_attempt) {
-      failure["time"] = failures.back()["time"];  // when it was first noticed
-      failures.pop_back();
-    }
-    failures.push_back(std::move(failure));
-  }
-  return failures;
-}
-
 Json failure_item(const Json& event) {
   const std::string actor = field_string(event, "actor");
   const bool of_worker = actor.starts_with("worker ");
@@ -118,11 +101,8 @@ Json recovery_after(const Json& failure, const std::vector<Json>& events) {
     if (epoch_of(event) <= epoch_of(failure)) continue;
     const std::string code = field_string(event, "code");
     if (code == "starting" && recovery.is_null()) {
-      constexpr std::string_view kBefore = "starting from ";
-      std::string source = field_string(event, "message");
-      if (source.starts_with(kBefore)) source.erase(0, kBefore.size());
       recovery = {{"epoch", event.value("epoch", Json())},
-                  {"source", source},
+                  {"source", start_source(field_string(event, "message"))},
                   {"time", Json()},
                   {"seconds", Json()}};
     }
@@ -222,6 +202,28 @@ std::string where_text(const Json& failure) {
 }
 
 }  // namespace
+
+std::vector<Json> failures_in(const std::vector<Json>& events) {
+  std::vector<Json> failures;
+  // Within an attempt the last word counts: a rank that lost its peer may be heard before the peer
+  // that died.
+  for (const Json& event : events) {
+    if (!is_failure(event)) continue;
+    const bool same_attempt = !failures.empty() && epoch_of(failures.back()) == epoch_of(event);
+    Json failure = event;
+    if (same_attempt) {
+      failure["time"] = failures.back()["time"];  // when it was first noticed
+      failures.pop_back();
+    }
+    failures.push_back(std::move(failure));
+  }
+  return failures;
+}
+
+std::string start_source(const std::string& message) {
+  constexpr std::string_view kBefore = "starting from ";
+  return message.starts_with(kBefore) ? message.substr(kBefore.size()) : message;
+}
 
 std::string operation_in(const std::string& message) {
   // As the daemon says it of a rank that died, and the coordinator of one that hangs.

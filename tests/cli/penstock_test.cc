@@ -79,6 +79,8 @@ TEST_F(PenstockTest, EveryVerbThatNeedsACoordinatorExitsFiveAndPrintsOneDocument
   const std::string spec = tiny_job_yaml(folder_.path(), {});
   const std::vector<std::vector<std::string>> verbs = {{"ps"},
                                                        {"describe", "x"},
+                                                       {"doctor", "x"},
+                                                       {"chaos", "kill", "x", "--rank", "0"},
                                                        {"logs", "x"},
                                                        {"events"},
                                                        {"events", "x"},

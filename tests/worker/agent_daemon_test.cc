@@ -78,17 +78,19 @@ class AgentDaemonTest : public ::testing::Test {
   }
 
   std::vector<std::string> daemon_argv() const {
-    return {program("penstock-worker").string(),
-            "--coordinator",
-            endpoint_,
-            "--name",
-            "w0",
-            "--devices",
-            "4",
-            "--state-dir",
-            (folder_ / "state").string(),
-            "--rank-binary",
-            program("agent_test_rank").string()};
+    std::vector<std::string> argv = {program("penstock-worker").string(),
+                                     "--coordinator",
+                                     endpoint_,
+                                     "--name",
+                                     "w0",
+                                     "--devices",
+                                     "4",
+                                     "--state-dir",
+                                     (folder_ / "state").string(),
+                                     "--rank-binary",
+                                     program("agent_test_rank").string()};
+    argv.insert(argv.end(), extra_flags_.begin(), extra_flags_.end());
+    return argv;
   }
 
   // Starts the daemon and waits until it has registered.
@@ -189,6 +191,7 @@ class AgentDaemonTest : public ::testing::Test {
   std::unique_ptr<RouterChannel> router_;
   std::string endpoint_;
   std::string refusal_;
+  std::vector<std::string> extra_flags_;
   Heard heard_;
   std::optional<ChildProcess> daemon_;
 };
@@ -343,6 +346,45 @@ TEST_F(AgentDaemonTest, NoStepIsLostOverACoordinatorRestart) {
   for (const StepReport& report : heard_.of<StepReport>()) steps.insert(report.step);
   EXPECT_EQ(static_cast<int64_t>(steps.size()), *steps.rbegin()) << "a gap in the steps";
   EXPECT_TRUE(heard_.of<RankExited>().empty());
+}
+
+HttpReply cut_off(const std::string& http_address, const std::string& query) {
+  auto reply = http_call({.method = "POST",
+                          .url = "http://" + http_address + "/chaos/partition?" + query,
+                          .body = {}});
+  EXPECT_TRUE(reply.ok()) << reply.status().to_string();
+  return reply.ok() ? *reply : HttpReply{};
+}
+
+TEST_F(AgentDaemonTest, CutOffForATimeItKeepsItsRanksAndEveryReport) {
+  extra_flags_ = {"--allow-chaos"};
+  start_daemon();
+  run_rank("steps");
+  ASSERT_TRUE(wait_for<StepReport>([](const StepReport& report) { return report.step >= 20; }));
+  const std::string address = heard_.of<Register>()[0].http_address;
+  for (const char* wrong : {"", "for_ms=0", "for_ms=-5", "for_ms=1x", "for_ms=86400001"}) {
+    EXPECT_EQ(cut_off(address, wrong).status, 400) << wrong;
+  }
+  EXPECT_EQ(cut_off(address, "for_ms=700").status, 200);
+  run_for(loop_, milliseconds(100));  // what was on its way arrives
+  const size_t before = heard_.messages.size();
+  const size_t registered = heard_.of<Register>().size();
+  run_for(loop_, milliseconds(300));
+  EXPECT_EQ(heard_.messages.size(), before) << "not a word";
+  ASSERT_TRUE(run_until(loop_, [&] { return heard_.of<Register>().size() > registered; }));
+  const int64_t step = heard_.of<Register>().back().ranks.at(0).step;
+  ASSERT_TRUE(wait_for<StepReport>([&](const StepReport& report) { return report.step > step; }));
+  std::set<int64_t> steps;
+  for (const StepReport& report : heard_.of<StepReport>()) steps.insert(report.step);
+  EXPECT_EQ(static_cast<int64_t>(steps.size()), *steps.rbegin()) << "a gap in the steps";
+  EXPECT_TRUE(heard_.of<RankExited>().empty());
+}
+
+TEST_F(AgentDaemonTest, ADaemonThatWasNotToldToAllowChaosRefusesIt) {
+  start_daemon();
+  const HttpReply reply = cut_off(heard_.of<Register>()[0].http_address, "for_ms=700");
+  EXPECT_EQ(reply.status, 403);
+  EXPECT_NE(reply.body.find("--allow-chaos"), std::string::npos) << reply.body;
 }
 
 TEST_F(AgentDaemonTest, RanksDieWithTheDaemon) {

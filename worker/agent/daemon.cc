@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstdlib>
 #include <limits>
 
@@ -137,7 +138,7 @@ void Daemon::make_agent() {
   config.http_address = host_and_port(everywhere ? config.host : options_.http_bind, http_->port());
   AgentActions actions;
   actions.send_to_coordinator = [this](const ControlMessage& message) {
-    return coordinator_channel_->send(message);
+    return coordinator_channel_ ? coordinator_channel_->send(message) : unavailable("cut off");
   };
   actions.send_to_rank = [this](const RankKey& key, const ControlMessage& message) {
     return send_to_rank(key, message);
@@ -172,6 +173,33 @@ Status Daemon::connect_coordinator() {
   PENSTOCK_TRY_ASSIGN(
       coordinator_channel_,
       DealerChannel::connect(loop_, options_.coordinator, std::move(dealer), std::move(handlers)));
+  return {};
+}
+
+// From now on nothing comes from the coordinator or goes to it, for as long as was asked; ranks and
+// their data plane are left alone.
+Status Daemon::partition(const HttpRequest& request) {
+  constexpr int64_t kPartitionMsMax = 24 * 3'600'000;
+  if (!options_.allow_chaos) {
+    return permission_denied(
+        "this worker was started without --allow-chaos, which penstock dev up gives its workers");
+  }
+  const std::string_view text = request.parameter("for_ms").value_or("");
+  int64_t span_ms = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), span_ms);
+  if (error != std::errc() || end != text.data() + text.size() || span_ms < 1 ||
+      span_ms > kPartitionMsMax) {
+    return invalid_argument(
+        fmt::format("for_ms=\"{}\": give milliseconds from 1 to {}", text, kPartitionMsMax));
+  }
+  log_warning("cut off from the coordinator for {} ms, as asked over HTTP", span_ms);
+  coordinator_channel_.reset();
+  with_tick([this](int64_t) { agent_->on_disconnected(); });
+  loop_.cancel(partition_timer_);
+  partition_timer_ = loop_.call_after(std::chrono::milliseconds(span_ms), [this] {
+    const Status connecting = connect_coordinator();
+    PENSTOCK_CHECK(connecting.ok(), connecting.message());  // it was, with the same endpoint
+  });
   return {};
 }
 
@@ -348,6 +376,10 @@ void Daemon::on_process_end(const RankKey& key) {
 }
 
 void Daemon::handle_http(const HttpRequest& request, const HttpResponder& respond) {
+  if (request.method == "POST" && request.path == "/chaos/partition") {
+    const Status cut = partition(request);
+    return respond(cut.ok() ? json_response("{}\n") : error_response(cut));
+  }
   if (request.method != "GET") {
     return respond(error_response(invalid_argument(request.method + " is not answered; use GET")));
   }

@@ -36,6 +36,8 @@ struct DaemonOptions {
   // Empty: every interface. main() chooses "lo" beside a coordinator on loopback, so that a local
   // cluster is closed to other hosts.
   std::string data_interface;
+  // Let `penstock chaos` cut this daemon off from its coordinator. On dev clusters.
+  bool allow_chaos = false;
 };
 
 // Single-threaded: everything on the loop of run(), but file writes, which have a thread of their
@@ -72,6 +74,7 @@ class Daemon {
   Status open_rank_socket();
   Status open_http();
   Status connect_coordinator();
+  Status partition(const HttpRequest& request);
   void make_agent();
 
   Result<int32_t> spawn_rank(const StartRank& start);
@@ -104,7 +107,8 @@ class Daemon {
   std::map<RankKey, PeerId> peers_;
   std::unique_ptr<HttpServer> http_;
   std::unique_ptr<RouterChannel> rank_channel_;
-  std::unique_ptr<DealerChannel> coordinator_channel_;
+  std::unique_ptr<DealerChannel> coordinator_channel_;  // nullptr: cut off on purpose
+  TimerId partition_timer_;
   TimerId tick_timer_;
 };
 

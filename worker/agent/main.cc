@@ -65,6 +65,8 @@ int run(int argc, char** argv) {
   app.add_option("--data-interface", options.data_interface,
                  "network interface of the ranks' data plane; default lo beside a coordinator on "
                  "loopback, else all");
+  app.add_flag("--allow-chaos", options.allow_chaos,
+               "let penstock chaos cut this worker off from its coordinator; for dev clusters");
   app.set_version_flag("--version", std::string("penstock-worker ") + kVersion);
   try {
     app.parse(argc, argv);
