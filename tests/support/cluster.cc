@@ -157,10 +157,19 @@ void Cluster::signal_coordinator(int signal) const {
 
 void Cluster::start_worker(int index) {
   const std::string name = fmt::format("worker-{}", index);
-  spawn(name, {binary("penstock-worker"), "--coordinator",
-               fmt::format("tcp://127.0.0.1:{}", control_port_), "--name", name, "--devices",
-               std::to_string(options_.devices_per_worker), "--http-port", "0", "--state-dir",
-               (folder_.path() / name).string()});
+  std::vector<std::string> argv = {binary("penstock-worker"),
+                                   "--coordinator",
+                                   fmt::format("tcp://127.0.0.1:{}", control_port_),
+                                   "--name",
+                                   name,
+                                   "--devices",
+                                   std::to_string(options_.devices_per_worker),
+                                   "--http-port",
+                                   "0",
+                                   "--state-dir",
+                                   (folder_.path() / name).string()};
+  if (options_.allow_chaos) argv.push_back("--allow-chaos");
+  spawn(name, std::move(argv));
 }
 
 void Cluster::kill_worker(int index, int signal) {

@@ -60,6 +60,7 @@ struct ClusterOptions {
   int worker_count = 4;
   int devices_per_worker = 1;
   int heartbeat_interval_ms = 500;
+  bool allow_chaos = false;  // workers let themselves be cut off from the coordinator
 };
 inline const ClusterOptions kTwoByTwo{.worker_count = 2, .devices_per_worker = 2};
 
