@@ -331,6 +331,11 @@ void put(wire::StepReport::Builder builder, const StepReport& message) {
   builder.setMtpLoss(message.mtp_loss);
   builder.setBalanceLoss(message.balance_loss);
   builder.setCheckpointSeconds(message.checkpoint_seconds);
+  builder.setGuardSignal(static_cast<uint8_t>(message.guard.signal));
+  builder.setGuardAction(static_cast<uint8_t>(message.guard.action));
+  builder.setGuardValue(message.guard.value);
+  builder.setGuardMedian(message.guard.median);
+  builder.setGuardLimit(message.guard.limit);
 }
 void take(wire::StepReport::Reader reader, StepReport& message) {
   take_attempt(reader, message);
@@ -345,6 +350,9 @@ void take(wire::StepReport::Reader reader, StepReport& message) {
   message.mtp_loss = reader.getMtpLoss();
   message.balance_loss = reader.getBalanceLoss();
   message.checkpoint_seconds = reader.getCheckpointSeconds();
+  message.guard = {static_cast<GuardSignal>(reader.getGuardSignal()),
+                   static_cast<GuardPolicy>(reader.getGuardAction()), reader.getGuardValue(),
+                   reader.getGuardMedian(), reader.getGuardLimit()};
 }
 
 void put(wire::EvaluationReport::Builder builder, const EvaluationReport& message) {

@@ -207,6 +207,11 @@ struct StepReport {
   mtpLoss            @10 :Float64; # as loss; 0 without multi-token prediction
   balanceLoss        @11 :Float64; # as loss; 0 without a balance loss
   checkpointSeconds  @12 :Float64; # of stepSeconds; finite, >= 0; 0: the state was not saved
+  guardSignal        @13 :UInt8;   # GuardSignal of comm/run/guards.h; 0: nothing was found
+  guardAction        @14 :UInt8;   # GuardPolicy: what follows; 0: nothing
+  guardValue         @15 :Float64; # that was found; may be NaN or infinite
+  guardMedian        @16 :Float64; # of a spike: what is usual
+  guardLimit         @17 :Float64; # of a spike: what the value is above
 }
 
 struct EvaluationReport {

@@ -23,6 +23,7 @@
 #include "comm/run/data_identity.h"
 #include "comm/run/expert_seats.h"
 #include "comm/run/flight_record.h"
+#include "comm/run/guards.h"
 #include "comm/run/program.h"
 
 namespace penstock {
@@ -202,6 +203,8 @@ struct StepReport {
   double balance_loss = 0.0;           // mean over sequences, summed over layers; 0 without it
   // Of step_seconds: what saving the state made rank 0 wait for. 0: it was not saved after it.
   double checkpoint_seconds = 0.0;
+  // What the step's guards found. With kSkip the step changed nothing, and `tokens` is 0.
+  GuardFinding guard = {};
   bool operator==(const StepReport&) const = default;
 };
 

@@ -249,6 +249,10 @@ Status check(const StepReport& message) {
   PENSTOCK_TRY(check_that(message.tokens >= 0, "tokens", "is negative"));
   PENSTOCK_TRY(check_amount("step_seconds", message.step_seconds));
   PENSTOCK_TRY(check_amount("checkpoint_seconds", message.checkpoint_seconds));
+  PENSTOCK_TRY(
+      check_that(message.guard.signal <= kGuardSignalLast, "guard.signal", "is not known"));
+  PENSTOCK_TRY(
+      check_that(message.guard.action <= GuardPolicy::kStop, "guard.action", "is not known"));
   return check_amount("expert_load_max_ratio", message.expert_load_max_ratio);
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "comm/run/guards_spec.h"
 #include "comm/run/mapping_reader.h"
 #include "comm/run/recipe_spec.h"
 #include "comm/run/rope_spec.h"
@@ -244,6 +245,7 @@ Result<JobSpec> parse_job_spec(std::string_view yaml, std::string_view origin) {
   read_optimizer(document.section("optimizer", Need::kRequired), problems, spec.optimizer);
   read_schedule(document.section("schedule"), problems, spec.optimizer);
   read_rest(document, spec);
+  read_guards(document.section("guards"), spec.guards);
   document.finish();
   if (problems.none()) check_spec_rules(spec, problems);
   PENSTOCK_TRY(problems.first());

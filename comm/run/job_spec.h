@@ -10,6 +10,7 @@
 
 #include "comm/base/hash.h"
 #include "comm/base/status.h"
+#include "comm/run/guards.h"
 #include "comm/run/model_config.h"
 #include "comm/run/step_levels.h"
 
@@ -161,6 +162,7 @@ struct JobSpec {
   TrainingSpec training;
   CheckpointSpec checkpoint;
   RecoverySpec recovery;
+  GuardsSpec guards;
   bool operator==(const JobSpec&) const = default;
 
   // Of the first step, and of every batch of an evaluation.

@@ -134,6 +134,17 @@ Json checkpoint_json(const CheckpointSpec& c) {
   return json;
 }
 
+Json spike_json(const SpikeSpec& spike) {
+  return {{"policy", to_string(spike.policy)}, {"sigmas", spike.sigmas}, {"window", spike.window}};
+}
+
+Json guards_json(const GuardsSpec& guards) {
+  return {{"not_finite", to_string(guards.not_finite)},
+          {"loss_spike", spike_json(guards.loss_spike)},
+          {"grad_norm_spike", spike_json(guards.grad_norm_spike)},
+          {"max_skips", guards.max_skips}};
+}
+
 }  // namespace
 
 std::string to_json(const ModelConfig& model) {
@@ -163,7 +174,8 @@ std::string to_json(const JobSpec& spec) {
                      {"checkpoint", checkpoint_json(spec.checkpoint)},
                      {"recovery",
                       {{"max_restarts", spec.recovery.max_restarts},
-                       {"hang_timeout", spec.recovery.hang_timeout}}}};
+                       {"hang_timeout", spec.recovery.hang_timeout}}},
+                     {"guards", guards_json(spec.guards)}};
   // Indented, because people read it too. A spec that was not parsed here may hold bytes that are
   // not UTF-8.
   return json.dump(2, ' ', false, Json::error_handler_t::replace);

@@ -124,6 +124,9 @@ class Coordinator {
   void fail_proof(Job& job, std::string message);
   void drop_proof(Job& job);
 
+  // coordinator_guards.cc: steps whose loss or gradient norm is out of the ordinary.
+  void note_guard(Job& job, const StepRecord& step);
+
   // coordinator.cc: starting, one step, and what others may ask.
   Status load(const StoredState& stored);
   void resume_watch(Job& job);

@@ -22,8 +22,8 @@ Status check_successor(const JobSpec& now, const JobSpec& next) {
   for (const auto& [name, same] : sections) {
     if (same) continue;
     return invalid_argument(
-        fmt::format("{} is not the job's: only parallelism, recovery and when checkpoints are "
-                    "saved and kept may change in a resume; submit a new job for anything else",
+        fmt::format("{} is not the job's: only parallelism, recovery, guards and when checkpoints "
+                    "are saved and kept may change in a resume; submit a new job for anything else",
                     name));
   }
   std::vector<int64_t> steps = {1};
@@ -152,11 +152,13 @@ Status Coordinator::check_resume(const Job& job, const ResumeJob& resume) const 
   return check_submission(*resume.spec, job.record.id);
 }
 
-// Any layout loads what another one saved. Sums are taken in another order from here on, so what is
-// recorded is no measure for a replay any more.
+// Any layout loads what another one saved. Sums are taken in another order from here on, or other
+// steps are left out, so what is recorded is no measure for a replay any more.
 void Coordinator::adopt_spec(Job& job, const JobSpec& spec) {
   JobRecord& record = job.record;
-  if (spec.parallelism != job.spec.parallelism) record.rebalanced_step = record.highest_step;
+  const bool computes_otherwise =
+      spec.parallelism != job.spec.parallelism || spec.guards != job.spec.guards;
+  if (computes_otherwise) record.rebalanced_step = record.highest_step;
   if (!spec.checkpoint.automatic) record.saving.reset();
   if (spec.checkpoint.automatic && !record.saving) record.saving.emplace();
   job.spec = spec;

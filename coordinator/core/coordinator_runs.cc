@@ -109,6 +109,7 @@ void Coordinator::on_message(Worker& worker, const StepReport& message) {
   step.replayed = message.step <= record.highest_step;
   step.in_proof = record.proof && message.step <= record.proof->through;
   step.finished = {message.finished_at_ns};
+  step.guard = message.guard;
   record.highest_step = std::max(record.highest_step, message.step);
   record.failures_without_step = 0;
   record.last_step = step;
@@ -118,6 +119,7 @@ void Coordinator::on_message(Worker& worker, const StepReport& message) {
   effects_.steps.push_back(step);
   relaxed_jobs_.insert(record.id);
   measure_step(*job, step);
+  note_guard(*job, step);
   compare_step(*job, step);
 }
 

@@ -74,6 +74,26 @@ Failure to_failure(const json& value) {
   return failure;
 }
 
+json to_json(const GuardFinding& finding) {
+  return {{"signal", static_cast<int>(finding.signal)},
+          {"action", static_cast<int>(finding.action)},
+          {"value", number(finding.value)},
+          {"median", number(finding.median)},
+          {"limit", number(finding.limit)}};
+}
+GuardFinding to_finding(const json& value) {
+  return {static_cast<GuardSignal>(value.at("signal").get<uint8_t>()),
+          static_cast<GuardPolicy>(value.at("action").get<uint8_t>()), to_number(value.at("value")),
+          to_number(value.at("median")), to_number(value.at("limit"))};
+}
+
+json to_json(const GuardRecord& guards) {
+  return {{"warnings", guards.warnings}, {"skips", guards.skips}};
+}
+GuardRecord to_guards(const json& value) {
+  return {value.at("warnings"), value.at("skips")};
+}
+
 json to_json(const StepRecord& step) {
   json value = {{"job", step.job.value},
                 {"epoch", step.epoch.value},
@@ -90,6 +110,7 @@ json to_json(const StepRecord& step) {
                 {"replayed", step.replayed},
                 {"finished_ns", step.finished.nanoseconds}};
   if (step.in_proof) value["in_proof"] = true;
+  if (step.guard != GuardFinding()) value["guard"] = to_json(step.guard);
   return value;
 }
 StepRecord to_step(const json& value) {
@@ -111,6 +132,7 @@ StepRecord to_step(const json& value) {
   }
   step.replayed = value.at("replayed");
   step.in_proof = value.value("in_proof", false);
+  if (value.contains("guard")) step.guard = to_finding(value.at("guard"));
   step.finished = {value.at("finished_ns")};
   return step;
 }
@@ -212,6 +234,7 @@ JobRecord to_job(const json& value) {
   job.rebalanced_step = value.value("rebalanced_step", int64_t{0});
   if (value.contains("saving")) job.saving = to_saving(value.at("saving"));
   if (value.contains("proof")) job.proof = to_proof(value.at("proof"));
+  if (value.contains("guards")) job.guards = to_guards(value.at("guards"));
   if (!value.at("checkpoint").is_null()) job.checkpoint = to_checkpoint(value.at("checkpoint"));
   if (!value.at("last_failure").is_null()) job.last_failure = to_failure(value.at("last_failure"));
   if (!value.at("last_step").is_null()) job.last_step = to_step(value.at("last_step"));
@@ -367,6 +390,7 @@ Record record_of(const JobRecord& job) {
   };
   if (job.saving) value["saving"] = to_json(*job.saving);
   if (job.proof) value["proof"] = to_json(*job.proof);
+  if (job.guards != GuardRecord()) value["guards"] = to_json(job.guards);
   return {job_key(job.id), dump(value)};
 }
 

@@ -25,6 +25,7 @@
 #include "comm/base/status.h"
 #include "comm/run/data_identity.h"
 #include "comm/run/expert_seats.h"
+#include "comm/run/guards.h"
 #include "coordinator/plan/save_interval.h"
 
 namespace penstock {
@@ -93,6 +94,7 @@ struct StepRecord {
   double mtp_loss = 0.0;
   double balance_loss = 0.0;
   double checkpoint_seconds = 0.0;  // of step_seconds: waited for saving; 0: nothing was saved
+  GuardFinding guard = {};
   // Position in the job's records: grows in the order trained.
   uint64_t cursor() const { return uint64_t{epoch.value} << 32 | static_cast<uint64_t>(step); }
 };
@@ -137,6 +139,13 @@ struct ProofRecord {
   bool operator==(const ProofRecord&) const = default;
 };
 
+// What a job's guards did, over its life; what a replay repeats counts once.
+struct GuardRecord {
+  int64_t warnings = 0;
+  int64_t skips = 0;
+  bool operator==(const GuardRecord&) const = default;
+};
+
 struct JobRecord {
   JobId id;
   std::string name;
@@ -160,6 +169,7 @@ struct JobRecord {
   int64_t rebalanced_step = 0;  // highest_step when experts or the layout changed; 0: never
   std::optional<SavingRecord> saving;
   std::optional<ProofRecord> proof;  // until it is decided
+  GuardRecord guards;
   std::optional<CheckpointRecord> checkpoint;
   std::optional<Failure> last_failure;
   std::optional<StepRecord> last_step;

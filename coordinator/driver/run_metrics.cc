@@ -64,6 +64,25 @@ Counter nonfinite_steps(MetricRegistry& registry, const std::string& run) {
   return registry.counter("penstock_run_nonfinite_steps_total",
                           "Steps whose loss or gradient norm was not finite.", {{"run", run}});
 }
+Counter guard_actions(MetricRegistry& registry, const std::string& run, GuardSignal signal,
+                      GuardPolicy action) {
+  return registry.counter("penstock_run_guard_actions_total",
+                          "Steps whose loss or gradient norm a guard acted upon.",
+                          {{"run", run},
+                           {"signal", std::string(to_string(signal))},
+                           {"action", std::string(to_string(action))}});
+}
+void create_guard_actions(MetricRegistry& registry, const std::string& run,
+                          const GuardsSpec& guards) {
+  const std::pair<GuardSignal, GuardPolicy> configured[] = {
+      {GuardSignal::kNotFinite, guards.not_finite},
+      {GuardSignal::kLossSpike, guards.loss_spike.policy},
+      {GuardSignal::kGradNormSpike, guards.grad_norm_spike.policy}};
+  for (const auto& [signal, policy] : configured) {
+    const bool reported = policy == GuardPolicy::kWarn || policy == GuardPolicy::kSkip;
+    if (reported) guard_actions(registry, run, signal, policy);
+  }
+}
 Counter restarts(MetricRegistry& registry, const std::string& run, const std::string& cause) {
   return registry.counter("penstock_run_restarts_total", "Recoveries, by first cause.",
                           {{"run", run}, {"cause", cause}});
@@ -189,6 +208,7 @@ void RunMetrics::create(const Job& job) {
   replayed_steps(registry_, run);
   tokens(registry_, run);
   nonfinite_steps(registry_, run);
+  create_guard_actions(registry_, run, job.spec.guards);
   for (const char* cause : kCauses) restarts(registry_, run, cause);
   hangs(registry_, run);
   rebalances(registry_, run);
@@ -321,6 +341,9 @@ void RunMetrics::observe_step(const StepRecord& step) {
   tokens(registry_, run).increment(static_cast<double>(std::max<int64_t>(0, step.tokens)));
   if (!std::isfinite(step.loss) || !std::isfinite(step.grad_norm)) {
     nonfinite_steps(registry_, run).increment();
+  }
+  if (step.guard.signal != GuardSignal::kNone) {
+    guard_actions(registry_, run, step.guard.signal, step.guard.action).increment();
   }
   step_duration(registry_, run).observe(step.step_seconds);
   run_gauge(registry_, "penstock_run_step", "Newest finished step.", run)

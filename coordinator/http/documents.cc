@@ -124,6 +124,19 @@ json interval_of(const Job& job) {
           {"training_seconds", number(measured.training_seconds)}};
 }
 
+json guards_of(const JobRecord& record) {
+  return {{"warnings", record.guards.warnings}, {"skipped_steps", record.guards.skips}};
+}
+
+json guard_of(const StepRecord& step) {
+  if (step.guard == GuardFinding()) return {};
+  return {{"signal", to_string(step.guard.signal)},
+          {"action", to_string(step.guard.action)},
+          {"value", number(step.guard.value)},
+          {"median", number(step.guard.median)},
+          {"limit", number(step.guard.limit)}};
+}
+
 json proof_of(const JobRecord& record) {
   if (!record.proof) return {};
   const ProofRecord& proof = *record.proof;
@@ -168,6 +181,7 @@ json job_body(const Coordinator& core, const Job& job) {
           {"rebalance_requested", record.rebalance},
           {"checkpoint_interval", interval_of(job)},
           {"proof", proof_of(record)},
+          {"guards", guards_of(record)},
           {"last_failure", failure_of(record)},
           {"checkpoint_dir", record.checkpoint_dir}};
 }
@@ -306,6 +320,7 @@ std::string step_list_document(const std::vector<StepRecord>& steps, uint64_t ne
                      {"balance_loss", number(step.balance_loss)},
                      {"checkpoint_seconds", number(step.checkpoint_seconds)},
                      {"replayed", step.replayed},
+                     {"guard", guard_of(step)},
                      {"time", time_of(step.finished)}});
   }
   return dump(page_of("StepList", std::move(items), next_after, terminal));

@@ -65,6 +65,17 @@ Result<ExitCode> list_jobs(Cli& cli, bool all) {
   return ExitCode::kOk;
 }
 
+std::string guards_text(const Json& guards) {
+  std::string text;
+  const auto add = [&](const char* key, const char* what) {
+    if (field_number(guards, key, 0) == 0) return;
+    text += (text.empty() ? "" : ", ") + field_counted(guards, key, what);
+  };
+  add("warnings", "warning");
+  add("skipped_steps", "skipped step");
+  return text;
+}
+
 void describe_facts(Output& out, const Json& job) {
   const Json reason = job.value("reason", Json::object());
   std::string text;
@@ -98,6 +109,7 @@ void describe_facts(Output& out, const Json& job) {
                               static_cast<int64_t>(field_number(job["proof"], "from")) + 1,
                               field_text(job["proof"], "through")));
   }
+  fact("guards", guards_text(job.value("guards", Json::object())));
   if (job.value("rebalance_requested", false)) {
     fact("rebalance", "requested: experts move when the next checkpoint is committed");
   }

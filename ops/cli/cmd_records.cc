@@ -111,6 +111,14 @@ std::vector<std::string> event_row(const Output& out, const Json& event) {
           field_text(event, "message")};
 }
 
+std::string step_note(const Json& step) {
+  std::string note = step.value("replayed", false) ? "replayed" : "";
+  const Json guard = step.value("guard", Json());
+  if (!guard.is_object()) return note;
+  return note + (note.empty() ? "" : ", ") +
+         fmt::format("{}: {}", field_text(guard, "action"), field_text(guard, "signal"));
+}
+
 std::vector<std::string> step_row(const Json& step) {
   const auto fixed = [&](const char* key, int digits) {
     const double value = field_number(step, key, NAN);
@@ -126,7 +134,7 @@ std::vector<std::string> step_row(const Json& step) {
           fixed("step_seconds", 4),
           format_quantity(field_number(step, "tokens_per_second")),
           fixed("expert_load_max_ratio", 2),
-          step.value("replayed", false) ? "replayed" : ""};
+          step_note(step)};
 }
 
 // One kind of growing list: where it is, how it looks.

@@ -191,6 +191,9 @@ void fill(StepReport& message, Random& random) {
   message.mtp_loss = random.normal();
   message.balance_loss = random.normal();
   message.checkpoint_seconds = amount(random);
+  message.guard = {static_cast<GuardSignal>(random.below(4)),
+                   kGuardPolicies[random.below(std::size(kGuardPolicies))], random.normal(),
+                   random.normal(), random.normal()};
   message.finished_at_ns = static_cast<int64_t>(random.next());
 }
 

@@ -131,6 +131,11 @@ JobSpec random_spec() {
                   .init_from = *rc::gen::arbitrary<bool>() ? random_path() : ""};
   s.recovery.max_restarts = between(0, 100);
   s.recovery.hang_timeout = between(0, 86'400);
+  s.guards = {.not_finite = *rc::gen::element(GuardPolicy::kSkip, GuardPolicy::kStop),
+              .loss_spike = {*rc::gen::element(GuardPolicy::kNone, GuardPolicy::kWarn),
+                             100.0 * fraction(), between(4, kGuardWindowMax)},
+              .grad_norm_spike = {},
+              .max_skips = between(0, 100)};
   s.parallelism.rebalance.every_checkpoints = between(1, 100);
   if (s.checkpoint.saves_on_the_way()) s.parallelism.rebalance.threshold = 1.0 + fraction();
   return s;

@@ -23,6 +23,8 @@ TEST(EngineAllocationTest, StepsAfterTheFirstAllocateNothing) {
     spec.model.aux_loss_alpha = 0.01;
     spec.optimizer.moments = MomentType::kBf16;
     spec.optimizer.ema_decay = 0.9;
+    spec.guards.loss_spike = {GuardPolicy::kWarn, 6.0, 4};
+    spec.guards.grad_norm_spike = {GuardPolicy::kSkip, 1e6, 4};
     StandaloneOptions options = tiny_run(spec);
     uint64_t after_second = 0;
     uint64_t after_last_but_one = 0;

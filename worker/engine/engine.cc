@@ -145,6 +145,7 @@ Engine::Engine(Parts parts)
       validation_data_(parts.validation),
       microbatch_tokens_(spec_.parallelism.micro_batch_size * spec_.data.seq_length),
       recorder_(Recorder::kStepsKept * records_per_step(program_, layers_max(spec_)), parts.flight),
+      guard_(spec_.guards),
       sequence_(static_cast<size_t>(spec_.data.seq_length) + 1) {
   PENSTOCK_CHECK(transport_ != nullptr || spec_.parallelism.world_size() == 1);
   if (transport_ != nullptr) {
@@ -276,9 +277,10 @@ Status Engine::make_state(const StateHome& home) {
     average_ = std::make_unique<WeightAverage>(spec_.optimizer.ema_decay, *state_places_,
                                                [this] { state_->publish(); });
   }
+  const std::span<double> guard = spec_.guards.remembers() ? guard_.state() : std::span<double>();
   PENSTOCK_TRY_ASSIGN(
       state_, TrainingState::create(layout_, stages_, *state_places_, *optimizer_, average_.get(),
-                                    state_identity(home.job), home.file));
+                                    guard, state_identity(home.job), home.file));
   return {};
 }
 

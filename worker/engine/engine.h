@@ -30,6 +30,7 @@
 #include "worker/data/sampler.h"
 #include "worker/engine/lane.h"
 #include "worker/engine/measured_transport.h"
+#include "worker/engine/numerical_guard.h"
 #include "worker/engine/rank_layout.h"
 #include "worker/engine/recorded_pass.h"
 #include "worker/engine/recorder.h"
@@ -60,7 +61,8 @@ struct StepResult {
   double balance_loss = 0.0;
   double grad_norm = 0.0;  // before clipping; every parameter of the model counted once
   double learning_rate = 0.0;
-  int64_t tokens = 0;
+  int64_t tokens = 0;  // trained; none of a step that was left out
+  GuardFinding guard = {};
   bool save = false;  // some rank asked for the state after this step to be saved
   double expert_load_max_ratio = 0.0;
   StepTimes times = {};
@@ -101,9 +103,10 @@ class Engine {
     return state_->restore(manifest_path, job, step);
   }
 
-  // Runs step `step`, which is the one after the state's. An error, and diverged(), when loss or
-  // gradient norm are not finite: found on every rank, since every rank has the sums over all, and
-  // before the optimizer, so that neither weights nor a checkpoint ever hold anything of that step.
+  // Runs step `step`, which is the one after the state's. Whether loss and gradient norm let it
+  // change the model is found on every rank, since every rank has the sums over all, and before the
+  // optimizer, so that neither weights nor a checkpoint ever hold anything of a step that may not:
+  // it is left out (StepResult::guard), or is an error and diverged().
   // `ask_to_save` travels with the sums of the step, so that all ranks hear of it in the same step.
   Result<StepResult> train_step(int64_t step, bool ask_to_save = false);
   // Mean loss over spec.training.evaluation_batches held-out batches, the same ones every time; of
@@ -112,6 +115,8 @@ class Engine {
   Result<EvaluationResult> evaluate();
   // The last call failed because the model did, not the machine: a replay ends the same way.
   bool diverged() const { return diverged_; }
+  // What the last training step's guards found.
+  const GuardFinding& finding() const { return finding_; }
   // Tokens that chose each expert in a step, a moving average over recent training steps: of the
   // layers that this rank is the first replica of. Over all ranks each layer once.
   ExpertLoads expert_loads() const;
@@ -198,6 +203,7 @@ class Engine {
   Status reduce_gradients();
   Status reduce_stage(const LocalStage& local, Stage& stage);
   Status reduce_totals();
+  Status judge(double loss, double grad_norm);
   Status optimizer_step();
   Status gather_weights();
   Result<EvaluationResult> evaluate_weights();
@@ -224,6 +230,7 @@ class Engine {
   std::vector<std::unique_ptr<Stage>> stages_;  // by direction
   std::vector<std::unique_ptr<Lane>> lanes_;    // by direction
   std::vector<Feed> feeds_;                     // by direction
+  NumericalGuard guard_;
   std::unique_ptr<StateLayout> state_places_;
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<TrainingState> state_;
@@ -232,6 +239,7 @@ class Engine {
   // Of the step under way.
   bool training_ = true;
   bool diverged_ = false;
+  GuardFinding finding_;
   bool ask_to_save_ = false;
   int64_t step_ = 0;  // of training; the batch's number in an evaluation
   const StepPlan* plan_ = nullptr;

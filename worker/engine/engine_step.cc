@@ -68,14 +68,16 @@ Result<StepResult> Engine::train_step(int64_t step, bool ask_to_save) {
     stage->clear_expert_loads();
   }
   PENSTOCK_TRY(execute(plan_of(step), true, step));
-  StepResult result{.step = step,
-                    .loss = sums_[kLossSum] / sums_[kTokenSum],
-                    .prediction_loss = sums_[kPredictionSum] / sums_[kTokenSum],
-                    .balance_loss = sums_[kBalanceSum] / sums_[kTokenSum],
-                    .grad_norm = std::sqrt(sums_[kSquareSum]),
-                    .learning_rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step),
-                    .tokens = static_cast<int64_t>(sums_[kTokenSum]),
-                    .save = sums_[kSaveSum] > 0.0};
+  StepResult result{
+      .step = step,
+      .loss = sums_[kLossSum] / sums_[kTokenSum],
+      .prediction_loss = sums_[kPredictionSum] / sums_[kTokenSum],
+      .balance_loss = sums_[kBalanceSum] / sums_[kTokenSum],
+      .grad_norm = std::sqrt(sums_[kSquareSum]),
+      .learning_rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step),
+      .tokens = finding_.action == GuardPolicy::kSkip ? 0 : static_cast<int64_t>(sums_[kTokenSum]),
+      .guard = finding_,
+      .save = sums_[kSaveSum] > 0.0};
   for (size_t i = kStageImbalance; i < sums_.size(); ++i) {
     result.expert_load_max_ratio = std::max(result.expert_load_max_ratio, sums_[i]);
   }
@@ -174,7 +176,9 @@ Status Engine::execute_one(const Instruction& i) {
     case Op::kReduceGradients:
       return reduce_gradients();
     case Op::kOptimizerStep:
-      return optimizer_step();
+      if (finding_.action != GuardPolicy::kSkip) return optimizer_step();
+      state_->repeat_step(step_);
+      return {};
   }
   return internal_error("unknown instruction");
 }
@@ -435,12 +439,9 @@ Status Engine::reduce_totals() {
   PENSTOCK_TRY(collective(Collective::kReduceTotals, -1, [&] {
     return reducer_->all_reduce_sum(layout_.world, tag_of(Channel::kReduceTotals), sums_);
   }));
-  diverged_ = training_ && !(std::isfinite(sums_[kLossSum]) && std::isfinite(sums_[kSquareSum]));
-  if (!diverged_) return {};
-  return internal_error(
-      fmt::format("step {}: loss {}, gradient norm {}; lower the learning rate or look at the data "
-                  "of this step",
-                  step_, sums_[kLossSum] / sums_[kTokenSum], std::sqrt(sums_[kSquareSum])));
+  diverged_ = false;
+  if (!training_) return {};
+  return judge(sums_[kLossSum] / sums_[kTokenSum], std::sqrt(sums_[kSquareSum]));
 }
 
 Status Engine::optimizer_step() {

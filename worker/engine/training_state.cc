@@ -13,46 +13,55 @@ MutableBytes bytes_of(std::span<float> values) {
   return std::as_writable_bytes(values);
 }
 
+TensorSlice guard_slice(std::span<double> guard) {
+  return whole_tensor(state_name("guards"), DType::kF64, {std::ssize(guard)});
+}
+
 }  // namespace
 
 Result<std::unique_ptr<TrainingState>> TrainingState::create(
     const RankLayout& layout, std::span<const std::unique_ptr<Stage>> stages, StateLayout& places,
-    const AdamW& optimizer, const WeightAverage* average, const HeldStateIdentity& identity,
-    const Path& file) {
-  std::vector<Bias> biases = place_biases(layout, stages, places);
+    const AdamW& optimizer, const WeightAverage* average, std::span<double> guard,
+    const HeldStateIdentity& identity, const Path& file) {
+  std::vector<Mirrored> mirrored = place_mirrored(layout, stages, guard, places);
   const uint64_t step_offset = places.add(sizeof(int64_t));
   PENSTOCK_TRY_ASSIGN(StateMemory memory, StateMemory::make(identity, places.byte_count(), file));
   auto state = std::make_unique<TrainingState>(layout, optimizer, std::move(memory),
-                                               std::move(biases), step_offset);
+                                               std::move(mirrored), step_offset);
   state->list_sources(average);
-  state->list_targets(average, stages);
+  state->list_targets(average, stages, guard);
   return state;
 }
 
 TrainingState::TrainingState(const RankLayout& layout, const AdamW& optimizer, StateMemory memory,
-                             std::vector<Bias> biases, uint64_t step_offset)
+                             std::vector<Mirrored> mirrored, uint64_t step_offset)
     : layout_(layout),
       optimizer_(optimizer),
       memory_(std::move(memory)),
-      biases_(std::move(biases)),
+      mirrored_(std::move(mirrored)),
       step_offset_(step_offset) {}
 
-std::vector<TrainingState::Bias> TrainingState::place_biases(
-    const RankLayout& layout, std::span<const std::unique_ptr<Stage>> stages, StateLayout& places) {
-  std::vector<Bias> biases;
+std::vector<TrainingState::Mirrored> TrainingState::place_mirrored(
+    const RankLayout& layout, std::span<const std::unique_ptr<Stage>> stages,
+    std::span<double> guard, StateLayout& places) {
+  std::vector<Mirrored> mirrored;
+  const auto add = [&](MutableBytes live, TensorSlice slice, bool saved) {
+    mirrored.push_back({live, places.add(live.size()), std::move(slice), saved});
+  };
   for (size_t s = 0; s < stages.size(); ++s) {
     const std::vector<Rank>& replicas = layout.stages[s].dense_replicas;
     const std::span<Router> routers = stages[s]->routers();
     for (size_t i = 0; i < routers.size(); ++i) {
-      const std::span<float> values = routers[i].bias;
-      biases.push_back({.values = values,
-                        .offset = places.add(values.size_bytes()),
-                        .slice = whole_tensor(weight_name(routers[i].bias_name), DType::kF32,
-                                              {static_cast<int64_t>(values.size())}),
-                        .saved = replicas[i % replicas.size()] == layout.rank});
+      add(bytes_of(routers[i].bias),
+          whole_tensor(weight_name(routers[i].bias_name), DType::kF32,
+                       {std::ssize(routers[i].bias)}),
+          replicas[i % replicas.size()] == layout.rank);
     }
   }
-  return biases;
+  if (!guard.empty()) {
+    add(std::as_writable_bytes(guard), guard_slice(guard), layout.rank.value == 0);
+  }
+  return mirrored;
 }
 
 void TrainingState::list_sources(const WeightAverage* average) {
@@ -64,9 +73,9 @@ void TrainingState::list_sources(const WeightAverage* average) {
     };
     add(optimizer_.state(generation));
     if (average != nullptr) add(average->state(generation));
-    for (const Bias& bias : biases_) {
-      const Bytes bytes(generation + bias.offset, bias.values.size_bytes());
-      if (bias.saved) sources.push_back({bias.slice, bytes});
+    for (const Mirrored& mirrored : mirrored_) {
+      const Bytes bytes(generation + mirrored.offset, mirrored.live.size());
+      if (mirrored.saved) sources.push_back({mirrored.slice, bytes});
     }
     const TensorSlice step = whole_tensor(state_name("step"), DType::kI64, {});
     if (layout_.rank.value == 0) sources.push_back({step, std::as_bytes(step_in(generation))});
@@ -74,7 +83,8 @@ void TrainingState::list_sources(const WeightAverage* average) {
 }
 
 void TrainingState::list_targets(const WeightAverage* average,
-                                 std::span<const std::unique_ptr<Stage>> stages) {
+                                 std::span<const std::unique_ptr<Stage>> stages,
+                                 std::span<double> guard) {
   std::byte* const generation = memory_.generation(0);
   const auto add = [&](const std::vector<StateSlice>& slices) {
     for (const StateSlice& state : slices) {
@@ -111,16 +121,18 @@ void TrainingState::list_targets(const WeightAverage* average,
                       std::as_writable_bytes(step_in(generation)),
                       {},
                       true});
+  if (!guard.empty()) {
+    to_load_where_saved_.push_back({guard_slice(guard), std::as_writable_bytes(guard), {}, true});
+  }
 }
 
 std::span<int64_t> TrainingState::step_in(std::byte* generation) const {
   return {reinterpret_cast<int64_t*>(generation + step_offset_), 1};
 }
 
-void TrainingState::copy_biases_to(std::byte* generation) const {
-  for (const Bias& bias : biases_) {
-    std::copy(bias.values.begin(), bias.values.end(),
-              reinterpret_cast<float*>(generation + bias.offset));
+void TrainingState::copy_mirrored_to(std::byte* generation) const {
+  for (const Mirrored& mirrored : mirrored_) {
+    std::copy(mirrored.live.begin(), mirrored.live.end(), generation + mirrored.offset);
   }
 }
 
@@ -137,10 +149,17 @@ void TrainingState::begin_step() {
 
 void TrainingState::finish_step(int64_t step) {
   PENSTOCK_CHECK(next_ != kNone && step == step_ + 1, step, step_);
-  copy_biases_to(next());
+  copy_mirrored_to(next());
   step_in(next())[0] = step;
   step_ = step;
   current_ = std::exchange(next_, kNone);
+}
+
+void TrainingState::repeat_step(int64_t step) {
+  begin_step();
+  std::copy_n(current(), generation_bytes(), next());
+  finish_step(step);
+  publish();
 }
 
 void TrainingState::publish() {
@@ -155,9 +174,9 @@ void TrainingState::forget_generations() {
 
 void TrainingState::start_from_model() {
   forget_generations();
-  std::fill_n(current(), memory_.generation(1) - memory_.generation(0), std::byte{0});
+  std::fill_n(current(), generation_bytes(), std::byte{0});
   optimizer_.take_weights(current());
-  copy_biases_to(current());
+  copy_mirrored_to(current());
   step_ = 0;
 }
 
@@ -186,14 +205,18 @@ Result<LoadReport> TrainingState::restore(const Path& manifest_path, JobId job, 
                                            step));
   }
   forget_generations();
+  std::vector<LoadTarget> targets = to_load_;
+  for (const LoadTarget& target : to_load_where_saved_) {
+    if (manifest.find(target.slice.name) != nullptr) targets.push_back(target);
+  }
   PENSTOCK_TRY_ASSIGN(const LoadReport report,
-                      load_slices(manifest_path.parent_path(), manifest, to_load_));
+                      load_slices(manifest_path.parent_path(), manifest, targets));
   if (step_in(current())[0] != step) {
     return data_loss(fmt::format("{} says step {} but holds the state of step {}",
                                  manifest_path.string(), step, step_in(current())[0]));
   }
   optimizer_.take_weights(current());
-  copy_biases_to(current());
+  copy_mirrored_to(current());
   step_ = step;
   publish();
   return report;
@@ -208,9 +231,8 @@ Status TrainingState::restore_held(int64_t step) {
   current_ = *found;
   step_ = step;
   put_back_weights();
-  for (const Bias& bias : biases_) {
-    std::copy_n(reinterpret_cast<const float*>(current() + bias.offset), bias.values.size(),
-                bias.values.begin());
+  for (const Mirrored& mirrored : mirrored_) {
+    std::copy_n(current() + mirrored.offset, mirrored.live.size(), mirrored.live.begin());
   }
   return {};
 }

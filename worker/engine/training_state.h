@@ -4,8 +4,9 @@
 // Saved, each element by exactly one rank of the job: the weights and Adam moments of the ranges
 // this rank's optimizer owns (ZeRO-1 spreads them evenly), their average if one is kept, the router
 // biases it is elected for, and on rank 0 the step. The election is a pure function of the layout.
-// Loaded: every weight and bias of its stages, the moments it owns. Nothing else is state: data,
-// learning rate and initial weights are pure functions of seed and step.
+// Loaded: every weight and bias of its stages, the moments it owns. Nothing else is state but what
+// guards remember, which all ranks have and rank 0 saves: data, learning rate and initial weights
+// are pure functions of seed and step.
 //
 // What a rank saves lies in generations (worker/engine/state_memory.h); the model computes with
 // copies of its weights and biases. A training step goes
@@ -40,20 +41,21 @@ namespace penstock {
 class TrainingState {
  public:
   // Takes all memory: kStateGenerations of what `places` holds and this adds to it. Borrows all;
-  // pointers into them are kept. `average` may be null. `identity`, `file`: as StateMemory::make().
+  // pointers into them are kept. `average` may be null, `guard` empty. `identity`, `file`: as StateMemory::make().
   static Result<std::unique_ptr<TrainingState>> create(
       const RankLayout& layout, std::span<const std::unique_ptr<Stage>> stages, StateLayout& places,
-      const AdamW& optimizer, const WeightAverage* average, const HeldStateIdentity& identity,
-      const Path& file);
-  struct Bias {
-    std::span<float> values;  // the model's
-    uint64_t offset = 0;      // in a generation
+      const AdamW& optimizer, const WeightAverage* average, std::span<double> guard,
+      const HeldStateIdentity& identity, const Path& file);
+  // What lives outside the generations and is copied to each: router biases, the guards' memory.
+  struct Mirrored {
+    MutableBytes live;
+    uint64_t offset = 0;  // in a generation
     TensorSlice slice;
     bool saved = false;  // by this rank
   };
   // For create().
   TrainingState(const RankLayout& layout, const AdamW& optimizer, StateMemory memory,
-                std::vector<Bias> biases, uint64_t step_offset);
+                std::vector<Mirrored> mirrored, uint64_t step_offset);
   TrainingState(const TrainingState&) = delete;
   TrainingState& operator=(const TrainingState&) = delete;
 
@@ -64,8 +66,10 @@ class TrainingState {
   std::byte* next() const { return memory_.generation(next_); }
   // The generation that the step may write: neither the newest nor the one held.
   void begin_step();
+  // A step that changes nothing of the model: begin_step() to publish().
+  void repeat_step(int64_t step);
   // The step is done but for what runs in the background: next() is current(), with the model's
-  // router biases.
+  // router biases and the guards' memory.
   void finish_step(int64_t step);
   // current() is whole. On any thread, before the next begin_step().
   void publish();
@@ -109,19 +113,21 @@ class TrainingState {
   };
   static constexpr size_t kNone = kStateGenerations;
 
-  static std::vector<Bias> place_biases(const RankLayout& layout,
-                                        std::span<const std::unique_ptr<Stage>> stages,
-                                        StateLayout& places);
+  static std::vector<Mirrored> place_mirrored(const RankLayout& layout,
+                                              std::span<const std::unique_ptr<Stage>> stages,
+                                              std::span<double> guard, StateLayout& places);
   void list_sources(const WeightAverage* average);
-  void list_targets(const WeightAverage* average, std::span<const std::unique_ptr<Stage>> stages);
+  void list_targets(const WeightAverage* average, std::span<const std::unique_ptr<Stage>> stages,
+                    std::span<double> guard);
   void forget_generations();
-  void copy_biases_to(std::byte* generation) const;
+  void copy_mirrored_to(std::byte* generation) const;
   std::span<int64_t> step_in(std::byte* generation) const;
+  ptrdiff_t generation_bytes() const { return memory_.generation(1) - memory_.generation(0); }
 
   const RankLayout& layout_;
   const AdamW& optimizer_;
   StateMemory memory_;
-  const std::vector<Bias> biases_;
+  const std::vector<Mirrored> mirrored_;
   const uint64_t step_offset_;
   int64_t step_ = 0;
   size_t current_ = 0;
@@ -129,6 +135,7 @@ class TrainingState {
   std::atomic<size_t> held_ = kNone;
   std::array<std::vector<SliceSource>, kStateGenerations> to_save_;  // by generation
   std::vector<LoadTarget> to_load_;  // into the model and generation 0
+  std::vector<LoadTarget> to_load_where_saved_;
   std::vector<Held> first_held_;
 };
 

@@ -159,7 +159,12 @@ void report_step(const RankRun& run, const StepResult& result, double checkpoint
                              .finished_at_ns = wall_now().nanoseconds,
                              .mtp_loss = result.prediction_loss,
                              .balance_loss = result.balance_loss,
-                             .checkpoint_seconds = checkpoint_seconds});
+                             .checkpoint_seconds = checkpoint_seconds,
+                             .guard = result.guard});
+    if (result.guard.signal != GuardSignal::kNone) {
+      log_warning("step {}, policy {}: {}", result.step, to_string(result.guard.action),
+                  words_of(result.guard));
+    }
     log_info("step {} loss {:.4f} grad norm {:.3f} lr {:.3g} {:.0f} tokens/s", result.step,
              result.loss, result.grad_norm, result.learning_rate,
              static_cast<double>(result.tokens) / result.times.total_seconds);

@@ -1,0 +1,11 @@
+// The section `guards` of a job spec. Called by parse_job_spec() alone.
+#pragma once
+
+#include "comm/run/job_spec.h"
+#include "comm/run/mapping_reader.h"
+
+namespace penstock {
+
+void read_guards(MappingReader reader, GuardsSpec& guards);
+
+}  // namespace penstock
