@@ -228,6 +228,8 @@ void put(wire::StartRank::Builder builder, const StartRank& message) {
   builder.setFirstUnreportedStep(message.first_unreported_step);
   put_seats(builder.initSeats(message.seats.layers.size()), message.seats);
   builder.setSaveInterval(message.save_interval);
+  builder.setFromMemory(message.from_memory);
+  builder.setSavedStep(message.saved_step);
 }
 void take(wire::StartRank::Reader reader, StartRank& message) {
   take_rank_key(reader, message);
@@ -247,6 +249,8 @@ void take(wire::StartRank::Reader reader, StartRank& message) {
   message.first_unreported_step = reader.getFirstUnreportedStep();
   message.seats = take_seats(reader.getSeats());
   message.save_interval = reader.getSaveInterval();
+  message.from_memory = reader.getFromMemory();
+  message.saved_step = reader.getSavedStep();
 }
 
 void put(wire::RankReady::Builder builder, const RankReady& message) {
@@ -289,11 +293,13 @@ void put(wire::StopRanks::Builder builder, const StopRanks& message) {
   put_attempt(builder, message);
   builder.setGraceMs(message.grace_ms);
   builder.setReason(text(message.reason));
+  builder.setKeepState(message.keep_state);
 }
 void take(wire::StopRanks::Reader reader, StopRanks& message) {
   take_attempt(reader, message);
   message.grace_ms = reader.getGraceMs();
   message.reason = take_text(reader.getReason());
+  message.keep_state = reader.getKeepState();
 }
 
 void put(wire::RankExited::Builder builder, const RankExited& message) {
@@ -313,9 +319,21 @@ void take(wire::RankExited::Reader reader, RankExited& message) {
 
 void put(wire::RanksStopped::Builder builder, const RanksStopped& message) {
   put_attempt(builder, message);
+  capnp::List<wire::HeldRank>::Builder list = builder.initHeld(message.held.size());
+  for (unsigned i = 0; i < message.held.size(); ++i) {
+    const HeldRank& held = message.held[i];
+    list[i].setRank(held.rank.value);
+    capnp::List<int64_t>::Builder steps = list[i].initSteps(held.steps.size());
+    for (unsigned s = 0; s < held.steps.size(); ++s) steps.set(s, held.steps[s]);
+  }
 }
 void take(wire::RanksStopped::Reader reader, RanksStopped& message) {
   take_attempt(reader, message);
+  for (const wire::HeldRank::Reader entry : reader.getHeld()) {
+    HeldRank& held = message.held.emplace_back();
+    held.rank.value = entry.getRank();
+    for (const int64_t step : entry.getSteps()) held.steps.push_back(step);
+  }
 }
 
 void put(wire::StepReport::Builder builder, const StepReport& message) {

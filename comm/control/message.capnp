@@ -96,10 +96,12 @@ struct StartRank {
   program             @5 :Program;
   checkpointDir       @6 :Text;     # absolute
   restoreManifest     @7 :Text;     # absolute; empty: initial weights
-  restoreStep         @8 :Int64;    # >= 0; 0 without a manifest
+  restoreStep         @8 :Int64;    # >= 0; 0 without a manifest, unless fromMemory
   firstUnreportedStep @9 :Int64;    # >= 0; lower steps were recorded by an earlier attempt
   seats               @10 :List(LayerSeats);  # each layer once; at most 1 Mi seats in all
   saveInterval        @11 :Int64;             # >= 0; as in SaveInterval; 0: as the spec says
+  fromMemory          @12 :Bool;              # restoreStep is held by the daemon; then no manifest
+  savedStep           @13 :Int64;             # >= 0; of the newest committed checkpoint; 0: none
 }
 
 struct LayerSeats {
@@ -177,6 +179,7 @@ struct StopRanks {
   epoch   @1 :UInt32;
   graceMs @2 :Int64;   # 0 .. 3600000, between SIGTERM and SIGKILL; 0: SIGKILL at once
   reason  @3 :Text;
+  keepState @4 :Bool;  # what is held in memory of its ranks stays, and is told; else it goes
 }
 
 struct RankExited {
@@ -329,6 +332,13 @@ struct RanksStopped {
   # job up to and including the epoch runs here now, and none will be started.
   job   @0 :UInt64;
   epoch @1 :UInt32;
+  held  @2 :List(HeldRank);  # at most 4096, each rank once
+}
+
+struct HeldRank {
+  # What the daemon holds in memory of a rank that ended.
+  rank  @0 :Int32;
+  steps @1 :List(Int64);  # 1 to 3, ascending, >= 0
 }
 
 struct ExpertLoadReport {

@@ -28,7 +28,7 @@
 
 namespace penstock {
 
-inline constexpr uint32_t kProtocolVersion = 3;
+inline constexpr uint32_t kProtocolVersion = 4;
 
 // Bounds of what a frame may carry; a frame beyond one is refused whole.
 inline constexpr size_t kFrameBytesMax = 16 << 20;
@@ -99,7 +99,11 @@ struct StartRank {
   Program program;
   std::string checkpoint_dir;    // of this job, absolute
   std::string restore_manifest;  // absolute path; empty: start from initial weights
-  int64_t restore_step = 0;      // step the manifest holds; 0 with no manifest
+  // Of the manifest; 0 with none, unless the rank is to go on from what its daemon holds in memory
+  // of it, and of every other rank, at this step.
+  int64_t restore_step = 0;
+  bool from_memory = false;
+  int64_t saved_step = 0;  // of the newest committed checkpoint; 0: none
   int64_t first_unreported_step =
       0;  // steps below were recorded by an earlier attempt (replay is reported all the same)
   ExpertSeats seats;          // of the layers that the rank holds
@@ -133,7 +137,15 @@ struct StopRanks {
   Epoch epoch;
   int64_t grace_ms = 0;
   std::string reason;
+  bool keep_state = false;  // what is held in memory of its ranks may be needed; else it goes
   bool operator==(const StopRanks&) const = default;
+};
+
+// The steps whose state a daemon holds in memory for a rank that ended (comm/run/held_state.h).
+struct HeldRank {
+  Rank rank;
+  std::vector<int64_t> steps;  // ascending
+  bool operator==(const HeldRank&) const = default;
 };
 
 // Worker -> coordinator, the answer to every StopRanks, also a repeated one or one of an unknown
@@ -142,6 +154,7 @@ struct StopRanks {
 struct RanksStopped {
   JobId job;
   Epoch epoch;
+  std::vector<HeldRank> held = {};  // with StopRanks::keep_state
   bool operator==(const RanksStopped&) const = default;
 };
 

@@ -1,8 +1,11 @@
 // The rules of message.h, one overload of check() per message.
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "comm/control/codec.h"
+#include "comm/run/held_state.h"
 
 namespace penstock {
 namespace {
@@ -10,6 +13,7 @@ namespace {
 constexpr int64_t kMillisecondsMax = 3'600'000;
 constexpr int64_t kQuietMillisecondsMax = int64_t{1} << 40;  // 34 years
 constexpr size_t kDimensionsMax = 8;
+constexpr size_t kRanksPerWorkerMax = 4096;
 constexpr int kSignalMax = 64;
 
 Status wrong(std::string_view field, std::string_view rule) {
@@ -186,7 +190,11 @@ Status check(const StartRank& message) {
   PENSTOCK_TRY(check_text("spec_json", message.spec_json, kTextBytesMax));
   PENSTOCK_TRY(check_program(message.program));
   PENSTOCK_TRY(check_absolute_path("checkpoint_dir", message.checkpoint_dir));
-  if (message.restore_manifest.empty()) {
+  if (message.from_memory) {
+    PENSTOCK_TRY(check_that(message.restore_manifest.empty(), "restore_manifest",
+                            "is given, and memory, too"));
+    PENSTOCK_TRY(check_that(message.restore_step >= 1, "restore_step", "is below 1"));
+  } else if (message.restore_manifest.empty()) {
     PENSTOCK_TRY(
         check_that(message.restore_step == 0, "restore_step", "is given without a manifest"));
   } else {
@@ -196,6 +204,7 @@ Status check(const StartRank& message) {
   PENSTOCK_TRY(
       check_that(message.first_unreported_step >= 0, "first_unreported_step", "is negative"));
   PENSTOCK_TRY(check_that(message.save_interval >= 0, "save_interval", "is negative"));
+  PENSTOCK_TRY(check_that(message.saved_step >= 0, "saved_step", "is negative"));
   return check_seats(message.seats);
 }
 
@@ -239,7 +248,22 @@ Status check(const RankExited& message) {
 }
 
 Status check(const RanksStopped& message) {
-  return check_attempt(message);
+  PENSTOCK_TRY(check_attempt(message));
+  PENSTOCK_TRY(
+      check_that(message.held.size() <= kRanksPerWorkerMax, "held", "has too many entries"));
+  std::set<Rank> ranks;
+  for (const HeldRank& held : message.held) {
+    const bool rank_sound =
+        held.rank.value >= 0 && static_cast<size_t>(held.rank.value) < kRanksMax;
+    PENSTOCK_TRY(check_that(rank_sound, "rank", "is out of range"));
+    PENSTOCK_TRY(check_that(ranks.insert(held.rank).second, "rank", "is there twice"));
+    const bool bounded = !held.steps.empty() && held.steps.size() <= kStateGenerations;
+    PENSTOCK_TRY(check_that(bounded, "steps", "is empty or has too many entries"));
+    PENSTOCK_TRY(check_that(held.steps.front() >= 0, "steps", "has a negative one"));
+    const bool ascending = std::is_sorted(held.steps.begin(), held.steps.end());
+    PENSTOCK_TRY(check_that(ascending, "steps", "is not ascending"));
+  }
+  return {};
 }
 
 Status check(const StepReport& message) {
@@ -303,7 +327,6 @@ Status check(const InspectRanks& message) {
 }
 
 Status check(const RanksInspected& message) {
-  constexpr size_t kRanksPerWorkerMax = 4096;
   PENSTOCK_TRY(check_attempt(message));
   PENSTOCK_TRY(
       check_that(message.ranks.size() <= kRanksPerWorkerMax, "ranks", "has too many entries"));

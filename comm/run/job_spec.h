@@ -150,6 +150,9 @@ struct RecoverySpec {
   // Seconds in which no rank begins or ends an operation, at least, before one counts as hung; in
   // slow phases kSlowPhaseFactor times as many. 0: none ever does.
   int64_t hang_timeout = 60;
+  // After a failure of processes, go on from the state that the daemons of the hosts that are left
+  // hold in memory, when they hold all of it.
+  bool from_memory = true;
   bool operator==(const RecoverySpec&) const = default;
 };
 

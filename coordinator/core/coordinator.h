@@ -110,6 +110,14 @@ class Coordinator {
   void on_message(Worker& worker, const RanksInspected& message);
   void conclude_inquiry(Job& job);
 
+  // coordinator_memory.cc: going on from what daemons hold of the ranks that ended.
+  static bool wants_held_state(const Job& job);
+  void keep_held(Job& job, WorkerId worker, const std::vector<HeldRank>& ranks);
+  static std::optional<int64_t> held_step(const Job& job);
+  std::optional<std::vector<RankPlacement>> held_placement(const Job& job) const;
+  bool restore_from_held(Job& job);
+  void drop_held(Job& job, const std::set<WorkerId>& kept);
+
   // coordinator_proof.cc: a resume that compares the steps it trains again with what is recorded.
   Status begin_proof(Job& job, int64_t steps);
   void place_proof(Job& job, const CheckpointFound& found);

@@ -31,6 +31,7 @@ void Coordinator::transition(Job& job, JobState to, std::string actor, Reason re
     job.record.finished = now_;
     job.record.rebalance = false;
     drop_proof(job);
+    drop_held(job, {});
     job.loads.clear();
     open_jobs_.erase(job.record.id);
   } else {
@@ -67,7 +68,9 @@ void Coordinator::schedule() {
       continue;
     }
     const std::vector<FreeDevices> free = free_on_workers();
-    if (auto placement = place(job->spec.parallelism, free)) {
+    auto placement = job->record.restored_from_memory ? held_placement(*job)
+                                                      : place(job->spec.parallelism, free);
+    if (placement) {
       start_epoch(*job, *std::move(placement));
       continue;
     }
@@ -99,6 +102,9 @@ bool Coordinator::ready_to_place(Job& job) {
              })) {
     return false;  // a rank of an older epoch may still run there
   }
+  // Until the start, what is held may become unreachable, or its devices be taken.
+  const bool held = !job.held.empty() && job.restore != Restore::kSearching;
+  if (held && !restore_from_held(job)) job.restore = Restore::kUnknown;
   if (job.restore == Restore::kUnknown) {
     const bool refused_by_rank =
         job.record.last_failure && job.record.last_failure->reason.code == kCauseDataCorrupt;
@@ -158,6 +164,7 @@ void Coordinator::on_event(const CheckpointFound& found) {
   }
   record.restore_manifest = found.manifest;
   record.restore_step = found.step;
+  record.restored_from_memory = false;
   if (found.manifest.empty()) {
     record.checkpoint.reset();
   } else if (!record.checkpoint || record.checkpoint->manifest != found.manifest) {
@@ -208,8 +215,9 @@ void Coordinator::release_devices(Job& job) {
 void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
   PENSTOCK_CHECK(!job.placed() && job.awaiting.empty() && job.restore == Restore::kKnown);
   JobRecord& record = job.record;
-  ++record.epoch.value;
   record.placement = std::move(placement);
+  drop_held(job, hosts(job));  // of the epoch before
+  ++record.epoch.value;
   hold_devices(job);
   job.ranks.assign(record.placement.size(), {});
   if (!record.started && !job.data.empty()) {  // nothing was trained on what was found before
@@ -231,7 +239,10 @@ void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
       {"placed", fmt::format("{} on {}", counted(std::ssize(record.placement), "rank"), where)});
   const std::string& folder = job.spec.checkpoint.init_from;
   std::string from = folder.empty() ? "initial weights" : "the weights in " + folder;
-  if (!record.restore_manifest.empty()) {
+  if (record.restored_from_memory) {
+    from =
+        fmt::format("the state of step {}, which the workers held in memory", record.restore_step);
+  } else if (!record.restore_manifest.empty()) {
     from = fmt::format("the checkpoint of step {}", record.restore_step);
   }
   transition(job, JobState::kStarting, "coordinator", {"starting", "starting from " + from});
@@ -252,6 +263,8 @@ void Coordinator::send_start(const Job& job, Rank rank) {
   order.checkpoint_dir = record.checkpoint_dir;
   order.restore_manifest = record.restore_manifest;
   order.restore_step = record.restore_step;
+  order.from_memory = record.restored_from_memory;
+  order.saved_step = record.checkpoint ? record.checkpoint->step : 0;
   order.first_unreported_step = record.highest_step + 1;
   order.seats = seats_for(job, pipeline_index);
   if (record.saving) order.save_interval = save_interval_of(job);
@@ -393,8 +406,9 @@ void Coordinator::await_stops(Job& job) {
 
 void Coordinator::send_stop(const Job& job, WorkerId worker) {
   // A reason may quote paths and what a rank said; one beyond the bound would be refused whole.
-  send(worker, StopRanks{job.record.id, job.record.epoch, job.stop_grace_ms,
-                         job.record.reason.message.substr(0, kNameBytesMax)});
+  send(worker,
+       StopRanks{job.record.id, job.record.epoch, job.stop_grace_ms,
+                 job.record.reason.message.substr(0, kNameBytesMax), wants_held_state(job)});
 }
 
 void Coordinator::worker_stopped(Job& job, WorkerId worker) {

@@ -98,6 +98,7 @@ void Coordinator::place_proof(Job& job, const CheckpointFound& found) {
   }
   record.restore_manifest = found.manifest;
   record.restore_step = found.step;
+  record.restored_from_memory = false;
   proof.from = found.step;
   proof.compared = 0;
   proof.tensors = 0;

@@ -20,6 +20,13 @@ int64_t newest_saved_step(const Job& job) {
   return newest;
 }
 
+// Also what was on its way when the attempt failed: what daemons hold of it is of use up to the
+// newest step on record.
+bool takes_steps(const Job& job) {
+  const bool failing = job.record.state == JobState::kRecovering && !job.awaiting.empty();
+  return job.record.state == JobState::kRunning || (failing && !job.record.proof);
+}
+
 std::string overtaken(int64_t newer_step) {
   return fmt::format("overtaken by the checkpoint of step {}", newer_step);
 }
@@ -62,7 +69,8 @@ void Coordinator::on_message(Worker& worker, const RankExited& message) {
                        (last_step && last_step->epoch == job->record.epoch);
   RankPhase phase = RankPhase::kTraining;
   if (!trained) {
-    phase = job->record.restore_manifest.empty() ? RankPhase::kLoading : RankPhase::kRestoring;
+    const bool restores = job->record.restored_from_memory || !job->record.restore_manifest.empty();
+    phase = restores ? RankPhase::kRestoring : RankPhase::kLoading;
   }
   Failure failure = failure_of(message, worker.record.name, phase);
   if (failure.reason.code == kCauseDiverged) {
@@ -81,13 +89,14 @@ void Coordinator::on_message(Worker& worker, const RanksStopped& message) {
     schedule_needed_ = true;
   }
   if (Job* job = current_epoch(message.job, message.epoch)) {
+    if (wants_held_state(*job)) keep_held(*job, worker.record.id, message.held);
     worker_stopped(*job, worker.record.id);
   }
 }
 
 void Coordinator::on_message(Worker& worker, const StepReport& message) {
   Job* job = current_epoch(message.job, message.epoch);
-  if (!job || job->record.state != JobState::kRunning) return;
+  if (!job || !takes_steps(*job)) return;
   if (!hosted_rank(*job, Rank{0}, worker.record.id)) return;
   JobRecord& record = job->record;
   const bool in_epoch = record.last_step && record.last_step->epoch == message.epoch;

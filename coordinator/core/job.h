@@ -47,11 +47,17 @@ struct HangInquiry {
 enum class Restore : uint8_t {
   kUnknown,    // must be looked for before the next start
   kSearching,  // a FindCheckpoint is on its way
-  kKnown,      // JobRecord::restore_manifest and restore_step hold
+  kKnown,      // JobRecord::restore_manifest (or restored_from_memory) and restore_step hold
 };
 
 // Reason code of the planned restart that moves experts: no failure.
 inline constexpr const char* kRebalancing = "rebalancing";
+
+// What a daemon holds in memory of a rank of the attempt that ended.
+struct HeldAt {
+  WorkerId worker;
+  std::vector<int64_t> steps;  // ascending
+};
 
 struct Job {
   JobRecord record;
@@ -71,7 +77,8 @@ struct Job {
   std::set<WorkerId> awaiting;  // workers that have not confirmed the stop of the epoch yet
   std::map<int64_t, CheckpointRound> rounds;     // by step
   std::map<int64_t, std::string> failed_rounds;  // step to reason, of this epoch
-  RequestId removing;  // the RemoveJob that waits for its checkpoints to be gone; 0: none
+  RequestId removing;           // the RemoveJob that waits for its checkpoints to be gone; 0: none
+  std::map<Rank, HeldAt> held;  // from the stop of an attempt to the next start
   Restore restore = Restore::kUnknown;
   Instant place_after;  // back-off
   Instant epoch_began;  // StartRanks sent, or adopted after a restart of the coordinator

@@ -230,6 +230,7 @@ JobRecord to_job(const json& value) {
   job.checkpoint_dir = value.at("checkpoint_dir");
   job.restore_manifest = value.at("restore_manifest");
   job.restore_step = value.at("restore_step");
+  job.restored_from_memory = value.value("restored_from_memory", false);  // as the next one
   job.rebalance = value.value("rebalance", false);  // absent from older records
   job.rebalanced_step = value.value("rebalanced_step", int64_t{0});
   if (value.contains("saving")) job.saving = to_saving(value.at("saving"));
@@ -382,6 +383,7 @@ Record record_of(const JobRecord& job) {
       {"checkpoint_dir", job.checkpoint_dir},
       {"restore_manifest", job.restore_manifest},
       {"restore_step", job.restore_step},
+      {"restored_from_memory", job.restored_from_memory},
       {"rebalance", job.rebalance},
       {"rebalanced_step", job.rebalanced_step},
       {"checkpoint", job.checkpoint ? to_json(*job.checkpoint) : json()},

@@ -165,6 +165,7 @@ struct JobRecord {
   std::string checkpoint_dir;
   std::string restore_manifest;  // of `epoch`; empty: initial weights
   int64_t restore_step = 0;
+  bool restored_from_memory = false;  // `epoch`: from what daemons held of restore_step
   bool rebalance = false;  // asked for: experts are to move when the next checkpoint is committed
   int64_t rebalanced_step = 0;  // highest_step when experts or the layout changed; 0: never
   std::optional<SavingRecord> saving;

@@ -320,7 +320,8 @@ def measure_recovery(bench, _):
     known, ready = [], []
     with Cluster(bench.program.parent.parent, 4) as cluster:
         cluster.submit(ROOT / "docs/examples/quickstart.yaml", "killed",
-                       {"training": {"steps": 100000, "evaluation_interval": 0}, "checkpoint": {"interval": 10}})
+                       {"training": {"steps": 100000, "evaluation_interval": 0}, "checkpoint": {"interval": 10},
+                        "recovery": {"from_memory": False}})
         for turn in range(bench.rounds):
             cluster.items_when("killed", "steps", lambda steps: steps and steps[-1]["step"] >= 25 * (turn + 1))
             before = len(cluster.items("killed", "events"))

@@ -142,6 +142,11 @@ void fill(StartRank& message, Random& random) {
     message.restore_manifest = "/" + name(random);
     message.restore_step = number<int64_t>(random, 0);
   }
+  if (message.restore_manifest.empty() && random.below(2) == 0) {
+    message.from_memory = true;
+    message.restore_step = number<int64_t>(random, 1);
+  }
+  message.saved_step = number<int64_t>(random, 0);
   message.first_unreported_step = number<int64_t>(random, 0);
   message.seats = expert_seats(random);
 }
@@ -165,6 +170,7 @@ void fill(StopRanks& message, Random& random) {
   fill_key(message, random);
   message.grace_ms = static_cast<int64_t>(random.below(3'600'001));
   message.reason = any_bytes(random, 100);
+  message.keep_state = random.below(2) == 0;
 }
 
 void fill(RankExited& message, Random& random) {
@@ -264,6 +270,14 @@ void fill(RankProgress& message, Random& random) {
 
 void fill(RanksStopped& message, Random& random) {
   fill_key(message, random);
+  for (int32_t rank = 0; random.below(3) != 0; ++rank) {
+    HeldRank& held = message.held.emplace_back();
+    held.rank = Rank{rank};
+    for (int64_t step = 1 + static_cast<int64_t>(random.below(3)); step > 0; --step) {
+      held.steps.push_back(number<int64_t>(random, 0));
+    }
+    std::sort(held.steps.begin(), held.steps.end());
+  }
 }
 
 void fill(ExpertLoadReport& message, Random& random) {

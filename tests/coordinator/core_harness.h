@@ -232,8 +232,10 @@ class CoreHarness {
     rank_exited(job, rank, static_cast<int32_t>(code), 0, reason);
   }
   void kill_rank(JobId job, int32_t rank) { rank_exited(job, rank, -1, 9, {}); }
-  // Workers with a StopRanks order confirm it.
-  void confirm_stops(JobId job) {
+  // Workers with a StopRanks order confirm it, and those that are to keep it say that they hold
+  // `held` of the ranks they ran.
+  void confirm_stops(JobId job, const std::vector<int64_t>& held = {}) {
+    const std::vector<RankPlacement> placement = record(job).placement;
     const std::vector<OutgoingMessage> orders = std::exchange(messages, {});
     for (const OutgoingMessage& order : orders) {
       const auto* stop = std::get_if<StopRanks>(&order.message);
@@ -242,7 +244,12 @@ class CoreHarness {
       std::erase_if(workers.at(name).ranks, [&](const auto& rank) {
         return std::get<0>(rank.first) == job && std::get<1>(rank.first) <= stop->epoch;
       });
-      say(name, RanksStopped{job, stop->epoch});
+      RanksStopped answer{job, stop->epoch, {}};
+      for (int32_t rank = 0; rank < std::ssize(placement); ++rank) {
+        const bool here = core_->find_worker(placement[rank].worker)->record.name == name;
+        if (here && stop->keep_state && !held.empty()) answer.held.push_back({Rank{rank}, held});
+      }
+      say(name, answer);
     }
   }
   // A FindCheckpoint is answered with the newest checkpoint committed, or with `found`.

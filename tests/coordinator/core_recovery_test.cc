@@ -93,12 +93,15 @@ TEST_F(CoreRecoveryTest, AConfirmationOfAnOlderEpochDoesNotCount) {
   EXPECT_TRUE(h.finds.empty());
 }
 
-TEST_F(CoreRecoveryTest, NothingOfAStoppedEpochIsAccepted) {
+TEST_F(CoreRecoveryTest, OfAnEpochThatIsBeingStoppedStepsAreRecordedAndNothingIsCommitted) {
   h.kill_rank(job, 2);
   h.train(job, 31, 35);
   h.save_all(job, 40);
-  EXPECT_EQ(h.record(job).last_step->step, 30);
+  EXPECT_EQ(h.record(job).last_step->step, 35);
   EXPECT_TRUE(h.commits.empty());
+  h.cancel(job);
+  h.train(job, 36, 37);
+  EXPECT_EQ(h.record(job).last_step->step, 35) << "nobody goes on from there";
 }
 
 TEST_F(CoreRecoveryTest, MessagesOfAnOlderEpochAreRefusedByTheNext) {

@@ -40,9 +40,17 @@ TEST(RecoveryTest, AnUndisturbedJobSucceedsAndLearns) {
   EXPECT_LT(evaluations.back().at("loss"), evaluations.front().at("loss"));
 }
 
-TEST(RecoveryTest, AKilledRankIsReplacedAndTheRunEndsBitIdentical) {
+// With the state that daemons hold, and from the checkpoint.
+class KilledRankTest : public testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(, KilledRankTest, testing::Values(true, false), [](const auto& from) {
+  return from.param ? "FromMemory" : "FromTheCheckpoint";
+});
+
+TEST_P(KilledRankTest, IsReplacedAndTheRunEndsBitIdentical) {
   const Cluster cluster;
-  const TinyJob job{.steps = 200};
+  // From memory checkpoints are too far apart for anything to be gone on from by accident.
+  const TinyJob job{
+      .steps = 200, .checkpoint_interval = GetParam() ? 1000 : 5, .from_memory = GetParam()};
   const Outcome expected = undisturbed(cluster, job);
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
   for (const int victim : {2, 0}) {
@@ -59,6 +67,13 @@ TEST(RecoveryTest, AKilledRankIsReplacedAndTheRunEndsBitIdentical) {
   ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
   EXPECT_EQ(cluster.job(id).at("restarts"), 2) << cluster.describe(id);
   EXPECT_EQ(cluster.job(id).at("last_failure").at("rank"), 0) << "the killed rank is the cause";
+  const Json events = cluster.get("/api/v1/jobs/" + id + "/events?limit=1000");
+  int64_t from_memory = 0;
+  for (const Json& item : events.at("items")) {
+    const std::string message = item.at("message");
+    from_memory += item.at("code") == "starting" && message.find("memory") != std::string::npos;
+  }
+  EXPECT_EQ(from_memory, GetParam() ? 2 : 0) << cluster.describe(id);
   EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
 }
 

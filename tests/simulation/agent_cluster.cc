@@ -79,6 +79,7 @@ void AgentCluster::kill_daemon(Worker& worker) {
   disconnect(worker);
   worker.agent.reset();
   worker.processes.clear();  // they die with it
+  worker.memory.clear();
   worker.back_at_ns = within(std::chrono::seconds(6));
 }
 
@@ -110,6 +111,18 @@ AgentActions AgentCluster::actions_of(Worker& worker) {
     process->second.ends = signal == SIGKILL
                                ? ExitStatus{-1, SIGKILL}
                                : ExitStatus{static_cast<int>(ExitCode::kPreempted), 0};
+  };
+  actions.held_state = [&worker](JobId job) {
+    std::vector<HeldRank> held;
+    for (const auto& [key, state] : worker.memory) {
+      if (key.first == job && !state.steps.empty()) held.push_back({key.second, state.steps});
+    }
+    return held;
+  };
+  actions.drop_state_before = [&worker](JobId job, Epoch epoch) {
+    std::erase_if(worker.memory, [&](const auto& entry) {
+      return entry.first.first == job && entry.second.epoch < epoch;
+    });
   };
   actions.inspect_rank = [this, &worker](const RankKey& key) { return inspect(worker, key); };
   actions.exit = [this, &worker](ExitCode, const std::string& why) {
@@ -164,6 +177,9 @@ Status AgentCluster::to_rank(Worker& worker, const RankKey& key, const ControlMe
     process.order = *start;
     process.step = start->restore_step;
     process.ready_at_ns = within(std::chrono::seconds(1));
+    if (!restore_from_memory(worker, *start)) {
+      process.ends = ExitStatus{static_cast<int>(ExitCode::kNotFound), 0};
+    }
   } else if (std::holds_alternative<BeginTraining>(message)) {
     process.begun = true;
   } else if (const auto* outcome = std::get_if<CheckpointOutcome>(&message)) {
@@ -210,6 +226,33 @@ Result<int32_t> AgentCluster::spawn(Worker& worker, const StartRank& start) {
 
 // ---- ranks
 
+bool AgentCluster::restore_from_memory(Worker& worker, const StartRank& start) {
+  Held& held = worker.memory[{start.job, start.rank}];
+  held.epoch = start.epoch;
+  if (!start.from_memory) {
+    held.steps.clear();
+    return true;
+  }
+  ++memory_starts_;
+  const bool there =
+      std::find(held.steps.begin(), held.steps.end(), start.restore_step) != held.steps.end();
+  held.steps = {start.restore_step};
+  return there;
+}
+
+// The state it was writing is lost, and all of a process that ended in a way nobody understands.
+void AgentCluster::leave_memory(Worker& worker, const RankKey& key, const ExitStatus& status) {
+  Held& held = worker.memory[{key.job, key.rank}];
+  const bool sound = status.signal == SIGKILL ||
+                     status.exit_code == static_cast<int>(ExitCode::kPeerLost) ||
+                     status.exit_code == static_cast<int>(ExitCode::kPreempted);
+  if (!sound) {
+    held.steps.clear();
+  } else if (status.signal == SIGKILL && held.steps.size() > 1 && chance(0.3)) {
+    held.steps.pop_back();
+  }
+}
+
 void AgentCluster::advance_processes(Worker& worker) {
   std::vector<RankKey> keys;
   for (const auto& [key, process] : worker.processes) keys.push_back(key);
@@ -218,6 +261,7 @@ void AgentCluster::advance_processes(Worker& worker) {
     if (process.ends) {
       const ExitStatus status = *process.ends;
       worker.processes.erase(key);
+      leave_memory(worker, key, status);
       worker.agent->on_rank_exit(now_ns(), key, status, "sim");
       continue;
     }
@@ -277,12 +321,20 @@ void AgentCluster::train(const std::vector<std::pair<Worker*, RankKey>>& gang) {
     return process_of(at).order->seats == first.seats;
   });
   if (!seated_alike) violate(fmt::format("ranks of job {} seat experts differently", first.job));
+  const bool begin_alike = std::all_of(gang.begin(), gang.end(), [&](const auto& at) {
+    return process_of(at).order->restore_step == first.restore_step &&
+           process_of(at).order->from_memory == first.from_memory;
+  });
+  if (!begin_alike) violate(fmt::format("ranks of job {} go on from different steps", first.job));
   const int64_t step = process_of(gang[0]).step + 1;
   for (const auto& at : gang) {
     const auto& [job, epoch, rank] = at.second;
     Agent& agent = *at.first->agent;
     process_of(at).step = step;
     process_of(at).moved_at_ns = now_ns();
+    std::vector<int64_t>& held = at.first->memory[{job, rank}].steps;
+    held.push_back(step);
+    if (held.size() > 2) held.erase(held.begin());
     const auto say = [&](const ControlMessage& message) {
       agent.on_rank_message(now_ns(), at.second, message);
     };

@@ -40,6 +40,8 @@ class AgentCluster final : public SimulatedCoordinator {
   explicit AgentCluster(const AgentClusterOptions& options);
   // The first violated promise with what led to it, or empty.
   std::string run();
+  // Ranks that went on from what their daemon held.
+  int64_t memory_starts() const { return memory_starts_; }
 
  private:
   // A rank process of one worker.
@@ -57,12 +59,17 @@ class AgentCluster final : public SimulatedCoordinator {
     int64_t moved_at_ns = 0;         // its flight record changed
     std::optional<ExitStatus> ends;  // as soon as the daemon looks
   };
+  struct Held {
+    Epoch epoch;  // the last it was for
+    std::vector<int64_t> steps;
+  };
   struct Worker {
     std::string name;
     int incarnation = 0;
     std::unique_ptr<Agent> agent;  // null while the daemon is down
     int64_t back_at_ns = 0;
     std::map<RankKey, Process> processes;
+    std::map<std::pair<JobId, Rank>, Held> memory;  // what the daemon holds
     bool connected = false;
     int connection = 0;  // counts connections, so that each has a name
     int64_t connect_at_ns = 0;
@@ -87,6 +94,8 @@ class AgentCluster final : public SimulatedCoordinator {
   Status to_rank(Worker& worker, const RankKey& key, const ControlMessage& message);
   bool must_be_stopped(const Worker& worker, JobId job) const;
   Result<int32_t> spawn(Worker& worker, const StartRank& start);
+  bool restore_from_memory(Worker& worker, const StartRank& start);
+  void leave_memory(Worker& worker, const RankKey& key, const ExitStatus& status);
 
   void deliver();
   void advance_processes(Worker& worker);
@@ -107,6 +116,7 @@ class AgentCluster final : public SimulatedCoordinator {
   std::map<std::string, std::deque<Flight>> to_workers_;  // by peer
   uint64_t requests_ = 0;
   int32_t last_pid_ = 100;
+  int64_t memory_starts_ = 0;
 };
 
 }  // namespace penstock

@@ -10,6 +10,7 @@ namespace {
 struct Counts {
   int64_t restarts = 0;
   int64_t rebalances = 0;
+  int64_t memory_starts = 0;
 };
 
 Counts simulate(uint64_t first_seed, AgentClusterOptions options) {
@@ -21,6 +22,7 @@ Counts simulate(uint64_t first_seed, AgentClusterOptions options) {
     if (violation.empty()) {
       counts.restarts += cluster.restarts();
       counts.rebalances += cluster.rebalances();
+      counts.memory_starts += cluster.memory_starts();
     }
     return violation;
   });
@@ -28,7 +30,9 @@ Counts simulate(uint64_t first_seed, AgentClusterOptions options) {
 }
 
 TEST(AgentSimTest, EveryJobSucceedsThroughKillsCutsAndCrashesAndNoTwoEpochsRun) {
-  EXPECT_GT(simulate(1, {}).restarts, 0) << "the faults must have hit something";
+  const Counts counts = simulate(1, {});
+  EXPECT_GT(counts.restarts, 0) << "the faults must have hit something";
+  EXPECT_GT(counts.memory_starts, 0);
 }
 
 TEST(AgentSimTest, StoppedRanksAreFoundThroughEveryFaultAndNoHealthyOneIsNamed) {

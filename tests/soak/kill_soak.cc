@@ -108,7 +108,8 @@ class Soak {
                       .data = shape.data,
                       .microbatches = shape.microbatches,
                       .steps = 300,
-                      .max_restarts = 1000};
+                      .max_restarts = 1000,
+                      .from_memory = number % 4 != 3};
     const std::string id = cluster_.submit(tiny_job_yaml(cluster_.folder(), job));
     for (const int64_t last = killed_.total() + kills; killed_.total() < last;) {
       const std::chrono::milliseconds pause(100 + random_.below(2900));

@@ -131,6 +131,7 @@ struct TinyJob {
   int seq_length = 32;
   int max_restarts = 5;
   int hang_timeout = 60;
+  bool from_memory = true;
   std::string checkpoint_dir = "";  // empty: the coordinator's choice
   std::string microbatch_ramp = "[]";
 };

@@ -117,6 +117,8 @@ int main(int argc, char** argv) {
   app.add_option("--rank", hello.rank.value)->required();
   std::string trace_file;
   app.add_option("--trace-file", trace_file);
+  std::string state_file;
+  app.add_option("--state-file", state_file);
   std::string flight_file;
   app.add_option("--flight-file", flight_file);
   CLI11_PARSE(app, argc, argv);

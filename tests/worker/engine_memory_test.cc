@@ -1,5 +1,12 @@
 // The generations of a rank's state in memory.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
+#include <map>
+#include <mutex>
+#include <set>
 
 #include "tests/worker/engine_test_support.h"
 #include "worker/engine/engine.h"
@@ -86,6 +93,102 @@ TEST_F(HeldStateTest, OneStepAtATimeIsHeld) {
     (void)engine.state().hold();
     EXPECT_DEATH((void)engine.state().hold(), "held_");
     engine.state().release();
+  };
+  train_tiny(options);
+}
+
+// Runs that end after a step, and others that go on from the memory they left.
+class RestoreFromMemoryTest : public HeldStateTest {
+ protected:
+  JobSpec spec_of(const TinyLayout& layout) const {
+    JobSpec spec = tiny_spec(directory_.path(), layout, 7);
+    spec.optimizer.ema_decay = 0.9;
+    spec.optimizer.moments = MomentType::kBf16;
+    spec.optimizer.bias_update_speed = 0.01;  // so that the routers' biases count
+    return spec;
+  }
+  std::function<Path(Rank)> files() {
+    return [this](Rank rank) {
+      const std::lock_guard lock(mutex_);
+      FileDescriptor& memory = memory_[rank];
+      if (!memory.valid()) memory = FileDescriptor(::memfd_create("state", MFD_CLOEXEC));
+      return Path(fmt::format("/proc/self/fd/{}", memory.get()));
+    };
+  }
+  // As the daemon reads them once the rank is gone.
+  static std::vector<int64_t> steps_in(const FileDescriptor& memory) {
+    alignas(HeldStateHead) std::array<std::byte, kHeldStateHeadBytes> head{};
+    EXPECT_TRUE(read_at(memory.get(), "state", 0, head).ok());
+    const auto size = static_cast<uint64_t>(::lseek(memory.get(), 0, SEEK_END));
+    const auto held = read_held_state(*reinterpret_cast<const HeldStateHead*>(head.data()), size);
+    EXPECT_TRUE(held.ok()) << held.status().to_string();
+    return held.ok() ? held->steps : std::vector<int64_t>();
+  }
+  std::mutex mutex_;
+  std::map<Rank, FileDescriptor> memory_;
+};
+
+TEST_F(RestoreFromMemoryTest, AnyOfTheLastTwoStepsContinuesBitForBitInEveryLayout) {
+  for (const TinyLayout& layout :
+       {TinyLayout{}, TinyLayout{2, 2, 1, Schedule::kDualPipe},
+        TinyLayout{2, 1, 2, Schedule::kZeroBubble}, TinyLayout{2, 2, 1, Schedule::kDualPipeV}}) {
+    StandaloneOptions options = tiny_run(spec_of(layout));
+    const StandaloneReport undisturbed = train_tiny(options);
+    for (const int64_t step : {5, 4}) {
+      memory_.clear();
+      options.state_file = files();
+      options.stop_after = 5;
+      options.from_memory = false;
+      options.restore_step = 0;
+      train_tiny(options);
+      options.stop_after = 0;
+      options.from_memory = true;
+      options.restore_step = step;
+      const StandaloneReport rest = train_tiny(options);
+      EXPECT_EQ(rest.weights_digest, undisturbed.weights_digest) << to_string(layout) << step;
+      ASSERT_EQ(std::ssize(rest.steps), 7 - step);
+      for (size_t i = 0; i < rest.steps.size(); ++i) {
+        const StepResult& same = undisturbed.steps[static_cast<size_t>(step) + i];
+        EXPECT_EQ(rest.steps[i].loss, same.loss) << to_string(layout) << step;
+        EXPECT_EQ(rest.steps[i].grad_norm, same.grad_norm);
+      }
+    }
+  }
+}
+
+TEST_F(RestoreFromMemoryTest, AStepThatIsNotHeldIsNotFound) {
+  StandaloneOptions options = tiny_run(spec_of({}));
+  options.state_file = files();
+  options.stop_after = 5;
+  train_tiny(options);
+  options.from_memory = true;
+  options.restore_step = 2;
+  EXPECT_EQ(run_standalone_threads(options).status().code(), Code::kNotFound);
+  options.spec.training.seed += 1;  // another run's state
+  options.restore_step = 5;
+  EXPECT_EQ(run_standalone_threads(options).status().code(), Code::kNotFound);
+}
+
+// Whatever the moment of death, one of two steps is what every rank has.
+TEST_F(RestoreFromMemoryTest, WhileAStepIsWrittenTheTwoBeforeItAreWhole) {
+  JobSpec spec = spec_of({});
+  StandaloneOptions options = tiny_run(spec);
+  options.state_file = files();
+  options.on_loaded = [this](Engine& engine) {
+    TrainingState& state = engine.state();
+    const auto whole = [&] { return steps_in(memory_.at(Rank{0})); };
+    for (int64_t step = 1; step <= 5; ++step) {
+      ASSERT_TRUE(engine.train_step(step).ok());
+      engine.settle();
+    }
+    EXPECT_EQ(whole(), (std::vector<int64_t>{3, 4, 5}));
+    (void)state.hold();  // step 5
+    ASSERT_TRUE(engine.train_step(6).ok());
+    engine.settle();
+    EXPECT_EQ(whole(), (std::vector<int64_t>{4, 5, 6}));
+    state.begin_step();
+    EXPECT_EQ(whole(), (std::vector<int64_t>{5, 6}));
+    state.release();
   };
   train_tiny(options);
 }

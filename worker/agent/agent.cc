@@ -14,6 +14,7 @@ namespace {
 // A job's fence matters while messages of its old epochs may still be on their way. Jobs are
 // numbered upwards, so the lowest ones are the oldest.
 constexpr size_t kFencesMax = 10'000;
+constexpr Epoch kLastEpoch{std::numeric_limits<uint32_t>::max()};
 
 template <typename Message>
 RankKey key_of(const Message& message) {
@@ -173,6 +174,7 @@ void Agent::spawn(int64_t now_ns, const RankKey& key) {
 }
 
 void Agent::handle(int64_t, const BeginTraining& message) {
+  actions_.drop_state_before(message.job, message.epoch);
   reports_.forget_if([&](const ControlMessage& report) {
     const auto* ready = std::get_if<RankReady>(&report);
     return ready != nullptr && ready->job == message.job && ready->epoch == message.epoch;
@@ -198,8 +200,8 @@ void Agent::handle(int64_t now_ns, const StopRanks& message) {
   fence(message.job, message.epoch);
   end_up_to(now_ns, message.job, message.epoch, std::chrono::milliseconds(message.grace_ms),
             message.reason);
-  Epoch& owed = stops_to_answer_[message.job];
-  owed = std::max(owed, message.epoch);
+  OwedStop& owed = stops_to_answer_[message.job];
+  if (message.epoch >= owed.epoch) owed = {message.epoch, message.keep_state};
   answer_stops();
 }
 
@@ -258,10 +260,17 @@ bool Agent::runs_at_or_below(JobId job, Epoch epoch) const {
 
 void Agent::answer_stops() {
   std::erase_if(stops_to_answer_, [this](const auto& owed) {
-    const auto& [job, epoch] = owed;
-    if (runs_at_or_below(job, epoch)) return false;
+    const auto& [job, stop] = owed;
+    if (runs_at_or_below(job, stop.epoch)) return false;
+    RanksStopped answer{job, stop.epoch, {}};
+    // A newer attempt may run here by now: what is held is its then.
+    if (stop.keep_state) {
+      if (!runs_at_or_below(job, kLastEpoch)) answer.held = actions_.held_state(job);
+    } else {
+      actions_.drop_state_before(job, Epoch{stop.epoch.value + 1});
+    }
     // Not kept when it cannot be sent: the coordinator repeats StopRanks until it is answered.
-    const Status sent = send(RanksStopped{job, epoch});
+    const Status sent = send(answer);
     if (!sent.ok()) log_debug("RanksStopped of job {} not sent: {}", job, sent.to_string());
     return true;
   });

@@ -85,6 +85,10 @@ struct AgentActions {
   std::function<Status(const RankKey&, const ControlMessage&)> send_to_rank;
   std::function<Result<int32_t>(const StartRank&)> spawn_rank;  // the pid
   std::function<void(const RankKey&, int signal)> signal_rank;
+  // What is held in memory of the ranks of a job, none of which runs; and that what is held of
+  // attempts before `epoch` is not needed.
+  std::function<std::vector<HeldRank>(JobId)> held_state;
+  std::function<void(JobId, Epoch epoch)> drop_state_before;
   // Of a rank that has a process.
   std::function<RankActivity(const RankKey&)> inspect_rank;
   std::function<void(ExitCode, const std::string& why)> exit;  // ends the daemon's loop
@@ -198,9 +202,13 @@ class Agent {
   int64_t next_heartbeat_ns_ = 0;
 
   Ranks ranks_;
-  std::map<JobId, Epoch> fences_;           // every epoch up to this one is over, per job
-  std::map<JobId, Epoch> stops_to_answer_;  // RanksStopped is owed once the last rank is reaped
-  std::map<RankKey, PendingExit> exits_;    // not acknowledged yet
+  std::map<JobId, Epoch> fences_;  // every epoch up to this one is over, per job
+  struct OwedStop {
+    Epoch epoch;
+    bool keep_state = false;
+  };
+  std::map<JobId, OwedStop> stops_to_answer_;  // RanksStopped is owed once the last rank is reaped
+  std::map<RankKey, PendingExit> exits_;       // not acknowledged yet
   ReportQueue reports_;
   std::deque<LogChunk> log_chunks_;  // not sent yet
   size_t log_bytes_ = 0;

@@ -49,6 +49,14 @@ Path flight_file_of(const Path& state_dir, const RankKey& key) {
   return state_dir / kFlightFolder / fmt::format("job-{}.rank-{}.flight", key.job, key.rank);
 }
 
+// Whether a rank that ended like this has left its state as it was: it was killed or told to stop,
+// or a peer of it was. One that crashed or gave up may have written anything anywhere.
+bool leaves_sound_state(const ExitStatus& status) {
+  if (status.signal != 0) return status.signal == SIGKILL || status.signal == SIGTERM;
+  return status.exit_code == static_cast<int>(ExitCode::kPeerLost) ||
+         status.exit_code == static_cast<int>(ExitCode::kPreempted);
+}
+
 RankKey key_of(const RankHello& hello) {
   return {hello.job, hello.epoch, hello.rank};
 }
@@ -145,6 +153,8 @@ void Daemon::make_agent() {
   };
   actions.spawn_rank = [this](const StartRank& start) { return spawn_rank(start); };
   actions.signal_rank = [this](const RankKey& key, int signal) { signal_rank(key, signal); };
+  actions.held_state = [this](JobId job) { return state_.held(job); };
+  actions.drop_state_before = [this](JobId job, Epoch epoch) { state_.drop_before(job, epoch); };
   actions.inspect_rank = [this](const RankKey& key) { return inspect_rank(key); };
   actions.exit = [this](ExitCode code, const std::string& why) {
     log_line(code == ExitCode::kOk ? LogLevel::kInfo : LogLevel::kError, why);
@@ -235,6 +245,12 @@ Result<int32_t> Daemon::spawn_rank(const StartRank& start) {
   }
   const Path flight = flight_file_of(options_.state_dir, key);
   spawn.argv.insert(spawn.argv.end(), {"--flight-file", flight.string()});
+  if (const auto state = state_.hold(key.job, key.epoch, key.rank, start.from_memory); state.ok()) {
+    spawn.argv.insert(spawn.argv.end(), {"--state-file", state->string()});
+  } else {
+    log_warning("what {} trains will not outlive it in memory: {}", to_string(key),
+                state.status().to_string());
+  }
   if (std::getenv("UCX_NET_DEVICES") == nullptr && !options_.data_interface.empty()) {
     spawn.environment = {"UCX_NET_DEVICES=" + options_.data_interface};
   }
@@ -369,6 +385,7 @@ void Daemon::on_process_end(const RankKey& key) {
     std::error_code ignored;
     std::filesystem::remove(process.flight_file, ignored);
     const std::string log_tail = process.output.log_tail();
+    if (!leaves_sound_state(*status)) state_.distrust(key.job, key.rank);
     processes_.erase(key);
     metrics_.rank_ended(now_ns, key, *status);
     agent_->on_rank_exit(now_ns, key, *status, last_words, log_tail);

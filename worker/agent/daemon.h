@@ -20,6 +20,7 @@
 #include "worker/agent/agent.h"
 #include "worker/agent/agent_metrics.h"
 #include "worker/agent/rank_output.h"
+#include "worker/agent/state_holders.h"
 #include "worker/agent/trace_store.h"
 
 namespace penstock {
@@ -101,6 +102,7 @@ class Daemon {
   BackgroundAppender appender_;
   AgentMetrics metrics_;
   const TraceStore traces_;
+  StateHolders state_;
   std::unique_ptr<Agent> agent_;
   std::map<RankKey, Process> processes_;
   std::map<PeerId, RankKey> ranks_by_peer_;

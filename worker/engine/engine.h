@@ -103,6 +103,11 @@ class Engine {
     return state_->restore(manifest_path, job, step);
   }
 
+  // Goes on from what StateHome::file holds of `step`; kNotFound: it does not. The model is not
+  // whole before complete_restore(), once the transport is connected: a rank holds what it owns.
+  Status restore_held(int64_t step) { return state_->restore_held(step); }
+  Status complete_restore() { return gather_weights(); }
+
   // Runs step `step`, which is the one after the state's. Whether loss and gradient norm let it
   // change the model is found on every rank, since every rank has the sums over all, and before the
   // optimizer, so that neither weights nor a checkpoint ever hold anything of a step that may not:

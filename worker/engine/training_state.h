@@ -41,7 +41,8 @@ namespace penstock {
 class TrainingState {
  public:
   // Takes all memory: kStateGenerations of what `places` holds and this adds to it. Borrows all;
-  // pointers into them are kept. `average` may be null, `guard` empty. `identity`, `file`: as StateMemory::make().
+  // pointers into them are kept. `average` may be null, `guard` empty. `identity`, `file`: as
+  // StateMemory::make().
   static Result<std::unique_ptr<TrainingState>> create(
       const RankLayout& layout, std::span<const std::unique_ptr<Stage>> stages, StateLayout& places,
       const AdamW& optimizer, const WeightAverage* average, std::span<double> guard,

@@ -23,6 +23,7 @@ int main(int argc, char** argv) {
       ->required()
       ->check(CLI::NonNegativeNumber);
   app.add_option("--trace-file", options.trace_file, "keep the trace of the last steps there");
+  app.add_option("--state-file", options.state_file, "keep the training state there");
   app.add_option("--flight-file", options.flight_file, "keep what the rank does now there");
   try {
     app.parse(argc, argv);

@@ -70,6 +70,10 @@ Status check_checkpoint_dir(const RankRun& run) {
   return errno_status(errno, fmt::format("save checkpoints in {} (checkpoint.dir)", dir));
 }
 
+Path state_file_of(const RankRun& run) {
+  return run.spec.recovery.from_memory ? run.options.state_file : Path();
+}
+
 Status load(RankRun& run) {
   PENSTOCK_TRY_ASSIGN(run.spec, parse_job_spec(run.start.spec_json,
                                                fmt::format("spec of job {}", run.options.job)));
@@ -85,15 +89,21 @@ Status load(RankRun& run) {
   if (!run.spec.data.validation.empty()) {
     PENSTOCK_TRY_ASSIGN(run.validation, open_validation_sampler(run.spec));
   }
-  PENSTOCK_TRY_ASSIGN(run.engine, Engine::create(run.spec, run.options.rank, run.start.program,
-                                                 *run.kernels, run.transport.get(), *run.training,
-                                                 run.validation ? &*run.validation : nullptr, {},
-                                                 run.start.seats, &run.flight));
+  PENSTOCK_TRY_ASSIGN(
+      run.engine, Engine::create(run.spec, run.options.rank, run.start.program, *run.kernels,
+                                 run.transport.get(), *run.training,
+                                 run.validation ? &*run.validation : nullptr, {}, run.start.seats,
+                                 &run.flight, {run.options.job, state_file_of(run)}));
   log_place(run);
   if (!run.options.trace_file.empty()) {
     const Status kept = run.engine->recorder().keep_in(run.options.trace_file, run.options.job,
                                                        run.options.epoch, run.options.rank);
     if (!kept.ok()) log_warning("no trace of this rank: {}", kept.to_string());
+  }
+  if (run.start.from_memory) {
+    PENSTOCK_TRY(run.engine->restore_held(run.start.restore_step));
+    log_info("going on from the state of step {}, held in memory", run.start.restore_step);
+    return {};
   }
   if (run.start.restore_manifest.empty()) {
     PENSTOCK_TRY(run.engine->initialize());
@@ -112,6 +122,11 @@ Status load(RankRun& run) {
            run.start.restore_manifest, loaded.bytes_loaded,
            to_seconds(Duration(monotonic_ns() - begin)));
   return {};
+}
+
+// The step up to which the state is on disk.
+int64_t saved_step_of(const RankRun& run) {
+  return run.start.from_memory ? run.start.saved_step : run.start.restore_step;
 }
 
 // Every rank says what it found: hosts may have different files under one name.
@@ -214,6 +229,7 @@ Status train_and_finish(RankRun& run) {
   run.flight.begin_phase(FlightPhase::kConnecting, run.engine->state().step());
   PENSTOCK_TRY(run.transport->connect(begin.addresses));
   PENSTOCK_TRY(run.engine->align_clock());
+  if (run.start.from_memory) PENSTOCK_TRY(run.engine->complete_restore());
   log_info("every rank is ready; training from step {} to {}", run.engine->state().step() + 1,
            run.spec.training.steps);
   const TrainerHooks hooks{
@@ -234,6 +250,7 @@ Status train_and_finish(RankRun& run) {
                             {.job = run.options.job,
                              .epoch = run.options.epoch,
                              .first_unreported_step = run.start.first_unreported_step,
+                             .saved_step = saved_step_of(run),
                              .checkpoint_dir = run.start.checkpoint_dir},
                             hooks));
   if (end == TrainingEnd::kStopped) return aborted("asked to stop");

@@ -16,6 +16,7 @@ struct RankProcessOptions {
   Epoch epoch;
   Rank rank;
   Path trace_file;   // the trace of the last steps is kept there; empty: in memory
+  Path state_file;   // memory of the daemon's, for the training state; empty: the rank's own
   Path flight_file;  // what the rank does now is kept there; empty: in memory
 };
 

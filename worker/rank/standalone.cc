@@ -169,8 +169,11 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
           *kernels,
           self.probe && self.transport ? &self.probe->transport(*self.transport) : self.transport,
           training, validation ? &*validation : nullptr,
-          self.probe ? self.probe->stage_factory() : StageFactory(), options.seats));
-  if (options.restore_manifest.empty()) {
+          self.probe ? self.probe->stage_factory() : StageFactory(), options.seats, nullptr,
+          {self.job, options.state_file ? options.state_file(self.rank) : Path()}));
+  if (options.from_memory) {
+    PENSTOCK_TRY(engine->restore_held(options.restore_step));
+  } else if (options.restore_manifest.empty()) {
     PENSTOCK_TRY(engine->initialize());
   } else {
     const Result<LoadReport> restored =
@@ -180,9 +183,11 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
   if (options.on_loaded) options.on_loaded(*engine);
   if (self.connect) PENSTOCK_TRY(self.connect());
   PENSTOCK_TRY(engine->align_clock());
+  if (options.from_memory) PENSTOCK_TRY(engine->complete_restore());
   if (report) report->steps.reserve(static_cast<size_t>(options.spec.training.steps));
   const TrainerOptions trainer{.job = self.job,
                                .epoch = Epoch{1},
+                               .saved_step = options.restore_step,
                                .checkpoint_dir = self.on_segment ? options.checkpoint_dir : Path(),
                                .evaluate = options.evaluate,
                                .stop_after = options.stop_after};

@@ -35,8 +35,11 @@ struct StandaloneOptions {
   ExpertSeats seats = {};
   int64_t stop_after = 0;  // end after this step; 0: run all of them
   bool evaluate = false;
-  Path checkpoint_dir;    // threads only; empty: nothing is saved
-  Path restore_manifest;  // empty: initial weights
+  Path checkpoint_dir;  // threads only; empty: nothing is saved
+  // Where each rank keeps its state (StateHome::file); empty: nowhere.
+  std::function<Path(Rank)> state_file;
+  bool from_memory = false;  // go on from what is there of restore_step
+  Path restore_manifest;     // empty: initial weights
   int64_t restore_step = 0;
   // On rank 0's thread (or, with processes, in rank 0's process) as it happens. May be empty.
   std::function<void(const StepResult&)> on_step;

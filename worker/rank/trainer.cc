@@ -75,14 +75,15 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
   if (options.first_unreported_step <= first_step) PENSTOCK_TRY(evaluate_if_due(first_step - 1));
 
   Uncommitted uncommitted(hooks);
-  int64_t last_due = first_step - 1;
+  int64_t last_due = options.saved_step;
   for (int64_t step = first_step; step <= last_step; ++step) {
     const bool stopped_early = options.stop_after > 0 && step > options.stop_after;
     if (stopped_early || hooks.stop_requested()) return TrainingEnd::kStopped;
     bool save = false;  // on rank 0, whose word counts, so that all save after the same steps
     if (saver && counts_steps) {
-      const int64_t interval =
-          spec.checkpoint.automatic && hooks.save_interval ? hooks.save_interval() : 0;
+      const int64_t interval = spec.checkpoint.automatic && hooks.save_interval
+                                   ? hooks.save_interval()
+                                   : spec.checkpoint.interval;
       if (is_checkpoint_step(spec, step) || (interval > 0 && step - last_due >= interval)) {
         save = uncommitted.add(step);
         last_due = step;

@@ -19,6 +19,7 @@ struct TrainerOptions {
   Epoch epoch;
   // Steps below were reported by an earlier attempt; the held-out loss of step k before step k + 1.
   int64_t first_unreported_step = 0;
+  int64_t saved_step = 0;  // the newest whose state is on disk, when the loop begins
   Path checkpoint_dir;     // which exists; empty: nothing is saved
   bool evaluate = true;    // as the spec says; false: never
   int64_t stop_after = 0;  // step after which the loop ends early, as if asked to; 0: never
