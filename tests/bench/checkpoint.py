@@ -10,7 +10,8 @@ load      newest checkpoint, cold            damage    one payload bit flipped: 
 busy      step time lost until durable       kill      a saving process is killed: newest whole step known again
                                              recovery  a rank of a job is killed: the same, by its coordinator
 
-Without a Python that imports PyTorch (--torch-python) ours alone is measured. Use --dir on the disk that matters.
+Every PyTorch that is found is measured beside: those of --torch-python, and the system's own. Without any, ours alone
+is measured. Use --dir on the disk that matters.
 """
 import json
 import os
@@ -30,13 +31,16 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 LAYOUTS = ((4, 3), (3, 4), (2, 4), (8, 64), (1, 64))
 MIB = 1 << 20
+SYSTEM_PYTHON = "/usr/bin/python3"  # sees Debian's python3-torch
 TABLES_MIB = 2  # names, boxes and sums of a segment, beside the buffers it is written through
 
 
 def add_arguments(parser):
-    parser.add_argument("--torch-python", default="/usr/bin/python3", help="a Python that can import torch 2.4 or newer")
+    parser.add_argument("--torch-python", action="append", default=[], metavar="PYTHON",
+                        help="a Python that imports torch 2.9 or newer, or 1.13; may be repeated (default and always "
+                        f"besides: {SYSTEM_PYTHON}, if it does)")
     parser.add_argument("--dir", help="where checkpoints go (default: a folder in the build folder)")
-    parser.add_argument("--mib", type=int, help="of state (default: 1024, 128 with --quick)")
+    parser.add_argument("--mib", type=int, help="of state (default: 1024, 64 with --quick)")
     parser.add_argument("--rounds", type=int, help="default: 5, 2 with --quick")
     parser.add_argument("--only", default=",".join(PARTS), help="comma separated; default: %(default)s")
 
@@ -47,12 +51,16 @@ class Peer:
     def __init__(self, python):
         self.process = subprocess.Popen([python, str(HERE / "peer_dcp.py")], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.python = python
+
+    def wait(self):
         self.version = self.read()["version"]
+        self.name = "DCP " + ".".join(self.version.split(".")[:2])
 
     def read(self):
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("peer_dcp.py ended; run it by hand to see why")
+            raise RuntimeError(f"{self.python} {HERE / 'peer_dcp.py'} ended; run it by hand to see why")
         return json.loads(line)
 
     def __call__(self, what, **arguments):
@@ -65,21 +73,41 @@ class Peer:
         self.process.wait()
 
 
+def start_peers(named):
+    """One for each version: those that were named, then the system's."""
+    started = []
+    for python in dict.fromkeys([*named, SYSTEM_PYTHON]):
+        try:
+            started.append(Peer(python))
+        except OSError as error:
+            print(f"ops/bench checkpoint: {python}: {error.strerror}", file=sys.stderr)
+    peers = {}
+    for peer in started:  # PyTorch takes seconds to import: all at once
+        try:
+            peer.wait()
+            peers.setdefault(peer.name, peer)
+        except RuntimeError:
+            if peer.python in named:
+                print(f"ops/bench checkpoint: {peer.python} cannot import PyTorch's distributed checkpoint of 2.9 or "
+                      "newer, or of 1.13", file=sys.stderr)
+        if peer not in peers.values():
+            peer.close()
+    if not peers:
+        print("ops/bench checkpoint: measured without a peer (--torch-python names one, or: apt-get install "
+              "python3-torch)", file=sys.stderr)
+    return list(peers.values())
+
+
 class Bench:
     def __init__(self, options):
         self.program = pathlib.Path(options.build) / "bin/checkpoint_bench"
         if not self.program.exists():
             raise RuntimeError(f"{self.program} is missing; build the target checkpoint_bench")
         self.folder = pathlib.Path(options.dir or options.build) / "bench-checkpoint"
-        self.tensors = max(1, (options.mib or (128 if options.quick else 1024)) // 4)
+        self.tensors = max(1, (options.mib or (64 if options.quick else 1024)) // 4)
         self.rounds = options.rounds or (2 if options.quick else 5)
         self.quick = options.quick
-        try:
-            self.peer = Peer(options.torch_python)
-        except (RuntimeError, OSError):
-            self.peer = None
-            print(f"ops/bench checkpoint: {options.torch_python} cannot import torch.distributed.checkpoint: measured "
-                  "without a peer (--torch-python names another)", file=sys.stderr)
+        self.peers = start_peers(options.torch_python)
         self.rows, self.bars = [], []
 
     def fresh(self, name):
@@ -103,23 +131,35 @@ class Bench:
             raise RuntimeError(f"checkpoint_bench {what} exited {done.returncode}: {done.stderr.strip()[-400:]}")
         return json.loads(done.stdout)
 
-    def theirs(self, what, **arguments):
-        return self.peer(what, **arguments) if self.peer else None
+    def theirs(self, what, results=None, **arguments):
+        """{peer's name: what it answers}, appended to its list in `results` if that is given. `directory` is emptied for
+        each."""
+        answers = {}
+        for peer in self.peers:
+            if "directory" in arguments:
+                arguments["directory"] = str(self.fresh("theirs"))
+            answers[peer.name] = peer(what, **arguments)
+            if results is not None:
+                results.setdefault(peer.name, []).append(answers[peer.name])
+        return answers
 
-    def row(self, what, unit, values, bar="", peer=()):
-        """One line of the table: the median of each side, and the spread of ours."""
-        peer = [p for p in peer if p is not None]
-        self.rows.append({"what": what, "unit": unit, "spread": f"{min(values):.3g}..{max(values):.3g}",
-                          "value": statistics.median(values), "bar": bar,
-                          "peer": statistics.median(peer) if peer else ""})
+    def row(self, what, unit, values, bar="", peers=None):
+        """One line of the table: the median of each side, and the spread of ours. `peers`: {name: values}."""
+        row = {"what": what, "unit": unit, "spread": f"{min(values):.3g}..{max(values):.3g}",
+               "value": statistics.median(values), "bar": bar}
+        for peer in self.peers:
+            row[peer.name] = statistics.median(peers[peer.name]) if peers else ""
+        self.rows.append(row)
 
     def bar(self, what, unit, value, bar, at_least=True):
         self.bars.append({"what": what, "unit": unit, "value": value, "bar": bar, "at_least": at_least})
 
-    def ratio_bar(self, what, theirs, ours, bar):
-        """Theirs over ours, the median of the rounds; not measured without a peer."""
-        ratios = [t / o for t, o in zip(theirs, ours) if t is not None]
-        self.bar(what, "x", statistics.median(ratios) if ratios else None, bar)
+    def ratio_bar(self, what, peers, ours, bar):
+        """Theirs over ours, the median of the rounds, for each peer; not measured without one."""
+        for name, theirs in peers.items():
+            self.bar(f"{what}, {name} over ours", "x", statistics.median(t / o for t, o in zip(theirs, ours)), bar)
+        if not peers:
+            self.bar(f"{what}, DCP over ours", "x", None, bar)
 
 
 def forget(folder):
@@ -132,10 +172,10 @@ def forget(folder):
             os.close(descriptor)
 
 
-def rest():
-    """What the disk owes is done (writeback, discards); and a second passes for burst limits that cloud disks have."""
+def rest(seconds):
+    """What the disk owes is done (writeback, discards); and time passes for burst limits that cloud disks have."""
     os.sync()
-    time.sleep(1)
+    time.sleep(seconds)
 
 
 def make_cold(folder):
@@ -149,43 +189,53 @@ def make_cold(folder):
                 while file.readinto(chunk):
                     pass
     forget(folder)
-    rest()
 
 
 def of(results, key, scale=1.0):
-    return [None if r is None else r[key] * scale for r in results]
+    return pick(results, lambda result: result[key] * scale)
+
+
+def pick(results, choose):
+    """Of ours, a list, or of the peers', {name: list}."""
+    if isinstance(results, dict):
+        return {name: pick(theirs, choose) for name, theirs in results.items()}
+    return [choose(result) for result in results]
 
 
 def measure_save_and_load(bench, parts):
-    saves, loads, peer_saves, peer_loads = [], [], [], []
+    saves, loads, peer_saves, peer_loads = [], [], {}, {}
+    pause = 0.2 if bench.quick else 1
 
-    def save_ours(folder):
-        saves.append(bench.ours("save", folder, saves=1, **bench.size()))
+    def save_and_load_ours(folder, what):
+        if what == "save":
+            saves.append(bench.ours("save", folder, saves=1, **bench.size()))
+        else:
+            loads.append(bench.ours("load", folder, **bench.size()))
 
-    def save_theirs(folder):
-        peer_saves.append(bench.theirs("save", directory=str(folder), **bench.size()))
-
-    def load_ours(folder):
-        loads.append(bench.ours("load", folder, **bench.size()))
-
-    def load_theirs(folder):
-        peer_loads.append(bench.theirs("load", directory=str(folder), **bench.size()))
+    def side_of(peer):
+        def save_and_load(folder, what):
+            results = peer_saves if what == "save" else peer_loads
+            results.setdefault(peer.name, []).append(peer(what, directory=str(folder), **bench.size()))
+        return save_and_load
+    sides = [save_and_load_ours, *map(side_of, bench.peers)]
     for turn in range(bench.rounds):
-        ours, theirs = bench.fresh("ours"), bench.fresh("theirs")
-        first = -1 if turn % 2 else 1  # who goes first alternates
-        for save, folder in ((save_ours, ours), (save_theirs, theirs))[::first]:
-            rest()
-            save(folder)
-        for load, folder in ((load_ours, ours), (load_theirs, theirs))[::first]:
+        first = turn % len(sides)  # who goes first alternates
+        order = [(side, bench.fresh(f"side{i}")) for i, side in enumerate(sides)]
+        order = order[first:] + order[:first]
+        for side, folder in order:
+            rest(pause)
+            side(folder, "save")
+        for side, folder in order:
             if "load" in parts:
                 make_cold(folder)
-                load(folder)
+                rest(pause)
+                side(folder, "load")
     payload = saves[0]["payload_bytes"]
     gib = 2**30 / payload
     ours, theirs = [s["seconds"][0] * gib for s in saves], of(peer_saves, "seconds", gib)
     if "save" in parts:
         bench.row("save, durable", "s/GiB", ours, "peer / 2.5", theirs)
-        bench.ratio_bar("durable save, DCP over ours", theirs, ours, 2.5)
+        bench.ratio_bar("durable save", theirs, ours, 2.5)
         disk = [s["disk_bytes"] / payload for s in saves]
         bench.row("save, bytes on disk / payload", "x", disk, 1.01)
         bench.bar("bytes on disk / payload", "x", max(disk), 1.01, at_least=False)
@@ -196,7 +246,7 @@ def measure_save_and_load(bench, parts):
     if "load" in parts:
         ours, theirs = of(loads, "seconds", gib), of(peer_loads, "seconds", gib)
         bench.row("load, cold, verified (peer: not verified)", "s/GiB", ours, "peer / 1.3", theirs)
-        bench.ratio_bar("cold load, DCP over ours", theirs, ours, 1.3)
+        bench.ratio_bar("cold load", theirs, ours, 1.3)
         bench.row("load, memory beyond the state", "MiB", of(loads, "extra_bytes", 1 / MIB), "",
                   of(peer_loads, "extra_bytes", 1 / MIB))
         verifying = [r["seconds"] / (r["seconds"] - r["checksum_seconds"]) for r in loads]
@@ -205,26 +255,26 @@ def measure_save_and_load(bench, parts):
 
 
 def measure_stall(bench, _):
-    ours, theirs = [], []
+    ours, theirs = [], {}
     for _ in range(bench.rounds):
         ours.append(bench.ours("stall", bench.fresh("ours"), saves=3, **bench.size()))
-        theirs.append(bench.theirs("stall", directory=str(bench.fresh("theirs")), saves=3, **bench.size()))
+        bench.theirs("stall", theirs, directory="", saves=3, **bench.size())
     gib = 2**30 / ours[0]["payload_bytes"]
 
-    def pick(results, key, choose):
-        return [None if r is None else choose(r[key]) * gib for r in results]
-    first, peer_first = pick(ours, "stall_seconds", lambda s: s[0]), pick(theirs, "stall_seconds", lambda s: s[0])
-    bench.row("stall, first save", "s/GiB", first, "peer / 5", peer_first)
-    bench.ratio_bar("first stall, DCP over ours", peer_first, first, 5.0)
-    later = pick(ours, "stall_seconds", lambda s: statistics.median(s[1:]))
-    bench.row("stall, later saves", "s/GiB", later, "1.2 memcpy",
-              pick(theirs, "stall_seconds", lambda s: statistics.median(s[1:])))
-    copies = pick(ours, "memcpy_seconds", lambda s: statistics.median(s[1:]))
+    def first(results):
+        return pick(results, lambda r: r["stall_seconds"][0] * gib)
+
+    def later(results, key, begin=1):
+        return pick(results, lambda r: statistics.median(r[key][begin:]) * gib)
+    bench.row("stall, first save", "s/GiB", first(ours), "peer / 5", first(theirs))
+    bench.ratio_bar("first stall", first(theirs), first(ours), 5.0)
+    stalls, copies = later(ours, "stall_seconds"), later(ours, "memcpy_seconds")
+    bench.row("stall, later saves", "s/GiB", stalls, "1.2 memcpy", later(theirs, "stall_seconds"))
     bench.row("memcpy of the state", "s/GiB", copies)
-    bench.bar("later stall / memcpy", "x", statistics.median(a / b for a, b in zip(later, copies)), 1.2, at_least=False)
+    bench.bar("later stall / memcpy", "x", statistics.median(a / b for a, b in zip(stalls, copies)), 1.2, at_least=False)
     measure_optimizer_step(bench)
-    bench.row("save in the background, until durable", "s/GiB", pick(ours, "durable_seconds", statistics.median), "",
-              pick(theirs, "durable_seconds", statistics.median))
+    bench.row("save in the background, until durable", "s/GiB", later(ours, "durable_seconds", 0), "",
+              later(theirs, "durable_seconds", 0))
     bench.row("save in the background, memory beyond what was set aside", "MiB", of(ours, "extra_bytes", 1 / MIB), "",
               of(theirs, "extra_bytes", 1 / MIB))
 
@@ -243,16 +293,18 @@ def measure_optimizer_step(bench):
 
 def measure_busy(bench, _):
     shape = {"saves": 3, "steps": 10 if bench.quick else 20, **bench.size()}
-    ours, theirs = [], []
-    for _ in range(bench.rounds):
+    ours, theirs = [], {}
+    for _ in range(1 if bench.quick else bench.rounds):
         ours.append(bench.ours("busy", bench.fresh("ours"), step_ms=50, **shape))
-        theirs.append(bench.theirs("busy", directory=str(bench.fresh("theirs")), step_ms=50, **shape))
-    gib = 2**30 / ours[0]["payload_bytes"]
-    lost = [s * gib for r in ours for s in r["lost_seconds"]]
-    peer = [s * gib for r in theirs if r for s in r["lost_seconds"]]
-    bench.row("step time lost to a save, two busy threads", "s/GiB", lost, "peer", peer)
-    bench.bar("step time lost to a save, ours over DCP", "x", statistics.median(lost) / statistics.median(peer)
-              if peer else None, 1.0, at_least=False)
+        bench.theirs("busy", theirs, directory="", step_ms=50, **shape)
+
+    def lost(results):
+        return [seconds * 2**30 / ours[0]["payload_bytes"] for r in results for seconds in r["lost_seconds"]]
+    peers = {name: lost(results) for name, results in theirs.items()}
+    bench.row("step time lost to a save, two busy threads", "s/GiB", lost(ours), "peer", peers)
+    for name, values in (peers or {"DCP": None}).items():
+        bench.bar(f"step time lost to a save, ours over {name}", "x",
+                  statistics.median(lost(ours)) / statistics.median(values) if values else None, 1.0, at_least=False)
 
 
 def measure_reshard(bench, _):
@@ -261,25 +313,27 @@ def measure_reshard(bench, _):
         for ranks_from, ranks_to in LAYOUTS:
             shape = bench.size(tensors, rows, columns)
             ours = bench.ours("reshard", bench.fresh("ours"), **{"from": ranks_from}, to=ranks_to, **shape)
-            theirs = bench.theirs("reshard", directory=str(bench.fresh("theirs")), ranks_from=ranks_from,
-                                  ranks_to=ranks_to, **shape) if barred else None
+            theirs = bench.theirs("reshard", directory="", ranks_from=ranks_from, ranks_to=ranks_to,
+                                  **shape) if barred else {}
             value = ours["rchar"] / ours["needed_bytes"]
             bench.row(f"reshard {ranks_from} to {ranks_to} of [{rows}, {columns}], bytes read / needed", "x", [value],
-                      1.05 if barred else "", [theirs["rchar"] / theirs["needed_bytes"]] if theirs else [])
+                      1.05 if barred else "", {name: [r["rchar"] / r["needed_bytes"]] for name, r in theirs.items()})
             if barred:
                 bench.bar(f"reshard {ranks_from} to {ranks_to}, bytes read / needed", "x", value, 1.05, at_least=False)
 
 
 def measure_plan(bench, _):
     few, many = 32768, 262144
+    fewer = 1024 if bench.quick else 4096  # DCP's search of 1.13 is quadratic
     ours = {n: [bench.ours("plan", bench.fresh("ours"), pieces=n)["seconds"] for _ in range(bench.rounds)]
             for n in (few, many)}
-    peer = bench.theirs("plan", pieces=few // 8)
+    peers = bench.theirs("plan", pieces=fewer)
     bench.row(f"plan {few} pieces into {few - 1}", "s", ours[few])
     bench.row(f"plan {many} pieces into {many - 1}", "s", ours[many], "10 times the above")
-    if peer:
-        bench.row(f"plan {few // 8} pieces into {few // 8 - 1}", "s",
-                  [bench.ours("plan", bench.fresh("ours"), pieces=few // 8)["seconds"]], "", [peer["seconds"]])
+    if peers:
+        bench.row(f"plan {fewer} pieces into {fewer - 1}", "s",
+                  [bench.ours("plan", bench.fresh("ours"), pieces=fewer)["seconds"]], "",
+                  {name: [r["seconds"]] for name, r in peers.items()})
     bench.bar("plan time, 8 times the pieces", "x", statistics.median(ours[many]) / statistics.median(ours[few]), 10.0,
               at_least=False)
 
@@ -287,9 +341,9 @@ def measure_plan(bench, _):
 def measure_damage(bench, _):
     shape = {"places": 12 if bench.quick else 64, **bench.size(4, 256, 1024)}
     ours = bench.ours("damage", bench.fresh("ours"), **shape)
-    theirs = bench.theirs("damage", directory=str(bench.fresh("theirs")), **shape)
+    theirs = bench.theirs("damage", directory="", **shape)
     bench.row(f"payload bits flipped, noticed of {ours['places']}", "", [ours["detected"]], ours["places"],
-              [theirs["detected"]] if theirs else [])
+              {name: [r["detected"]] for name, r in theirs.items()})
     bench.bar("flipped payload bits noticed", "of 1", ours["detected"] / ours["places"], 1.0)
 
 
@@ -354,8 +408,8 @@ def run(options):
         for measure in dict.fromkeys(PARTS[part] for part in PARTS if part in parts):
             measure(bench, parts)
     finally:
-        if bench.peer:
-            bench.peer.close()
+        for peer in bench.peers:
+            peer.close()
         shutil.rmtree(bench.folder, ignore_errors=True)
-    return {"peer": f"PyTorch {bench.peer.version}" if bench.peer else None, "state_mib": 4 * bench.tensors,
+    return {"peers": [f"PyTorch {peer.version}" for peer in bench.peers], "state_mib": 4 * bench.tensors,
             "rounds": bench.rounds, "rows": bench.rows, "bars": bench.bars}

@@ -3,9 +3,8 @@
 Reads one JSON command a line from stdin, answers one JSON line on stdout: {"what": ..., ...} as the functions below.
 Saves are made durable as ours are: files synced by DCP itself, then the directory by us. Each command has a process of
 its own, forked when PyTorch is imported and has done nothing yet: memory that others used before is no part of a trainer
-that has just started. Needs PyTorch 2.4 or newer.
+that has just started. Which PyTorch: dcp_api.py.
 """
-import dataclasses
 import json
 import os
 import pathlib
@@ -14,9 +13,9 @@ import statistics
 import sys
 import time
 
+import dcp_api  # before torch, whose import it prepares
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import default_planner, metadata, planner, planner_helpers
+from dcp_api import default_planner, metadata, planner
 
 
 def memory_kib(key):
@@ -67,7 +66,7 @@ def save(directory, **size):
     state = make(**size)
 
     def work():
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(directory, sync_files=True), no_dist=True)
+        dcp_api.save(state, directory)
         sync_directory(directory)
     use = Use()
     return {"seconds": timed(work), **use.report()}
@@ -81,8 +80,7 @@ def stall(directory, saves, **size):
     for i in range(saves):
         folder = f"{directory}/{i}"
         begin = time.monotonic()
-        done = dcp.async_save(state, storage_writer=dcp.FileSystemWriter(folder, sync_files=True),
-                              async_stager=STAGER, no_dist=True)
+        done = dcp_api.async_save(state, folder)
         result["stall_seconds"].append(time.monotonic() - begin)
         done.result()
         sync_directory(folder)
@@ -106,8 +104,7 @@ def busy(directory, saves, steps, step_ms, **size):
     for i in range(saves):
         folder = f"{directory}/{i}"
         begin = time.monotonic()
-        done = dcp.async_save(state, storage_writer=dcp.FileSystemWriter(folder, sync_files=True),
-                              async_stager=STAGER, no_dist=True)
+        done = dcp_api.async_save(state, folder)
         lost.append(time.monotonic() - begin)
         while not done.done():
             lost[-1] += timed(lambda: units(count)) - quiet
@@ -119,7 +116,7 @@ def busy(directory, saves, steps, step_ms, **size):
 def load(directory, **size):
     state = make(**size)
     use = Use()
-    seconds = timed(lambda: dcp.load(state, storage_reader=dcp.FileSystemReader(directory), no_dist=True))
+    seconds = timed(lambda: dcp_api.load(state, directory))
     return {"seconds": seconds, **use.report()}
 
 
@@ -131,11 +128,11 @@ def chunk_of(begin, end, columns):
     return metadata.ChunkStorageMetadata(offsets=torch.Size([begin, 0]), sizes=torch.Size([end - begin, columns]))
 
 
-class RowsSavePlanner(dcp.DefaultSavePlanner):
+class RowsSavePlanner(default_planner.DefaultSavePlanner):
     """Saves every tensor in row shards, as so many ranks with sharded tensors would."""
 
     def __init__(self, ranks):
-        super().__init__(flatten_state_dict=False)
+        super().__init__(**dcp_api.AS_GIVEN)
         self.ranks = ranks
 
     def create_local_plan(self):
@@ -147,7 +144,7 @@ class RowsSavePlanner(dcp.DefaultSavePlanner):
                 items.append(planner.WriteItem(
                     index=metadata.MetadataIndex(name, chunk.offsets), type=planner.WriteItemType.SHARD,
                     tensor_data=planner.TensorWriteData(chunk=chunk, size=tensor.size(),
-                                                        properties=metadata.TensorProperties.create_from_tensor(tensor))))
+                                                        properties=dcp_api.TensorProperties.create_from_tensor(tensor))))
         self.plan = planner.SavePlan(items)
         return self.plan
 
@@ -157,19 +154,18 @@ class RowsSavePlanner(dcp.DefaultSavePlanner):
         return whole[chunk.offsets[0]:chunk.offsets[0] + chunk.sizes[0]].clone()
 
 
-class RowsLoadPlanner(dcp.DefaultLoadPlanner):
+class RowsLoadPlanner(default_planner.DefaultLoadPlanner):
     """Loads one rank's row shard of every tensor: the state dict holds the shards."""
 
     def __init__(self, rank, ranks, rows):
-        super().__init__(flatten_state_dict=False)
+        super().__init__(**dcp_api.AS_GIVEN)
         self.begin, self.end = rows_of(rank, ranks, rows)
 
     def create_local_plan(self):
         items = []
         for name, tensor in self.state_dict.items():
             chunk = chunk_of(self.begin, self.end, tensor.shape[1])
-            items += planner_helpers.create_read_items_for_chunk_list(
-                name, self.metadata.state_dict_metadata[name], [chunk])
+            items += dcp_api.read_items(name, self.metadata.state_dict_metadata[name], [chunk])
         return planner.LoadPlan(items)
 
     def resolve_tensor(self, read_item):
@@ -181,24 +177,23 @@ class RowsLoadPlanner(dcp.DefaultLoadPlanner):
 
 def reshard(directory, ranks_from, ranks_to, tensors, rows, columns):
     state = make(tensors, rows, columns)
-    dcp.save(state, storage_writer=dcp.FileSystemWriter(directory), planner=RowsSavePlanner(ranks_from), no_dist=True)
+    dcp_api.save(state, directory, RowsSavePlanner(ranks_from))
     needed, before = 0, io_count("rchar")
     for rank in range(ranks_to):
         begin, end = rows_of(rank, ranks_to, rows)
         shards = {name: torch.zeros(end - begin, columns) for name in state}
-        dcp.load(shards, storage_reader=dcp.FileSystemReader(directory), planner=RowsLoadPlanner(rank, ranks_to, rows),
-                 no_dist=True)
+        dcp_api.load(shards, directory, RowsLoadPlanner(rank, ranks_to, rows))
         if any(not torch.equal(shard, state[name][begin:end]) for name, shard in shards.items()):
             raise RuntimeError("DCP loaded other values than were saved: the planner above is wrong")
-        needed += sum(shard.nbytes for shard in shards.values())
+        needed += sum(shard.numel() * shard.element_size() for shard in shards.values())
     return {"needed_bytes": needed, "rchar": io_count("rchar") - before}
 
 
 def damage(directory, places, **size):
     """Flips one bit of payload at a time; says how many of those dcp.load noticed."""
     state = make(**size)
-    dcp.save(state, storage_writer=dcp.FileSystemWriter(directory), no_dist=True)
-    info = dcp.FileSystemReader(directory).read_metadata().storage_data
+    dcp_api.save(state, directory)
+    info = dcp_api.read_metadata(directory).storage_data
     rng = random.Random(1)
     detected = 0
     for _ in range(places):
@@ -217,7 +212,7 @@ def damage(directory, places, **size):
             file.write(bytes([byte ^ 1 << rng.randrange(8)]))
         into = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
         try:
-            dcp.load(into, storage_reader=dcp.FileSystemReader(directory), no_dist=True)
+            dcp_api.load(into, directory)
         except Exception:  # whatever it says, it noticed
             detected += 1
         with path.open("r+b") as file:
@@ -230,16 +225,13 @@ def plan(pieces):
     """Seconds to find what to read of one tensor saved in `pieces` row shards and wanted in as many others."""
     rows = 12 * pieces
     saved = metadata.TensorStorageMetadata(
-        properties=metadata.TensorProperties(), size=torch.Size([rows, 8]),
+        properties=dcp_api.TensorProperties(), size=torch.Size([rows, 8]),
         chunks=[chunk_of(12 * i, 12 * i + 12, 8) for i in range(pieces)])
     wanted = [chunk_of(*rows_of(i, pieces - 1, rows), 8) for i in range(pieces - 1)]
-    return {"seconds": timed(lambda: planner_helpers.create_read_items_for_chunk_list("w", saved, wanted))}
+    return {"seconds": timed(lambda: dcp_api.read_items("w", saved, wanted))}
 
 
 COMMANDS = {"save": save, "stall": stall, "busy": busy, "load": load, "reshard": reshard, "damage": damage, "plan": plan}
-STAGER = dcp.staging.DefaultStager(dataclasses.replace(
-    dcp.staging.StagingOptions(), use_pinned_memory=False, use_shared_memory=False, use_async_staging=False,
-    use_non_blocking_copy=False))
 
 if __name__ == "__main__":
     print(json.dumps({"version": torch.__version__}), flush=True)
