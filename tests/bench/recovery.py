@@ -8,6 +8,8 @@ daemons      a worker daemon is killed; a spare    trainer  beside ranks: torchr
              worker takes over                     node     beside daemons: torchrun, one of two agents is killed
 coordinator  killed, and started again at once     stop     a rank is stopped (SIGSTOP)
 durability   killed 0 to 5 s after it answered a submission, and started again: is the job there?
+false-kills  busy cores, synchronous writes, a stopped coordinator, lost packets: is anything killed that is healthy, and
+             a killed rank missed? Only where --only names it: with the default --minutes it takes over an hour
 
 native, trainer and node need --torch-python and take turns with the parts they stand beside; --quick leaves the last
 two out, since eight processes that import PyTorch take longer than it may.
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 
+import false_kills
 from cluster import Cluster, PATIENCE_SECONDS, seconds
 from peer_torchrun import Torchrun, idle_rank
 
@@ -33,6 +36,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FAULTS = ("ranks", "daemons", "coordinator", "stop")
 BESIDE = {"native": "ranks", "trainer": "ranks", "node": "daemons"}
 PARTS = (*FAULTS, "durability", *BESIDE)
+LONG_PARTS = ("false-kills",)
 RANKS, WORKERS, DEVICES = 8, 5, 2  # one worker is the spare
 TRAINER_KILLS = 2  # a round: each takes as long as PyTorch takes to start
 FIRST_FAULT_STEP = 12  # after the first checkpoint
@@ -44,7 +48,9 @@ GONE = (OSError, http.client.HTTPException)  # how a coordinator looks that is n
 def add_arguments(parser):
     parser.add_argument("--spec", default=str(ROOT / "docs/examples/quickstart.yaml"))
     parser.add_argument("--torch-python", help="a Python that imports torch 2: also measure torchrun")
-    parser.add_argument("--only", default=",".join(PARTS), help="comma separated; default: %(default)s")
+    parser.add_argument("--only", default=",".join(PARTS),
+                        help="comma separated; default: %(default)s; there is also " + ", ".join(LONG_PARTS))
+    parser.add_argument("--minutes", type=float, help="of each disturbance of false-kills (10, 0.05 with --quick)")
     parser.add_argument("--kills", type=int, help="of ranks (default: 30, 3 with --quick)")
     parser.add_argument("--repeats", type=int, help="of the other faults (default: 5, 1 with --quick)")
     parser.add_argument("--submissions", type=int, help="default: 200, 3 with --quick")
@@ -447,8 +453,8 @@ def measure_durability(bench):
 
 def run(options):
     parts = options.only.split(",")
-    if unknown := sorted(set(parts) - set(PARTS)):
-        raise RuntimeError(f"--only: no measurement {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+    if unknown := sorted(set(parts) - {*PARTS, *LONG_PARTS}):
+        raise RuntimeError(f"--only: no measurement {', '.join(unknown)}; there are: {', '.join(PARTS + LONG_PARTS)}")
     bench = Bench(options, [*parts, *(BESIDE[part] for part in parts if part in BESIDE)])
     if bench.python is None:
         print("ops/bench recovery: measured without torchrun (--torch-python names a Python with PyTorch)",
@@ -457,5 +463,8 @@ def run(options):
         measure_faults(bench)
     if "durability" in parts:
         measure_durability(bench)
+    if "false-kills" in parts:
+        false_kills.measure(bench, lambda cluster, name, steps: Run(cluster, options.spec, name, steps, options.interval),
+                            options.minutes or (0.05 if options.quick else 10))
     return {"ranks": RANKS, "interval": options.interval, "seed": options.seed, "rows": bench.rows,
             "bars": bench.bars}

@@ -1,6 +1,9 @@
 #include "tests/support/shaped_network.h"
 
+#include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -67,6 +70,77 @@ TEST(ShapedNetworkTest, MembersReachEachOtherAndNothingElseOrTheErrorSaysWhatIsM
   EXPECT_EQ(exit_status, 0);
 }
 
+constexpr int kBursts = 20, kBurst = 20;
+constexpr uint16_t kUdpPort = 4000;
+
+// Member 1: sends bursts of datagrams to member 0, the next when that is done with the one before.
+void send_bursts(const ShapedNetwork& network, int go) {
+  PENSTOCK_CHECK(network.enter(1).ok());
+  const FileDescriptor socket(::socket(AF_INET, SOCK_DGRAM, 0));
+  sockaddr_in to = {};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(kUdpPort);
+  to.sin_addr.s_addr = htonl(10U << 24 | 73U << 16 | 1);
+  char byte = 0;
+  while (::read(go, &byte, 1) == 1) {
+    for (int i = 0; i < kBurst; ++i) {
+      PENSTOCK_CHECK(::sendto(socket.get(), "x", 1, 0, reinterpret_cast<const sockaddr*>(&to),
+                              sizeof(to)) == 1,
+                     errno);
+    }
+  }
+}
+
+// How many of the datagrams arrive at member 0. Called in a process that is not needed afterwards.
+// `quiet_ms`: nothing more is expected of a burst when nothing came for so long.
+int count_arrivals(const ShapedNetwork& network, int quiet_ms) {
+  int go[2];
+  PENSTOCK_CHECK(::pipe(go) == 0, errno);
+  const pid_t sender = ::fork();
+  if (sender == 0) {
+    ::close(go[1]);
+    send_bursts(network, go[0]);
+    ::_exit(0);
+  }
+  PENSTOCK_CHECK(network.enter(0).ok());
+  const FileDescriptor socket(::socket(AF_INET, SOCK_DGRAM, 0));
+  sockaddr_in own = {};
+  own.sin_family = AF_INET;
+  own.sin_port = htons(kUdpPort);
+  PENSTOCK_CHECK(::bind(socket.get(), reinterpret_cast<const sockaddr*>(&own), sizeof(own)) == 0);
+  int arrived = 0;
+  for (int burst = 0; burst < kBursts; ++burst) {
+    PENSTOCK_CHECK(::write(go[1], "x", 1) == 1, errno);
+    pollfd readable = {socket.get(), POLLIN, 0};
+    while (arrived < (burst + 1) * kBurst && ::poll(&readable, 1, quiet_ms) == 1) {
+      char byte = 0;
+      arrived += ::recv(socket.get(), &byte, 1, 0) == 1;
+    }
+  }
+  ::close(go[1]);
+  ::waitpid(sender, nullptr, 0);
+  return arrived;
+}
+
+TEST(ShapedNetworkTest, TheShareOfPacketsThatIsAskedForIsLost) {
+  for (const double loss : {0.0, 0.2}) {
+    const pid_t child = ::fork();  // which enters a namespace
+    if (child == 0) {
+      const auto network =
+          ShapedNetwork::create({.member_count = 2, .bytes_per_second = 1e9, .loss = loss});
+      if (!network.ok()) ::_exit(0);  // namespaces may not be made here
+      const int lost = kBursts * kBurst - count_arrivals(**network, loss == 0 ? 30'000 : 100);
+      // Of 400 packets five standard deviations, 40, to either side.
+      const bool as_asked = loss == 0 ? lost == 0 : lost > 40 && lost < 120;
+      if (!as_asked) std::fprintf(stderr, "%d lost\n", lost);
+      ::_exit(as_asked ? 0 : 1);
+    }
+    int exit_status = -1;
+    ASSERT_EQ(::waitpid(child, &exit_status, 0), child);
+    EXPECT_EQ(exit_status, 0) << loss;
+  }
+}
+
 TEST(PrivateMountsTest, InAChrootThatIsNoMountPointTheErrorSaysHowToMendIt) {
   char folder[] = "/tmp/penstock-root-XXXXXX";
   ASSERT_NE(::mkdtemp(folder), nullptr);
@@ -83,6 +157,10 @@ TEST(ShapedNetworkTest, ANetworkWithoutMembersOrRateIsRefused) {
   EXPECT_EQ(ShapedNetwork::create({.member_count = 0, .bytes_per_second = 1e6}).status().code(),
             Code::kInvalidArgument);
   EXPECT_EQ(ShapedNetwork::create({.member_count = 2, .bytes_per_second = 0}).status().code(),
+            Code::kInvalidArgument);
+  EXPECT_EQ(ShapedNetwork::create({.member_count = 2, .bytes_per_second = 1e6, .loss = 1.0})
+                .status()
+                .code(),
             Code::kInvalidArgument);
 }
 

@@ -20,6 +20,7 @@
 #include <optional>
 
 #include "comm/base/check.h"
+#include "comm/base/random.h"
 #include "tests/support/private_mounts.h"
 
 namespace penstock {
@@ -106,7 +107,10 @@ struct Port {
 class Switch {
  public:
   Switch(std::vector<FileDescriptor> devices, const ShapedNetworkOptions& options)
-      : ns_per_byte_(1e9 / options.bytes_per_second), delay_ns_(options.delay.count()) {
+      : ns_per_byte_(1e9 / options.bytes_per_second),
+        delay_ns_(options.delay.count()),
+        loss_(options.loss),
+        random_(options.seed, 0) {
     for (FileDescriptor& device : devices) {
       polled_.push_back({.fd = device.get(), .events = POLLIN, .revents = 0});
       ports_.emplace_back();
@@ -145,10 +149,10 @@ class Switch {
       Packet packet{.arrives_ns = 0, .bytes = take_buffer()};
       const ssize_t size = ::read(from.device.get(), packet.bytes.data(), packet.bytes.size());
       Port* const to = size > 0 ? destination(packet, static_cast<size_t>(size)) : nullptr;
-      if (to == nullptr) {
+      if (to == nullptr || is_lost()) {
         spare_.push_back(std::move(packet.bytes));
         if (size <= 0) return;
-        continue;  // not for a member: multicast, IPv6
+        continue;  // not for a member (multicast, IPv6), or lost
       }
       packet.bytes.resize(static_cast<size_t>(size));
       const auto on_wire_ns = static_cast<int64_t>(static_cast<double>(size) * ns_per_byte_);
@@ -158,6 +162,8 @@ class Switch {
       to->arriving.push_back(std::move(packet));
     }
   }
+
+  bool is_lost() { return loss_ > 0 && random_.uniform() < loss_; }
 
   Port* destination(const Packet& packet, size_t size) {
     constexpr size_t kHeaderBytes = 20;
@@ -193,6 +199,8 @@ class Switch {
 
   const double ns_per_byte_;
   const int64_t delay_ns_;
+  const double loss_;
+  Random random_;
   std::vector<Port> ports_;
   std::vector<pollfd> polled_;
   std::vector<std::vector<std::byte>> spare_;
@@ -202,10 +210,12 @@ class Switch {
 
 Result<std::unique_ptr<ShapedNetwork>> ShapedNetwork::create(const ShapedNetworkOptions& options) {
   if (options.member_count < 1 || options.member_count > kMembersMax ||
-      !(options.bytes_per_second > 0) || options.delay.count() < 0) {
-    return invalid_argument(
-        fmt::format("a network of {} members at {} bytes/s: 1 to {} members, a rate above 0",
-                    options.member_count, options.bytes_per_second, kMembersMax));
+      !(options.bytes_per_second > 0) || options.delay.count() < 0 || !(options.loss >= 0) ||
+      options.loss >= 1) {
+    return invalid_argument(fmt::format(
+        "a network of {} members at {} bytes/s, of which {} is lost: 1 to {} members, a rate above "
+        "0, a loss of at least 0 and below 1",
+        options.member_count, options.bytes_per_second, options.loss, kMembersMax));
   }
   const FileDescriptor home(::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
   if (!home.valid()) return may_not(errno, "open /proc/self/ns/net");

@@ -6,7 +6,7 @@
 // on when a real link would have delivered them. A member's link carries `bytes_per_second` each
 // way, both at once; a packet leaves when the ones before it on the sender's link have left,
 // travels for `delay`, and arrives when the ones before it on the receiver's link have arrived.
-// Nothing is lost and order is kept.
+// Order is kept, and nothing is lost but the share of packets that is asked for.
 //
 // Namespaces and devices are anonymous and vanish with the last process that uses them.
 #pragma once
@@ -27,6 +27,8 @@ struct ShapedNetworkOptions {
   int32_t member_count = 2;  // at most 250
   double bytes_per_second = 0.0;
   Duration delay = Duration(0);  // one way
+  double loss = 0.0;             // share of packets that never arrive, each by itself
+  uint64_t seed = 1;             // which ones
 };
 
 class ShapedNetwork {
