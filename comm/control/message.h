@@ -158,8 +158,12 @@ struct RanksStopped {
   bool operator==(const RanksStopped&) const = default;
 };
 
+// How the reason of a RankExited begins when the daemon itself ended the rank, as it was ordered or
+// because it ends.
+inline constexpr std::string_view kStoppedByDaemon = "stopped by its daemon: ";
+
 // Daemon -> coordinator: a rank process ended. Repeated until acknowledged by StopRanks or a newer
-// epoch.
+// epoch, and told at least once.
 struct RankExited {
   JobId job;
   Epoch epoch;

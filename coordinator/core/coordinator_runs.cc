@@ -63,7 +63,7 @@ void Coordinator::on_message(Worker& worker, const RankExited& message) {
     rank->finished = true;
     return check_finished(*job);
   }
-  if (!wants_ranks(job->record.state) && looks_ordered(message)) return;
+  if (!wants_ranks(job->record.state) && was_ordered(message)) return;
   const auto& last_step = job->record.last_step;
   const bool trained = job->record.state == JobState::kRunning ||
                        (last_step && last_step->epoch == job->record.epoch);

@@ -88,9 +88,10 @@ std::optional<Failure> data_changed(const std::vector<DataIdentity>& expected,
   return failure;
 }
 
-bool looks_ordered(const RankExited& exited) {
-  return exited.signal == kSigKill || exited.signal == kSigTerm ||
-         exited.exit_code == static_cast<int>(ExitCode::kPreempted);
+bool was_ordered(const RankExited& exited) {
+  const bool as_ordered = exited.signal == kSigKill || exited.signal == kSigTerm ||
+                          exited.exit_code == static_cast<int>(ExitCode::kPreempted);
+  return as_ordered && exited.reason.starts_with(kStoppedByDaemon);
 }
 
 }  // namespace penstock

@@ -38,7 +38,8 @@ Failure failure_of(const RankExited& exited, const std::string& worker_name, Ran
 std::optional<Failure> data_changed(const std::vector<DataIdentity>& expected,
                                     const RankReady& ready, const std::string& worker_name);
 
-// The exit is only what an order to stop looks like: a signal or kPreempted.
-bool looks_ordered(const RankExited& exited);
+// Its daemon ended the rank, which did just that: no cause of anything. A rank that somebody else
+// killed is one, however late that is heard.
+bool was_ordered(const RankExited& exited);
 
 }  // namespace penstock

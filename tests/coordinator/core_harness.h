@@ -232,6 +232,10 @@ class CoreHarness {
     rank_exited(job, rank, static_cast<int32_t>(code), 0, reason);
   }
   void kill_rank(JobId job, int32_t rank) { rank_exited(job, rank, -1, 9, {}); }
+  // Its daemon ends it.
+  void stop_rank(JobId job, int32_t rank) {
+    rank_exited(job, rank, -1, 9, std::string(kStoppedByDaemon) + "this attempt is over");
+  }
   // Workers with a StopRanks order confirm it, and those that are to keep it say that they hold
   // `held` of the ranks they ran.
   void confirm_stops(JobId job, const std::vector<int64_t>& held = {}) {

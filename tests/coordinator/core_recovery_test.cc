@@ -162,10 +162,21 @@ TEST_F(CoreRecoveryTest, TheFirstRealCauseStays) {
 
 TEST_F(CoreRecoveryTest, ARankKilledByOurOwnOrderIsNoCause) {
   h.exit_rank(job, 0, ExitCode::kPeerLost);
-  h.kill_rank(job, 1);
+  h.stop_rank(job, 1);
   EXPECT_EQ(h.record(job).last_failure->reason.code, "peer_lost");
-  h.exit_rank(job, 2, ExitCode::kPreempted);  // how a rank answers SIGTERM
+  h.exit_rank(job, 2, ExitCode::kPreempted,  // how a rank answers SIGTERM
+              std::string(kStoppedByDaemon) + "this attempt is over");
   EXPECT_EQ(h.record(job).last_failure->reason.code, "peer_lost");
+}
+
+// Such as after a coordinator was away: what the daemons have to say arrives in any order.
+TEST_F(CoreRecoveryTest, ARankThatSomebodyKilledIsTheCauseAlsoWhenItsPeersAreHeardFirst) {
+  h.exit_rank(job, 0, ExitCode::kPeerLost, "rank 2 went away");
+  h.stop_rank(job, 1);
+  h.kill_rank(job, 2);
+  EXPECT_EQ(h.record(job).last_failure->reason.code, "rank_killed");
+  EXPECT_EQ(h.record(job).last_failure->rank, Rank{2});
+  EXPECT_EQ(h.record(job).failures, 1);
 }
 
 TEST_F(CoreRecoveryTest, AUsageErrorIsNeverRetried) {

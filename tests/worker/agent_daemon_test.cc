@@ -69,6 +69,7 @@ class AgentDaemonTest : public ::testing::Test {
   void hear(const PeerId& peer, const ControlMessage& message) {
     if (std::holds_alternative<Register>(message)) {
       heard_.worker = peer;
+      if (stop_first_) send(StopRanks{kJob, {1}, 0, "its peer is gone"});
       const Status sent = router_->send(peer, Registered{{1}, kBeatMs, refusal_});
       // A refused daemon may have asked twice and be gone at the first answer.
       EXPECT_TRUE(sent.ok() || !refusal_.empty()) << sent.to_string();
@@ -192,6 +193,7 @@ class AgentDaemonTest : public ::testing::Test {
   std::string endpoint_;
   std::string refusal_;
   std::vector<std::string> extra_flags_;
+  bool stop_first_ = false;  // before a Register is answered
   Heard heard_;
   std::optional<ChildProcess> daemon_;
 };
@@ -385,6 +387,23 @@ TEST_F(AgentDaemonTest, ADaemonThatWasNotToldToAllowChaosRefusesIt) {
   const HttpReply reply = cut_off(heard_.of<Register>()[0].http_address, "for_ms=700");
   EXPECT_EQ(reply.status, 403);
   EXPECT_NE(reply.body.find("--allow-chaos"), std::string::npos) << reply.body;
+}
+
+// The coordinator heard of a failure from others first, and stops all; this rank is the cause.
+TEST_F(AgentDaemonTest, TheEndOfARankIsToldAlsoWhenTheOrderToStopComesFirst) {
+  start_daemon();
+  run_rank("steps");
+  const pid_t pid = rank_pid();
+  router_.reset();
+  ASSERT_EQ(kill(pid, SIGKILL), 0);
+  EXPECT_TRUE(run_until(loop_, [&] { return process_state(pid) == ProcessState::kUnknown; }));
+  stop_first_ = true;
+  start_coordinator(endpoint_);
+  ASSERT_TRUE(wait_for<RanksStopped>());
+  const auto exits = heard_.of<RankExited>();
+  ASSERT_EQ(exits.size(), 1U) << "before it says that they are stopped, and once";
+  EXPECT_EQ(exits[0].signal, SIGKILL);
+  EXPECT_FALSE(exits[0].reason.starts_with(kStoppedByDaemon)) << exits[0].reason;
 }
 
 TEST_F(AgentDaemonTest, RanksDieWithTheDaemon) {

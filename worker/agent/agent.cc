@@ -79,6 +79,7 @@ void Agent::on_disconnected() {
   if (registered_) log_warning("lost the coordinator; ranks go on, reports are kept");
   connected_ = false;
   registered_ = false;
+  for (auto& [key, exit] : exits_) exit.told = false;  // it may have been on its way
 }
 
 void Agent::on_coordinator_message(int64_t now_ns, const ControlMessage& message) {
@@ -237,12 +238,20 @@ void Agent::stop(int64_t now_ns, const RankKey& key, RankEntry& entry, Duration 
   entry.kill_at_ns = std::min(entry.kill_at_ns.value_or(kill_at_ns), kill_at_ns);
 }
 
+void Agent::forget_exits() {
+  std::erase_if(exits_,
+                [](const auto& exit) { return exit.second.acknowledged && exit.second.told; });
+}
+
 void Agent::fence(JobId job, Epoch epoch) {
   Epoch& fence = fences_[job];
   fence = std::max(fence, epoch);
   while (fences_.size() > kFencesMax) fences_.erase(fences_.begin());
-  std::erase_if(
-      exits_, [&](const auto& exit) { return exit.first.job == job && exit.first.epoch <= epoch; });
+  // One that was never told is, once: the order to stop may come right after a connection, before
+  // the agent could say anything, and the end of this rank may be why the others must stop.
+  const auto concerned = [&](const RankKey& key) { return key.job == job && key.epoch <= epoch; };
+  for (auto& [key, exit] : exits_) exit.acknowledged |= concerned(key);
+  forget_exits();
   reports_.forget_if(
       [&](const ControlMessage& report) { return is_report_of(report, job, epoch); });
 }
@@ -371,7 +380,7 @@ void Agent::on_rank_exit(int64_t now_ns, const RankKey& key, const ExitStatus& s
     return;
   }
   std::string reason = clean ? "" : to_string(status);
-  if (!entry.stop_reason.empty()) reason = "stopped by its daemon: " + entry.stop_reason;
+  if (!entry.stop_reason.empty()) reason = std::string(kStoppedByDaemon) + entry.stop_reason;
   if (!clean && !last_words.empty()) reason += ": " + last_words;
   end_rank(now_ns, key, status, reason, clean ? std::string() : log_tail);
 }

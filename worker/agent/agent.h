@@ -152,6 +152,8 @@ class Agent {
   struct PendingExit {
     RankExited message;
     int64_t resend_at_ns = 0;
+    bool told = false;          // over this connection
+    bool acknowledged = false;  // and gone once it is told
   };
   using Ranks = std::map<RankKey, RankEntry>;
 
@@ -178,6 +180,7 @@ class Agent {
   void stop(int64_t now_ns, const RankKey& key, RankEntry& entry, Duration grace,
             const std::string& reason);
   void fence(JobId job, Epoch epoch);
+  void forget_exits();
   bool fenced(JobId job, Epoch epoch) const;
   bool runs_at_or_below(JobId job, Epoch epoch) const;
   void give_begin(const RankKey& key, RankEntry& entry);

@@ -84,7 +84,9 @@ void Agent::flush(int64_t now_ns) {
     if (exit.resend_at_ns > now_ns) continue;
     exit.resend_at_ns = now_ns + config_.resend_interval.count();
     if (!send(exit.message).ok()) return;
+    exit.told = true;
   }
+  forget_exits();
   while (!log_chunks_.empty() && send(log_chunks_.front()).ok()) {
     log_bytes_ -= log_chunks_.front().text.size();
     log_chunks_.pop_front();
