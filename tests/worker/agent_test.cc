@@ -490,10 +490,13 @@ TEST_F(AgentTest, AnExitWhileTheCoordinatorIsAwayIsToldLater) {
   run_rank(key(1, 0));
   agent->on_disconnected();
   agent->on_rank_exit(now, key(1, 0), {1, 0}, "");
-  EXPECT_TRUE(sent.empty());
-  agent->on_connected(now);
-  coordinator(Registered{{3}, 1000, ""});
-  EXPECT_EQ(sent_of<RankExited>().size(), 1U);
+  for (size_t told = 1; told <= 2; ++told) {  // the first may be lost on its way
+    agent->on_connected(now);
+    if (told == 2) coordinator(StopRanks{kJob, {1}, 0, "said a peer, heard first"});
+    coordinator(Registered{{3}, 1000, ""});
+    EXPECT_EQ(sent_of<RankExited>().size(), told);
+    agent->on_disconnected();
+  }
 }
 
 TEST_F(AgentTest, AFinishedRanksEndFollowsItsRankFinished) {
