@@ -399,9 +399,11 @@ TEST_F(AgentDaemonTest, TheEndOfARankIsToldAlsoWhenTheOrderToStopComesFirst) {
   EXPECT_TRUE(run_until(loop_, [&] { return process_state(pid) == ProcessState::kUnknown; }));
   stop_first_ = true;
   start_coordinator(endpoint_);
+  ASSERT_TRUE(wait_for<RankExited>());
+  send(StopRanks{kJob, {1}, 0, "its peer is gone"});  // the first was not to be answered yet
   ASSERT_TRUE(wait_for<RanksStopped>());
   const auto exits = heard_.of<RankExited>();
-  ASSERT_EQ(exits.size(), 1U) << "before it says that they are stopped, and once";
+  ASSERT_EQ(exits.size(), 1U) << "told once";
   EXPECT_EQ(exits[0].signal, SIGKILL);
   EXPECT_FALSE(exits[0].reason.starts_with(kStoppedByDaemon)) << exits[0].reason;
 }
