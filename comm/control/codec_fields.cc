@@ -230,6 +230,11 @@ void put(wire::StartRank::Builder builder, const StartRank& message) {
   builder.setSaveInterval(message.save_interval);
   builder.setFromMemory(message.from_memory);
   builder.setSavedStep(message.saved_step);
+  capnp::List<wire::StepRange>::Builder left_out = builder.initLeftOut(message.left_out.size());
+  for (size_t i = 0; i < message.left_out.size(); ++i) {
+    left_out[i].setFirst(message.left_out[i].first);
+    left_out[i].setLast(message.left_out[i].last);
+  }
 }
 void take(wire::StartRank::Reader reader, StartRank& message) {
   take_rank_key(reader, message);
@@ -251,6 +256,9 @@ void take(wire::StartRank::Reader reader, StartRank& message) {
   message.save_interval = reader.getSaveInterval();
   message.from_memory = reader.getFromMemory();
   message.saved_step = reader.getSavedStep();
+  for (const wire::StepRange::Reader range : reader.getLeftOut()) {
+    message.left_out.push_back({range.getFirst(), range.getLast()});
+  }
 }
 
 void put(wire::RankReady::Builder builder, const RankReady& message) {

@@ -102,6 +102,12 @@ struct StartRank {
   saveInterval        @11 :Int64;             # >= 0; as in SaveInterval; 0: as the spec says
   fromMemory          @12 :Bool;              # restoreStep is held by the daemon; then no manifest
   savedStep           @13 :Int64;             # >= 0; of the newest committed checkpoint; 0: none
+  leftOut             @14 :List(StepRange);   # steps that change nothing; at most 1 Mi
+}
+
+struct StepRange {
+  first @0 :Int64;  # >= 1
+  last  @1 :Int64;  # >= first
 }
 
 struct LayerSeats {
@@ -211,7 +217,8 @@ struct StepReport {
   balanceLoss        @11 :Float64; # as loss; 0 without a balance loss
   checkpointSeconds  @12 :Float64; # of stepSeconds; finite, >= 0; 0: the state was not saved
   guardSignal        @13 :UInt8;   # GuardSignal of comm/run/guards.h; 0: nothing was found
-  guardAction        @14 :UInt8;   # GuardPolicy: what follows; 0: nothing
+  guardAction        @14 :UInt8;   # GuardPolicy: what follows; 0: nothing; 3, roll back:
+                                   # the step is not finished
   guardValue         @15 :Float64; # that was found; may be NaN or infinite
   guardMedian        @16 :Float64; # of a spike: what is usual
   guardLimit         @17 :Float64; # of a spike: what the value is above

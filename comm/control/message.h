@@ -39,6 +39,7 @@ inline constexpr size_t kRanksMax = 1 << 20;
 inline constexpr size_t kSlicesMax = 1 << 20;
 inline constexpr size_t kInstructionsMax = 1 << 20;
 inline constexpr size_t kAddressBytesMax = 64 << 10;
+inline constexpr size_t kStepRangesMax = 1 << 20;
 inline constexpr size_t kDataSetsMax = 2048;  // training and validation sources of a spec
 
 enum class RankState : uint8_t { kStarting, kReady, kTraining, kFinished };
@@ -106,8 +107,9 @@ struct StartRank {
   int64_t saved_step = 0;  // of the newest committed checkpoint; 0: none
   int64_t first_unreported_step =
       0;  // steps below were recorded by an earlier attempt (replay is reported all the same)
-  ExpertSeats seats;          // of the layers that the rank holds
-  int64_t save_interval = 0;  // as in SaveInterval, to begin with; 0: as the spec says
+  ExpertSeats seats;                     // of the layers that the rank holds
+  int64_t save_interval = 0;             // as in SaveInterval, to begin with; 0: as the spec says
+  std::vector<StepRange> left_out = {};  // steps that change nothing, by rollbacks
   bool operator==(const StartRank&) const = default;
 };
 
@@ -220,7 +222,8 @@ struct StepReport {
   double balance_loss = 0.0;           // mean over sequences, summed over layers; 0 without it
   // Of step_seconds: what saving the state made rank 0 wait for. 0: it was not saved after it.
   double checkpoint_seconds = 0.0;
-  // What the step's guards found. With kSkip the step changed nothing, and `tokens` is 0.
+  // What the step's guards found. With kSkip the step changed nothing, and `tokens` is 0. With
+  // kRollback the step is not finished, and the ranks wait to be stopped.
   GuardFinding guard = {};
   bool operator==(const StepReport&) const = default;
 };

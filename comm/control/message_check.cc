@@ -205,6 +205,12 @@ Status check(const StartRank& message) {
       check_that(message.first_unreported_step >= 0, "first_unreported_step", "is negative"));
   PENSTOCK_TRY(check_that(message.save_interval >= 0, "save_interval", "is negative"));
   PENSTOCK_TRY(check_that(message.saved_step >= 0, "saved_step", "is negative"));
+  PENSTOCK_TRY(
+      check_that(message.left_out.size() <= kStepRangesMax, "left_out", "has too many entries"));
+  for (const StepRange& range : message.left_out) {
+    PENSTOCK_TRY(check_that(range.first >= 1 && range.last >= range.first, "left_out",
+                            "has a range that is none"));
+  }
   return check_seats(message.seats);
 }
 

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace penstock {
 
 std::string_view to_string(GuardPolicy policy) {
@@ -12,6 +14,8 @@ std::string_view to_string(GuardPolicy policy) {
       return "warn";
     case GuardPolicy::kSkip:
       return "skip";
+    case GuardPolicy::kRollback:
+      return "rollback";
     case GuardPolicy::kStop:
       return "stop";
   }
@@ -30,6 +34,12 @@ std::string_view to_string(GuardSignal signal) {
       return "grad_norm_spike";
   }
   return "unknown";
+}
+
+bool contains(std::span<const StepRange> ranges, int64_t step) {
+  return std::any_of(ranges.begin(), ranges.end(), [step](const StepRange& range) {
+    return range.first <= step && step <= range.last;
+  });
 }
 
 std::string words_of(const GuardFinding& finding) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -14,11 +15,14 @@ enum class GuardPolicy : uint8_t {
   kNone = 0,  // not looked at
   kWarn,      // an event; the step counts
   kSkip,      // the step changes nothing; training goes on with the next one
-  kStop = 4,  // the job fails
+  kRollback,  // back to a checkpoint from before, from which this step and those before it are left
+              // out
+  kStop,      // the job fails
 };
 inline constexpr GuardPolicy kGuardPolicies[] = {GuardPolicy::kNone, GuardPolicy::kWarn,
-                                                 GuardPolicy::kSkip, GuardPolicy::kStop};
-std::string_view to_string(GuardPolicy policy);  // "none", "warn", "skip", "stop"
+                                                 GuardPolicy::kSkip, GuardPolicy::kRollback,
+                                                 GuardPolicy::kStop};
+std::string_view to_string(GuardPolicy policy);  // "none", "warn", "skip", "rollback", "stop"
 
 // Accepted steps whose loss and gradient norm the state holds.
 inline constexpr int64_t kGuardWindowMax = 1024;
@@ -32,10 +36,12 @@ struct SpikeSpec {
 };
 
 struct GuardsSpec {
-  GuardPolicy not_finite = GuardPolicy::kStop;  // skip or stop
+  GuardPolicy not_finite = GuardPolicy::kStop;  // skip, rollback or stop
   SpikeSpec loss_spike;
   SpikeSpec grad_norm_spike;
-  int64_t max_skips = 10;  // steps that kSkip may leave out; the next one stops the job
+  int64_t rollback_steps = 100;  // that a rollback takes back and leaves out, the bad one included
+  int64_t max_skips = 10;        // steps that kSkip may leave out; the next one stops the job
+  int64_t max_rollbacks = 3;     // since the job was submitted or resumed
   // Whether what is decided depends on earlier steps.
   bool remembers() const {
     return not_finite == GuardPolicy::kSkip || loss_spike.policy != GuardPolicy::kNone ||
@@ -44,12 +50,21 @@ struct GuardsSpec {
   bool operator==(const GuardsSpec&) const = default;
 };
 
+// Steps of a job, both ends included.
+struct StepRange {
+  int64_t first = 0;
+  int64_t last = 0;
+  bool operator==(const StepRange&) const = default;
+};
+bool contains(std::span<const StepRange> ranges, int64_t step);
+
 // Numbers are part of the wire format: never renumber.
 enum class GuardSignal : uint8_t { kNone = 0, kNotFinite = 1, kLossSpike = 2, kGradNormSpike = 3 };
 inline constexpr GuardSignal kGuardSignalLast = GuardSignal::kGradNormSpike;
 std::string_view to_string(GuardSignal signal);  // "none", "not_finite", "loss_spike", …
 
-// What a guard found at one step and what follows.
+// What a guard found at one step and what follows. kSkip without a signal: a rollback left the step
+// out.
 struct GuardFinding {
   GuardSignal signal = GuardSignal::kNone;
   GuardPolicy action = GuardPolicy::kNone;

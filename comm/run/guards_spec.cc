@@ -5,7 +5,9 @@
 namespace penstock {
 namespace {
 
+constexpr int64_t kStepsMax = 1'000'000'000;
 constexpr int64_t kActionsMax = 1'000'000;
+constexpr int64_t kRollbacksMax = 1000;  // each is sent with every start
 constexpr double kSigmasMax = 1e6;
 
 void read_policy(MappingReader& reader, const std::string& key,
@@ -17,21 +19,37 @@ void read_policy(MappingReader& reader, const std::string& key,
 
 void read_spike(MappingReader reader, SpikeSpec& spike) {
   read_policy(reader, "policy",
-              {GuardPolicy::kNone, GuardPolicy::kWarn, GuardPolicy::kSkip, GuardPolicy::kStop},
+              {GuardPolicy::kNone, GuardPolicy::kWarn, GuardPolicy::kSkip, GuardPolicy::kRollback,
+               GuardPolicy::kStop},
               spike.policy);
   reader.real("sigmas", 0.0, kSigmasMax, true, spike.sigmas);
   reader.integer("window", 4, kGuardWindowMax, spike.window);
   reader.finish();
 }
 
+bool rolls_back(const GuardsSpec& guards) {
+  return guards.not_finite == GuardPolicy::kRollback ||
+         guards.loss_spike.policy == GuardPolicy::kRollback ||
+         guards.grad_norm_spike.policy == GuardPolicy::kRollback;
+}
+
 }  // namespace
 
 void read_guards(MappingReader reader, GuardsSpec& guards) {
-  read_policy(reader, "not_finite", {GuardPolicy::kStop, GuardPolicy::kSkip}, guards.not_finite);
+  read_policy(reader, "not_finite",
+              {GuardPolicy::kStop, GuardPolicy::kSkip, GuardPolicy::kRollback}, guards.not_finite);
   read_spike(reader.section("loss_spike"), guards.loss_spike);
   read_spike(reader.section("grad_norm_spike"), guards.grad_norm_spike);
+  reader.integer("rollback_steps", 1, kStepsMax, guards.rollback_steps);
   reader.integer("max_skips", 0, kActionsMax, guards.max_skips);
+  reader.integer("max_rollbacks", 0, kRollbacksMax, guards.max_rollbacks);
   reader.finish();
+}
+
+void check_guards(const JobSpec& spec, SpecProblems& problems) {
+  problems.rule("guards", !rolls_back(spec.guards) || spec.checkpoint.saves_on_the_way(),
+                "guards: policy rollback needs checkpoint.interval above 0 or auto: there is "
+                "nothing to go back to without checkpoints");
 }
 
 }  // namespace penstock

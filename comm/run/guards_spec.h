@@ -8,4 +8,7 @@ namespace penstock {
 
 void read_guards(MappingReader reader, GuardsSpec& guards);
 
+// Rules between the keys of the section and the rest.
+void check_guards(const JobSpec& spec, SpecProblems& problems);
+
 }  // namespace penstock

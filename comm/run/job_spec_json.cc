@@ -142,7 +142,9 @@ Json guards_json(const GuardsSpec& guards) {
   return {{"not_finite", to_string(guards.not_finite)},
           {"loss_spike", spike_json(guards.loss_spike)},
           {"grad_norm_spike", spike_json(guards.grad_norm_spike)},
-          {"max_skips", guards.max_skips}};
+          {"rollback_steps", guards.rollback_steps},
+          {"max_skips", guards.max_skips},
+          {"max_rollbacks", guards.max_rollbacks}};
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <set>
 
+#include "comm/run/guards_spec.h"
 #include "comm/run/layout.h"
 #include "comm/run/recipe_spec.h"
 
@@ -155,6 +156,7 @@ void check_spec_rules(const JobSpec& spec, SpecProblems& problems) {
   check_size(spec, problems);
   check_rebalance(spec, problems);
   check_recipe(spec, problems);
+  check_guards(spec, problems);
   problems.rule(
       "training.evaluation_interval",
       spec.training.evaluation_interval == 0 || !spec.data.validation.empty(),

@@ -8,8 +8,8 @@
 //         │                                  fatal cause, budget used up ─► STOPPING ─► FAILED
 //         └── resume: FAILED, CANCELLED                       cancel ─► STOPPING ─► CANCELLED
 //
-// RUNNING ─► RECOVERING is also how experts move between ranks: planned, at a checkpoint, and no
-// failure.
+// RUNNING ─► RECOVERING is also how experts move between ranks (planned, at a checkpoint), and how
+// a guard takes steps back; neither is a failure.
 //
 // Fencing: a job's epoch grows by one per start. STOPPING and RECOVERING order StopRanks(epoch)
 // from every worker of the placement and last until each has answered RanksStopped, or is lost.
@@ -134,6 +134,9 @@ class Coordinator {
 
   // coordinator_guards.cc: steps whose loss or gradient norm is out of the ordinary.
   void note_guard(Job& job, const StepRecord& step);
+  void roll_back(Job& job, const StepReport& found);
+  void settle_rollback(Job& job, const CheckpointFound& found);
+  static std::vector<StepRange> left_out_of(const Job& job);
 
   // coordinator.cc: starting, one step, and what others may ask.
   Status load(const StoredState& stored);

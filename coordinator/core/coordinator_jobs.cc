@@ -110,6 +110,11 @@ bool Coordinator::ready_to_place(Job& job) {
         job.record.last_failure && job.record.last_failure->reason.code == kCauseDataCorrupt;
     job.restore = Restore::kSearching;
     FindCheckpoint find{job.record.id, job.record.checkpoint_dir, refused_by_rank};
+    find.rolled_back = job.record.guards.rolled_back;
+    if (job.record.guards.rolling_back) {
+      find.before = find.rolled_back.back().steps;
+      find.rolled_back.pop_back();
+    }
     if (const auto& proof = job.record.proof) {
       find.steps_within = {job.record.rebalanced_step, proof->through - proof->steps};
     }
@@ -148,7 +153,10 @@ void Coordinator::on_event(const CheckpointFound& found) {
                                 record.last_failure->reason.code == kCauseDataCorrupt &&
                                 found.manifest == record.restore_manifest;
   if (data_is_to_blame) return give_up(record.last_failure->reason);
-  if (found.refused.empty() && record.checkpoint && found.step < record.checkpoint->step) {
+  const bool newest_gone = record.checkpoint && found.step < record.checkpoint->step &&
+                           std::find(found.steps.begin(), found.steps.end(),
+                                     record.checkpoint->step) == found.steps.end();
+  if (found.refused.empty() && newest_gone) {
     // A file system that is not mounted looks like an empty directory: training from the start
     // again must not be what follows.
     const std::string gone =
@@ -172,6 +180,7 @@ void Coordinator::on_event(const CheckpointFound& found) {
     record.checkpoint->step = found.step;
     record.checkpoint->manifest = found.manifest;
   }
+  settle_rollback(job, found);
   if (record.checkpoint && record.checkpoint->step >= record.target_steps) {
     // Committed, but the coordinator went down before it could say so.
     return stop_epoch(job, JobState::kStopping, JobState::kSucceeded, 0, "coordinator",
@@ -268,6 +277,7 @@ void Coordinator::send_start(const Job& job, Rank rank) {
   order.first_unreported_step = record.highest_step + 1;
   order.seats = seats_for(job, pipeline_index);
   if (record.saving) order.save_interval = save_interval_of(job);
+  order.left_out = left_out_of(job);
   send(at.worker, std::move(order));
 }
 

@@ -52,7 +52,7 @@ Status Coordinator::begin_proof(Job& job, int64_t steps) {
   if (steps > kProofStepsMax) {
     return invalid_argument(fmt::format("a proof takes at most {} steps", kProofStepsMax));
   }
-  const int64_t recorded = record.highest_step - record.rebalanced_step;
+  const int64_t recorded = std::max<int64_t>(0, record.highest_step - record.rebalanced_step);
   if (steps > recorded) {
     return failed_precondition(fmt::format(
         "job {} \"{}\" has {} recorded{}, so {} cannot be compared", record.id, record.name,

@@ -102,6 +102,7 @@ void Coordinator::on_message(Worker& worker, const StepReport& message) {
   const bool in_epoch = record.last_step && record.last_step->epoch == message.epoch;
   const int64_t newest = in_epoch ? record.last_step->step : record.restore_step;
   if (message.step <= newest || message.step > std::min(record.target_steps, kStepMax)) return;
+  if (message.guard.action == GuardPolicy::kRollback) return roll_back(*job, message);
   StepRecord step;
   step.job = record.id;
   step.epoch = message.epoch;
@@ -122,12 +123,14 @@ void Coordinator::on_message(Worker& worker, const StepReport& message) {
   record.highest_step = std::max(record.highest_step, message.step);
   record.failures_without_step = 0;
   record.last_step = step;
-  job->recent_steps.push_back(step);
+  const bool left_out =  // by a rollback: took no time
+      step.guard.signal == GuardSignal::kNone && step.guard.action == GuardPolicy::kSkip;
+  if (!left_out) job->recent_steps.push_back(step);
   if (job->recent_steps.size() > kRecentStepsMax) job->recent_steps.pop_front();
   heard_of(*job);
   effects_.steps.push_back(step);
   relaxed_jobs_.insert(record.id);
-  measure_step(*job, step);
+  if (!left_out) measure_step(*job, step);
   note_guard(*job, step);
   compare_step(*job, step);
 }

@@ -133,6 +133,11 @@ struct FindCheckpoint {
   // Only of steps within; the one of the latest step counts as the newest. Else that of the last
   // commit.
   std::optional<std::pair<int64_t, int64_t>> steps_within = {};
+  // Not those that these took back.
+  std::vector<Rollback> rolled_back = {};
+  // For a rollback that leaves out these steps: the newest of a step before them. Where there is
+  // none, the oldest of a step before the last of them.
+  std::optional<StepRange> before = {};
 };
 // Read what is recorded of steps `first` to `last` in epochs up to `epoch`, but by no replay.
 struct ReadSteps {

@@ -50,8 +50,9 @@ enum class Restore : uint8_t {
   kKnown,      // JobRecord::restore_manifest (or restored_from_memory) and restore_step hold
 };
 
-// Reason code of the planned restart that moves experts: no failure.
+// Reason codes of restarts that are no failures: to move experts, and to take steps back.
 inline constexpr const char* kRebalancing = "rebalancing";
+inline constexpr const char* kRollingBack = "rolling_back";
 
 // What a daemon holds in memory of a rank of the attempt that ended.
 struct HeldAt {

@@ -88,10 +88,29 @@ GuardFinding to_finding(const json& value) {
 }
 
 json to_json(const GuardRecord& guards) {
-  return {{"warnings", guards.warnings}, {"skips", guards.skips}};
+  json rolled_back = json::array();
+  for (const Rollback& rollback : guards.rolled_back) {
+    rolled_back.push_back({{"first", rollback.steps.first},
+                           {"last", rollback.steps.last},
+                           {"epoch", rollback.epoch.value}});
+  }
+  return {{"warnings", guards.warnings},
+          {"skips", guards.skips},
+          {"rollbacks", guards.rollbacks},
+          {"rolled_back", std::move(rolled_back)},
+          {"rolling_back", guards.rolling_back}};
 }
 GuardRecord to_guards(const json& value) {
-  return {value.at("warnings"), value.at("skips")};
+  GuardRecord guards;
+  guards.warnings = value.at("warnings");
+  guards.skips = value.at("skips");
+  guards.rollbacks = value.at("rollbacks");
+  for (const json& rollback : value.at("rolled_back")) {
+    guards.rolled_back.push_back(
+        {{rollback.at("first"), rollback.at("last")}, {rollback.at("epoch")}});
+  }
+  guards.rolling_back = value.at("rolling_back");
+  return guards;
 }
 
 json to_json(const StepRecord& step) {

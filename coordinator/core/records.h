@@ -139,10 +139,22 @@ struct ProofRecord {
   bool operator==(const ProofRecord&) const = default;
 };
 
+// A rollback: steps that change nothing in any later epoch. What `epoch` or an older one saved of
+// the first of them and after it is not of this training any more.
+struct Rollback {
+  StepRange steps;
+  Epoch epoch;
+  bool operator==(const Rollback&) const = default;
+};
+
 // What a job's guards did, over its life; what a replay repeats counts once.
 struct GuardRecord {
   int64_t warnings = 0;
   int64_t skips = 0;
+  int64_t rollbacks = 0;  // since the user last submitted or resumed: what is limited
+  std::vector<Rollback> rolled_back = {};  // in the order they happened
+  // Where the newest one goes back to is not settled: its first step is what was asked for.
+  bool rolling_back = false;
   bool operator==(const GuardRecord&) const = default;
 };
 

@@ -106,6 +106,28 @@ std::string sentence(const RefusedCheckpoint& refused) {
   return fmt::format("{}: {}", refused.manifest_file, refused.reason.message());
 }
 
+// Leaves those that no rollback took back, and with a rollback to be made the best one last: those
+// before its steps in their order, and before them the others, the oldest last.
+void order_for_rollbacks(const FindCheckpoint& request, std::vector<CheckpointInfo>& candidates) {
+  std::erase_if(candidates, [&](const CheckpointInfo& info) {
+    return (request.before && info.step >= request.before->last) ||
+           std::any_of(request.rolled_back.begin(), request.rolled_back.end(),
+                       [&](const Rollback& rollback) {
+                         return info.epoch <= rollback.epoch && info.step >= rollback.steps.first;
+                       });
+  });
+  if (!request.before) return;
+  const auto early_enough = std::stable_partition(
+      candidates.begin(), candidates.end(),
+      [&](const CheckpointInfo& info) { return info.step >= request.before->first; });
+  const auto by_step = [](const CheckpointInfo& a, const CheckpointInfo& b) {
+    return a.step < b.step;
+  };
+  std::stable_sort(candidates.begin(), early_enough,
+                   [&](const auto& a, const auto& b) { return by_step(b, a); });
+  std::stable_sort(early_enough, candidates.end(), by_step);
+}
+
 // The newest checkpoint that the request allows and of which every byte is as it was written, or at
 // least everything but the data.
 NewestWhole newest_of(const FindCheckpoint& request, StoreListing listing) {
@@ -122,6 +144,7 @@ NewestWhole newest_of(const FindCheckpoint& request, StoreListing listing) {
     std::stable_sort(candidates.begin(), candidates.end(),
                      [](const auto& a, const auto& b) { return a.step < b.step; });
   }
+  order_for_rollbacks(request, candidates);
   for (auto at = candidates.rbegin(); at != candidates.rend(); ++at) {
     const Result<StoredManifest> stored = read_manifest(directory / at->manifest_file);
     Status status = stored.status();
@@ -144,7 +167,8 @@ CheckpointFound find_now(const FindCheckpoint& request) {
   found.job = request.job;
   StoreListing listing = list_checkpoints(directory, request.job);
   for (const CheckpointInfo& info : listing.checkpoints) found.steps.push_back(info.step);
-  const bool special = request.read_everything || request.steps_within;
+  const bool special = request.read_everything || request.steps_within || request.before ||
+                       !request.rolled_back.empty();
   const NewestWhole newest =
       special ? newest_of(request, std::move(listing)) : newest_whole(directory, request.job);
   found.status = newest.directory;

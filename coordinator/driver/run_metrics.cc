@@ -95,6 +95,10 @@ Counter rebalances(MetricRegistry& registry, const std::string& run) {
   return registry.counter("penstock_run_rebalances_total",
                           "Restarts that moved experts between ranks.", {{"run", run}});
 }
+Counter rollbacks(MetricRegistry& registry, const std::string& run) {
+  return registry.counter("penstock_run_rollbacks_total",
+                          "Restarts from before a step that a guard acted upon.", {{"run", run}});
+}
 Counter saves(MetricRegistry& registry, const std::string& run, const std::string& result) {
   return registry.counter("penstock_checkpoint_saves_total", "Checkpoints, by result.",
                           {{"run", run}, {"result", result}});
@@ -212,6 +216,7 @@ void RunMetrics::create(const Job& job) {
   for (const char* cause : kCauses) restarts(registry_, run, cause);
   hangs(registry_, run);
   rebalances(registry_, run);
+  rollbacks(registry_, run);
   for (const char* result : {"committed", "failed"}) saves(registry_, run, result);
   scrubbed_bytes(registry_, run);
   damaged(registry_, run);
@@ -307,8 +312,9 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
       last_step_time(registry_, run).set(seconds_of(now));
       break;
     case JobState::kRecovering:
-      if (event.reason.code == kRebalancing) {
-        rebalances(registry_, run).increment();
+      if (event.reason.code == kRebalancing || event.reason.code == kRollingBack) {
+        const bool moves = event.reason.code == kRebalancing;
+        (moves ? rebalances(registry_, run) : rollbacks(registry_, run)).increment();
         break;
       }
       restarts(registry_, run, event.reason.code).increment();
@@ -336,6 +342,12 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
 
 void RunMetrics::observe_step(const StepRecord& step) {
   const std::string run = run_label(step.job);
+  run_gauge(registry_, "penstock_run_step", "Newest finished step.", run)
+      .set(static_cast<double>(step.step));
+  last_step_time(registry_, run).set(seconds_of(step.finished));
+  const bool left_out =  // by a rollback: nothing was trained
+      step.guard.signal == GuardSignal::kNone && step.guard.action == GuardPolicy::kSkip;
+  if (left_out) return;
   steps(registry_, run).increment();
   if (step.replayed) replayed_steps(registry_, run).increment();
   tokens(registry_, run).increment(static_cast<double>(std::max<int64_t>(0, step.tokens)));
@@ -346,15 +358,12 @@ void RunMetrics::observe_step(const StepRecord& step) {
     guard_actions(registry_, run, step.guard.signal, step.guard.action).increment();
   }
   step_duration(registry_, run).observe(step.step_seconds);
-  run_gauge(registry_, "penstock_run_step", "Newest finished step.", run)
-      .set(static_cast<double>(step.step));
   batch_tokens(registry_, run).set(static_cast<double>(step.tokens));
   loss(registry_, run, "train").set(step.loss);
   run_gauge(registry_, "penstock_run_grad_norm", "Global gradient norm before clipping.", run)
       .set(step.grad_norm);
   run_gauge(registry_, "penstock_run_learning_rate", "Learning rate of the newest step.", run)
       .set(step.learning_rate);
-  last_step_time(registry_, run).set(seconds_of(step.finished));
 }
 
 void RunMetrics::refresh(Instant now) {

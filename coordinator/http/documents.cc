@@ -125,7 +125,13 @@ json interval_of(const Job& job) {
 }
 
 json guards_of(const JobRecord& record) {
-  return {{"warnings", record.guards.warnings}, {"skipped_steps", record.guards.skips}};
+  json rollbacks = json::array();
+  for (const Rollback& rollback : record.guards.rolled_back) {
+    rollbacks.push_back({{"first", rollback.steps.first}, {"last", rollback.steps.last}});
+  }
+  return {{"warnings", record.guards.warnings},
+          {"skipped_steps", record.guards.skips},
+          {"rollbacks", std::move(rollbacks)}};
 }
 
 json guard_of(const StepRecord& step) {

@@ -73,6 +73,10 @@ std::string guards_text(const Json& guards) {
   };
   add("warnings", "warning");
   add("skipped_steps", "skipped step");
+  for (const Json& rollback : guards.value("rollbacks", Json::array())) {
+    text += fmt::format("{}steps {} to {} left out by a rollback", text.empty() ? "" : ", ",
+                        field_text(rollback, "first"), field_text(rollback, "last"));
+  }
   return text;
 }
 

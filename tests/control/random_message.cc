@@ -149,6 +149,10 @@ void fill(StartRank& message, Random& random) {
   message.saved_step = number<int64_t>(random, 0);
   message.first_unreported_step = number<int64_t>(random, 0);
   message.seats = expert_seats(random);
+  while (random.below(2) == 0) {
+    const int64_t first = 1 + static_cast<int64_t>(random.below(1000));
+    message.left_out.push_back({first, first + static_cast<int64_t>(random.below(1000))});
+  }
 }
 
 void fill(RankReady& message, Random& random) {

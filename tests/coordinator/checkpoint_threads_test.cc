@@ -109,6 +109,35 @@ TEST_F(CheckpointThreadsTest, OfCheckpointsWithinARangeOfStepsTheLatestStepIsFou
   EXPECT_EQ(none.steps, (std::vector<int64_t>{10, 20, 5}));
 }
 
+TEST_F(CheckpointThreadsTest, WhatARollbackTookBackIsNotFoundUntilItIsSavedAgain) {
+  FindCheckpoint request{kJob, path().string()};
+  request.rolled_back = {{{15, 22}, Epoch{1}}};
+  EXPECT_EQ(ask(request).step, 10);
+  EXPECT_EQ(ask(request).steps, (std::vector<int64_t>{10, 20}));
+  auto store = CheckpointStore::open(path(), kJob, nullptr);
+  ASSERT_TRUE(store.ok());
+  const CheckpointInfo again = commit_model(*store, kJob, Epoch{2}, 20, 21);
+  EXPECT_EQ(ask(request).manifest, (path() / again.manifest_file).string());
+}
+
+TEST_F(CheckpointThreadsTest, ForARollbackTheNewestBeforeItsStepsIsFoundOrElseTheOldest) {
+  auto store = CheckpointStore::open(path(), kJob, nullptr);
+  ASSERT_TRUE(store.ok());
+  for (const int64_t step : {25, 30}) {
+    commit_model(*store, kJob, Epoch{1}, step, static_cast<uint64_t>(step));
+  }
+  FindCheckpoint request{kJob, path().string()};
+  const auto before = [&](int64_t first, int64_t last) {
+    request.before = StepRange{first, last};
+    return ask(request).step;
+  };
+  EXPECT_EQ(before(26, 31), 25);
+  EXPECT_EQ(before(25, 31), 20);
+  EXPECT_EQ(before(21, 28), 20);
+  EXPECT_EQ(before(5, 28), 10) << "none is before step 5: the one furthest back";
+  EXPECT_EQ(before(5, 10), 0) << "that of the last step itself is no way back";
+}
+
 TEST_F(CheckpointThreadsTest, AStepSavedAgainIsComparedWithTheOneBeforeAndNothingElseChanges) {
   const std::vector<std::string> before = file_names(path()).value();
   for (const uint64_t version : {20u, 21u}) {

@@ -45,6 +45,12 @@ TEST(CoreSimTest, WithHalfTheMessagesLostNothingIsViolated) {
   EXPECT_GT(simulate(2'000'001, options).steps, 0);
 }
 
+TEST(CoreSimTest, WhatRollbacksLeaveOutStaysOutWhateverFails) {
+  SimOptions options;
+  options.spikes = {3, 7, 10};
+  EXPECT_GT(simulate(4'000'001, options).recoveries, 0);
+}
+
 TEST(CoreSimTest, OneWorkerBarelyLargeEnoughServesTheQueue) {
   SimOptions options;
   options.worker_count = 1;

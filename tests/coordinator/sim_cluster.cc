@@ -35,6 +35,7 @@ std::string SimCluster::run() {
     tick_world();
   }
   if (!all_ended()) violate("after a long quiet time not every job has ended:" + states());
+  check_trained();
   return violation_;
 }
 
@@ -114,11 +115,11 @@ void SimCluster::submit_and_cancel() {
   if (!core_) return;
   if (requests_ < static_cast<uint64_t>(options_.job_count) && !core_->workers().empty()) {
     const RequestId request = {++requests_};
-    feed(SubmitJob{request, sim_spec("job" + std::to_string(request.value))});
+    feed(SubmitJob{request, spec_of("job" + std::to_string(request.value))});
   }
   if (std::ssize(accepted_) < options_.job_count &&
       requests_ >= static_cast<uint64_t>(options_.job_count) && chance(0.1)) {
-    feed(SubmitJob{{++requests_}, sim_spec("again" + std::to_string(requests_))});
+    feed(SubmitJob{{++requests_}, spec_of("again" + std::to_string(requests_))});
   }
   if (accepted_.empty() || !chance(0.003)) return;
   const JobId job = *accepted_.begin();
@@ -298,11 +299,21 @@ void SimCluster::train(JobId job, Epoch epoch) {
     return;
   }
   if (!chance(0.5)) return;
-  const bool saves = step % kSimCheckpointInterval == 0 || step == kSimSteps;
+  const StartRank order = member(members[0]).order;
+  const bool left_out = contains(order.left_out, step);
+  const bool spike = options_.spikes.contains(step) && !left_out;
+  std::set<int64_t>& trained = trained_by(order);
+  if (!left_out && !spike) trained.insert(step);
+  const bool saves = (step % kSimCheckpointInterval == 0 && !left_out) || step == kSimSteps;
+  if (saves && !spike) saved_[{job, epoch, step}] = trained;
   for (const auto& at : members) {
-    member(at).status.step = step;
     const Rank number = std::get<2>(at.second);
-    if (number.value == 0) say(*at.first, sim_report(job, epoch, step));
+    StepReport report = sim_report(job, epoch, step);
+    if (left_out) report.guard.action = GuardPolicy::kSkip;
+    if (spike) report.guard = {GuardSignal::kLossSpike, GuardPolicy::kRollback, 9.0, 1.0, 2.0};
+    if (number.value == 0) say(*at.first, report);
+    if (spike) continue;  // until the coordinator ends the attempt; the daemon says it again
+    member(at).status.step = step;
     if (!saves) continue;
     ControlMessage message = sim_segment(job, epoch, number, step);
     if (step != kSimSteps && chance(0.02))
@@ -310,6 +321,43 @@ void SimCluster::train(JobId job, Epoch epoch) {
     at.first->segments[{at.second, step}] = message;
     say(*at.first, message);
   }
+}
+
+std::set<int64_t>& SimCluster::trained_by(const StartRank& order) {
+  const auto [at, is_new] = trained_.try_emplace({order.job, order.epoch});
+  if (is_new && order.restore_step > 0) {
+    const Epoch saver = checkpoints_.at(order.job).at(order.restore_step);
+    at->second = saved_.at({order.job, saver, order.restore_step});
+  }
+  return at->second;
+}
+
+// Every step changed the final weights but those that rollbacks left out, which hold every spike.
+void SimCluster::check_trained() {
+  if (!core_ || !violation_.empty()) return;
+  for (const auto& [id, job] : core_->jobs()) {
+    if (job.record.state != JobState::kSucceeded) continue;
+    const std::set<int64_t>& trained = saved_.at({id, checkpoints_[id].at(kSimSteps), kSimSteps});
+    for (int64_t step = 1; step <= kSimSteps; ++step) {
+      const bool left_out = contains(left_out_[id], step);
+      if (trained.contains(step) == left_out) {
+        violate(fmt::format("job {}: step {} is {}", id, step,
+                            left_out ? "trained, though it is to be left out" : "not trained"));
+      }
+      if (options_.spikes.contains(step) && !left_out) {
+        violate(fmt::format("job {}: the spike of step {} was not left out", id, step));
+      }
+    }
+  }
+}
+
+JobSpec SimCluster::spec_of(const std::string& name) const {
+  JobSpec spec = sim_spec(name);
+  if (options_.spikes.empty()) return spec;
+  spec.guards.loss_spike.policy = GuardPolicy::kRollback;
+  spec.guards.rollback_steps = 3;
+  spec.guards.max_rollbacks = 1000;
+  return spec;
 }
 
 // ---- coordinator
@@ -358,6 +406,12 @@ void SimCluster::check_start_order(const StartRank& order) {
   if (order.epoch < started_[order.job]) violate("an epoch lower than one that was started");
   if (order.epoch == started_[order.job]) return;  // repeated, or another rank's
   started_[order.job] = order.epoch;
+  std::vector<StepRange>& left_out = left_out_[order.job];
+  if (order.left_out.size() < left_out.size() ||
+      !std::equal(left_out.begin(), left_out.end(), order.left_out.begin())) {
+    violate(fmt::format("job {} forgets what a rollback left out", order.job));
+  }
+  left_out = order.left_out;
   for (const SimWorker& worker : workers_) {
     for (const auto& [key, rank] : worker.ranks) {
       const auto& [job, epoch, number] = key;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -22,6 +23,8 @@ struct SimOptions {
   double repetition = 0.05;
   bool partitions = true;
   bool coordinator_crashes = true;
+  // Steps whose loss is a spike that a rollback must leave out.
+  std::set<int64_t> spikes = {};
   Duration fault_time = std::chrono::seconds(40);   // faults happen
   Duration quiet_time = std::chrono::seconds(400);  // then none do, and every job must end
 };
@@ -80,6 +83,9 @@ class SimCluster final : public SimulatedCoordinator {
   void on_stop(SimWorker& worker, const StopRanks& order);
   void end_rank(SimWorker& worker, const RankKey& key, int32_t code, int32_t signal);
   void train(JobId job, Epoch epoch);
+  std::set<int64_t>& trained_by(const StartRank& order);
+  void check_trained();
+  JobSpec spec_of(const std::string& name) const;
 
   void send(OutgoingMessage out) override;
   void check(const Effects& effects) override;
@@ -90,7 +96,12 @@ class SimCluster final : public SimulatedCoordinator {
   std::multimap<Instant, InFlight> network_;
   std::map<JobId, JobState> ended_;
   std::map<JobId, uint64_t> cursors_;
-  std::map<JobId, Epoch> started_;  // newest epoch with a StartRank
+  std::map<JobId, Epoch> started_;                    // newest epoch with a StartRank
+  std::map<JobId, std::vector<StepRange>> left_out_;  // what its newest StartRank says
+  // The steps that changed the model: of an epoch so far, with those that its start restored; and
+  // those in what was saved after a step.
+  std::map<std::pair<JobId, Epoch>, std::set<int64_t>> trained_;
+  std::map<std::tuple<JobId, Epoch, int64_t>, std::set<int64_t>> saved_;
   uint64_t last_event_ = 0;
   uint64_t requests_ = 0;
 };

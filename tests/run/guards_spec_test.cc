@@ -27,13 +27,16 @@ TEST(GuardsSpecTest, WithoutTheSectionOnlyWhatIsNoNumberStopsTheJob) {
 
 TEST(GuardsSpecTest, EveryKeyIsReadAndWrittenOut) {
   const auto spec = with_guards(
-      "not_finite: skip, loss_spike: {policy: stop, sigmas: 8.5, window: 64}, "
-      "grad_norm_spike: {policy: warn, sigmas: 20, window: 16}, max_skips: 4");
+      "not_finite: skip, loss_spike: {policy: rollback, sigmas: 8.5, window: 64}, "
+      "grad_norm_spike: {policy: warn, sigmas: 20, window: 16}, rollback_steps: 30, "
+      "max_skips: 4, max_rollbacks: 2");
   ASSERT_TRUE(spec.ok()) << spec.status().message();
   const GuardsSpec expected = {.not_finite = GuardPolicy::kSkip,
-                               .loss_spike = {GuardPolicy::kStop, 8.5, 64},
+                               .loss_spike = {GuardPolicy::kRollback, 8.5, 64},
                                .grad_norm_spike = {GuardPolicy::kWarn, 20.0, 16},
-                               .max_skips = 4};
+                               .rollback_steps = 30,
+                               .max_skips = 4,
+                               .max_rollbacks = 2};
   EXPECT_EQ(spec->guards, expected);
   EXPECT_TRUE(spec->guards.remembers());
   const auto again = parse_job_spec(to_json(*spec), "canonical");
@@ -43,9 +46,9 @@ TEST(GuardsSpecTest, EveryKeyIsReadAndWrittenOut) {
 
 TEST(GuardsSpecTest, MistakesAreNamedWithTheirPlace) {
   EXPECT_EQ(error_of("not_finite: ignore"),
-            "s.yaml:32:22: guards.not_finite must be stop or skip, not ignore");
+            "s.yaml:32:22: guards.not_finite must be stop, skip or rollback, not ignore");
   EXPECT_EQ(error_of("loss_spike: {policy: skp}"),
-            "s.yaml:32:31: guards.loss_spike.policy must be none, warn, skip or "
+            "s.yaml:32:31: guards.loss_spike.policy must be none, warn, skip, rollback or "
             "stop, not skp; did you mean \"skip\"?");
   EXPECT_EQ(error_of("grad_norm_spike: {sigma: 4}"),
             "s.yaml:32:28: unknown key \"sigma\" in guards.grad_norm_spike; did you mean "
@@ -55,6 +58,23 @@ TEST(GuardsSpecTest, MistakesAreNamedWithTheirPlace) {
             "not 0");
   EXPECT_EQ(error_of("loss_spike: {window: 2000}"),
             "s.yaml:32:31: guards.loss_spike.window must be an integer from 4 to 1024, not 2000");
+  EXPECT_EQ(error_of("rollback_steps: 0"),
+            "s.yaml:32:26: guards.rollback_steps must be an integer from 1 to 1000000000, not 0");
+}
+
+TEST(GuardsSpecTest, RollingBackNeedsCheckpoints) {
+  const auto error = [](const std::string& interval, const std::string& policy) {
+    const auto spec = parse_job_spec(
+        edited("checkpoint: {interval: 20}", "checkpoint: {interval: " + interval + "}") +
+            "guards: {loss_spike: {policy: " + policy + "}}\n",
+        "s.yaml");
+    return spec.ok() ? "no error" : spec.status().message();
+  };
+  EXPECT_EQ(error("0", "rollback"),
+            "s.yaml:32:9: guards: policy rollback needs checkpoint.interval above 0 or auto: "
+            "there is nothing to go back to without checkpoints");
+  EXPECT_EQ(error("auto", "rollback"), "no error");
+  EXPECT_EQ(error("0", "skip"), "no error");
 }
 
 }  // namespace

@@ -135,7 +135,10 @@ JobSpec random_spec() {
               .loss_spike = {*rc::gen::element(GuardPolicy::kNone, GuardPolicy::kWarn),
                              100.0 * fraction(), between(4, kGuardWindowMax)},
               .grad_norm_spike = {},
-              .max_skips = between(0, 100)};
+              .rollback_steps = between(1, 1000),
+              .max_skips = between(0, 100),
+              .max_rollbacks = between(0, 100)};
+  if (s.checkpoint.saves_on_the_way()) s.guards.grad_norm_spike.policy = GuardPolicy::kRollback;
   s.parallelism.rebalance.every_checkpoints = between(1, 100);
   if (s.checkpoint.saves_on_the_way()) s.parallelism.rebalance.threshold = 1.0 + fraction();
   return s;

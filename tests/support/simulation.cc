@@ -17,6 +17,23 @@ std::string manifest_path(JobId job, int64_t step) {
   return fmt::format("/sim/{}/{}", job, step);
 }
 
+// As coordinator/driver/checkpoint_threads.cc finds it, of checkpoints that are all whole; 0: none.
+int64_t step_to_restore(const std::map<int64_t, Epoch>& saved, const FindCheckpoint& find) {
+  int64_t newest = 0;
+  int64_t oldest = 0;
+  for (const auto& [step, epoch] : saved) {
+    const bool taken_back =
+        std::any_of(find.rolled_back.begin(), find.rolled_back.end(),
+                    [&, step = step, epoch = epoch](const Rollback& rollback) {
+                      return epoch <= rollback.epoch && step >= rollback.steps.first;
+                    });
+    if (taken_back || (find.before && step >= find.before->last)) continue;
+    if (oldest == 0) oldest = step;
+    if (!find.before || step < find.before->first) newest = step;
+  }
+  return newest > 0 || !find.before ? newest : oldest;
+}
+
 #if defined(NDEBUG) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 constexpr uint64_t kFewerSeeds = 1;
 #else
@@ -115,10 +132,10 @@ void SimulatedCoordinator::feed(const Event& event) {
   }
   Event given = event;
   if (auto* found = std::get_if<CheckpointFound>(&given)) {
-    if (const auto& steps = checkpoints_[found->job]; !steps.empty()) {
-      found->step = steps.rbegin()->first;
-      found->manifest = manifest_path(found->job, found->step);
-    }
+    const auto& saved = checkpoints_[found->job];
+    for (const auto& [step, epoch] : saved) found->steps.push_back(step);
+    found->step = step_to_restore(saved, finds_[found->job]);
+    if (found->step > 0) found->manifest = manifest_path(found->job, found->step);
   }
   apply(core_->step(now_, given));
 }
@@ -155,6 +172,7 @@ void SimulatedCoordinator::apply(Effects effects) {
   for (const FindCheckpoint& find : effects.finds) {
     CheckpointFound found;
     found.job = find.job;
+    finds_[find.job] = find;
     emit_from_disk(find.job, std::chrono::milliseconds(300), found);
   }
   for (const Answer& answer : effects.answers) {

@@ -77,6 +77,7 @@ class SimulatedCoordinator {
   std::vector<Record> unsynced_;  // written since the last synced batch
   std::multimap<Instant, Event> disk_results_;
   std::map<JobId, Instant> disk_free_at_;  // one thread does a job's work on the disk, in order
+  std::map<JobId, FindCheckpoint> finds_;  // the newest
   int64_t core_steps_ = 0;
   int64_t rebalances_ = 0;
   std::deque<std::string> trace_;

@@ -229,6 +229,36 @@ TEST_F(EngineGuardsTest, AResumedRunDecidesAsOneThatWasNeverInterrupted) {
   }
 }
 
+TEST_F(EngineGuardsTest, StepsThatARollbackLeavesOutAreAsIfTheyHadNoNumber) {
+  for (const TinyLayout& layout : {TinyLayout{}, TinyLayout{2, 2, 1, Schedule::kDualPipe}}) {
+    StandaloneOptions options = options_of(layout, {});
+    options.stop_after = 6;
+    const std::string before = train_tiny(options).weights_digest;
+    options.left_out = {{7, 9}, {9, 10}};
+    options.stop_after = 10;
+    const StandaloneReport after = train_tiny(options);
+    EXPECT_EQ(after.weights_digest, before) << to_string(layout);
+    EXPECT_EQ(skipped(after), (std::vector<int64_t>{7, 8, 9, 10}));
+    EXPECT_TRUE(std::isnan(after.steps.back().loss));
+    options.stop_after = 0;
+    options.checkpoint_dir = directory_.path() / to_string(layout);
+    const StandaloneReport whole = train_tiny(options);
+    EXPECT_NE(whole.weights_digest, before);
+    options.restore_manifest = manifest(options.checkpoint_dir, 4);
+    options.restore_step = 4;
+    options.checkpoint_dir.clear();
+    EXPECT_EQ(train_tiny(options).weights_digest, whole.weights_digest) << to_string(layout);
+  }
+}
+
+TEST_F(EngineGuardsTest, ARollbackThatNobodyCanMakeEndsTheRun) {
+  GuardsSpec guards;
+  guards.not_finite = GuardPolicy::kRollback;
+  const auto report =
+      run_standalone_threads(spoiled(options_of({2, 1, 1, Schedule::kDualPipe}, guards), 4));
+  EXPECT_FALSE(report.ok());
+}
+
 TEST_F(EngineGuardsTest, ACheckpointFromBeforeGuardsWereAskedForGoesOnWithThem) {
   GuardsSpec guards;
   guards.loss_spike = kSkipSpikes;

@@ -114,6 +114,8 @@ class Engine {
   // it is left out (StepResult::guard), or is an error and diverged().
   // `ask_to_save` travels with the sums of the step, so that all ranks hear of it in the same step.
   Result<StepResult> train_step(int64_t step, bool ask_to_save = false);
+  // The step's number is used up, and nothing else changes. REQUIRES: as train_step().
+  StepResult leave_out(int64_t step);
   // Mean loss over spec.training.evaluation_batches held-out batches, the same ones every time; of
   // the averaged weights when spec.optimizer.ema_evaluation. Changes no state. An error, and
   // diverged(), when it is not finite.

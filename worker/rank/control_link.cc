@@ -114,6 +114,11 @@ Result<BeginTraining> ControlLink::wait_begin() {
   return *begin_;
 }
 
+void ControlLink::wait_stop() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return stop_requested_; });
+}
+
 Status ControlLink::wait_outcome(int64_t step) {
   std::unique_lock lock(mutex_);
   PENSTOCK_TRY(wait_until(lock, [&] { return outcomes_.contains(step); }));

@@ -40,6 +40,9 @@ class ControlLink {
   // reason, when not.
   Status wait_outcome(int64_t step);
 
+  // Until stop_requested().
+  void wait_stop();
+
   // The newest step whose checkpoint is committed or given up; -1: none.
   int64_t newest_outcome() const;
 

@@ -187,6 +187,21 @@ void report_step(const RankRun& run, const StepResult& result, double checkpoint
   run.link.send(progress_of(run, result, checkpoint_seconds));
 }
 
+// Every rank has found the same; rank 0 says so. The coordinator ends the attempt, and starts the
+// next one from before.
+void await_rollback(const RankRun& run, int64_t step, const GuardFinding& finding) {
+  if (run.options.rank.value == 0) {
+    log_warning("step {}, policy rollback: {}", step, words_of(finding));
+    run.link.send(StepReport{.job = run.options.job,
+                             .epoch = run.options.epoch,
+                             .step = step,
+                             .loss = finding.value,
+                             .finished_at_ns = wall_now().nanoseconds,
+                             .guard = finding});
+  }
+  run.link.wait_stop();
+}
+
 void report_evaluation(const RankRun& run, int64_t step, const EvaluationResult& result) {
   if (run.options.rank.value != 0) return;
   log_info("step {} held-out loss {:.4f}", step, result.loss);
@@ -244,14 +259,17 @@ Status train_and_finish(RankRun& run) {
       .wait_for_commit = [&](int64_t step) { return run.link.wait_outcome(step); },
       .stop_requested = [&] { return run.link.stop_requested(); },
       .save_interval = [&] { return run.link.save_interval().value_or(run.start.save_interval); },
-      .newest_outcome = [&] { return run.link.newest_outcome(); }};
+      .newest_outcome = [&] { return run.link.newest_outcome(); },
+      .roll_back = [&](int64_t step,
+                       const GuardFinding& finding) { await_rollback(run, step, finding); }};
   PENSTOCK_TRY_ASSIGN(const TrainingEnd end,
                       train(run.spec, *run.engine,
                             {.job = run.options.job,
                              .epoch = run.options.epoch,
                              .first_unreported_step = run.start.first_unreported_step,
                              .saved_step = saved_step_of(run),
-                             .checkpoint_dir = run.start.checkpoint_dir},
+                             .checkpoint_dir = run.start.checkpoint_dir,
+                             .left_out = run.start.left_out},
                             hooks));
   if (end == TrainingEnd::kStopped) return aborted("asked to stop");
   run.flight.begin_phase(FlightPhase::kFinishing, run.engine->state().step());

@@ -190,6 +190,7 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
                                .saved_step = options.restore_step,
                                .checkpoint_dir = self.on_segment ? options.checkpoint_dir : Path(),
                                .evaluate = options.evaluate,
+                               .left_out = options.left_out,
                                .stop_after = options.stop_after};
   const TrainerHooks hooks{.on_step =
                                [&](const StepResult& result, double) {

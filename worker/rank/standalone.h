@@ -33,7 +33,8 @@ struct StandaloneOptions {
   JobSpec spec;
   std::vector<Program> programs;  // by pipeline index
   ExpertSeats seats = {};
-  int64_t stop_after = 0;  // end after this step; 0: run all of them
+  std::vector<StepRange> left_out = {};  // steps that change nothing
+  int64_t stop_after = 0;                // end after this step; 0: run all of them
   bool evaluate = false;
   Path checkpoint_dir;  // threads only; empty: nothing is saved
   // Where each rank keeps its state (StateHome::file); empty: nowhere.

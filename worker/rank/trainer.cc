@@ -80,7 +80,8 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
     const bool stopped_early = options.stop_after > 0 && step > options.stop_after;
     if (stopped_early || hooks.stop_requested()) return TrainingEnd::kStopped;
     bool save = false;  // on rank 0, whose word counts, so that all save after the same steps
-    if (saver && counts_steps) {
+    const bool left_out = contains(options.left_out, step);
+    if (saver && counts_steps && !left_out) {
       const int64_t interval = spec.checkpoint.automatic && hooks.save_interval
                                    ? hooks.save_interval()
                                    : spec.checkpoint.interval;
@@ -89,7 +90,14 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
         last_due = step;
       }
     }
-    PENSTOCK_TRY_ASSIGN(const StepResult result, engine.train_step(step, save));
+    const Result<StepResult> trained =
+        left_out ? Result<StepResult>(engine.leave_out(step)) : engine.train_step(step, save);
+    if (engine.finding().action == GuardPolicy::kRollback && hooks.roll_back) {
+      engine.flight().begin_phase(FlightPhase::kCommitting, step);  // a wait for the coordinator
+      hooks.roll_back(step, engine.finding());
+      return TrainingEnd::kStopped;
+    }
+    PENSTOCK_TRY_ASSIGN(const StepResult result, trained);
     double stall_seconds = 0.0;
     if (saver && (result.save || step == last_step)) {
       engine.flight().begin_phase(FlightPhase::kSaving, step);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "checkpoint/segment.h"
 #include "comm/base/file.h"
@@ -20,13 +21,13 @@ struct TrainerOptions {
   // Steps below were reported by an earlier attempt; the held-out loss of step k before step k + 1.
   int64_t first_unreported_step = 0;
   int64_t saved_step = 0;  // the newest whose state is on disk, when the loop begins
-  Path checkpoint_dir;     // which exists; empty: nothing is saved
-  bool evaluate = true;    // as the spec says; false: never
+  Path checkpoint_dir;                   // which exists; empty: nothing is saved
+  bool evaluate = true;                  // as the spec says; false: never
+  std::vector<StepRange> left_out = {};  // steps that change nothing
   int64_t stop_after = 0;  // step after which the loop ends early, as if asked to; 0: never
 };
 
-// Called on the rank's compute thread but for on_segment. The last two may be
-// empty.
+// Called on the rank's compute thread but for on_segment. Those with a default may be empty.
 struct TrainerHooks {
   // After each step. checkpoint_seconds: what saving made this step wait for; above 0 when the
   // state after it is saved.
@@ -47,6 +48,9 @@ struct TrainerHooks {
   // The newest step whose checkpoint is committed or given up, -1: none; rank 0's answer counts.
   // Empty: nobody says, and saves are not bounded.
   std::function<int64_t()> newest_outcome = {};
+  // A guard asks for a rollback at `step`, which has changed nothing. Returns when the rank is
+  // asked to stop. Empty: nobody can roll back, and the run ends as diverged.
+  std::function<void(int64_t step, const GuardFinding&)> roll_back = {};
 };
 
 // Checkpoints whose end is not known at a time. A save that is due beyond them is left out, on
