@@ -94,13 +94,6 @@ class EngineGuardsTest : public ::testing::Test {
     }
     return steps;
   }
-  static Path manifest(const Path& checkpoints, int64_t step) {
-    for (const CheckpointInfo& info : list_checkpoints(checkpoints, JobId{1}).checkpoints) {
-      if (info.step == step) return checkpoints / info.manifest_file;
-    }
-    ADD_FAILURE() << "no checkpoint of step " << step;
-    return {};
-  }
   Path checkpoints() const { return directory_.path() / "checkpoints"; }
 
   ScratchDirectory directory_;
@@ -217,7 +210,7 @@ TEST_F(EngineGuardsTest, AResumedRunDecidesAsOneThatWasNeverInterrupted) {
     // Before the first window is full, inside the one that matters, and after what was left out.
     for (const int64_t from : {4, 28, 32}) {
       StandaloneOptions rest = options_of(layout, guards);
-      rest.restore_manifest = manifest(options.checkpoint_dir, from);
+      rest.restore_manifest = manifest_of_step(options.checkpoint_dir, from);
       rest.restore_step = from;
       const StandaloneReport resumed = train_tiny(rest);
       EXPECT_EQ(resumed.weights_digest, whole.weights_digest) << to_string(layout) << from;
@@ -244,7 +237,7 @@ TEST_F(EngineGuardsTest, StepsThatARollbackLeavesOutAreAsIfTheyHadNoNumber) {
     options.checkpoint_dir = directory_.path() / to_string(layout);
     const StandaloneReport whole = train_tiny(options);
     EXPECT_NE(whole.weights_digest, before);
-    options.restore_manifest = manifest(options.checkpoint_dir, 4);
+    options.restore_manifest = manifest_of_step(options.checkpoint_dir, 4);
     options.restore_step = 4;
     options.checkpoint_dir.clear();
     EXPECT_EQ(train_tiny(options).weights_digest, whole.weights_digest) << to_string(layout);
@@ -267,7 +260,7 @@ TEST_F(EngineGuardsTest, ACheckpointFromBeforeGuardsWereAskedForGoesOnWithThem) 
   const StandaloneReport whole = train_tiny(options);
   for (const bool guarded : {true, false}) {
     StandaloneOptions rest = options_of({}, guarded ? guards : GuardsSpec());
-    rest.restore_manifest = manifest(checkpoints(), 8);
+    rest.restore_manifest = manifest_of_step(checkpoints(), 8);
     rest.restore_step = 8;
     EXPECT_EQ(train_tiny(rest).weights_digest, whole.weights_digest);
   }

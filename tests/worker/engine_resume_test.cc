@@ -34,7 +34,7 @@ class EngineResumeTest : public ::testing::Test {
   }
   StandaloneOptions resumed(const TinyLayout& layout, const Path& checkpoints, int64_t step) {
     StandaloneOptions options = options_of(layout);
-    options.restore_manifest = manifest(checkpoints, step);
+    options.restore_manifest = manifest_of_step(checkpoints, step);
     options.restore_step = step;
     return options;
   }
@@ -65,13 +65,6 @@ class EngineResumeTest : public ::testing::Test {
     const auto committed = store->commit(request);
     EXPECT_TRUE(committed.ok()) << committed.status().to_string();
     return report;
-  }
-  static Path manifest(const Path& checkpoints, int64_t step) {
-    for (const CheckpointInfo& info : list_checkpoints(checkpoints, JobId{1}).checkpoints) {
-      if (info.step == step) return checkpoints / info.manifest_file;
-    }
-    ADD_FAILURE() << "no checkpoint of step " << step;
-    return {};
   }
   Path checkpoints() const { return directory_.path() / "checkpoints"; }
 
@@ -149,14 +142,14 @@ TEST_F(EngineResumeTest, EveryLayoutLoadsWhatAnyOtherSaved) {
 TEST_F(EngineResumeTest, TheStateHasTheSameDigestsInEveryLayoutAndTrainingGoesOn) {
   const TinyLayout saver{4, 2, 1, Schedule::kDualPipe};
   const StandaloneReport whole = train_and_save(saver, checkpoints());
-  const Result<StoredManifest> saved = read_manifest(manifest(checkpoints(), 4));
+  const Result<StoredManifest> saved = read_manifest(manifest_of_step(checkpoints(), 4));
   ASSERT_TRUE(saved.ok());
   ASSERT_GT(saved->manifest.segments.size(), 1u);
   for (const TinyLayout& layout : {TinyLayout{2, 4, 1, Schedule::kOneForwardOneBackward},
                                    TinyLayout{1, 1, 1, Schedule::kOneForwardOneBackward}}) {
     const Path gathered = directory_.path() / ("gathered " + to_string(layout));
     const StandaloneReport rest = resume_and_save(layout, checkpoints(), 4, gathered);
-    const Result<StoredManifest> again = read_manifest(manifest(gathered, 4));
+    const Result<StoredManifest> again = read_manifest(manifest_of_step(gathered, 4));
     ASSERT_TRUE(again.ok()) << again.status().to_string();
     const auto comparison =
         compare_checkpoints({checkpoints(), saved->manifest}, {gathered, again->manifest}, false);
@@ -170,7 +163,7 @@ TEST_F(EngineResumeTest, TheStateHasTheSameDigestsInEveryLayoutAndTrainingGoesOn
       EXPECT_NEAR(rest.steps[i].loss, whole.steps[i + 4].loss, 1e-5) << to_string(layout);
     }
   }
-  const auto other_step = read_manifest(manifest(checkpoints(), 2));
+  const auto other_step = read_manifest(manifest_of_step(checkpoints(), 2));
   ASSERT_TRUE(other_step.ok());
   const auto comparison = compare_checkpoints({checkpoints(), saved->manifest},
                                               {checkpoints(), other_step->manifest}, false);
@@ -240,7 +233,7 @@ TEST_F(EngineResumeTest, EveryCheckpointIsWholeAndVerifies) {
 
 TEST_F(EngineResumeTest, RanksWriteEvenSharesAndNoByteTwice) {
   train_and_save({2, 2, 1, Schedule::kDualPipe}, checkpoints());
-  const Result<StoredManifest> stored = read_manifest(manifest(checkpoints(), 2));
+  const Result<StoredManifest> stored = read_manifest(manifest_of_step(checkpoints(), 2));
   ASSERT_TRUE(stored.ok());
   uint64_t largest = 0, smallest = UINT64_MAX, sum = 0;
   for (const ManifestSegment& segment : stored->manifest.segments) {

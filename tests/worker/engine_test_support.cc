@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include "checkpoint/store.h"
 #include "comm/base/random.h"
 #include "coordinator/plan/schedule.h"
 #include "worker/data/indexed_dataset.h"
@@ -95,6 +96,14 @@ StandaloneReport train_tiny(const StandaloneOptions& options) {
   Result<StandaloneReport> report = run_standalone_threads(options);
   EXPECT_TRUE(report.ok()) << report.status().to_string();
   return report.ok() ? *std::move(report) : StandaloneReport{};
+}
+
+Path manifest_of_step(const Path& checkpoints, int64_t step) {
+  for (const CheckpointInfo& info : list_checkpoints(checkpoints, JobId{1}).checkpoints) {
+    if (info.step == step) return checkpoints / info.manifest_file;
+  }
+  ADD_FAILURE() << "no checkpoint of step " << step;
+  return {};
 }
 
 }  // namespace penstock

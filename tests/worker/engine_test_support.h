@@ -46,4 +46,7 @@ StandaloneOptions tiny_run(const JobSpec& spec);
 // run_standalone_threads(), whose failure fails the test.
 StandaloneReport train_tiny(const StandaloneOptions& options);
 
+// Where the checkpoint of `step` of job 1 is; none fails the test.
+Path manifest_of_step(const Path& checkpoints, int64_t step);
+
 }  // namespace penstock
