@@ -170,6 +170,31 @@ TEST_F(EngineResumeTest, TheStateHasTheSameDigestsInEveryLayoutAndTrainingGoesOn
   EXPECT_FALSE(comparison->equal()) << "digests tell one step from another";
 }
 
+TEST_F(EngineResumeTest, EachByteIsReadByOneRankAndItsReplicasGetItFromThere) {
+  train_and_save({1, 1, 1, Schedule::kOneForwardOneBackward}, checkpoints());
+  const Path path = manifest_of_step(checkpoints(), 4);
+  const Result<StoredManifest> saved = read_manifest(path);
+  ASSERT_TRUE(saved.ok());
+  uint64_t biases = 0;  // which every rank reads, as it does the step
+  for (const ManifestTensor& tensor : saved->manifest.tensors) {
+    if (!tensor.name.ends_with("e_score_correction_bias")) continue;
+    biases += static_cast<uint64_t>(tensor.shape.front()) * sizeof(float);
+  }
+  ASSERT_GT(biases, 0u);
+  const TinyLayout layout{1, 2, 2, Schedule::kOneForwardOneBackward};
+  std::mutex mutex;
+  uint64_t loaded = 0;
+  StandaloneOptions options = resumed(layout, checkpoints(), 4);
+  options.on_loaded = [&](Engine& engine) {  // on every rank's thread: once more, for the report
+    const Result<LoadReport> report = engine.restore(path, JobId{1}, 4);
+    ASSERT_TRUE(report.ok()) << report.status().to_string();
+    const std::lock_guard lock(mutex);
+    loaded += report->bytes_loaded;
+  };
+  train_tiny(options);
+  EXPECT_EQ(loaded, saved->manifest.payload_bytes() + 3 * (biases + sizeof(int64_t)));
+}
+
 TEST_F(EngineResumeTest, ACheckpointKnowsNothingOfTheSeatsOfExperts) {
   const TinyLayout layout{2, 2, 1, Schedule::kDualPipe};
   const auto seated = [](StandaloneOptions options, const std::vector<int32_t>& experts) {

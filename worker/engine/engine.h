@@ -1,7 +1,8 @@
 // Executes one rank's program: the compute side of a training step. It knows instructions, not
 // schedules.
 //
-//   create -> initialize() or restore() -> (transport connected) -> train_step(k) …, evaluate() …
+//   create -> initialize() -> (transport connected) -> train_step(k) …, evaluate() …
+//   create -> restore() -> (transport connected) -> complete_restore() -> train_step(k) …
 //
 // One thread calls everything: the rank's compute thread. Transfers move in the background
 // (worker/engine/lane.h), token exchanges overlap with compute inside overlapped pairs
@@ -99,12 +100,12 @@ class Engine {
 
   // Weights of spec.checkpoint.init_from, or from the seed; fresh optimizer state.
   Status initialize();
+  // From a checkpoint, and from what StateHome::file holds of `step` (kNotFound: nothing). Either
+  // restores what this rank owns; the model is whole after complete_restore(), which needs the
+  // transport and in which replicas send each other theirs.
   Result<LoadReport> restore(const Path& manifest_path, JobId job, int64_t step) {
     return state_->restore(manifest_path, job, step);
   }
-
-  // Goes on from what StateHome::file holds of `step`; kNotFound: it does not. The model is not
-  // whole before complete_restore(), once the transport is connected: a rank holds what it owns.
   Status restore_held(int64_t step) { return state_->restore_held(step); }
   Status complete_restore() { return gather_weights(); }
 

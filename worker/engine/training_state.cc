@@ -87,11 +87,7 @@ void TrainingState::list_targets(const WeightAverage* average,
                                  std::span<double> guard) {
   std::byte* const generation = memory_.generation(0);
   const auto add = [&](const std::vector<StateSlice>& slices) {
-    for (const StateSlice& state : slices) {
-      // Weights are loaded whole, below: every rank needs those its replicas own, too.
-      if (parse_logical_name(state.slice.name).kind == TensorKind::kWeight) continue;
-      to_load_.push_back({state.slice, state.bytes, {}});
-    }
+    for (const StateSlice& state : slices) to_load_.push_back({state.slice, state.bytes, {}});
   };
   add(optimizer_.state(generation));
   if (average != nullptr) add(average->state(generation));
@@ -99,12 +95,8 @@ void TrainingState::list_targets(const WeightAverage* average,
     const LocalStage& local = layout_.stages[s];
     for (const Parameter& parameter : stages[s]->parameters().all()) {
       const std::span<float> values(parameter.value, static_cast<size_t>(parameter.size));
-      const std::vector<Rank>& replicas = local.replicas_of(parameter.kind);
-      to_load_.push_back({whole_tensor(weight_name(parameter.name), DType::kF32, parameter.shape),
-                          bytes_of(values),
-                          {},
-                          replicas.size() > 1});
-      if (replicas.front() == layout_.rank) first_held_.push_back({parameter.name, values});
+      weights_.push_back({parameter.name, parameter.shape, values,
+                          local.replicas_of(parameter.kind).front() == layout_.rank});
     }
     for (const Router& router : stages[s]->routers()) {
       to_load_.push_back({whole_tensor(weight_name(router.bias_name), DType::kF32,
@@ -112,9 +104,10 @@ void TrainingState::list_targets(const WeightAverage* average,
                           bytes_of(router.bias),
                           {},
                           local.dense_replicas.size() > 1});
-      if (local.dense_replicas.front() == layout_.rank) {
-        first_held_.push_back({router.bias_name, router.bias});
-      }
+      weights_.push_back({router.bias_name,
+                          {std::ssize(router.bias)},
+                          router.bias,
+                          local.dense_replicas.front() == layout_.rank});
     }
   }
   to_load_.push_back({whole_tensor(state_name("step"), DType::kI64, {}),
@@ -215,7 +208,7 @@ Result<LoadReport> TrainingState::restore(const Path& manifest_path, JobId job, 
     return data_loss(fmt::format("{} says step {} but holds the state of step {}",
                                  manifest_path.string(), step, step_in(current())[0]));
   }
-  optimizer_.take_weights(current());
+  put_back_weights();
   copy_mirrored_to(current());
   step_ = step;
   publish();
@@ -238,19 +231,17 @@ Status TrainingState::restore_held(int64_t step) {
 }
 
 Status TrainingState::load_weights(const HfFolder& folder) {
-  for (const LoadTarget& target : to_load_) {
-    if (parse_logical_name(target.slice.name).kind != TensorKind::kWeight) continue;
-    const std::span<float> values(reinterpret_cast<float*>(target.bytes.data()),
-                                  target.bytes.size() / sizeof(float));
-    PENSTOCK_TRY(folder.read(target.slice.name, target.slice.shape, values));
+  for (const Weight& weight : weights_) {
+    PENSTOCK_TRY(folder.read(weight_name(weight.name), weight.shape, weight.values));
   }
   return {};
 }
 
 std::vector<TrainingState::TensorDigest> TrainingState::weight_digests() const {
   std::vector<TensorDigest> digests;
-  for (const Held& held : first_held_) {
-    digests.push_back({held.name, digest_of(std::as_bytes(held.values))});
+  for (const Weight& weight : weights_) {
+    if (!weight.first_held) continue;
+    digests.push_back({weight.name, digest_of(std::as_bytes(weight.values))});
   }
   return digests;
 }

@@ -4,9 +4,9 @@
 // Saved, each element by exactly one rank of the job: the weights and Adam moments of the ranges
 // this rank's optimizer owns (ZeRO-1 spreads them evenly), their average if one is kept, the router
 // biases it is elected for, and on rank 0 the step. The election is a pure function of the layout.
-// Loaded: every weight and bias of its stages, the moments it owns. Nothing else is state but what
-// guards remember, which all ranks have and rank 0 saves: data, learning rate and initial weights
-// are pure functions of seed and step.
+// Loaded: the same ranges and every bias of its stages; the other weights are its replicas', which
+// send them. Nothing else is state but what guards remember, which all ranks have and rank 0 saves:
+// data, learning rate and initial weights are pure functions of seed and step.
 //
 // What a rank saves lies in generations (worker/engine/state_memory.h); the model computes with
 // copies of its weights and biases. A training step goes
@@ -86,11 +86,13 @@ class TrainingState {
   uint64_t save_bytes() const;
   uint64_t memory_bytes() const { return memory_.byte_count(); }
 
-  // Fills everything from the checkpoint whose manifest is at `manifest_path`. kFailedPrecondition
-  // when that is of another job or not of `step`; else as load_slices().
+  // Both fill what this rank owns; what it does not, its replicas have: the model is whole when all
+  // weights were gathered.
+  //
+  // From the checkpoint whose manifest is at `manifest_path`. kFailedPrecondition when that is of
+  // another job or not of `step`; else as load_slices().
   Result<LoadReport> restore(const Path& manifest_path, JobId job, int64_t step);
-  // Goes on from the generation of `step` that the memory already held. What the rank does not own,
-  // its replicas have: the model is whole when all weights were gathered. kNotFound: there is none.
+  // From the generation of `step` that the memory already held. kNotFound: there is none.
   Status restore_held(int64_t step);
 
   // Fills every weight and router bias of the model from a Hugging Face folder. Errors as
@@ -108,9 +110,11 @@ class TrainingState {
   std::vector<TensorDigest> weight_digests() const;
 
  private:
-  struct Held {  // for weight_digests()
+  struct Weight {  // or router bias, of the model
     std::string name;
-    std::span<const float> values;
+    std::vector<int64_t> shape;
+    std::span<float> values;
+    bool first_held = false;  // this rank is the first to hold it
   };
   static constexpr size_t kNone = kStateGenerations;
 
@@ -135,9 +139,9 @@ class TrainingState {
   size_t next_ = kNone;
   std::atomic<size_t> held_ = kNone;
   std::array<std::vector<SliceSource>, kStateGenerations> to_save_;  // by generation
-  std::vector<LoadTarget> to_load_;  // into the model and generation 0
+  std::vector<LoadTarget> to_load_;  // into generation 0 and the model's router biases
   std::vector<LoadTarget> to_load_where_saved_;
-  std::vector<Held> first_held_;
+  std::vector<Weight> weights_;
 };
 
 }  // namespace penstock

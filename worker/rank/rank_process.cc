@@ -244,7 +244,9 @@ Status train_and_finish(RankRun& run) {
   run.flight.begin_phase(FlightPhase::kConnecting, run.engine->state().step());
   PENSTOCK_TRY(run.transport->connect(begin.addresses));
   PENSTOCK_TRY(run.engine->align_clock());
-  if (run.start.from_memory) PENSTOCK_TRY(run.engine->complete_restore());
+  if (run.start.from_memory || !run.start.restore_manifest.empty()) {
+    PENSTOCK_TRY(run.engine->complete_restore());
+  }
   log_info("every rank is ready; training from step {} to {}", run.engine->state().step() + 1,
            run.spec.training.steps);
   const TrainerHooks hooks{

@@ -183,7 +183,9 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
   if (options.on_loaded) options.on_loaded(*engine);
   if (self.connect) PENSTOCK_TRY(self.connect());
   PENSTOCK_TRY(engine->align_clock());
-  if (options.from_memory) PENSTOCK_TRY(engine->complete_restore());
+  if (options.from_memory || !options.restore_manifest.empty()) {
+    PENSTOCK_TRY(engine->complete_restore());
+  }
   if (report) report->steps.reserve(static_cast<size_t>(options.spec.training.steps));
   const TrainerOptions trainer{.job = self.job,
                                .epoch = Epoch{1},
