@@ -19,7 +19,7 @@ DOCUMENT = ROOT / "docs/checkpoint-faults.md"
 BINARIES = ["checkpoint_" + name for name in (
     "crash", "index_fault", "index", "hostile_disk", "corruption", "store", "segment", "manifest", "removal", "loader",
     "verify", "compare", "fuzz", "adversary", "disk_file", "disk_full")
-] + ["worker_engine_segment_saver", "cli_checkpoint", "fuzz_corpus"]
+] + ["worker_engine_segment_saver", "worker_engine_memory", "cli_checkpoint", "fuzz_corpus"]
 SIMULATED = ["IndexCrashTest.AKilledProcessLeavesStoreAndIndexWhole", "IndexCrashTest.APowerLossLeavesStoreAndIndexWhole"]
 REBUILD = ["IndexCrashTest.ARebuildOfTheIndexMayBeCutShortAnywhere"]
 ERRORS_IN_INDEX = ["IndexCrashTest.AnErrorAtAnyCallKeepsTheOldCheckpointOrGivesTheNew",

@@ -47,6 +47,7 @@ NOT_EXCEPTED = "    if (std::find(except.begin(), except.end(), name) != except.
 OFF_INDEX = "crash *ARemovalWithoutTheIndex*"
 INDEX_SYNC, INDEX_FLUSH = "the sync of an index change", "the flush of an index change"
 MANIFESTS, MANIFESTS_AGAIN = "the directory sync after unlinking manifests", "the same, where a removal goes on"
+MARKS = "the directory sync after the marks of a removal without the index"
 
 SECTIONS = {"Syncs": [
     take("the data sync of a segment", "segment_writer.cc", "  PENSTOCK_TRY(file.sync());\n", "", POWER),
@@ -77,10 +78,10 @@ SECTIONS = {"Syncs": [
          POWER, harmless="the removal goes on with the next line's before the first segment goes"),
     take(MANIFESTS_AGAIN, "removal.cc", "‹" + SYNC + "›  for (const std::string& name : removal->segments)", "",
          "crash *ARemovalThatGoesOn*"),
-    take("the directory sync after the marks of a removal without the index", "marks.cc",
+    take(MARKS, "marks.cc",
          "  return ‹files.sync_directory(directory)›;\n}\n\nStatus unmark", "Status()", OFF_INDEX,
          harmless="the removal syncs the same directory twice more before the GC file goes"),
-    take("both of these", "removal.cc", "", "", POWER, both=(MANIFESTS, MANIFESTS_AGAIN)),
+    take("all three of these", "removal.cc", "", "", POWER, both=(MANIFESTS, MANIFESTS_AGAIN, MARKS)),
     take("the directory sync after unlinking segments", "removal.cc",
          "‹" + SYNC + "›  PENSTOCK_TRY(files.remove(path));\n  return", "", POWER),
     take("the directory sync after unlinking the GC file", "removal.cc",
