@@ -23,6 +23,7 @@ enum class ExitCode : int {
   kPeerLost = 15,     // rank only: a peer went away; the cause is elsewhere
   kDiverged = 16,     // loss or gradient norm is NaN or infinite; the same step ends so every time
   kNotReproduced = 17,  // steps that were trained again have other bits than were recorded
+  kMiscomputed = 18,  // rank only: a processor, memory or network changes bits (guards)
   kInterrupted = 130,
 };
 

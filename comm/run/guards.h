@@ -42,6 +42,9 @@ struct GuardsSpec {
   int64_t rollback_steps = 100;  // that a rollback takes back and leaves out, the bad one included
   int64_t max_skips = 10;        // steps that kSkip may leave out; the next one stops the job
   int64_t max_rollbacks = 3;     // since the job was submitted or resumed
+  // Silent corruption; 0: never.
+  int64_t compare_replicas_every = 100;  // steps: replicas have the same weights
+  int64_t duplicate_every = 0;           // steps: computed twice, with the same results
   // Whether what is decided depends on earlier steps.
   bool remembers() const {
     return not_finite == GuardPolicy::kSkip || loss_spike.policy != GuardPolicy::kNone ||

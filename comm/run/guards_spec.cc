@@ -43,6 +43,8 @@ void read_guards(MappingReader reader, GuardsSpec& guards) {
   reader.integer("rollback_steps", 1, kStepsMax, guards.rollback_steps);
   reader.integer("max_skips", 0, kActionsMax, guards.max_skips);
   reader.integer("max_rollbacks", 0, kRollbacksMax, guards.max_rollbacks);
+  reader.integer("compare_replicas_every", 0, kStepsMax, guards.compare_replicas_every);
+  reader.integer("duplicate_every", 0, kStepsMax, guards.duplicate_every);
   reader.finish();
 }
 

@@ -144,7 +144,9 @@ Json guards_json(const GuardsSpec& guards) {
           {"grad_norm_spike", spike_json(guards.grad_norm_spike)},
           {"rollback_steps", guards.rollback_steps},
           {"max_skips", guards.max_skips},
-          {"max_rollbacks", guards.max_rollbacks}};
+          {"max_rollbacks", guards.max_rollbacks},
+          {"compare_replicas_every", guards.compare_replicas_every},
+          {"duplicate_every", guards.duplicate_every}};
 }
 
 }  // namespace

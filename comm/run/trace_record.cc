@@ -32,9 +32,9 @@ std::string_view instruction_name(Op op) {
 }
 
 std::string_view collective_name(uint8_t what) {
-  constexpr std::array<std::string_view, 8> kNames = {
-      "reduce dense",  "reduce experts", "reduce shared",  "reduce loads",
-      "reduce totals", "gather dense",   "gather experts", "gather shared"};
+  constexpr std::array<std::string_view, 9> kNames = {
+      "reduce dense", "reduce experts", "reduce shared", "reduce loads",    "reduce totals",
+      "gather dense", "gather experts", "gather shared", "compare replicas"};
   return what < kNames.size() ? kNames[what] : "?";
 }
 

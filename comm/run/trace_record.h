@@ -35,6 +35,7 @@ enum class Collective : uint8_t {
   kGatherDense,
   kGatherExperts,
   kGatherShared,
+  kCompareReplicas,
 };
 
 struct TraceRecord {

@@ -14,8 +14,11 @@ bool Coordinator::wants_held_state(const Job& job) {
   const bool failed = record.state == JobState::kRecovering && record.last_failure &&
                       record.reason.code == record.last_failure->reason.code;
   if (!failed || !job.spec.recovery.from_memory || record.proof) return false;
-  // What was trained last is damaged, or is to be taken back.
-  if (record.reason.code == kCauseDataCorrupt || record.guards.rolling_back) return false;
+  // What was trained last is damaged, or may be, or is to be taken back.
+  if (record.reason.code == kCauseDataCorrupt || record.reason.code == kCauseSilentCorruption ||
+      record.guards.rolling_back) {
+    return false;
+  }
   const bool stepped = record.last_step && record.last_step->epoch == record.epoch;
   return stepped || !record.restored_from_memory;
 }

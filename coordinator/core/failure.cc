@@ -21,6 +21,8 @@ std::string code_of(const RankExited& exited) {
       return kCauseDataCorrupt;
     case ExitCode::kDiverged:
       return kCauseDiverged;
+    case ExitCode::kMiscomputed:
+      return kCauseSilentCorruption;
     case ExitCode::kOutOfMemory:
       return "out_of_memory";
     case ExitCode::kUsage:

@@ -14,6 +14,8 @@ namespace penstock {
 inline constexpr const char* kCausePeerLost = "peer_lost";
 inline constexpr const char* kCauseDataCorrupt = "data_corrupt";
 inline constexpr const char* kCauseDiverged = "diverged";
+// A processor, memory or network changed bits.
+inline constexpr const char* kCauseSilentCorruption = "silent_corruption";
 // A replay gave other bits than were recorded.
 inline constexpr const char* kCauseNotReproduced = "not_reproduced";
 // The coordinator and the worker were restarted, as by "penstock dev down" and "up" or a reboot of

@@ -104,6 +104,7 @@ void add_exit_code_topic(CLI::App& app, Cli& cli) {
           {15, "a rank lost a peer; the cause is elsewhere"},
           {16, "training diverged: the loss or gradient norm is NaN or infinite"},
           {17, "steps trained again have other bits than were recorded"},
+          {18, "a rank's processor, memory or network changes bits (ranks only)"},
           {130, "interrupted; a followed job goes on"}};
       Json items = Json::array();
       std::vector<std::vector<std::string>> rows;

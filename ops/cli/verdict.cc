@@ -139,6 +139,10 @@ Advice advice_after_end(const std::string& code, const std::string& name,
     return {"find what is damaged; data sets: penstock data inspect",
             "penstock checkpoint verify " + name};
   }
+  if (code == "silent_corruption") {
+    return {"test the processor, memory and network of the worker named above, then resume it",
+            resume};
+  }
   if (code == "not_reproduced") return {"without a proof it goes on all the same", resume};
   if (code == "usage" || code == "not_found" || code == "permission_denied" ||
       code == "data_changed") {

@@ -92,6 +92,14 @@ TEST_F(CoreMemoryTest, ARankWhoseStateIsNotHeldMeansTheCheckpoint) {
   expect_from_checkpoint();
 }
 
+TEST_F(CoreMemoryTest, MemoryOfAHostThatChangesBitsIsNotTrusted) {
+  h.exit_rank(job, 1, ExitCode::kMiscomputed, "exited with code 18: step 31: its memory");
+  EXPECT_EQ(h.record(job).reason.code, "silent_corruption");
+  h.confirm_stops(job, {29, 30});
+  expect_from_checkpoint();
+  EXPECT_EQ(h.record(job).reason.code, "starting") << "it is retried";
+}
+
 TEST_F(CoreMemoryTest, WhatAnotherWorkerSaysItHoldsOfARankIsIgnored) {
   h.kill_rank(job, 0);
   const std::vector<HeldRank> all = {

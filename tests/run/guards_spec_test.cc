@@ -29,14 +29,16 @@ TEST(GuardsSpecTest, EveryKeyIsReadAndWrittenOut) {
   const auto spec = with_guards(
       "not_finite: skip, loss_spike: {policy: rollback, sigmas: 8.5, window: 64}, "
       "grad_norm_spike: {policy: warn, sigmas: 20, window: 16}, rollback_steps: 30, "
-      "max_skips: 4, max_rollbacks: 2");
+      "max_skips: 4, max_rollbacks: 2, compare_replicas_every: 7, duplicate_every: 50");
   ASSERT_TRUE(spec.ok()) << spec.status().message();
   const GuardsSpec expected = {.not_finite = GuardPolicy::kSkip,
                                .loss_spike = {GuardPolicy::kRollback, 8.5, 64},
                                .grad_norm_spike = {GuardPolicy::kWarn, 20.0, 16},
                                .rollback_steps = 30,
                                .max_skips = 4,
-                               .max_rollbacks = 2};
+                               .max_rollbacks = 2,
+                               .compare_replicas_every = 7,
+                               .duplicate_every = 50};
   EXPECT_EQ(spec->guards, expected);
   EXPECT_TRUE(spec->guards.remembers());
   const auto again = parse_job_spec(to_json(*spec), "canonical");

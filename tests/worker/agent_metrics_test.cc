@@ -101,11 +101,12 @@ TEST_F(AgentMetricsTest, EndsAreCountedByKind) {
   metrics_.rank_ended(now_ns_, key, {static_cast<int>(ExitCode::kDataCorrupt), 0});
   metrics_.rank_ended(now_ns_, key, {static_cast<int>(ExitCode::kPeerLost), 0});
   metrics_.rank_ended(now_ns_, key, {static_cast<int>(ExitCode::kDiverged), 0});
+  metrics_.rank_ended(now_ns_, key, {static_cast<int>(ExitCode::kMiscomputed), 0});
   metrics_.rank_ended(now_ns_, key, {static_cast<int>(ExitCode::kFailure), 0});
   metrics_.rank_ended(now_ns_, key, {static_cast<int>(ExitCode::kOk), 0});
   metrics_.rank_ended(now_ns_, key, {static_cast<int>(ExitCode::kPreempted), 0});
-  for (const char* kind :
-       {"signal", "out_of_memory", "data_corrupt", "peer_lost", "diverged", "failure"}) {
+  for (const char* kind : {"signal", "out_of_memory", "data_corrupt", "peer_lost", "diverged",
+                           "silent_corruption", "failure"}) {
     expect_line(
         fmt::format("penstock_worker_fatal_errors_total{{kind=\"{}\",node=\"w0\"}} 1", kind));
   }

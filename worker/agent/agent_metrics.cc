@@ -14,8 +14,9 @@ namespace penstock {
 namespace {
 
 // The kinds of fatal_errors_total, a closed set.
-constexpr std::array<const char*, 6> kErrorKinds = {"signal",    "out_of_memory", "data_corrupt",
-                                                    "peer_lost", "diverged",      "failure"};
+constexpr std::array<const char*, 7> kErrorKinds = {
+    "signal",   "out_of_memory",     "data_corrupt", "peer_lost",
+    "diverged", "silent_corruption", "failure"};
 
 // nullptr: no error.
 const char* error_kind(const ExitStatus& status) {
@@ -32,6 +33,8 @@ const char* error_kind(const ExitStatus& status) {
       return "peer_lost";
     case ExitCode::kDiverged:
       return "diverged";
+    case ExitCode::kMiscomputed:
+      return "silent_corruption";
     default:
       return "failure";
   }

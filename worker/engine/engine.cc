@@ -1,7 +1,9 @@
-// Making an engine: sizes, memory, and who talks to whom. The steps are in engine_step.cc.
+// Making an engine: sizes, memory, and who talks to whom. The steps are in engine_step.cc and
+// engine_reduce.cc.
 #include "worker/engine/engine.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "checkpoint/hf_folder.h"
 #include "comm/base/check.h"
@@ -109,6 +111,14 @@ std::unique_ptr<Stage> model_stage(const StageOptions& options, Kernels& kernels
   return std::make_unique<Stage>(options, kernels, exchange);
 }
 
+// What gradients are multiplied by while they pass through FP8 layers: a power of two, so that
+// taking it out again changes no bit. It undoes the division by the tokens of a step, which would
+// push them below the smallest scale that a tile can have (1e-4 / 448).
+double magnification(Precision precision, int64_t step_tokens) {
+  if (precision == Precision::kFp32) return 1.0;
+  return std::exp2(std::ceil(std::log2(static_cast<double>(step_tokens))));
+}
+
 int64_t layers_max(const JobSpec& spec) {
   return stage_layers(spec.model.num_hidden_layers, stage_count(spec.parallelism), 0).size();
 }
@@ -149,15 +159,19 @@ Engine::Engine(Parts parts)
       sequence_(static_cast<size_t>(spec_.data.seq_length) + 1) {
   PENSTOCK_CHECK(transport_ != nullptr || spec_.parallelism.world_size() == 1);
   if (transport_ != nullptr) {
-    expert_transport_ = std::make_unique<MeasuredTransport>(*transport_, recorder_.flight());
-    pipeline_transport_ = std::make_unique<MeasuredTransport>(*transport_, recorder_.flight());
+    if (spec_.guards.duplicate_every > 0) {
+      audit_ = std::make_unique<AuditedTransport>(*transport_);
+    }
+    Transport& exchanged = audit_ ? *audit_ : *transport_;
+    expert_transport_ = std::make_unique<MeasuredTransport>(exchanged, recorder_.flight());
+    pipeline_transport_ = std::make_unique<MeasuredTransport>(exchanged, recorder_.flight());
     reduce_transport_ = std::make_unique<MeasuredTransport>(*transport_, recorder_.flight());
   }
   reducer_ = std::make_unique<Reducer>(reduce_transport_.get());
   for (const StepPlan& plan : plans_) {
     weight_queue_.reserve(static_cast<size_t>(plan.parallelism.microbatches));
   }
-  sums_.resize(6 + static_cast<size_t>(stage_count(spec_.parallelism)));
+  sums_.resize(kStageImbalance + static_cast<size_t>(stage_count(spec_.parallelism)));
 }
 
 Engine::~Engine() = default;
@@ -165,8 +179,9 @@ Engine::~Engine() = default;
 std::vector<Engine::StepPlan> Engine::plans_of(const JobSpec& spec, const Program& program) {
   std::vector<StepPlan> plans;
   const auto add = [&](int64_t microbatches, const std::vector<Instruction>& training) {
-    plans.push_back({spec.parallelism.with_microbatches(microbatches),
-                     spec.tokens_per_microbatch() * microbatches, &training});
+    const int64_t tokens = spec.tokens_per_microbatch() * microbatches;
+    plans.push_back({spec.parallelism.with_microbatches(microbatches), tokens,
+                     magnification(spec.training.precision, tokens), &training});
   };
   add(spec.parallelism.microbatches, program.training);
   for (const ResizedTraining& resized : program.resized) {

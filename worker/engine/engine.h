@@ -19,8 +19,11 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
+#include "comm/base/hash.h"
 #include "comm/base/status.h"
 #include "comm/data/expert_exchange.h"
 #include "comm/data/reduce.h"
@@ -29,6 +32,7 @@
 #include "comm/run/program.h"
 #include "kernels/kernels.h"
 #include "worker/data/sampler.h"
+#include "worker/engine/audited_transport.h"
 #include "worker/engine/lane.h"
 #include "worker/engine/measured_transport.h"
 #include "worker/engine/numerical_guard.h"
@@ -123,6 +127,9 @@ class Engine {
   Result<EvaluationResult> evaluate();
   // The last call failed because the model did, not the machine: a replay ends the same way.
   bool diverged() const { return diverged_; }
+  // The last call failed because this rank's results or weights are not what they must be: a
+  // processor, memory or network changes bits.
+  bool miscomputed() const { return miscomputed_; }
   // What the last training step's guards found.
   const GuardFinding& finding() const { return finding_; }
   // Tokens that chose each expert in a step, a moving average over recent training steps: of the
@@ -168,6 +175,7 @@ class Engine {
   struct StepPlan {
     ParallelismSpec parallelism;  // with their micro-batches, and no ramp
     int64_t tokens = 0;           // of all ranks
+    double magnification = 1.0;   // of gradients on their way through FP8 layers
     const std::vector<Instruction>* training = nullptr;
   };
 
@@ -189,9 +197,23 @@ class Engine {
   Status make_state(const StateHome& home);
   std::optional<Rank> neighbour(int32_t pipeline_index) const;
 
+  // Places in the vector of totals that all ranks add up. Behind them, one for each stage.
+  enum Sum : size_t {
+    kLossSum,
+    kTokenSum,
+    kSquareSum,
+    kPredictionSum,
+    kBalanceSum,
+    kSaveSum,
+    kDifferenceSum,  // ranks that received something else in the second pass
+    kStageImbalance
+  };
+
   static std::vector<StepPlan> plans_of(const JobSpec& spec, const Program& program);
   const StepPlan& plan_of(int64_t step) const;
   Status execute(const StepPlan& plan, bool training, int64_t step);
+  Status run_pass(std::span<const Instruction> instructions);
+  void clear_sums();
   Status execute_one(const Instruction& instruction);
   Status forward(const Instruction& instruction);
   Status backward(const Instruction& instruction);
@@ -208,6 +230,8 @@ class Engine {
   Status collective(Collective what, int64_t stage, const Call& call);
   void record_span(Op op, int64_t begin_ns, int64_t end_ns);
 
+  Status all_reduce(Collective what, int64_t stage, std::span<const Rank> ranks, Tag tag,
+                    std::span<double> values);
   Status reduce_gradients();
   Status reduce_stage(const LocalStage& local, Stage& stage);
   Status reduce_totals();
@@ -215,6 +239,15 @@ class Engine {
   Status optimizer_step();
   Status gather_weights();
   Result<EvaluationResult> evaluate_weights();
+
+  // engine_audit.cc
+  bool duplicates(int64_t step) const;
+  std::vector<Digest> results_of_pass();
+  Status compute_twice(std::span<const Instruction> instructions);
+  Status compare_replicas();
+  Status compare_copies(int64_t stage, ParameterKind kind, std::span<const Rank> replicas,
+                        std::span<const float> values);
+  Status miscomputed(std::string_view what);
 
   const JobSpec spec_;
   const Program program_;
@@ -228,6 +261,7 @@ class Engine {
   const int64_t microbatch_tokens_;
 
   // One view of the transport per purpose, to tell waits apart; null in a world of one.
+  std::unique_ptr<AuditedTransport> audit_;  // below the first two; null: no step is duplicated
   std::unique_ptr<MeasuredTransport> expert_transport_;
   std::unique_ptr<MeasuredTransport> pipeline_transport_;
   std::unique_ptr<MeasuredTransport> reduce_transport_;
@@ -247,6 +281,8 @@ class Engine {
   // Of the step under way.
   bool training_ = true;
   bool diverged_ = false;
+  bool miscomputed_ = false;
+  std::string received_otherwise_;  // by the second pass, and nobody knows yet why
   GuardFinding finding_;
   bool ask_to_save_ = false;
   int64_t step_ = 0;  // of training; the batch's number in an evaluation
@@ -260,8 +296,7 @@ class Engine {
   std::vector<std::vector<int64_t>> loads_;        // by direction: over the global batch
   std::vector<std::vector<double>> recent_loads_;  // by direction: of expert_loads(), unscaled
   double recent_weight_ = 0.0;                     // that its sums have
-  // Totals of all ranks: kLoss, kTokens, kSquares, kPrediction, kBalance, kSave, stages …
-  std::vector<double> sums_;
+  std::vector<double> sums_;                       // of all ranks, by Sum
 };
 
 }  // namespace penstock

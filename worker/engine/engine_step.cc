@@ -1,4 +1,4 @@
-// The steps of an engine: instructions, reductions, optimizer.
+// The steps of an engine: instructions.
 #include <algorithm>
 #include <cmath>
 
@@ -11,46 +11,8 @@
 namespace penstock {
 namespace {
 
-// Places in the vector of totals that all ranks add up.
-enum Sum : size_t {
-  kLossSum,
-  kTokenSum,
-  kSquareSum,
-  kPredictionSum,
-  kBalanceSum,
-  kSaveSum,
-  kStageImbalance
-};
-
-// By ParameterKind.
-constexpr std::array kReduceChannels = {Channel::kReduceDense, Channel::kReduceExperts,
-                                        Channel::kReduceShared};
-constexpr std::array kGatherChannels = {Channel::kGatherDense, Channel::kGatherExperts,
-                                        Channel::kGatherShared};
-constexpr std::array kReduceCollectives = {Collective::kReduceDense, Collective::kReduceExperts,
-                                           Collective::kReduceShared};
-constexpr std::array kGatherCollectives = {Collective::kGatherDense, Collective::kGatherExperts,
-                                           Collective::kGatherShared};
-// What the ends of the pipeline share is of no one stage.
-Tag tag_of(const std::array<Channel, kParameterKindCount>& channels, ParameterKind kind,
-           int64_t stage) {
-  return tag_of(channels[static_cast<size_t>(kind)], kind == ParameterKind::kShared ? 0 : stage);
-}
-
-// Of the moving average of expert loads: what an older step counts relative to the next one. Fifty
-// steps' worth, long enough that the batches even out.
-constexpr double kLoadDecay = 0.98;
-
 double seconds(int64_t nanoseconds) {
-  return static_cast<double>(nanoseconds) * 1e-9;
-}
-
-// What gradients are multiplied by while they pass through FP8 layers: a power of two, so that
-// taking it out again changes no bit. It undoes the division by the tokens of a step, which would
-// push them below the smallest scale that a tile can have (1e-4 / 448).
-double magnification(Precision precision, int64_t step_tokens) {
-  if (precision == Precision::kFp32) return 1.0;
-  return std::exp2(std::ceil(std::log2(static_cast<double>(step_tokens))));
+  return to_seconds(Duration(nanoseconds));
 }
 
 int64_t waited(const std::unique_ptr<MeasuredTransport>& transport) {
@@ -63,10 +25,7 @@ Result<StepResult> Engine::train_step(int64_t step, bool ask_to_save) {
   ask_to_save_ = ask_to_save;
   PENSTOCK_CHECK(step == state_->step() + 1, step, state_->step());
   const int64_t begin = monotonic_ns();
-  for (const std::unique_ptr<Stage>& stage : stages_) {
-    stage->parameters().zero_gradients();
-    stage->clear_expert_loads();
-  }
+  clear_sums();
   PENSTOCK_TRY(execute(plan_of(step), true, step));
   StepResult result{
       .step = step,
@@ -133,21 +92,35 @@ Status Engine::execute(const StepPlan& plan, bool training, int64_t step) {
   recorder_.begin_step(training ? step : 0);
   if (training) flight().begin_phase(FlightPhase::kTraining, step);
   times_ = {};
+  const int64_t pipeline_waited = waited(pipeline_transport_);
+  const std::vector<Instruction>& all = training ? *plan.training : program_.evaluation;
+  const auto reduction = std::find_if(
+      all.begin(), all.end(), [](const Instruction& i) { return i.op == Op::kReduceGradients; });
+  const std::span<const Instruction> pass(all.begin(), reduction);
+  PENSTOCK_TRY(duplicates(step) ? compute_twice(pass) : run_pass(pass));
+  for (auto rest = reduction; rest != all.end(); ++rest) PENSTOCK_TRY(execute_one(*rest));
+  times_.pipeline_wait_seconds = seconds(waited(pipeline_transport_) - pipeline_waited);
+  return {};
+}
+
+// Everything of a step but what its sums and its optimizer do.
+Status Engine::run_pass(std::span<const Instruction> instructions) {
   totals_ = {};
   weight_queue_.clear();
   weight_queue_head_ = 0;
-  const int64_t pipeline_waited = waited(pipeline_transport_);
   for (const std::unique_ptr<Lane>& lane : lanes_) {
-    lane->begin(training, microbatches_per_direction(plan.parallelism));
+    lane->begin(training_, microbatches_per_direction(plan_->parallelism));
   }
-  for (const Instruction& instruction : training ? *plan.training : program_.evaluation) {
-    if (instruction.op == Op::kReduceGradients) {  // everything of the pipeline is over
-      for (const std::unique_ptr<Lane>& lane : lanes_) PENSTOCK_TRY(lane->drain());
-    }
-    PENSTOCK_TRY(execute_one(instruction));
-  }
-  times_.pipeline_wait_seconds = seconds(waited(pipeline_transport_) - pipeline_waited);
+  for (const Instruction& instruction : instructions) PENSTOCK_TRY(execute_one(instruction));
+  for (const std::unique_ptr<Lane>& lane : lanes_) PENSTOCK_TRY(lane->drain());
   return {};
+}
+
+void Engine::clear_sums() {
+  for (const std::unique_ptr<Stage>& stage : stages_) {
+    stage->parameters().zero_gradients();
+    stage->clear_expert_loads();
+  }
 }
 
 Status Engine::execute_one(const Instruction& i) {
@@ -207,29 +180,6 @@ RecordedPass Engine::recorded(Pass pass, uint8_t direction, int32_t microbatch) 
   return {pass, direction, microbatch, recorder_, expert_transport_.get()};
 }
 
-// Runs `call`, which returns Status, and writes it down unless it had nobody to talk to.
-template <typename Call>
-Status Engine::collective(Collective what, int64_t stage, const Call& call) {
-  const int64_t begin = monotonic_ns();
-  flight().begin({.begin_ns = begin,
-                  .layer = static_cast<int16_t>(stage),
-                  .kind = TraceKind::kCollective,
-                  .what = static_cast<uint8_t>(what)});
-  PENSTOCK_TRY(call());
-  if (!reduce_transport_) return {};
-  const TransportActivity activity = reduce_transport_->take_activity();
-  if (activity.post_count == 0) return {};
-  recorder_.add({.begin_ns = begin,
-                 .end_ns = monotonic_ns(),
-                 .wait_begin_ns = activity.wait_begin_ns,
-                 .wait_end_ns = activity.wait_end_ns,
-                 .bytes = activity.sent_bytes,
-                 .layer = static_cast<int16_t>(stage),
-                 .kind = TraceKind::kCollective,
-                 .what = static_cast<uint8_t>(what)});
-  return {};
-}
-
 void Engine::record_span(Op op, int64_t begin_ns, int64_t end_ns) {
   recorder_.add({.begin_ns = begin_ns,
                  .end_ns = end_ns,
@@ -246,8 +196,7 @@ Result<MicroBatch> Engine::micro_batch(uint8_t direction, int32_t microbatch, in
                    .sequence_length = length,
                    .tokens = {},
                    .targets = {},
-                   .loss_scale = magnification(spec_.training.precision, plan_->tokens) /
-                                 static_cast<double>(plan_->tokens),
+                   .loss_scale = plan_->magnification / static_cast<double>(plan_->tokens),
                    .prediction_weight = value_at(spec_.optimizer.mtp_loss_levels,
                                                  spec_.optimizer.mtp_loss_weight, step_)};
   if (feed.tokens.empty() && feed.targets.empty()) return batch;
@@ -376,123 +325,6 @@ Status Engine::overlapped(const Instruction& i) {
   PENSTOCK_TRY(compute(i, [&] { return run_overlapped(forward, backward); }));
   end_forward(i.direction, i.microbatch, slot);
   lane.end_weight(i.backward_microbatch);
-  return {};
-}
-
-Status Engine::reduce_gradients() {
-  const int64_t begin = monotonic_ns();
-  std::fill(sums_.begin(), sums_.end(), 0.0);
-  // Before any rank can get past the sums of this step, and so write over the state before the
-  // last, every rank's state of the last step is whole.
-  settle();
-  if (training_) {
-    for (const size_t d : layout_.by_stage) {
-      PENSTOCK_TRY(reduce_stage(layout_.stages[d], *stages_[d]));
-    }
-    sums_[kSquareSum] = optimizer_->gradient_square_sum();
-  }
-  PENSTOCK_TRY(reduce_totals());
-  const int64_t end = monotonic_ns();
-  record_span(Op::kReduceGradients, begin, end);
-  times_.reduce_seconds += seconds(end - begin);
-  return {};
-}
-
-// Gradients: each replica ends with the sum of its own shard. Loads: everyone with all of them.
-Status Engine::reduce_stage(const LocalStage& local, Stage& stage) {
-  ParameterSet& parameters = stage.parameters();
-  const auto unmagnify =
-      static_cast<float>(1.0 / magnification(spec_.training.precision, plan_->tokens));
-  for (const ParameterKind kind : kParameterKinds) {
-    const std::span<float> gradients = parameters.gradients(kind);
-    if (gradients.empty()) continue;
-    if (unmagnify != 1.0F) kernels_.scale(std::ssize(gradients), unmagnify, gradients.data());
-    PENSTOCK_TRY(collective(kReduceCollectives[static_cast<size_t>(kind)], local.stage, [&] {
-      return reducer_->reduce_scatter_sum(local.replicas_of(kind),
-                                          tag_of(kReduceChannels, kind, local.stage), gradients);
-    }));
-  }
-  const std::span<int64_t> counted = stage.expert_loads();
-  if (counted.empty()) return {};
-  std::vector<double>& load_sums = load_sums_[local.direction];
-  std::vector<int64_t>& loads = loads_[local.direction];
-  std::copy(counted.begin(), counted.end(), load_sums.begin());
-  PENSTOCK_TRY(collective(Collective::kReduceLoads, local.stage, [&] {
-    return reducer_->all_reduce_sum(local.dense_replicas,
-                                    tag_of(Channel::kReduceLoads, local.stage), load_sums);
-  }));
-  std::transform(load_sums.begin(), load_sums.end(), loads.begin(),
-                 [](double load) { return static_cast<int64_t>(load); });  // exact below 2^53
-  if (local.dense_replicas.front() == layout_.rank) {
-    sums_[kStageImbalance + static_cast<size_t>(local.stage)] =
-        Stage::load_imbalance(loads, spec_.model.n_routed_experts);
-  }
-  return {};
-}
-
-Status Engine::reduce_totals() {
-  sums_[kLossSum] = totals_.loss;
-  sums_[kTokenSum] = totals_.tokens;
-  sums_[kPredictionSum] = totals_.prediction_loss;
-  sums_[kBalanceSum] = totals_.balance_loss;
-  sums_[kSaveSum] = training_ && ask_to_save_ ? 1.0 : 0.0;
-  PENSTOCK_TRY(collective(Collective::kReduceTotals, -1, [&] {
-    return reducer_->all_reduce_sum(layout_.world, tag_of(Channel::kReduceTotals), sums_);
-  }));
-  diverged_ = false;
-  if (!training_) return {};
-  return judge(sums_[kLossSum] / sums_[kTokenSum], std::sqrt(sums_[kSquareSum]));
-}
-
-Status Engine::optimizer_step() {
-  const int64_t begin = monotonic_ns();
-  flight().begin({.begin_ns = begin,
-                  .kind = TraceKind::kInstruction,
-                  .what = static_cast<uint8_t>(Op::kOptimizerStep)});
-  const double rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step_);
-  state_->begin_step();
-  const std::byte* const previous = state_->current();
-  optimizer_->step(step_, rate, optimizer_->clip_factor(std::sqrt(sums_[kSquareSum])), previous,
-                   state_->next());
-  const int64_t updated = monotonic_ns();
-  record_span(Op::kOptimizerStep, begin, updated);
-  times_.optimizer_seconds += seconds(updated - begin);
-  PENSTOCK_TRY(gather_weights());
-  const double speed =
-      value_at(spec_.optimizer.bias_update_levels, spec_.optimizer.bias_update_speed, step_);
-  recent_weight_ = kLoadDecay * recent_weight_ + 1.0;
-  for (const size_t d : layout_.by_stage) {
-    stages_[d]->update_router_bias(loads_[d], speed);
-    for (size_t i = 0; i < loads_[d].size(); ++i) {
-      recent_loads_[d][i] = kLoadDecay * recent_loads_[d][i] + static_cast<double>(loads_[d][i]);
-    }
-  }
-  state_->finish_step(step_);
-  if (average_) {
-    average_->start(previous, state_->current());
-  } else {
-    state_->publish();
-  }
-  const int64_t end = monotonic_ns();
-  record_span(Op::kReduceGradients, updated, end);
-  times_.reduce_seconds += seconds(end - updated);
-  return {};
-}
-
-// Each replica has updated its own shard of every buffer.
-Status Engine::gather_weights() {
-  for (const size_t d : layout_.by_stage) {
-    const LocalStage& local = layout_.stages[d];
-    ParameterSet& parameters = stages_[d]->parameters();
-    for (const ParameterKind kind : kParameterKinds) {
-      if (parameters.values(kind).empty()) continue;
-      PENSTOCK_TRY(collective(kGatherCollectives[static_cast<size_t>(kind)], local.stage, [&] {
-        return reducer_->all_gather(local.replicas_of(kind),
-                                    tag_of(kGatherChannels, kind, local.stage),
-                                    parameters.values(kind));
-      }));
-    }
-  }
   return {};
 }
 

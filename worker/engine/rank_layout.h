@@ -65,6 +65,9 @@ enum class Channel : uint64_t {
   kGatherShared,
   kFinish,
   kClock,
+  kCompareDense,    // detail: stage
+  kCompareExperts,  // detail: stage
+  kCompareShared,
 };
 inline constexpr uint64_t kExchangeTagBits = 36;
 inline constexpr uint64_t kExchangeTagsPerStage = uint64_t{1} << (kExchangeTagBits - 1);

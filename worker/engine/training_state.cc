@@ -230,6 +230,14 @@ Status TrainingState::restore_held(int64_t step) {
   return {};
 }
 
+bool TrainingState::matches_model() const {
+  const auto is_as_stored = [&](const Mirrored& mirrored) {
+    return std::ranges::equal(mirrored.live,
+                              Bytes(current() + mirrored.offset, mirrored.live.size()));
+  };
+  return optimizer_.has_weights(current()) && std::ranges::all_of(mirrored_, is_as_stored);
+}
+
 Status TrainingState::load_weights(const HfFolder& folder) {
   for (const Weight& weight : weights_) {
     PENSTOCK_TRY(folder.read(weight_name(weight.name), weight.shape, weight.values));

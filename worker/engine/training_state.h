@@ -98,6 +98,8 @@ class TrainingState {
   // Fills every weight and router bias of the model from a Hugging Face folder. Errors as
   // HfFolder::read().
   Status load_weights(const HfFolder& folder);
+  // The model's owned weights and its router biases are, bit for bit, those of current().
+  bool matches_model() const;
   // The model's owned weights are those of current() again.
   void put_back_weights() const { optimizer_.put_weights(current()); }
 

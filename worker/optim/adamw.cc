@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "checkpoint/names.h"
 #include "comm/base/minifloat.h"
@@ -143,6 +144,13 @@ void AdamW::put_weights(const std::byte* generation) const {
     std::copy_n(at<float>(generation, place.weights), place.shard.owned.size(),
                 owned_weights(place));
   }
+}
+
+bool AdamW::has_weights(const std::byte* generation) const {
+  return std::ranges::all_of(layout_.places(), [&](const StateLayout::Place& place) {
+    return std::memcmp(generation + place.weights, owned_weights(place),
+                       place.shard.owned.size() * sizeof(float)) == 0;
+  });
 }
 
 std::vector<StateSlice> AdamW::state(std::byte* generation) const {

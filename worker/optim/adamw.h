@@ -42,6 +42,8 @@ class AdamW {
   // The owned weights, from the model to a generation and back.
   void take_weights(std::byte* generation) const;
   void put_weights(const std::byte* generation) const;
+  // Whether they have the same bits in both.
+  bool has_weights(const std::byte* generation) const;
 
   // Weights and moments of the owned ranges in a generation, for saving and restoring: three slices
   // per box.

@@ -316,10 +316,10 @@ ExitCode exit_code_of(const Status& status, bool stop_requested) {
 
 ExitCode run_rank_process(const RankProcessOptions& options) {
   const auto fail = [](const Status& status, ExitCode code) {
-    // That training diverged is no fault of the program's, whatever the status is called.
-    const bool diverged = code == ExitCode::kDiverged;
+    // These are no faults of the program's, whatever the status is called.
+    const bool by_itself = code == ExitCode::kDiverged || code == ExitCode::kMiscomputed;
     std::fprintf(stderr, "penstock-rank: %s\n",
-                 (diverged ? status.message() : status.to_string()).c_str());
+                 (by_itself ? status.message() : status.to_string()).c_str());
     return code;
   };
   FlightRecorder flight;
@@ -347,7 +347,11 @@ ExitCode run_rank_process(const RankProcessOptions& options) {
   }
   ExitCode code = exit_code_of(status, (*link)->stop_requested());
   const bool diverged = !status.ok() && run.engine && run.engine->diverged();
-  if (diverged && code != ExitCode::kPreempted) code = ExitCode::kDiverged;
+  const bool miscomputed = !status.ok() && run.engine && run.engine->miscomputed();
+  if (code != ExitCode::kPreempted) {
+    if (diverged) code = ExitCode::kDiverged;
+    if (miscomputed) code = ExitCode::kMiscomputed;
+  }
   if (!status.ok()) fail(status, code);
   // Connections to peers that may be dead are not taken apart: UCX can take seconds to see that
   // what is under way to them never ends, and the next epoch waits for this process.
