@@ -24,6 +24,7 @@ enum class ExitCode : int {
   kDiverged = 16,     // loss or gradient norm is NaN or infinite; the same step ends so every time
   kNotReproduced = 17,  // steps that were trained again have other bits than were recorded
   kMiscomputed = 18,  // rank only: a processor, memory or network changes bits (guards)
+  kUnhealthy = 19,    // worker only: its host failed a check
   kInterrupted = 130,
 };
 

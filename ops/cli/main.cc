@@ -105,6 +105,7 @@ void add_exit_code_topic(CLI::App& app, Cli& cli) {
           {16, "training diverged: the loss or gradient norm is NaN or infinite"},
           {17, "steps trained again have other bits than were recorded"},
           {18, "a rank's processor, memory or network changes bits (ranks only)"},
+          {19, "a host failed a check of its hardware (workers only)"},
           {130, "interrupted; a followed job goes on"}};
       Json items = Json::array();
       std::vector<std::vector<std::string>> rows;

@@ -504,7 +504,7 @@ TEST_F(PenstockTest, ADevClusterThatDoesNotRunIsStatusThreeAndNothingToStop) {
 
 TEST_F(PenstockTest, ExitCodesAreListed) {
   const Json json = document(penstock({"exit-codes", "-o", "json"}));
-  EXPECT_EQ(json["items"].size(), 18u);
+  EXPECT_EQ(json["items"].size(), 19u);
   EXPECT_EQ(penstock({"help", "exit-codes"}).out.find("CODE  MEANING\n0 "), 0u);
 }
 

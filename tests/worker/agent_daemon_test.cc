@@ -88,6 +88,7 @@ class AgentDaemonTest : public ::testing::Test {
                                      "4",
                                      "--state-dir",
                                      (folder_ / "state").string(),
+                                     "--no-check",
                                      "--rank-binary",
                                      program("agent_test_rank").string()};
     argv.insert(argv.end(), extra_flags_.begin(), extra_flags_.end());
@@ -469,6 +470,19 @@ TEST_F(AgentDaemonTest, WrongFlagsAreUsageErrors) {
     const auto [code, text] = run_to_end(argv);
     EXPECT_EQ(code, static_cast<int>(ExitCode::kUsage)) << flags[0] << ": " << text;
   }
+}
+
+TEST_F(AgentDaemonTest, AHostThatFailsItsCheckDoesNotRegister) {
+  const Path failing = folder_ / "failing";
+  std::ofstream(failing) << "#!/bin/sh\necho \"$1 in $3: memory FAILED\" >&2\nexit 19\n";
+  std::filesystem::permissions(failing, std::filesystem::perms::owner_all);
+  const std::string state = (folder_ / "unhealthy").string();
+  const auto [code, text] =
+      run_to_end({program("penstock-worker").string(), "--coordinator", endpoint_, "--state-dir",
+                  state, "--rank-binary", failing.string()});
+  EXPECT_EQ(code, static_cast<int>(ExitCode::kUnhealthy)) << text;
+  EXPECT_NE(text.find("check-host in " + state + ": memory FAILED"), std::string::npos) << text;
+  EXPECT_NE(text.find("takes no ranks"), std::string::npos) << text;
 }
 
 // A process that is not the one the daemon spawned gets no orders and cannot report.

@@ -38,6 +38,28 @@ int fail(const Status& status) {
   return static_cast<int>(exit_code_of(status));
 }
 
+// Runs `penstock-rank check-host`, which has the kernels that ranks compute with and writes what it
+// finds to our output. Its exit code.
+int check_host(const DaemonOptions& options, bool thorough) {
+  const Status made = create_directories_durably(options.state_dir);
+  if (!made.ok()) return fail(made);
+  SpawnOptions check;
+  check.argv = {options.rank_binary.string(), "check-host", "--directory",
+                options.state_dir.string()};
+  if (thorough) check.argv.emplace_back("--thorough");
+  check.capture_output = false;
+  Result<ChildProcess> child = ChildProcess::spawn(check);
+  if (!child.ok()) return fail(child.status());
+  const ExitStatus ended = child->wait();
+  if (ended.exit_code == static_cast<int>(ExitCode::kUnhealthy) && !thorough) {
+    std::fprintf(stderr,
+                 "penstock-worker: this host failed its check and takes no ranks; "
+                 "penstock-worker --check looks longer, --no-check registers all the same\n");
+  }
+  if (ended.signal == 0) return ended.exit_code;
+  return fail(internal_error("the check of this host was " + to_string(ended)));
+}
+
 int run(int argc, char** argv) {
   CLI::App app(
       "Runs ranks of training jobs on this host, as the coordinator orders. Ends its ranks and "
@@ -67,6 +89,11 @@ int run(int argc, char** argv) {
                  "loopback, else all");
   app.add_flag("--allow-chaos", options.allow_chaos,
                "let penstock chaos cut this worker off from its coordinator; for dev clusters");
+  bool check = false;
+  bool check_first = true;
+  app.add_flag("--check", check,
+               "check this host's memory, processors, disk and network for a minute, and end");
+  app.add_flag("!--no-check", check_first, "register without the quick check of the same");
   app.set_version_flag("--version", std::string("penstock-worker ") + kVersion);
   try {
     app.parse(argc, argv);
@@ -82,6 +109,10 @@ int run(int argc, char** argv) {
     Result<Path> sibling = sibling_binary("penstock-rank");
     if (!sibling.ok()) return fail(sibling.status());
     options.rank_binary = std::move(sibling).value();
+  }
+  if (check || check_first) {
+    const int code = check_host(options, check);
+    if (check || code != 0) return code;
   }
   const Result<std::unique_ptr<Daemon>> daemon = Daemon::start(options);
   if (!daemon.ok()) return fail(daemon.status());

@@ -2,13 +2,48 @@
 // attempt.
 #include <CLI/CLI.hpp>
 
+#include <cstdio>
 #include <new>
+#include <string_view>
 
 #include "comm/base/log.h"
+#include "worker/rank/host_check.h"
 #include "worker/rank/rank_process.h"
 
+namespace {
+
+using penstock::ExitCode;
+
+// "penstock-rank check-host": one line for each check, problems on stderr.
+int check_host(int argc, char** argv) {
+  CLI::App app("Checks this host for penstock-worker, which starts it.",
+               "penstock-rank check-host");
+  penstock::Path directory;
+  bool thorough = false;
+  app.add_option("--directory", directory, "where the disk is checked")->required();
+  app.add_flag("--thorough", thorough, "half of the free memory, every processor for 30 s");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
+  }
+  const auto effort = thorough ? penstock::CheckEffort::kThorough : penstock::CheckEffort::kQuick;
+  ExitCode code = ExitCode::kOk;
+  for (const penstock::HostCheck& check : penstock::check_host(effort, directory)) {
+    if (check.passed()) {
+      std::printf("%-12s%s\n", check.name.c_str(), check.measured.c_str());
+      continue;
+    }
+    std::fprintf(stderr, "%-12sFAILED: %s\n", check.name.c_str(), check.problem.c_str());
+    code = ExitCode::kUnhealthy;
+  }
+  return static_cast<int>(code);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
-  using penstock::ExitCode;
+  if (argc > 1 && std::string_view(argv[1]) == "check-host") return check_host(argc - 1, argv + 1);
   CLI::App app(
       "One rank of a Penstock job. penstock-worker starts it; there is no reason to run it by "
       "hand.");
