@@ -20,13 +20,6 @@ int64_t newest_saved_step(const Job& job) {
   return newest;
 }
 
-// Also what was on its way when the attempt failed: what daemons hold of it is of use up to the
-// newest step on record.
-bool takes_steps(const Job& job) {
-  const bool failing = job.record.state == JobState::kRecovering && !job.awaiting.empty();
-  return job.record.state == JobState::kRunning || (failing && !job.record.proof);
-}
-
 std::string overtaken(int64_t newer_step) {
   return fmt::format("overtaken by the checkpoint of step {}", newer_step);
 }
@@ -96,9 +89,13 @@ void Coordinator::on_message(Worker& worker, const RanksStopped& message) {
 
 void Coordinator::on_message(Worker& worker, const StepReport& message) {
   Job* job = current_epoch(message.job, message.epoch);
-  if (!job || !takes_steps(*job)) return;
-  if (!hosted_rank(*job, Rank{0}, worker.record.id)) return;
+  if (!job || !hosted_rank(*job, Rank{0}, worker.record.id)) return;
   JobRecord& record = job->record;
+  // Also what was on its way when the attempt failed: what daemons hold of it is of use up to the
+  // newest step on record. Not while steps are taken back or experts move: what comes late then is
+  // of a training that the next attempt does not continue.
+  const bool late = !job->awaiting.empty() && wants_held_state(*job);
+  if (record.state != JobState::kRunning && !late) return;
   const bool in_epoch = record.last_step && record.last_step->epoch == message.epoch;
   const int64_t newest = in_epoch ? record.last_step->step : record.restore_step;
   if (message.step <= newest || message.step > std::min(record.target_steps, kStepMax)) return;

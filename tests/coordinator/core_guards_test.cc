@@ -139,6 +139,27 @@ TEST_F(CoreGuardsTest, ACoordinatorThatDiesBeforeItKnowsWhereToGoBackToAsksAgain
   EXPECT_EQ(h.sent<StartRank>().at(0).left_out, (std::vector<StepRange>{{37, 46}}));
 }
 
+// The daemon repeats what it reported when it registers anew; with a second rollback on record the
+// checkpoints that are left for the first would be those that it took back.
+TEST_F(CoreGuardsTest, ARollbackThatIsReportedAgainIsOne) {
+  train_to(1, 45);
+  find(46, kRollback);
+  find(46, kRollback);
+  h.restart_coordinator();
+  for (auto& [name, worker] : h.workers) h.register_worker(name);
+  h.train(job, 45, 45);
+  find(46, kRollback);
+  EXPECT_EQ(count(kRollingBack), 1);
+  h.confirm_stops(job);
+  h.pass(seconds(1));
+  ASSERT_EQ(h.finds.size(), 1u);
+  EXPECT_EQ(h.finds[0].before, (StepRange{37, 46}));
+  EXPECT_TRUE(h.finds[0].rolled_back.empty());
+  EXPECT_EQ(h.record(job).guards.rollbacks, 1);
+  h.answer_find(found_of(job, 40, {40}));
+  EXPECT_EQ(h.sent<StartRank>().at(0).left_out, (std::vector<StepRange>{{41, 46}}));
+}
+
 TEST_F(CoreGuardsTest, WithNoCheckpointOldEnoughItGoesBackLess) {
   train_to(1, 45);
   spike(46);

@@ -337,6 +337,9 @@ void SimCluster::check_trained() {
   if (!core_ || !violation_.empty()) return;
   for (const auto& [id, job] : core_->jobs()) {
     if (job.record.state != JobState::kSucceeded) continue;
+    if (job.record.guards.rolled_back.size() > options_.spikes.size()) {
+      violate(fmt::format("job {}: a spike was rolled back twice", id));
+    }
     const std::set<int64_t>& trained = saved_.at({id, checkpoints_[id].at(kSimSteps), kSimSteps});
     for (int64_t step = 1; step <= kSimSteps; ++step) {
       const bool left_out = contains(left_out_[id], step);
