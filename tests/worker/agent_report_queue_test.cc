@@ -100,6 +100,20 @@ TEST(ReportQueueTest, AnswerableReportsStayUntilAnswered) {
   EXPECT_EQ(queue.byte_count(), 0U);
 }
 
+TEST(ReportQueueTest, AStepThatAsksForARollbackStaysUntilItIsAnswered) {
+  ReportQueue queue({.count_max = 2});
+  StepReport bad = step(1);
+  bad.guard.action = GuardPolicy::kRollback;
+  queue.push(bad);
+  send_all(queue, 0);
+  queue.forget_stored(60 * kSecond);
+  queue.mark_all_unsent();
+  for (int64_t i = 2; i <= 3; ++i) queue.push(step(i));
+  EXPECT_EQ(send_all(queue), (std::vector<int64_t>{1, 3}));
+  queue.forget_if([](const ControlMessage&) { return true; });
+  EXPECT_EQ(queue.size(), 0U);
+}
+
 TEST(ReportQueueTest, ForgettingKeepsWhatIsUnsentUnsent) {
   ReportQueue queue({});
   queue.push(step(1));

@@ -21,9 +21,12 @@ size_t footprint(const ControlMessage& message) {
   return byte_count;
 }
 
+// A rollback is answered by a StopRanks, and its ranks wait for that.
 bool stored_with_time(const ControlMessage& message) {
-  return std::holds_alternative<StepReport>(message) ||
-         std::holds_alternative<EvaluationReport>(message) ||
+  if (const auto* step = std::get_if<StepReport>(&message)) {
+    return step->guard.action != GuardPolicy::kRollback;
+  }
+  return std::holds_alternative<EvaluationReport>(message) ||
          std::holds_alternative<ExpertLoadReport>(message);
 }
 

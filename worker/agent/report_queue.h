@@ -22,7 +22,8 @@ struct ReportQueueLimits {
 // Reports in the order they came. Each stays after it was sent, to be sent again when the
 // coordinator turns out to have restarted, until it is answered (forget_if) or, for step,
 // evaluation and load reports, until stored_after has passed. Beyond a limit the oldest of these
-// three kinds go, and others only where there are none: a rank waits for the end of its saves.
+// three kinds go, and others only where there are none: a rank waits for the end of its saves, and
+// for what follows a step report that asks for a rollback.
 // Single-threaded.
 class ReportQueue {
  public:
