@@ -60,6 +60,8 @@ TEST_F(CoreExpertsTest, NoStepRecordedBeforeTheMoveIsTakenForOneTrainedAfterIt) 
   report(40, kSkewed);
   h.checkpoint(job, 40);
   ASSERT_EQ(h.record(job).reason.code, kRebalancing);
+  h.train(job, 46, 47);  // was on its way
+  EXPECT_EQ(h.record(job).highest_step, 45);
   h.confirm_stops(job);
   h.cancel(job);
   EXPECT_EQ(h.resume(job, 5).status.code(), Code::kFailedPrecondition);
