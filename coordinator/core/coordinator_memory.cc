@@ -80,13 +80,17 @@ bool Coordinator::restore_from_held(Job& job) {
   return true;
 }
 
-// Nobody needs it any more. The workers in `kept` hear so by what they are told to start.
+// Nobody needs it any more. The workers in `kept` hear so by what they are told to start, one that
+// is away when it is back.
 void Coordinator::drop_held(Job& job, const std::set<WorkerId>& kept) {
   std::set<WorkerId> holders;
   for (const auto& [rank, held] : job.held) holders.insert(held.worker);
   job.held.clear();
   for (const WorkerId worker : holders) {
-    if (kept.contains(worker) || workers_.at(worker).state != WorkerState::kUp) continue;
+    if (kept.contains(worker)) continue;
+    if (Worker& holder = workers_.at(worker); holder.state != WorkerState::kUp) {
+      holder.stale[job.record.id] = job.record.epoch;
+    }
     send(worker, StopRanks{job.record.id, job.record.epoch, 0, "its state is not needed", false});
   }
 }

@@ -157,6 +157,9 @@ void Coordinator::on_new_incarnation(Worker& worker, bool cluster_restarted) {
   const std::string& name = worker.record.name;
   for (const JobId id : std::set<JobId>(open_jobs_)) {
     Job& job = jobs_.at(id);
+    // What it held in memory is gone, too.
+    std::erase_if(job.held,
+                  [&](const auto& held) { return held.second.worker == worker.record.id; });
     if (!hosts(job).contains(worker.record.id)) continue;
     Failure failure;
     failure.reason = {cluster_restarted ? kCauseClusterRestarted : "worker_restarted",

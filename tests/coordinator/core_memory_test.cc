@@ -148,6 +148,35 @@ TEST_F(CoreMemoryTest, AWorkerThatIsLostMeanwhileMeansTheCheckpoint) {
   EXPECT_TRUE(h.job(job).held.empty());
 }
 
+TEST_F(CoreMemoryTest, ADaemonThatIsRestartedMeanwhileHoldsNothing) {
+  h.kill_rank(job, 2);
+  stopped("w0", {{Rank{0}, {30}}, {Rank{1}, {30}}});
+  h.restart_worker("w0");
+  stopped("w1", {{Rank{2}, {30}}, {Rank{3}, {30}}});
+  expect_from_checkpoint();
+}
+
+TEST_F(CoreMemoryTest, AWorkerThatIsAwayWhenNobodyNeedsWhatItHoldsHearsSoWhenItIsBack) {
+  h.kill_rank(job, 2);
+  for (int failed = 0; failed < 3; ++failed) {  // so that the next start waits for a while
+    h.confirm_stops(job);
+    h.pass(seconds(8));
+    h.answer_find();
+    h.spawn_ranks(job);
+    h.kill_rank(job, 2);
+  }
+  h.confirm_stops(job, {20});
+  ASSERT_EQ(h.job(job).held.size(), 4u);
+  h.workers.at("w0").alive = false;
+  h.pass(seconds(5));
+  ASSERT_TRUE(h.job(job).held.empty());
+  h.clear();
+  h.register_worker("w0");
+  const auto stops = h.sent<StopRanks>();
+  ASSERT_FALSE(stops.empty());
+  for (const StopRanks& stop : stops) EXPECT_FALSE(stop.keep_state);
+}
+
 TEST_F(CoreMemoryTest, CancellingAJobThatWaitsLetsGoOfWhatIsHeld) {
   h.kill_rank(job, 2);
   h.clear();
