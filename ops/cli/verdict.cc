@@ -8,6 +8,7 @@
 #include <optional>
 #include <sstream>
 
+#include "coordinator/core/job.h"
 #include "ops/cli/cli.h"
 #include "ops/cli/output.h"
 #include "ops/cli/text.h"
@@ -32,15 +33,14 @@ std::optional<double> seconds_between(const Json& earlier, const Json& later) {
   return to_seconds(*to - *from);
 }
 
-// An attempt ended here, or it became known why. Moves of experts, ends that were asked for and
-// successes are none.
+// An attempt ended here, or it became known why. Moves of experts, steps that a guard takes back,
+// ends that were asked for and successes are none.
 bool is_failure(const Json& event) {
   const std::string state = field_string(event, "state");
   const std::string from = field_string(event, "from");
   const std::string code = field_string(event, "code");
-  if (code == "rebalancing" || code == "succeeded" || field_string(event, "actor") == "user") {
-    return false;
-  }
+  const bool planned = code == kRebalancing || code == kRollingBack;
+  if (planned || code == "succeeded" || field_string(event, "actor") == "user") return false;
   if (state == "FAILED") return true;
   if (state != "RECOVERING" && state != "STOPPING") return false;
   const bool found_later = from.empty() && field_string(event, "actor").starts_with("worker ");

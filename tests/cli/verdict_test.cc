@@ -84,6 +84,8 @@ TEST(VerdictTest, AttemptsThatFailedAreListedTheFirstFirstEachWithItsCause) {
                                "rank_exited", "rank 0 on w0 exited with code 1", 0, "worker w0"));
   known.events.push_back(
       event("2026-11-21T00:02:00.000Z", 3, "RUNNING", "RECOVERING", "rebalancing", "experts move"));
+  known.events.push_back(event("2026-11-21T00:03:00.000Z", 4, "RUNNING", "RECOVERING",
+                               "rolling_back", "step 90: loss 9.5 is above 6.5"));
   const Json failures = verdict_of(known, false)["failures"];
   ASSERT_EQ(failures.size(), 2u) << failures.dump(1);
   EXPECT_EQ(failures[0]["code"], "rank_killed") << "a lost peer is no cause";
