@@ -19,6 +19,7 @@ sigset_t ending_signals() {
   ::sigemptyset(&signals);
   ::sigaddset(&signals, SIGINT);
   ::sigaddset(&signals, SIGTERM);
+  ::sigaddset(&signals, SIGHUP);  // the terminal is closed
   return signals;
 }
 

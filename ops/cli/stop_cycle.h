@@ -16,9 +16,9 @@ struct StopRhythm {
 };
 
 // Works on a thread of its own. However it ends, the process runs again: when the time is over, by
-// destruction, and when this process is told to end by SIGINT or SIGTERM, which then says so and
-// exits with kInterrupted. Of a SIGKILL nobody is told; what is stopped then is found as hung.
-// At most one at a time, made before other threads are: it takes these two signals for itself.
+// destruction, and when this process is told to end by SIGINT, SIGTERM or SIGHUP, which then says
+// so and exits with kInterrupted. Of a SIGKILL nobody is told; what is stopped then is found as
+// hung. At most one at a time, made before other threads are: it takes these signals for itself.
 class StopCycle {
  public:
   StopCycle(LocalProcess process, StopRhythm rhythm, Duration total);
