@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 
 #include "comm/control/http_client.h"
 #include "ops/cli/checkpoint_damage.h"
@@ -34,14 +33,27 @@ struct ChaosFlags {
 // The job and the rank that is to suffer, as they are before.
 struct Target {
   Client client;
-  DevState cluster;
   Json job;
   std::string id;
   int64_t rank = 0;
+  LocalProcess process;
   std::string worker;
   Fault fault;
   int64_t events_after = 0;
   int64_t steps_after = 0;
+  std::unique_ptr<StopCycle> stops = {};
+
+  std::string rank_words() const {
+    return fmt::format("rank {}, process {} on {}", rank, process.pid, worker);
+  }
+  Json pid_fact() const { return {{"pid", process.pid}}; }
+};
+
+// What was done: its name, in words, and what the document says of it.
+struct Harm {
+  std::string fault;
+  std::string what;
+  Json facts;
 };
 
 Result<DevState> own_cluster(const Cli& cli, const Client& client) {
@@ -57,9 +69,9 @@ Result<DevState> own_cluster(const Cli& cli, const Client& client) {
 
 Result<Target> find_target(const Cli& cli, const ChaosFlags& flags) {
   Target target{
-      .client = cli.client(), .cluster = {}, .job = {}, .id = {}, .worker = {}, .fault = {}};
+      .client = cli.client(), .job = {}, .id = {}, .process = {}, .worker = {}, .fault = {}};
   PENSTOCK_TRY_ASSIGN(target.job, target.client.job(flags.job));
-  PENSTOCK_TRY_ASSIGN(target.cluster, own_cluster(cli, target.client));
+  PENSTOCK_TRY_ASSIGN(const DevState cluster, own_cluster(cli, target.client));
   const Json& job = target.job;
   target.id = field_text(job, "id");
   target.rank = flags.rank;
@@ -76,6 +88,7 @@ Result<Target> find_target(const Cli& cli, const ChaosFlags& flags) {
                                  std::ssize(ranks) - 1, flags.rank));
   }
   target.worker = field_string(ranks[static_cast<size_t>(flags.rank)], "worker");
+  PENSTOCK_TRY_ASSIGN(target.process, find_dev_rank(cluster, target.id, flags.rank));
   const auto number = [&](const char* key) { return static_cast<int64_t>(field_number(job, key)); };
   target.fault.epoch = number("epoch");
   target.fault.step = number("highest_step");
@@ -140,33 +153,39 @@ Result<Json> watch(Cli& cli, Target& target, RecoveryWatch& recovery, Duration l
   }
 }
 
-// Waits for what comes of the fault, and says it. `facts`: of the fault, for the document.
-Result<ExitCode> report(Cli& cli, Target& target, const std::string& what, Json facts,
-                        Duration limit) {
-  const std::string name = field_text(target.job, "name");
-  const std::string kind = field_string(facts, "fault");
-  cli.out.note(fmt::format("{} of job {} \"{}\" is done; waiting for what comes of it", kind,
-                           target.id, name));
-  RecoveryWatch recovery(target.fault);
-  PENSTOCK_TRY_ASSIGN(const Json job, watch(cli, target, recovery, limit));
+Json document_of(const Target& target, const Harm& harm) {
   Json document = {{"apiVersion", "penstock/v1"},
                    {"kind", "ChaosReport"},
-                   {"job", job.value("id", Json())},
-                   {"name", name},
+                   {"fault", harm.fault},
+                   {"job", target.job.value("id", Json())},
+                   {"name", field_text(target.job, "name")},
                    {"rank", target.rank},
                    {"worker", target.worker},
-                   {"time", format_utc(target.fault.at)},
-                   {"step", target.fault.step},
+                   {"step", target.fault.step}};
+  if (harm.facts.is_object()) document.update(harm.facts);
+  return document;
+}
+
+std::string fault_text(const Target& target, const Harm& harm) {
+  return fmt::format("{:<12}{} after step {}: {}\n", "fault", harm.fault, target.fault.step,
+                     harm.what);
+}
+
+// Waits for what comes of the fault, and says it.
+Result<ExitCode> report(Cli& cli, Target& target, const Harm& harm, Duration limit) {
+  cli.out.note(fmt::format("{} of job {} \"{}\" is done; waiting for what comes of it", harm.fault,
+                           target.id, field_text(target.job, "name")));
+  RecoveryWatch recovery(target.fault);
+  PENSTOCK_TRY_ASSIGN(const Json job, watch(cli, target, recovery, limit));
+  Json document = document_of(target, harm);
+  document.update({{"time", format_utc(target.fault.at)},
                    {"seconds", to_seconds(target.fault.lasts)},
-                   {"state", job.value("state", Json())}};
-  document.update(facts);
+                   {"state", job.value("state", Json())}});
   document.update(recovery.document());
   cli.out.document(document);
-  const std::string state = field_string(job, "state");
-  cli.out.text(fmt::format("{:<12}{} after step {}: {}\n", "fault", kind, target.fault.step, what) +
-               recovery_text(document));
+  cli.out.text(fault_text(target, harm) + recovery_text(document));
   if (recovery.done()) return ExitCode::kOk;
-  cli.out.text(fmt::format("{:<12}{}: {}\n", "ended", state,
+  cli.out.text(fmt::format("{:<12}{}: {}\n", "ended", field_string(job, "state"),
                            field_string(job.value("reason", Json::object()), "message")));
   return exit_code_of_job(job);
 }
@@ -178,116 +197,116 @@ Result<Duration> duration_of(const char* flag, const std::string& text) {
   return invalid_argument(fmt::format("{} {}: more than no time", flag, text));
 }
 
-Result<ExitCode> kill_rank(Cli& cli, const ChaosFlags& flags) {
-  PENSTOCK_TRY_ASSIGN(const Duration limit, duration_of("--timeout", flags.timeout));
-  PENSTOCK_TRY_ASSIGN(Target target, find_target(cli, flags));
-  PENSTOCK_TRY_ASSIGN(const LocalProcess process,
-                      find_dev_rank(target.cluster, target.id, flags.rank));
+Result<Harm> kill_rank(Target& target, const ChaosFlags&) {
   target.fault.ends_attempt = true;
-  target.fault.at = wall_now();
-  PENSTOCK_TRY(send_signal(process, SIGKILL));
-  detach_on_interrupt(field_text(target.job, "name"));
-  const std::string what =
-      fmt::format("SIGKILL of rank {}, process {} on {}", flags.rank, process.pid, target.worker);
-  return report(cli, target, what, {{"fault", "kill"}, {"pid", process.pid}}, limit);
+  PENSTOCK_TRY(send_signal(target.process, SIGKILL));
+  return Harm{"kill", fmt::format("SIGKILL of {}", target.rank_words()), target.pid_fact()};
 }
 
-// pause and slow.
-Result<ExitCode> stop_rank(Cli& cli, const ChaosFlags& flags, bool throughout) {
-  PENSTOCK_TRY_ASSIGN(const Duration limit, duration_of("--timeout", flags.timeout));
-  PENSTOCK_TRY_ASSIGN(const Duration lasts, duration_of("--for", flags.lasts));
-  PENSTOCK_TRY_ASSIGN(Target target, find_target(cli, flags));
-  PENSTOCK_TRY_ASSIGN(const LocalProcess process,
-                      find_dev_rank(target.cluster, target.id, flags.rank));
-  target.fault.lasts = lasts;
-  target.fault.at = wall_now();
-  StopRhythm rhythm{.stopped = lasts, .running = Duration::zero()};
-  if (!throughout) {
-    rhythm.running = Duration(static_cast<int64_t>(Duration(kSlowPeriod).count() / flags.factor));
-    rhythm.stopped = kSlowPeriod - rhythm.running;
-  }
-  const StopCycle cycle(process, rhythm, lasts);
-  const std::string how =
-      throughout ? "SIGSTOP"
-                 : fmt::format("stopped {:.0f}% of the time", 100.0 * (1.0 - 1.0 / flags.factor));
-  const std::string what = fmt::format("{} of rank {}, process {} on {}, for {:.1f} s", how,
-                                       flags.rank, process.pid, target.worker, to_seconds(lasts));
-  return report(cli, target, what, {{"fault", throughout ? "pause" : "slow"}, {"pid", process.pid}},
-                limit);
+Harm stop_again_and_again(Target& target, const char* fault, StopRhythm rhythm,
+                          const std::string& how) {
+  target.stops = std::make_unique<StopCycle>(target.process, rhythm, target.fault.lasts);
+  return {fault,
+          fmt::format("{} of {}, for {:.1f} s", how, target.rank_words(),
+                      to_seconds(target.fault.lasts)),
+          target.pid_fact()};
 }
 
-Result<ExitCode> partition(Cli& cli, const ChaosFlags& flags) {
-  PENSTOCK_TRY_ASSIGN(const Duration limit, duration_of("--timeout", flags.timeout));
-  PENSTOCK_TRY_ASSIGN(const Duration lasts, duration_of("--for", flags.lasts));
-  PENSTOCK_TRY_ASSIGN(Target target, find_target(cli, flags));
-  target.fault.lasts = lasts;
-  target.fault.at = wall_now();
-  PENSTOCK_TRY(cut_off(target, std::chrono::ceil<milliseconds>(lasts)));
-  detach_on_interrupt(field_text(target.job, "name"));
-  const std::string what =
-      fmt::format("{}, which runs rank {}, cut off from the coordinator for {:.1f} s",
-                  target.worker, flags.rank, to_seconds(lasts));
-  return report(cli, target, what, {{"fault", "partition"}}, limit);
+Result<Harm> pause_rank(Target& target, const ChaosFlags&) {
+  return stop_again_and_again(target, "pause", {.stopped = target.fault.lasts}, "SIGSTOP");
 }
 
-Result<ExitCode> corrupt(Cli& cli, const ChaosFlags& flags) {
-  PENSTOCK_TRY_ASSIGN(const Duration limit, duration_of("--timeout", flags.timeout));
-  PENSTOCK_TRY_ASSIGN(Target target, find_target(cli, flags));
-  PENSTOCK_TRY_ASSIGN(const LocalProcess process,
-                      find_dev_rank(target.cluster, target.id, flags.rank));
+Result<Harm> slow_rank(Target& target, const ChaosFlags& flags) {
+  const Duration running(static_cast<int64_t>(Duration(kSlowPeriod).count() / flags.factor));
+  const StopRhythm rhythm{.stopped = kSlowPeriod - running, .running = running};
+  return stop_again_and_again(
+      target, "slow", rhythm,
+      fmt::format("stop for {:.0f}% of the time", 100.0 * (1.0 - 1.0 / flags.factor)));
+}
+
+Result<Harm> partition(Target& target, const ChaosFlags&) {
+  PENSTOCK_TRY(cut_off(target, std::chrono::ceil<milliseconds>(target.fault.lasts)));
+  return Harm{"partition",
+              fmt::format("{}, which runs rank {}, cut off from the coordinator for {:.1f} s",
+                          target.worker, target.rank, to_seconds(target.fault.lasts)),
+              {}};
+}
+
+Result<Harm> damage(const Target& target) {
   PENSTOCK_TRY_ASSIGN(const FlippedByte flipped,
                       flip_byte(field_string(target.job, "checkpoint_dir"),
                                 JobId{static_cast<uint64_t>(field_number(target.job, "id"))},
-                                Rank{static_cast<int32_t>(flags.rank)}));
-  std::string what = fmt::format("byte {} of {} inverted, in {} of the checkpoint of step {}",
-                                 flipped.offset, flipped.file, flipped.tensor, flipped.step);
-  Json facts = {{"fault", "corrupt"},
-                {"file", flipped.file},
-                {"offset", flipped.offset},
-                {"tensor", flipped.tensor},
-                {"checkpoint_step", flipped.step}};
-  if (flags.no_kill) {
-    facts.update({{"apiVersion", "penstock/v1"},
-                  {"kind", "ChaosReport"},
-                  {"outcome", "pending"},
-                  {"job", target.job.value("id", Json())},
-                  {"rank", flags.rank}});
-    cli.out.document(facts);
-    cli.out.text(fmt::format("{:<12}corrupt: {}\n", "fault", what));
-    cli.out.note("whoever loads that checkpoint next must notice it: penstock checkpoint verify " +
-                 field_text(target.job, "name"));
-    return ExitCode::kOk;
-  }
-  target.fault.ends_attempt = true;
-  target.fault.at = wall_now();
-  PENSTOCK_TRY(send_signal(process, SIGKILL));
-  detach_on_interrupt(field_text(target.job, "name"));
-  what += fmt::format("; then SIGKILL of rank {}, so that it is loaded", flags.rank);
-  facts["pid"] = process.pid;
-  return report(cli, target, what, facts, limit);
+                                Rank{static_cast<int32_t>(target.rank)}));
+  return Harm{"corrupt",
+              fmt::format("byte {} of {} inverted, in {} of the checkpoint of step {}",
+                          flipped.offset, flipped.file, flipped.tensor, flipped.step),
+              {{"file", flipped.file},
+               {"offset", flipped.offset},
+               {"tensor", flipped.tensor},
+               {"checkpoint_step", flipped.step}}};
 }
 
-using Action = Result<ExitCode> (*)(Cli&, const ChaosFlags&);
+// Not by SIGKILL, after which the job would go on from what the daemons hold in memory: after any
+// other signal its daemon takes that for damaged, and the checkpoint is loaded.
+Result<Harm> corrupt(Target& target, const ChaosFlags&) {
+  PENSTOCK_TRY_ASSIGN(Harm harm, damage(target));
+  target.fault.ends_attempt = true;
+  target.fault.at = wall_now();
+  PENSTOCK_TRY(send_signal(target.process, SIGUSR1));
+  harm.what += fmt::format("; then SIGUSR1 to {}, so that it is loaded", target.rank_words());
+  harm.facts.update(target.pid_fact());
+  return harm;
+}
+
+using Inflict = Result<Harm> (*)(Target&, const ChaosFlags&);
+
+Result<ExitCode> disturb(Cli& cli, const ChaosFlags& flags, Inflict inflict) {
+  PENSTOCK_TRY_ASSIGN(const Duration limit, duration_of("--timeout", flags.timeout));
+  Duration lasts{};
+  if (!flags.lasts.empty()) {
+    PENSTOCK_TRY_ASSIGN(lasts, duration_of("--for", flags.lasts));
+  }
+  PENSTOCK_TRY_ASSIGN(Target target, find_target(cli, flags));
+  target.fault.lasts = lasts;
+  target.fault.at = wall_now();
+  PENSTOCK_TRY_ASSIGN(const Harm harm, inflict(target, flags));
+  // Where the rank is to run again first, that sees to interrupts.
+  if (!target.stops) detach_on_interrupt(field_text(target.job, "name"));
+  return report(cli, target, harm, limit);
+}
+
+Result<ExitCode> only_damage(Cli& cli, const ChaosFlags& flags) {
+  PENSTOCK_TRY_ASSIGN(const Target target, find_target(cli, flags));
+  PENSTOCK_TRY_ASSIGN(const Harm harm, damage(target));
+  Json document = document_of(target, harm);
+  document["outcome"] = "pending";
+  cli.out.document(document);
+  cli.out.text(fault_text(target, harm));
+  cli.out.note("whoever loads that checkpoint next must notice it: penstock checkpoint verify " +
+               field_text(target.job, "name"));
+  return ExitCode::kOk;
+}
 
 CLI::App* add_fault(CLI::App& chaos, Cli& cli, const std::string& name,
-                    const std::string& description, const std::string& examples, Action act,
+                    const std::string& description, const std::string& examples, Inflict inflict,
                     const std::shared_ptr<ChaosFlags>& flags) {
   CLI::App* verb = add_verb(chaos, name, description, examples);
   verb->add_option("job", flags->job, "Name or id")->required();
   verb->add_option("--rank", flags->rank, "Which")->required()->check(CLI::NonNegativeNumber);
   verb->add_option("--timeout", flags->timeout, "Give up with exit code 7 after this long")
       ->capture_default_str();
-  verb->callback(
-      [&cli, flags, act] { cli.action = [&cli, flags, act] { return act(cli, *flags); }; });
+  verb->callback([&cli, flags, inflict] {
+    cli.action = [&cli, flags, inflict] {
+      return flags->no_kill ? only_damage(cli, *flags) : disturb(cli, *flags, inflict);
+    };
+  });
   return verb;
 }
 
 void add_lasts(CLI::App& verb, const std::shared_ptr<ChaosFlags>& flags,
                const std::string& otherwise) {
-  verb.add_option_function<std::string>(
-          "--for", [flags](const std::string& text) { flags->lasts = text; }, "For how long")
-      ->default_str(otherwise);
   flags->lasts = otherwise;
+  verb.add_option("--for", flags->lasts, "For how long")->capture_default_str();
 }
 
 }  // namespace
@@ -306,17 +325,14 @@ void add_chaos_verbs(CLI::App& app, Cli& cli) {
             kill_rank, flags());
 
   const auto pause = flags();
-  add_lasts(*add_fault(
-                *chaos, cli, "pause", "Stop one rank for a time, by SIGSTOP and SIGCONT",
-                "penstock chaos pause quickstart --rank 2 --for 5s",
-                [](Cli& c, const ChaosFlags& f) { return stop_rank(c, f, true); }, pause),
+  add_lasts(*add_fault(*chaos, cli, "pause", "Stop one rank for a time, by SIGSTOP and SIGCONT",
+                       "penstock chaos pause quickstart --rank 2 --for 5s", pause_rank, pause),
             pause, "5s");
 
   const auto slow = flags();
   CLI::App* slow_verb = add_fault(
       *chaos, cli, "slow", "Make one rank slower for a time, by stopping it ten times a second",
-      "penstock chaos slow quickstart --rank 2 --factor 4 --for 30s",
-      [](Cli& c, const ChaosFlags& f) { return stop_rank(c, f, false); }, slow);
+      "penstock chaos slow quickstart --rank 2 --factor 4 --for 30s", slow_rank, slow);
   add_lasts(*slow_verb, slow, "10s");
   slow_verb->add_option("--factor", slow->factor, "It computes for one part in so many of the time")
       ->capture_default_str()
@@ -328,13 +344,13 @@ void add_chaos_verbs(CLI::App& app, Cli& cli) {
                        "penstock chaos partition quickstart --rank 2 --for 10s", partition, cut),
             cut, "10s");
 
-  const auto damage = flags();
+  const auto damaged = flags();
   add_fault(*chaos, cli, "corrupt",
-            "Invert a byte of what one rank saved last, and kill it, so that it is loaded",
+            "Invert a byte of what one rank saved last, and end it, so that it is loaded",
             "penstock chaos corrupt quickstart --rank 2\n"
             "penstock chaos corrupt quickstart --rank 2 --no-kill",
-            corrupt, damage)
-      ->add_flag("--no-kill", damage->no_kill, "Only damage it; do not wait for anything");
+            corrupt, damaged)
+      ->add_flag("--no-kill", damaged->no_kill, "Only damage it; do not wait for anything");
 }
 
 }  // namespace penstock
