@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -15,7 +16,9 @@ namespace {
 
 // Without a coordinator what it wrote can still be read, where that is on this host.
 Status with_state_hint(const Cli& cli, const std::string& name, const Status& status) {
-  if (status.code() != Code::kUnavailable || !cli.server.empty()) return status;
+  const char* const named = std::getenv("PENSTOCK_SERVER");
+  const bool other_asked = !cli.server.empty() || (named != nullptr && *named != '\0');
+  if (status.code() != Code::kUnavailable || other_asked) return status;
   const Path folder = dev_state_dir(cli.state_dir);
   std::error_code error;
   if (!std::filesystem::exists(folder / "coordinator", error)) return status;
