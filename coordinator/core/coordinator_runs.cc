@@ -1,6 +1,7 @@
 // What ranks report through their daemons: readiness, steps, checkpoints, ends.
 #include <algorithm>
 
+#include "comm/base/byte_text.h"
 #include "comm/base/exit_codes.h"
 #include "coordinator/core/coordinator.h"
 #include "coordinator/core/failure.h"
@@ -274,7 +275,8 @@ void Coordinator::on_event(const CheckpointDone& done) {
     changed(*job);
     note(*job, "coordinator",
          {"checkpoint_committed",
-          fmt::format("checkpoint of step {}, {} bytes", done.step, done.checkpoint.bytes)});
+          fmt::format("checkpoint of step {}, {}", done.step,
+                      format_bytes(static_cast<double>(done.checkpoint.bytes)))});
     measure_commit(*job, done.step);
     tell_outcome(*job, done.step, true, {});
     rebalance_at_checkpoint(*job, done.step);

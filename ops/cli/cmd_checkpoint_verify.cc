@@ -108,7 +108,7 @@ void print_tables(Output& out, const std::vector<Checked>& all) {
                          tensors_text(damage), shown(damage.what)});
     }
   }
-  out.table({"STEP", "COMMIT", "SIZE", "STATE", "MANIFEST", "REPAIR"}, rows);
+  out.table({"STEP", "COMMIT", "READ", "STATE", "MANIFEST", "REPAIR"}, rows);
   if (damages.empty()) return;
   out.text("\n");
   out.table({"COMMIT", "FILE", "RANK", "BYTES", "TENSORS", "DAMAGE"}, damages);
@@ -169,8 +169,7 @@ Result<ExitCode> verify(Cli& cli, const VerifyFlags& flags) {
   print_tables(cli.out, all);
   if (!store_file.ok()) cli.out.note(store_file.message());
   if (!store_repair.empty()) cli.out.note("STORE was " + store_repair);
-  cli.out.note(fmt::format("verified {} in {}: {}",
-                           format_bytes(static_cast<double>(verdict.bytes)),
+  cli.out.note(fmt::format("read {} in {}: {}", format_bytes(static_cast<double>(verdict.bytes)),
                            place.directory.string(), verdict.text()));
   if (damaged && !flags.repair) {
     cli.out.note(fmt::format("next: penstock checkpoint verify {} --repair", flags.what));

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/base/byte_text.h"
 #include "comm/base/clock.h"
 #include "comm/base/status.h"
 
@@ -16,8 +17,6 @@ namespace penstock {
 std::string format_seconds(double seconds);
 // 950 -> "950", 8123.4 -> "8.1k", 249856 -> "250k", 1.5e9 -> "1.5G".
 std::string format_quantity(double value);
-// 0 -> "0 B", 1536 -> "1.5 KiB".
-std::string format_bytes(double bytes);
 // "90", "90s", "10m", "2h", "1.5h" as a duration. kInvalidArgument otherwise, and for what is
 // negative or not finite.
 Result<std::chrono::milliseconds> parse_duration(std::string_view text);
