@@ -76,18 +76,17 @@ Result<ExitCode> ls(Cli& cli, const std::string& what) {
 }  // namespace
 
 void add_checkpoint_verbs(CLI::App& app, Cli& cli) {
-  CLI::App* checkpoint = add_verb(app, "checkpoint", "Look at a job's checkpoints",
+  CLI::App* checkpoint = add_verb(app, "checkpoint", "Look at checkpoints, keep, remove, move them",
                                   "penstock checkpoint ls quickstart");
   checkpoint->alias("ckpt");
   checkpoint->require_subcommand(1);
   auto what = std::make_shared<std::string>();
-  CLI::App* ls_verb = add_verb(
-      *checkpoint, "ls",
-      "List the committed checkpoints of a job, oldest first. FILES is \"complete\" when the "
-      "manifest is whole and every segment file is there with its size and its footer; what "
-      "the files hold is read and verified only when it is used (resume, sample, export)",
-      "penstock checkpoint ls quickstart -o json\n"
-      "penstock checkpoint ls checkpoints/7    # without a coordinator");
+  CLI::App* ls_verb =
+      add_verb(*checkpoint, "ls", "List the committed checkpoints of a job, oldest first",
+               "penstock checkpoint ls quickstart    # FILES is complete: all there, and as long "
+               "as written\n"
+               "penstock checkpoint ls quickstart -o json\n"
+               "penstock checkpoint ls checkpoints/7    # without a coordinator");
   ls_verb->add_option("checkpoint", *what, "Job or checkpoint directory")->required();
   ls_verb->callback([&cli, what] { cli.action = [&cli, what] { return ls(cli, *what); }; });
   add_checkpoint_show_verbs(*checkpoint, cli);
