@@ -5,6 +5,7 @@
 //   model.layers.3.mlp.experts.7.up_proj.weight             the weight
 //   model.layers.3.mlp.experts.7.up_proj.weight|exp_avg     Adam's first moment
 //   state|step                                              i64, 0-d
+//   state|guards                                            f64, 1-d: what guards remember
 #pragma once
 
 #include <string>

@@ -39,7 +39,7 @@ enum class FlightPhase : uint8_t {
   kConnecting,  // to its peers
   kTraining,
   kEvaluating,
-  kSaving,      // copies the state; waits for the save before it
+  kSaving,      // waits for the save before it
   kCommitting,  // waits for the coordinator's word about the last checkpoint
   kFinishing,   // tells its peers that it needs them no more
 };

@@ -20,7 +20,7 @@ struct TrainerOptions {
   Epoch epoch;
   // Steps below were reported by an earlier attempt; the held-out loss of step k before step k + 1.
   int64_t first_unreported_step = 0;
-  int64_t saved_step = 0;  // the newest whose state is on disk, when the loop begins
+  int64_t saved_step = 0;                // the newest whose state is on disk, when the loop begins
   Path checkpoint_dir;                   // which exists; empty: nothing is saved
   bool evaluate = true;                  // as the spec says; false: never
   std::vector<StepRange> left_out = {};  // steps that change nothing
