@@ -33,16 +33,17 @@ struct HeldStateIdentity {
   bool operator==(const HeldStateIdentity&) const = default;
 };
 
-// In host byte order: it never leaves the host. Steps are written last and read first, so that a
-// reader who sees one sees the bytes of its generation.
+// In host byte order: it never leaves the host. A step is written after the bytes of its
+// generation, and the magic number after all the rest of a new head, so that memory holds what its
+// head says whenever the writer dies.
 struct HeldStateHead {
-  uint64_t magic = kHeldStateMagic;
+  uint64_t magic = 0;  // kHeldStateMagic: the rest is there
   uint64_t job = 0;
   int64_t rank = 0;
   Digest contents;
   uint64_t generation_bytes = 0;
   // The step whose state each generation is; -1: none, or it is being written.
-  std::array<std::atomic<int64_t>, kStateGenerations> steps;
+  std::array<std::atomic<int64_t>, kStateGenerations> steps = {-1, -1, -1};
 };
 static_assert(sizeof(HeldStateHead) <= kHeldStateHeadBytes);
 static_assert(std::atomic<int64_t>::is_always_lock_free, "processes share it");

@@ -136,13 +136,15 @@ TEST(StateHoldersTest, WhatIsNotTrustedOrOlderIsGone) {
 
 TEST(HeldStateHeadTest, WhatIsNoHeadOrHoldsLessThanItSaysIsRefused) {
   HeldStateHead head;
-  for (std::atomic<int64_t>& step : head.steps) step = -1;
   head.job = 7;
   head.rank = 3;
   head.generation_bytes = 64;
-  head.steps[1] = 5;
   const uint64_t size = held_state_bytes(64);
+  EXPECT_EQ(read_held_state(head, size).status().code(), Code::kDataLoss) << "in the making";
+  head.magic = kHeldStateMagic;
   ASSERT_TRUE(read_held_state(head, size).ok());
+  EXPECT_TRUE(read_held_state(head, size)->steps.empty());
+  head.steps[1] = 5;
   EXPECT_EQ(read_held_state(head, size)->steps, (std::vector<int64_t>{5}));
   EXPECT_EQ(read_held_state(head, size - 1).status().code(), Code::kDataLoss);
   head.generation_bytes = ~uint64_t{0};

@@ -71,7 +71,8 @@ Result<StateMemory> StateMemory::make(const HeldStateIdentity& identity, uint64_
   head->rank = identity.rank.value;
   head->contents = identity.contents;
   head->generation_bytes = generation_bytes;
-  for (std::atomic<int64_t>& step : head->steps) step.store(-1, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // the process may die at any time
+  std::atomic_ref(head->magic).store(kHeldStateMagic, std::memory_order_relaxed);
   return memory;
 }
 
