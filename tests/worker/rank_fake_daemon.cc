@@ -53,6 +53,9 @@ void FakeDaemon::spawn_all() {
     spawn.argv = {binary->string(),        "--daemon", channel_->endpoint(),      "--job",
                   fmt::format("{}", kJob), "--epoch",  fmt::format("{}", kEpoch), "--rank",
                   std::to_string(r)};
+    if (!options_.state_file.empty()) {
+      spawn.argv.insert(spawn.argv.end(), {"--state-file", options_.state_file});
+    }
     Result<ChildProcess> child = ChildProcess::spawn(spawn);
     ASSERT_TRUE(child.ok()) << child.status().to_string();
     outputs_.push_back(child->take_stderr());

@@ -28,6 +28,7 @@ struct FakeDaemonOptions {
   std::string restore_manifest;
   int64_t restore_step = 0;
   int64_t save_interval = 0;
+  std::string state_file;                // --state-file of every rank; empty: none
   std::optional<std::string> spec_json;  // instead of the spec's own
   int64_t first_answered_step = 0;       // saves of steps below are not answered
   bool begin = true;                     // send BeginTraining when every rank is ready

@@ -127,6 +127,18 @@ TEST_F(RankProcessTest, ARestoredJobGoesOnBitForBit) {
   }
 }
 
+TEST_F(RankProcessTest, ARankThatTheDaemonsMemoryIsClosedToTrainsInItsOwn) {
+  FakeDaemonOptions options = options_of({2, 1, 1, Schedule::kDualPipe}, 2);
+  options.state_file = (directory_.path() / "not there").string();
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  for (int32_t r = 0; r < 2; ++r) {
+    const RankExit exit = daemon.wait_exit(r);
+    EXPECT_EQ(exit.status, (ExitStatus{0, 0})) << exit.last_words;
+  }
+  EXPECT_EQ(daemon.all<StepReport>().size(), 2u);
+}
+
 TEST_F(RankProcessTest, EveryRankSavesAfterTheSameStepsWhenTheCoordinatorChoosesThem) {
   FakeDaemonOptions options = options_of({2, 2, 1, Schedule::kDualPipe}, 8);
   options.spec.checkpoint.interval = 0;

@@ -70,8 +70,15 @@ Status check_checkpoint_dir(const RankRun& run) {
   return errno_status(errno, fmt::format("save checkpoints in {} (checkpoint.dir)", dir));
 }
 
+// Empty: in the rank's own memory. So also where the daemon's is closed to the rank, as /proc is
+// when the daemon has capabilities by its file: training needs it no more than a daemon without it.
 Path state_file_of(const RankRun& run) {
-  return run.spec.recovery.from_memory ? run.options.state_file : Path();
+  const Path& file = run.options.state_file;
+  if (!run.spec.recovery.from_memory || file.empty()) return {};
+  if (::access(file.c_str(), R_OK | W_OK) == 0) return file;
+  log_warning("what this rank trains will not outlive it in memory: {}",
+              errno_status(errno, file.string()).message());
+  return {};
 }
 
 Status load(RankRun& run) {
