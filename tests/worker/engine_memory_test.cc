@@ -169,6 +169,33 @@ TEST_F(RestoreFromMemoryTest, AStepThatIsNotHeldIsNotFound) {
   EXPECT_EQ(run_standalone_threads(options).status().code(), Code::kNotFound);
 }
 
+TEST_F(RestoreFromMemoryTest, StepsAfterTheOneGoneBackToAreForgotten) {
+  StandaloneOptions options = tiny_run(spec_of({}));
+  options.state_file = files();
+  options.stop_after = 5;
+  train_tiny(options);
+  options.from_memory = true;
+  options.restore_step = 4;
+  options.stop_after = 4;
+  train_tiny(options);
+  EXPECT_EQ(steps_in(memory_.at(Rank{0})), (std::vector<int64_t>{3, 4}));
+}
+
+TEST_F(RestoreFromMemoryTest, AGenerationThatHoldsAnotherStepThanItsHeadSaysIsNotUsed) {
+  StandaloneOptions options = tiny_run(spec_of({}));
+  options.state_file = files();
+  options.stop_after = 5;
+  train_tiny(options);
+  HeldStateHead head;
+  const int memory = memory_.at(Rank{0}).get();
+  ASSERT_EQ(::pread(memory, &head, sizeof head, 0), static_cast<ssize_t>(sizeof head));
+  for (std::atomic<int64_t>& step : head.steps) step += 1;
+  ASSERT_EQ(::pwrite(memory, &head, sizeof head, 0), static_cast<ssize_t>(sizeof head));
+  options.from_memory = true;
+  options.restore_step = 6;
+  EXPECT_EQ(run_standalone_threads(options).status().code(), Code::kNotFound);
+}
+
 // Whatever the moment of death, one of two steps is what every rank has.
 TEST_F(RestoreFromMemoryTest, WhileAStepIsWrittenTheTwoBeforeItAreWhole) {
   JobSpec spec = spec_of({});

@@ -217,7 +217,9 @@ Result<LoadReport> TrainingState::restore(const Path& manifest_path, JobId job, 
 
 Status TrainingState::restore_held(int64_t step) {
   const std::optional<size_t> found = memory_.find(step);
-  if (!found) return not_found(fmt::format("no state of step {} is held in memory", step));
+  if (!found || step_in(memory_.generation(*found))[0] != step) {
+    return not_found(fmt::format("no state of step {} is held in memory", step));
+  }
   for (size_t g = 0; g < kStateGenerations; ++g) {
     if (memory_.step_of(g) > step) memory_.begin_writing(g);
   }
