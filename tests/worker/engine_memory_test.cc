@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
+#include <future>
 #include <map>
 #include <mutex>
 #include <set>
@@ -93,6 +95,68 @@ TEST_F(HeldStateTest, OneStepAtATimeIsHeld) {
     (void)engine.state().hold();
     EXPECT_DEATH((void)engine.state().hold(), "held_");
     engine.state().release();
+  };
+  train_tiny(options);
+}
+
+// Publishes nothing before it is told to.
+class HeldUpPublisher final : public RankProbe {
+ public:
+  explicit HeldUpPublisher(std::shared_future<void> told) : told_(std::move(told)) {}
+  void on_step(const StepResult&) override {}
+  void before_publish(int64_t) override { told_.wait(); }
+
+ private:
+  const std::shared_future<void> told_;
+};
+
+TEST_F(HeldStateTest, WhatIsNotPublishedIsNeitherSavedNorSteppedFrom) {
+  JobSpec spec = tiny_spec(directory_.path(), {}, 1);
+  spec.optimizer.ema_decay = 0.9;  // whose thread publishes
+  StandaloneOptions options = tiny_run(spec);
+  std::promise<void> tell;
+  const std::shared_future<void> told = tell.get_future().share();
+  options.make_probe = [&](Rank) -> Result<std::unique_ptr<RankProbe>> {
+    return std::unique_ptr<RankProbe>(std::make_unique<HeldUpPublisher>(told));
+  };
+  options.on_loaded = [&](Engine& engine) {
+    EXPECT_TRUE(engine.train_step(1).ok());
+    EXPECT_DEATH((void)engine.state().hold(), "step_of");
+    EXPECT_DEATH(engine.state().begin_step(), "step_of");
+    tell.set_value();
+    engine.settle();
+    (void)engine.state().hold();
+    engine.state().release();
+  };
+  train_tiny(options);
+}
+
+// Rank 0 publishes its first step late; rank 1 tells when it is past the sums of the second.
+class LatePublisher final : public RankProbe {
+ public:
+  LatePublisher(Rank rank, std::promise<void>& passed) : rank_(rank), passed_(passed) {}
+  void on_step(const StepResult& step) override {
+    if (rank_.value == 1 && step.step == 2) passed_.set_value();
+  }
+  void before_publish(int64_t step) override {
+    if (rank_.value != 0 || step != 1) return;
+    EXPECT_EQ(passed_.get_future().wait_for(std::chrono::milliseconds(300)),
+              std::future_status::timeout)
+        << "a rank that dies now has nothing in common with the others";
+  }
+
+ private:
+  const Rank rank_;
+  std::promise<void>& passed_;
+};
+
+TEST_F(HeldStateTest, NoRankPassesTheSumsOfAStepBeforeEveryRankHasPublishedTheOneBefore) {
+  JobSpec spec = tiny_spec(directory_.path(), {2, 1, 1, Schedule::kOneForwardOneBackward}, 3);
+  spec.optimizer.ema_decay = 0.9;  // whose thread publishes
+  StandaloneOptions options = tiny_run(spec);
+  std::promise<void> passed;
+  options.make_probe = [&](Rank rank) -> Result<std::unique_ptr<RankProbe>> {
+    return std::unique_ptr<RankProbe>(std::make_unique<LatePublisher>(rank, passed));
   };
   train_tiny(options);
 }

@@ -290,7 +290,10 @@ Status Engine::make_state(const StateHome& home) {
   optimizer_ = std::make_unique<AdamW>(spec_.optimizer, *state_places_, kernels_);
   if (spec_.optimizer.ema_decay > 0.0) {
     average_ = std::make_unique<WeightAverage>(spec_.optimizer.ema_decay, *state_places_,
-                                               [this] { state_->publish(); });
+                                               [this, before = home.before_publish] {
+                                                 if (before) before(state_->step());
+                                                 state_->publish();
+                                               });
   }
   const std::span<double> guard = spec_.guards.remembers() ? guard_.state() : std::span<double>();
   PENSTOCK_TRY_ASSIGN(

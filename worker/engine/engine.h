@@ -87,6 +87,8 @@ using StageFactory =
 struct StateHome {
   JobId job;
   Path file = {};
+  // Called before the average's thread publishes the state after `step`. May be empty.
+  std::function<void(int64_t step)> before_publish = {};
 };
 
 class Engine {

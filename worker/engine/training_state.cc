@@ -130,6 +130,7 @@ void TrainingState::copy_mirrored_to(std::byte* generation) const {
 }
 
 void TrainingState::begin_step() {
+  PENSTOCK_CHECK(memory_.step_of(current_) == step_, step_);  // or no step at all may be whole
   const size_t held = held_.load(std::memory_order_acquire);
   next_ = kNone;
   for (size_t g = 0; g < kStateGenerations; ++g) {
@@ -175,6 +176,7 @@ void TrainingState::start_from_model() {
 
 std::span<const SliceSource> TrainingState::hold() {
   PENSTOCK_CHECK(held_.load(std::memory_order_acquire) == kNone);
+  PENSTOCK_CHECK(memory_.step_of(current_) == step_, step_);
   held_.store(current_, std::memory_order_release);
   return to_save();
 }

@@ -65,7 +65,8 @@ class TrainingState {
 
   std::byte* current() const { return memory_.generation(current_); }
   std::byte* next() const { return memory_.generation(next_); }
-  // The generation that the step may write: neither the newest nor the one held.
+  // The generation that the step may write: neither the newest nor the one held. REQUIRES: the
+  // newest is published.
   void begin_step();
   // A step that changes nothing of the model: begin_step() to publish().
   void repeat_step(int64_t step);
@@ -80,11 +81,11 @@ class TrainingState {
 
   // What to save of current(). Changes with every step, but not between hold() and release().
   std::span<const SliceSource> to_save() const { return to_save_[current_]; }
-  // to_save(), which stays as it is until release(). REQUIRES: nothing is held.
+  // to_save(), which stays as it is until release(). REQUIRES: nothing is held, the newest is
+  // published.
   std::span<const SliceSource> hold();
   void release();  // on any thread
   uint64_t save_bytes() const;
-  uint64_t memory_bytes() const { return memory_.byte_count(); }
 
   // Both fill what this rank owns; what it does not, its replicas have: the model is whole when all
   // weights were gathered.

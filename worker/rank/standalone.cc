@@ -162,6 +162,9 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
     PENSTOCK_TRY_ASSIGN(validation, open_validation_sampler(options.spec));
   }
   const GridPosition position = grid_position(options.spec.parallelism, self.rank);
+  StateHome home{.job = self.job};
+  if (options.state_file) home.file = options.state_file(self.rank);
+  if (self.probe) home.before_publish = [&](int64_t step) { self.probe->before_publish(step); };
   PENSTOCK_TRY_ASSIGN(
       const std::unique_ptr<Engine> engine,
       Engine::create(
@@ -169,8 +172,7 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
           *kernels,
           self.probe && self.transport ? &self.probe->transport(*self.transport) : self.transport,
           training, validation ? &*validation : nullptr,
-          self.probe ? self.probe->stage_factory() : StageFactory(), options.seats, nullptr,
-          {self.job, options.state_file ? options.state_file(self.rank) : Path()}));
+          self.probe ? self.probe->stage_factory() : StageFactory(), options.seats, nullptr, home));
   if (options.from_memory) {
     PENSTOCK_TRY(engine->restore_held(options.restore_step));
   } else if (options.restore_manifest.empty()) {

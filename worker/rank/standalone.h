@@ -27,6 +27,8 @@ class RankProbe {
   // Empty: the model's own stages.
   virtual StageFactory stage_factory() { return {}; }
   virtual void on_step(const StepResult& step) = 0;
+  // As StateHome::before_publish.
+  virtual void before_publish(int64_t /*step*/) {}
 };
 
 struct StandaloneOptions {
