@@ -65,9 +65,9 @@ Result<Json> Client::call(const std::string& method, const std::string& path,
     const Code code = reply.status().code();
     if (code != Code::kUnavailable && code != Code::kDeadlineExceeded) return reply.status();
     return unavailable(
-        fmt::format("no coordinator answers at {} ({}); start one with: penstock dev up, or "
-                    "name it with --server or PENSTOCK_SERVER",
-                    server_, reply.status().message()));
+        fmt::format("no coordinator answers: {}; start one with: penstock dev up, or name it with "
+                    "--server or PENSTOCK_SERVER",
+                    reply.status().message()));
   }
   if (reply->status >= 400) return error_of(*reply, method + " " + path);
   Json document = Json::parse(reply->body, nullptr, false);

@@ -59,6 +59,14 @@ TEST_F(PenstockTest, HelpStartsWithExamples) {
   }
 }
 
+TEST_F(PenstockTest, ACoordinatorThatDoesNotAnswerIsNamedOnce) {
+  const std::string error = penstock({"ps", "--server", "http://127.0.0.1:1"}).err;
+  const size_t first = error.find("127.0.0.1:1");
+  ASSERT_NE(first, std::string::npos) << error;
+  EXPECT_EQ(first, error.rfind("127.0.0.1:1")) << error;
+  EXPECT_NE(error.find("penstock dev up"), std::string::npos) << error;
+}
+
 TEST_F(PenstockTest, TheHelpOfAVerbEndsWithTheOptionsOfTheVerbsAboveIt) {
   const std::string ps = penstock({"ps", "--help"}).out;
   const size_t global = ps.find("Global options:");
