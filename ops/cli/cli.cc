@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#include "comm/control/message.h"
 #include "comm/run/nearest_word.h"
 #include "ops/cli/dev_cluster.h"
 
@@ -30,6 +31,10 @@ CLI::App* add_verb(CLI::App& parent, const std::string& name, const std::string&
   verb->footer(text);
   verb->fallthrough();  // -o and --server may stand behind the verb
   return verb;
+}
+
+CLI::Validator rank_number() {
+  return CLI::Range(int64_t{0}, static_cast<int64_t>(kRanksMax) - 1);
 }
 
 CLI::Validator one_of(const std::vector<std::string>& words) {

@@ -33,6 +33,9 @@ struct Cli {
 CLI::App* add_verb(CLI::App& parent, const std::string& name, const std::string& description,
                    const std::string& examples);
 
+// Takes a rank as a flag's value.
+CLI::Validator rank_number();
+
 // Takes one of `words` as a flag's value, and names the nearest when it refuses.
 CLI::Validator one_of(const std::vector<std::string>& words);
 

@@ -292,7 +292,7 @@ CLI::App* add_fault(CLI::App& chaos, Cli& cli, const std::string& name,
                     const std::shared_ptr<ChaosFlags>& flags) {
   CLI::App* verb = add_verb(chaos, name, description, examples);
   verb->add_option("job", flags->job, "Name or id")->required();
-  verb->add_option("--rank", flags->rank, "Which")->required()->check(CLI::NonNegativeNumber);
+  verb->add_option("--rank", flags->rank, "Which")->required()->check(rank_number());
   verb->add_option("--timeout", flags->timeout, "Give up with exit code 7 after this long")
       ->capture_default_str();
   verb->callback([&cli, flags, inflict] {

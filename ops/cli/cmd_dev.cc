@@ -164,7 +164,7 @@ void add_dev_verbs(CLI::App& app, Cli& cli) {
       add_verb(*dev, "kill-rank", "Kill one rank of a job with SIGKILL, to watch it recover",
                "penstock dev kill-rank quickstart --rank 2");
   kill_verb->add_option("job", flags->job, "Name or id")->required();
-  kill_verb->add_option("--rank", flags->rank, "Which")->required()->check(CLI::NonNegativeNumber);
+  kill_verb->add_option("--rank", flags->rank, "Which")->required()->check(rank_number());
   kill_verb->callback(
       [&cli, flags] { cli.action = [&cli, flags] { return kill_rank(cli, *flags); }; });
 }

@@ -395,7 +395,8 @@ void add_job_verbs(CLI::App& app, Cli& cli) {
                                  "penstock wait quickstart --timeout 10m\n"
                                  "penstock wait quickstart --for step=100");
   wait_verb->add_option("job", flags->job, "Name or id")->required();
-  wait_verb->add_option("--for", flags->condition, "state=STATE or step=N instead of the end");
+  wait_verb->add_option("--for", flags->condition, "state=STATE or step=N instead of the end")
+      ->type_name("CONDITION");
   wait_verb->add_option("--timeout", flags->timeout, "Give up with exit code 7 after this long");
   wait_verb->callback([&cli, flags] {
     cli.action = [&cli, flags] { return wait(cli, flags->job, flags->condition, flags->timeout); };

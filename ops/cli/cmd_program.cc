@@ -253,10 +253,10 @@ void add_program_verb(CLI::App& app, Cli& cli) {
   verb->add_option("spec", flags->spec, "Job spec, YAML or JSON (docs/job-spec.md); -: read stdin")
       ->required();
   verb->add_option("--rank", flags->rank, "List this rank's instructions instead of the picture")
-      ->check(CLI::NonNegativeNumber);
+      ->check(rank_number());
   verb->add_option("--step", flags->step,
                    "The step to show, where parallelism has a batch-size ramp")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(int64_t{1}, int64_t{1'000'000'000}))
       ->capture_default_str();
   verb->add_flag("--evaluation", flags->evaluation, "The forward-only program of an evaluation");
   verb->add_option("--forward", flags->forward, "Seconds of a forward")->capture_default_str();

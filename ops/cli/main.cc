@@ -9,42 +9,20 @@
 #include "comm/base/version.h"
 #include "comm/run/nearest_word.h"
 #include "ops/cli/cli.h"
+#include "ops/cli/help.h"
 
 namespace penstock {
 
 namespace {
 
-// Help begins with examples, which add_verb stores in the footer, and ends with the options of the
-// verbs above, which may stand behind this one.
-class ExamplesFirst : public CLI::Formatter {
- public:
-  std::string make_help(const CLI::App* app, std::string name,
-                        CLI::AppFormatMode mode) const override {
-    if (mode == CLI::AppFormatMode::Sub) return CLI::Formatter::make_help(app, name, mode);
-    return app->get_footer() + "\n" + CLI::Formatter::make_help(app, name, mode);
-  }
-  std::string make_footer(const CLI::App* app) const override {
-    std::string text;
-    for (const CLI::App* above = app->get_parent(); above; above = above->get_parent()) {
-      const auto options = above->get_options([&](const CLI::Option* option) {
-        const bool is_its_own =
-            option == above->get_help_ptr() || option == above->get_version_ptr();
-        // A verb's own -o stands for the global one.
-        return !is_its_own && app->get_option_no_throw(option->get_name()) == nullptr;
-      });
-      const bool is_top = above->get_parent() == nullptr;
-      if (!options.empty()) {
-        text +=
-            make_group(is_top ? "Global options" : "Options of every verb of " + above->get_name(),
-                       false, options);
-      }
-    }
-    return text;
-  }
+// What the words of a command line that cannot be parsed name: the verb, as far as they do, and
+// what is wrong with the first word that is no verb where a verb belongs; "" when there is none.
+struct Named {
+  std::string verb;
+  std::string unknown;
 };
-
-// The first word that is no verb where a verb belongs, with the nearest one; "" when all are verbs.
-std::string unknown_verb(const CLI::App& app, int argc, char** argv) {
+Named named_verb(const CLI::App& app, int argc, char** argv) {
+  Named named{.verb = app.get_name(), .unknown = {}};
   const CLI::App* at = &app;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
@@ -54,7 +32,7 @@ std::string unknown_verb(const CLI::App& app, int argc, char** argv) {
     }
     if (word.starts_with("-")) continue;
     const auto verbs = at->get_subcommands([](const CLI::App*) { return true; });
-    if (verbs.empty()) return {};
+    if (verbs.empty()) break;
     const CLI::App* next = nullptr;
     std::vector<std::string> names;
     for (const CLI::App* verb : verbs) {
@@ -63,12 +41,15 @@ std::string unknown_verb(const CLI::App& app, int argc, char** argv) {
     }
     if (next == nullptr) {
       const std::string hint = did_you_mean(word, names);
-      return fmt::format("unknown command \"{}\"{}", word,
-                         hint.empty() ? "; penstock --help lists all" : hint);
+      named.unknown =
+          fmt::format("unknown command \"{}\"{}", word,
+                      hint.empty() ? fmt::format("; {} --help lists all", named.verb) : hint);
+      break;
     }
     at = next;
+    named.verb += " " + at->get_name();
   }
-  return {};
+  return named;
 }
 
 // Asked for before parsing is done, so that a wrong flag beside it is still answered in JSON.
@@ -95,14 +76,14 @@ void add_exit_code_topic(CLI::App& app, Cli& cli) {
           {4, "not allowed"},
           {5, "no coordinator at that address"},
           {6, "conflict: port or name in use, wrong state"},
-          {7, "wait timed out; rm --checkpoints still goes on"},
+          {7, "wait or chaos timed out; rm --checkpoints still goes on"},
           {10, "the job failed"},
           {11, "the job was cancelled"},
           {12, "the job was preempted"},
           {13, "the job ran out of memory"},
           {14, "a data set or checkpoint is damaged"},
           {15, "a rank lost a peer; the cause is elsewhere"},
-          {16, "training diverged: the loss or gradient norm is NaN or infinite"},
+          {16, "diverged: a loss or gradient norm is NaN or infinite, or a guard stops it"},
           {17, "steps trained again have other bits than were recorded"},
           {18, "a rank's processor, memory or network changes bits (ranks only)"},
           {19, "a host failed a check of its hardware (workers only)"},
@@ -153,7 +134,7 @@ int run(int argc, char** argv) {
   cli.out.set_format(asks_for_json(argc, argv) ? OutputFormat::kJson : OutputFormat::kTable);
   CLI::App app("Trains mixture-of-experts language models on a cluster, and keeps them training.",
                "penstock");
-  app.formatter(std::make_shared<ExamplesFirst>());
+  app.formatter(help_formatter());
   app.footer(
       "Examples:\n"
       "  penstock dev up --workers 4                               a cluster on this host\n"
@@ -190,9 +171,10 @@ int run(int argc, char** argv) {
     app.parse(std::move(words));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);
-    const std::string verb = unknown_verb(app, argc, argv);
-    cli.out.error(invalid_argument(
-        verb.empty() ? std::string(error.what()) + "; see penstock --help" : verb));
+    const Named named = named_verb(app, argc, argv);
+    cli.out.error(invalid_argument(named.unknown.empty()
+                                       ? fmt::format("{}; see {} --help", error.what(), named.verb)
+                                       : named.unknown));
     return static_cast<int>(ExitCode::kUsage);
   }
   cli.out.set_format(format == "json" ? OutputFormat::kJson : OutputFormat::kTable);

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <future>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <thread>
 
 #include "comm/control/event_loop.h"
@@ -56,6 +57,49 @@ TEST_F(PenstockTest, HelpStartsWithExamples) {
     const ProgramRun run = penstock(arguments);
     EXPECT_EQ(run.exit_code, 0);
     EXPECT_EQ(run.out.find("Examples:\n  "), 0u) << run.out;
+  }
+}
+
+TEST_F(PenstockTest, HelpSaysWhatAValueIsInsteadOfWhichTypeHoldsIt) {
+  std::vector<std::vector<std::string>> verbs = {{}};
+  for (size_t i = 0; i < verbs.size(); ++i) {
+    std::vector<std::string> arguments = verbs[i];
+    arguments.push_back("--help");
+    const ProgramRun run = penstock(arguments);
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    for (const char* type : {" TEXT", " INT", " UINT", " FLOAT", "NONNEGATIVE", " in ["}) {
+      EXPECT_EQ(run.out.find(type), std::string::npos) << type << "\n" << run.out;
+    }
+    std::istringstream lines(
+        run.out.substr(std::min(run.out.find("Subcommands:"), run.out.size())));
+    for (std::string line; std::getline(lines, line) && !line.empty();) {
+      if (!line.starts_with("  ") || line[2] == ' ') continue;
+      verbs.push_back(verbs[i]);
+      verbs.back().push_back(line.substr(2, line.find_first_of(", ", 2) - 2));
+    }
+  }
+  EXPECT_GT(verbs.size(), 40u);
+  const std::string slow = penstock({"chaos", "slow", "--help"}).out;
+  for (const char* option : {"--rank RANK REQUIRED", "--for TIME=10s", "--factor FACTOR=4",
+                             "--output {table, json}=table", "  job REQUIRED  "}) {
+    EXPECT_NE(slow.find(option), std::string::npos) << option << "\n" << slow;
+  }
+  EXPECT_NE(penstock({"wait", "--help"}).out.find("--for CONDITION"), std::string::npos);
+}
+
+TEST_F(PenstockTest, WhatIsWrongPointsToTheHelpOfItsVerb) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> wrong = {
+      {{"--bogus"}, "; see penstock --help"},
+      {{"ps", "--bogus"}, "; see penstock ps --help"},
+      {{"checkpoint", "prune", "x", "--keep-last", "no"}, "; see penstock checkpoint prune --help"},
+      {{"chaos", "kill", "x", "--rank", "-1"},
+       "--rank: Value -1 not in range 0 to 1048575; see penstock chaos kill --help"},
+      {{"chaos", "--state-dir", "x", "kill"}, "; see penstock chaos kill --help"},
+      {{"chaos", "zzzzzzzzz"}, "; penstock chaos --help lists all"}};
+  for (const auto& [arguments, hint] : wrong) {
+    const ProgramRun run = penstock(arguments);
+    EXPECT_EQ(run.exit_code, 2);
+    EXPECT_NE(run.err.find(hint + "\n"), std::string::npos) << run.err;
   }
 }
 
