@@ -13,9 +13,9 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
-#include <charconv>
 
 #include "comm/base/clock.h"
 #include "comm/base/random.h"
@@ -285,31 +285,14 @@ class Soak {
   std::map<std::string, int64_t> verdicts_;
 };
 
-std::optional<Options> parse(int argc, char** argv) {
-  Options options;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string_view flag = argv[i];
-    const std::string_view text = argv[i + 1];
-    const char* const end = text.data() + text.size();
-    const auto read = [&](auto& value) {
-      const auto [rest, error] = std::from_chars(text.data(), end, value);
-      return error == std::errc() && rest == end;
-    };
-    const bool known = (flag == "--minutes" && read(options.minutes) && options.minutes > 0) ||
-                       (flag == "--seed" && read(options.seed));
-    if (!known) return std::nullopt;
-  }
-  return argc % 2 == 1 ? std::optional(options) : std::nullopt;
-}
-
 }  // namespace
 }  // namespace penstock
 
 int main(int argc, char** argv) {
-  const auto options = penstock::parse(argc, argv);
-  if (!options) {
-    fmt::print(stderr, "usage: chaos_soak [--minutes M] [--seed X]\n");
-    return 2;
-  }
-  return penstock::Soak(*options).run() ? 0 : 1;
+  penstock::Options options;
+  CLI::App app("Disturbs two jobs at random, and compares what comes of them.", "chaos_soak");
+  app.add_option("--minutes", options.minutes)->check(CLI::Range(0.01, 1e6));
+  app.add_option("--seed", options.seed);
+  CLI11_PARSE(app, argc, argv);
+  return penstock::Soak(options).run() ? 0 : 1;
 }

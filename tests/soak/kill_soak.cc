@@ -10,8 +10,8 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
-#include <charconv>
 
 #include "comm/base/clock.h"
 #include "comm/base/random.h"
@@ -153,35 +153,15 @@ class Soak {
   Kills killed_;
 };
 
-std::optional<Options> parse(int argc, char** argv) {
-  Options options;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string_view flag = argv[i];
-    const std::string_view text = argv[i + 1];
-    int64_t value = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size() || value < 0) return std::nullopt;
-    if (flag == "--kills") {
-      options.kills = value;
-    } else if (flag == "--seconds") {
-      options.seconds = value;
-    } else if (flag == "--seed") {
-      options.seed = static_cast<uint64_t>(value);
-    } else {
-      return std::nullopt;
-    }
-  }
-  return argc % 2 == 1 ? std::optional(options) : std::nullopt;
-}
-
 }  // namespace
 }  // namespace penstock
 
 int main(int argc, char** argv) {
-  const auto options = penstock::parse(argc, argv);
-  if (!options) {
-    fmt::print(stderr, "usage: kill_soak [--kills N] [--seconds S] [--seed X]\n");
-    return 2;
-  }
-  return penstock::Soak(*options).run() ? 0 : 1;
+  penstock::Options options;
+  CLI::App app("Kills at random what trains, and compares what comes of it.", "kill_soak");
+  app.add_option("--kills", options.kills)->check(CLI::Range(0, 1'000'000'000));
+  app.add_option("--seconds", options.seconds)->check(CLI::Range(0, 1'000'000'000));
+  app.add_option("--seed", options.seed);
+  CLI11_PARSE(app, argc, argv);
+  return penstock::Soak(options).run() ? 0 : 1;
 }
