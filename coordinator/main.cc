@@ -1,6 +1,7 @@
 // penstock-coordinator: accepts jobs, places them on workers, recovers them, commits their
 // checkpoints.
 #include <CLI/CLI.hpp>
+#include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 
@@ -38,12 +39,17 @@ int run(int argc, char** argv) {
       ->check(address_error);
   app.add_option("--http-port", options.http_port, "port of API, page and metrics; 0: any free one")
       ->capture_default_str();
-  app.add_option("--control-port", options.control_port, "port workers connect to; 0: any free one")
+  app.add_option("--control-port", options.control_port,
+                 "port workers connect to, over TCP and UDP; 0: any free one")
       ->capture_default_str();
   app.add_option("--heartbeat-interval-ms", options.heartbeat_interval_ms,
-                 "between heartbeats of a worker; three missed ones mean that it is lost")
+                 "between heartbeats of a worker; one that has missed three gets no new ranks")
       ->capture_default_str()
       ->check(CLI::Range(20, 60'000));
+  app.add_option("--lease-ms", options.lease_ms,
+                 "how long ranks go on whose worker cannot be reached, before they end and their "
+                 "job moves elsewhere; default 15 heartbeats")
+      ->check(CLI::Range(100, 3'600'000));
   app.add_option("--scrub-rate", options.scrub_bytes_per_second,
                  "bytes a second, such as 20MiB, at which each running job's checkpoints are read "
                  "over in the background, and those of all ended jobs together; 0: not at all")
@@ -59,6 +65,14 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
+  }
+  constexpr int kBeatsMin = 4;  // silent is who has missed three
+  if (options.lease_ms != 0 && options.lease_ms < kBeatsMin * options.heartbeat_interval_ms) {
+    std::fprintf(stderr,
+                 "penstock-coordinator: --lease-ms %" PRId64
+                 " is less than four times --heartbeat-interval-ms %" PRId64 "\n",
+                 options.lease_ms, options.heartbeat_interval_ms);
+    return static_cast<int>(ExitCode::kUsage);
   }
   if (options.state_dir.empty()) options.state_dir = default_state_dir("coordinator");
   start_logging("coordinator");

@@ -1,5 +1,8 @@
 #include "comm/control/channel_socket.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
 #include <zmq.h>
 
 #include <array>
@@ -24,11 +27,14 @@ constexpr int kReconnectMaxMs = 1000;
 constexpr int kPingIntervalMs = 2000;
 constexpr int kPingTimeoutMs = 10000;
 constexpr int kHandshakeMs = 5000;
+// While the process is stopped; workers find out so that it is (pulse_thread.h). The system may
+// allow less.
+constexpr int kConnectionsWaitingMax = 4096;
 
-constexpr int kMonitoredEvents = ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED |
-                                 ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
-                                 ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
-                                 ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+constexpr int kMonitoredEvents =
+    ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED |
+    ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |
+    ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
 
 Status zmq_status(int error_number, const std::string& what) {
   const std::string message = fmt::format("{}: {}", what, zmq_strerror(error_number));
@@ -63,6 +69,14 @@ int file_descriptor_of(void* socket) {
   const int rc = zmq_getsockopt(socket, ZMQ_FD, &fd, &size);
   PENSTOCK_CHECK(rc == 0, errno);
   return fd;
+}
+
+// What a lossy link swallows is sent again after the same time each time, not after twice as long:
+// a control connection has few small segments under way, and adds to no congestion. ZeroMQ's own
+// threads may have closed the descriptor already, so whatever goes wrong is no error.
+void send_again_soon(int fd) {
+  const int on = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, &on, sizeof on);
 }
 
 // Closes itself; zmq_msg_t owns a buffer once received into.
@@ -107,6 +121,7 @@ Status ZmqSocket::configure(const ZmqSocketOptions& options) {
     return zmq_status(errno, "ZMQ_MAXMSGSIZE");
   }
   if (kind_ == ZmqKind::kRouter) {
+    PENSTOCK_TRY(set_option(socket_, ZMQ_BACKLOG, kConnectionsWaitingMax));
     PENSTOCK_TRY(set_option(socket_, ZMQ_ROUTER_MANDATORY, 1));
     return set_option(socket_, ZMQ_ROUTER_HANDOVER, 1);
   }
@@ -308,8 +323,9 @@ bool ZmqSocket::receive_event() {
   std::memcpy(&value, header.bytes().data() + sizeof kind, sizeof value);
   Message address;
   if (!header.more() || !address.receive(monitor_)) return false;
-  if (kind == ZMQ_EVENT_ACCEPTED) {
-    backlogs_.opened(value);
+  if (kind == ZMQ_EVENT_ACCEPTED || kind == ZMQ_EVENT_CONNECTED) {
+    send_again_soon(value);
+    if (kind == ZMQ_EVENT_ACCEPTED) backlogs_.opened(value);
     return true;
   }
   ZmqEvent event = ZmqEvent::kHandshakeFailed;

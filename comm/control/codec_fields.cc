@@ -187,11 +187,15 @@ void put(wire::Registered::Builder builder, const Registered& message) {
   builder.setWorker(message.worker.value);
   builder.setHeartbeatIntervalMs(message.heartbeat_interval_ms);
   builder.setRefusal(text(message.refusal));
+  builder.setLeaseMs(message.lease_ms);
+  builder.setHeardSequence(message.heard_sequence);
 }
 void take(wire::Registered::Reader reader, Registered& message) {
   message.worker.value = reader.getWorker();
   message.heartbeat_interval_ms = reader.getHeartbeatIntervalMs();
   message.refusal = take_text(reader.getRefusal());
+  message.lease_ms = reader.getLeaseMs();
+  message.heard_sequence = reader.getHeardSequence();
 }
 
 void put(wire::Heartbeat::Builder builder, const Heartbeat& message) {

@@ -70,10 +70,13 @@ struct Register {
 }
 
 struct Registered {
-  # Coordinator -> worker, in answer to each Register. Loss-tolerant: Register is repeated.
+  # Coordinator -> worker, in answer to each Register and Heartbeat. Loss-tolerant: both are
+  # repeated.
   worker              @0 :UInt64;  # the same for the same name; 0: unknown here, register again
   heartbeatIntervalMs @1 :Int64;   # 1 .. 3600000 unless refused
   refusal             @2 :Text;    # not empty: the daemon prints it and exits
+  leaseMs             @3 :Int64;   # 0 .. 3600000; ranks end so long after it last heard; 0: never
+  heardSequence       @4 :UInt64;  # the Heartbeat this answers; 0: a Register
 }
 
 struct Heartbeat {

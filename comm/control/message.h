@@ -68,14 +68,18 @@ struct Register {
   bool operator==(const Register&) const = default;
 };
 
-// Coordinator -> worker: the answer to Register. A non-empty refusal means: exit, and print it.
-// Worker 0 without a refusal means: this coordinator does not know you (it restarted); Register
-// again, and after the answer repeat every RankReady, SegmentSaved, SaveFailed, RankFinished and
-// RankExited that has not been answered yet.
+// Coordinator -> worker: the answer to Register, and to every Heartbeat. A non-empty refusal means:
+// exit, and print it. Worker 0 without a refusal means: this coordinator does not know you (it
+// restarted); Register again, and after the answer repeat every RankReady, SegmentSaved,
+// SaveFailed, RankFinished and RankExited that has not been answered yet.
 struct Registered {
   WorkerId worker;
   int64_t heartbeat_interval_ms = 0;
   std::string refusal;
+  // For so long after it was last heard the worker's ranks may run, and nobody takes their place;
+  // 0: for ever, of an older coordinator.
+  int64_t lease_ms = 0;
+  uint64_t heard_sequence = 0;  // of the Heartbeat that this answers; 0: it answers Register
   bool operator==(const Registered&) const = default;
 };
 

@@ -174,7 +174,9 @@ Status check(const Registered& message) {
   if (!message.refusal.empty()) return {};
   const bool in_range =
       message.heartbeat_interval_ms >= 1 && message.heartbeat_interval_ms <= kMillisecondsMax;
-  return check_that(in_range, "heartbeat_interval_ms", "is not in 1 .. 3600000");
+  PENSTOCK_TRY(check_that(in_range, "heartbeat_interval_ms", "is not in 1 .. 3600000"));
+  const bool lease_in_range = message.lease_ms >= 0 && message.lease_ms <= kMillisecondsMax;
+  return check_that(lease_in_range, "lease_ms", "is not in 0 .. 3600000");
 }
 
 Status check(const Heartbeat& message) {

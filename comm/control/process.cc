@@ -68,6 +68,7 @@ struct ChildPlan {
   int stdout_fd;  // -1: inherit
   int stderr_fd;
   int error_fd;  // receives errno when exec fails; closed by exec
+  int kept_fd;   // -1: none
   bool new_process_group;
   bool die_with_parent;
   pid_t parent;
@@ -99,6 +100,7 @@ struct ChildPlan {
   if (plan.stderr_fd >= 0 && dup2(plan.stderr_fd, STDERR_FILENO) < 0) fail_child(plan);
   // Not only ours are O_CLOEXEC: libraries open descriptors too.
   if (close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) != 0) fail_child(plan);
+  if (plan.kept_fd >= 0 && fcntl(plan.kept_fd, F_SETFD, 0) != 0) fail_child(plan);
   if (plan.working_directory != nullptr && chdir(plan.working_directory) != 0) fail_child(plan);
   execve(plan.argv[0], plan.argv, plan.envp);
   fail_child(plan);
@@ -159,6 +161,7 @@ Result<ChildProcess> ChildProcess::spawn(const SpawnOptions& options) {
       .stdout_fd = stdout_pipe.write.get(),
       .stderr_fd = stderr_pipe.write.get(),
       .error_fd = error_pipe.write.get(),
+      .kept_fd = options.kept_descriptor,
       .new_process_group = options.new_process_group,
       .die_with_parent = options.die_with_parent,
       .parent = getpid(),

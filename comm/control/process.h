@@ -23,6 +23,7 @@ struct SpawnOptions {
   // SIGKILL for the child as soon as the THREAD that spawned it ends (prctl PR_SET_PDEATHSIG):
   // spawn from a thread that lives as long as the process.
   bool die_with_parent = true;
+  int kept_descriptor = -1;  // the child has it too, under the same number; -1: none
 };
 
 // How a process ended. Exactly one of the two says something.
@@ -42,9 +43,9 @@ ProcessState process_state(pid_t pid);
 // reaps it. Not thread-safe.
 class ChildProcess {
  public:
-  // The child has only stdin (/dev/null), stdout and stderr open, default signal actions and no
-  // blocked signals. Returns after exec: a program that does not exist or is not executable is an
-  // error here, with its path.
+  // The child has only stdin (/dev/null), stdout, stderr and kept_descriptor open, default signal
+  // actions and no blocked signals. Returns after exec: a program that does not exist or is not
+  // executable is an error here, with its path.
   static Result<ChildProcess> spawn(const SpawnOptions& options);
 
   ChildProcess(ChildProcess&& other) noexcept;

@@ -12,11 +12,16 @@
 // a guard takes steps back; neither is a failure.
 //
 // Fencing: a job's epoch grows by one per start. STOPPING and RECOVERING order StopRanks(epoch)
-// from every worker of the placement and last until each has answered RanksStopped, or is lost.
-// Only then may devices be given away or a new epoch be placed. A lost worker may still run ranks
-// of the old epoch for as long as it cannot be reached; nothing they report or save is accepted
-// (their epoch is lower), and the first thing it hears when it comes back is the order to stop
-// them.
+// from every worker of the placement and last until each has answered RanksStopped, or is lost, or
+// is silent while another has answered. Only then may devices be given away or a new epoch be
+// placed.
+//
+// A worker that is silent is not lost: its ranks may train, and nothing is done about it. It is
+// lost when its host proves that it is gone, or when its lease is over, by which its ranks have
+// ended by themselves (comm/control/lease_file.h). An epoch needs all its ranks for every step:
+// where some are known to have ended, it makes no progress any more whatever the others do, so its
+// job waits for no silent worker. Nothing that such ranks report or save is accepted (their epoch
+// is lower), and the first thing their worker hears when it is back is the order to stop them.
 //
 // Every order is repeated until what workers report shows it done, so that any message may be lost.
 #pragma once
@@ -37,7 +42,11 @@ namespace penstock {
 struct CoreConfig {
   std::string checkpoint_root;  // jobs without checkpoint.dir get <root>/<job id>; absolute
   Duration heartbeat_interval = std::chrono::seconds(1);
-  int silent_beats = 3;  // a worker is lost after this many without a word
+  int silent_beats = 3;  // a worker is silent after this many without a word
+  // A silent worker is lost when this and the margin have passed: by then its ranks have ended,
+  // also where nobody can tell them to, because it has heard nothing for the lease.
+  Duration lease = std::chrono::seconds(15);
+  Duration lease_margin = std::chrono::seconds(2);    // for ranks to notice, and end
   Duration startup_grace = std::chrono::seconds(10);  // for workers to come back after a restart
   Duration start_timeout = std::chrono::seconds(60);  // for every rank process to exist
   Duration checkpoint_timeout =
@@ -72,6 +81,8 @@ class Coordinator {
   const Job* find_job(const std::string& id_or_name) const;
   // Devices of a worker that no placement holds.
   std::vector<int32_t> free_devices(WorkerId id) const;
+  // Whether that process of that worker counts as up, so that its pulses are taken note of.
+  bool hears(WorkerId id, uint64_t incarnation) const;
   uint64_t last_event_sequence() const { return event_sequence_; }
   // What RebalanceJob would do by the newest measured load. kFailedPrecondition says why it would
   // do nothing.
@@ -144,6 +155,8 @@ class Coordinator {
 
   // coordinator_workers.cc: registration, heartbeats, silence.
   void on_event(const WorkerMessage& event);
+  void on_event(const WorkerPulse& pulse);
+  void on_event(const WorkerGone& gone);
   void on_event(const Tick& tick);
   void on_register(const std::string& peer, const Register& message);
   std::string refusal_of(const Register& message) const;
@@ -151,9 +164,14 @@ class Coordinator {
   void on_new_incarnation(Worker& worker, bool cluster_restarted);
   void observe_ranks(Worker& worker, const std::vector<RankStatus>& ranks);
   void observe_rank(Worker& worker, const RankStatus& status);
-  bool silent_for_too_long(Duration silence) const;
+  void hear(Worker& worker);
+  bool is_silent(const Worker& worker) const;
+  bool lease_is_over(const Worker& worker) const;
+  Failure failure_of_silent(const Worker& worker) const;
+  void do_without_silent(Job& job);
+  Registered welcome(WorkerId id, uint64_t heard_sequence = 0) const;
   void stop_stale(Worker& worker);
-  void lose_worker(Worker& worker);
+  void lose_worker(Worker& worker, const std::string& why);
   void repeat_orders(Job& job);
   void check_deadlines(Job& job);
   void advance(Job& job);

@@ -98,7 +98,8 @@ bool Coordinator::ready_to_place(Job& job) {
   } else if (std::any_of(workers_.begin(), workers_.end(), [&](const auto& entry) {
                const Worker& worker = entry.second;
                return worker.state == WorkerState::kExpected ||
-                      (worker.state == WorkerState::kUp && worker.stale.contains(job.record.id));
+                      (worker.state == WorkerState::kUp && !is_silent(worker) &&
+                       worker.stale.contains(job.record.id));
              })) {
     return false;  // a rank of an older epoch may still run there
   }
@@ -194,7 +195,7 @@ void Coordinator::on_event(const CheckpointFound& found) {
 std::vector<FreeDevices> Coordinator::free_on_workers() const {
   std::vector<FreeDevices> free;
   for (const auto& [id, worker] : workers_) {
-    if (worker.state == WorkerState::kUp && worker.stale.empty()) {
+    if (worker.state == WorkerState::kUp && worker.stale.empty() && !is_silent(worker)) {
       free.push_back({id, free_devices(id)});
     }
   }

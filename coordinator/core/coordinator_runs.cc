@@ -73,6 +73,11 @@ void Coordinator::on_message(Worker& worker, const RankExited& message) {
         checkpoint ? fmt::format("; the last good checkpoint is of step {}", checkpoint->step)
                    : "; there is no checkpoint from before";
   }
+  if (failure.reason.code == kCausePeerLost) {
+    for (const WorkerId host : hosts(*job)) {
+      if (is_silent(workers_.at(host))) failure = failure_of_silent(workers_.at(host));
+    }
+  }
   fail(*job, std::move(failure));
 }
 

@@ -11,6 +11,8 @@ namespace {
 
 constexpr int32_t kDevicesPerWorkerMax = 4096;
 constexpr size_t kWorkerNameBytesMax = 255;
+// Ticks may be that late without anybody's having been away; leases have a longer margin.
+constexpr Duration kTickLateMin = std::chrono::milliseconds(500);
 constexpr size_t kWorkersMax = 65'536;  // ever; each name is on record for good
 
 int64_t to_milliseconds(Duration span) {
@@ -26,18 +28,16 @@ void Coordinator::on_event(const WorkerMessage& event) {
   const auto peer = worker_by_peer_.find(event.peer);
   if (peer == worker_by_peer_.end()) {
     // A worker that talked to the coordinator before this one: ask it to introduce itself.
-    effects_.messages.push_back(
-        {event.peer, Registered{{}, to_milliseconds(config_.heartbeat_interval), {}}});
+    effects_.messages.push_back({event.peer, welcome({})});
     return;
   }
   Worker& worker = workers_.at(peer->second);
   if (worker.state != WorkerState::kUp) {
     // It was given up, and its ranks' devices with it: it must say anew what it runs.
-    effects_.messages.push_back(
-        {event.peer, Registered{{}, to_milliseconds(config_.heartbeat_interval), {}}});
+    effects_.messages.push_back({event.peer, welcome({})});
     return;
   }
-  worker.last_seen = now_;
+  hear(worker);
   std::visit(
       [&](const auto& message) {
         if constexpr (requires { this->on_message(worker, message); }) {
@@ -72,11 +72,12 @@ std::string Coordinator::refusal_of(const Register& message) const {
 }
 
 void Coordinator::on_register(const std::string& peer, const Register& message) {
-  const int64_t interval_ms = to_milliseconds(config_.heartbeat_interval);
   if (std::string refusal = refusal_of(message); !refusal.empty()) {
     note_cluster("worker " + message.name.substr(0, kWorkerNameBytesMax),
                  {"worker_refused", refusal});
-    effects_.messages.push_back({peer, Registered{{}, interval_ms, std::move(refusal)}});
+    Registered answer = welcome({});
+    answer.refusal = std::move(refusal);
+    effects_.messages.push_back({peer, std::move(answer)});
     return;
   }
   const auto known = worker_by_name_.find(message.name);
@@ -91,13 +92,12 @@ void Coordinator::on_register(const std::string& peer, const Register& message) 
   const bool restarted = !is_new && worker.record.incarnation != message.incarnation;
   const bool replaced = restarted && worker.state == WorkerState::kUp && worker.peer != peer;
   if (replaced) {
-    effects_.messages.push_back(
-        {worker.peer,
-         Registered{{},
-                    interval_ms,
-                    fmt::format("another daemon named \"{}\" has registered since; names "
-                                "must be unique among workers",
-                                message.name)}});
+    Registered farewell = welcome({});
+    farewell.refusal = fmt::format(
+        "another daemon named \"{}\" has registered since; names "
+        "must be unique among workers",
+        message.name);
+    effects_.messages.push_back({worker.peer, std::move(farewell)});
   }
   if (worker.state != WorkerState::kUp || restarted) {
     note_cluster(
@@ -107,7 +107,7 @@ void Coordinator::on_register(const std::string& peer, const Register& message) 
   }
   const bool cluster_restarted = restarted && worker.state == WorkerState::kExpected;
   adopt_connection(worker, peer, message);
-  send(id, Registered{id, interval_ms, {}});
+  send(id, welcome(id));
   if (restarted) on_new_incarnation(worker, cluster_restarted);
   observe_ranks(worker, message.ranks);
   for (const JobId job_id : std::set<JobId>(open_jobs_)) {
@@ -117,6 +117,14 @@ void Coordinator::on_register(const std::string& peer, const Register& message) 
   }
   stop_stale(worker);
   schedule_needed_ = true;
+}
+
+Registered Coordinator::welcome(WorkerId id, uint64_t heard_sequence) const {
+  return {id,
+          to_milliseconds(config_.heartbeat_interval),
+          {},
+          to_milliseconds(config_.lease),
+          heard_sequence};
 }
 
 void Coordinator::stop_stale(Worker& worker) {
@@ -175,8 +183,28 @@ void Coordinator::on_message(Worker& worker, const Heartbeat& message) {
   if (message.incarnation != worker.record.incarnation) return;
   if (message.sequence <= worker.heartbeat_sequence) return;  // late or repeated
   worker.heartbeat_sequence = message.sequence;
+  send(worker.record.id, welcome(worker.record.id, message.sequence));
   observe_ranks(worker, message.ranks);
   if (!worker.stale.empty() && now_ - worker.stale_ordered_at >= two_beats()) stop_stale(worker);
+}
+
+bool Coordinator::hears(WorkerId id, uint64_t incarnation) const {
+  const Worker* const worker = find_worker(id);
+  return worker != nullptr && worker->state == WorkerState::kUp &&
+         worker->record.incarnation == incarnation;
+}
+
+// It says nothing about the worker's ranks: that is for heartbeats.
+void Coordinator::on_event(const WorkerPulse& pulse) {
+  if (hears(pulse.worker, pulse.incarnation)) hear(workers_.at(pulse.worker));
+}
+
+void Coordinator::on_event(const WorkerGone& gone) {
+  if (!hears(gone.worker, gone.incarnation)) return;
+  Worker& worker = workers_.at(gone.worker);
+  lose_worker(worker, fmt::format("the daemon of worker {} has ended, and its ranks with it: "
+                                  "its host refuses connections to it",
+                                  worker.record.name));
 }
 
 void Coordinator::observe_ranks(Worker& worker, const std::vector<RankStatus>& ranks) {
@@ -228,10 +256,9 @@ void Coordinator::on_event(const Tick&) {
   // theirs.
   const Duration away = now_ - last_tick_;
   last_tick_ = now_;
-  if (away > config_.heartbeat_interval) {
-    for (auto& [id, worker] : workers_) {
-      worker.last_seen = std::min(now_, worker.last_seen + away);
-    }
+  if (away > std::max(config_.heartbeat_interval, kTickLateMin)) {
+    // Workers have been told all the while that this host can be reached: their leases are whole.
+    for (auto& [id, worker] : workers_) hear(worker);
     for (const JobId id : open_jobs_) {
       Job& job = jobs_.at(id);
       job.heard_at = std::min(now_, job.heard_at + away);
@@ -239,10 +266,10 @@ void Coordinator::on_event(const Tick&) {
     }
   }
   for (auto& [id, worker] : workers_) {
-    const Duration silence = now_ - worker.last_seen;
-    const bool silent = (worker.state == WorkerState::kUp && silent_for_too_long(silence)) ||
-                        (worker.state == WorkerState::kExpected && silence > config_.startup_grace);
-    if (silent) lose_worker(worker);
+    if (lease_is_over(worker)) {
+      lose_worker(worker, fmt::format("no word from worker {} for {:.1f} s", worker.record.name,
+                                      to_seconds(now_ - worker.last_seen)));
+    }
     const bool stop_due = !worker.stale.empty() && now_ - worker.stale_ordered_at >= two_beats();
     if (stop_due && worker.state == WorkerState::kUp) stop_stale(worker);
   }
@@ -250,6 +277,7 @@ void Coordinator::on_event(const Tick&) {
     Job& job = jobs_.at(id);
     check_deadlines(job);
     watch_for_hang(job);
+    do_without_silent(job);
     repeat_orders(job);
     if (!job.placed() && now_ >= job.place_after && job.restore == Restore::kUnknown) {
       schedule_needed_ = true;
@@ -257,11 +285,51 @@ void Coordinator::on_event(const Tick&) {
   }
 }
 
-bool Coordinator::silent_for_too_long(Duration silence) const {
-  return silence > config_.silent_beats * config_.heartbeat_interval;
+void Coordinator::hear(Worker& worker) {
+  if (is_silent(worker)) {
+    schedule_needed_ = true;       // it gets ranks again
+    worker.stale_ordered_at = {};  // and hears at once what it did not
+  }
+  worker.last_seen = now_;
 }
 
-void Coordinator::lose_worker(Worker& worker) {
+bool Coordinator::is_silent(const Worker& worker) const {
+  return worker.state == WorkerState::kUp &&
+         now_ - worker.last_seen > config_.silent_beats * config_.heartbeat_interval;
+}
+
+bool Coordinator::lease_is_over(const Worker& worker) const {
+  const Duration lease = config_.lease + config_.lease_margin;
+  const Duration silence = now_ - worker.last_seen;
+  if (worker.state == WorkerState::kUp) return silence > lease;
+  // The coordinator before this one may have heard it until it went down.
+  return worker.state == WorkerState::kExpected && silence > std::max(lease, config_.startup_grace);
+}
+
+Failure Coordinator::failure_of_silent(const Worker& worker) const {
+  Failure failure;
+  failure.reason = {"worker_lost",
+                    fmt::format("no word from worker {} for {:.1f} s, and ranks elsewhere lost it",
+                                worker.record.name, to_seconds(now_ - worker.last_seen))};
+  failure.worker = worker.record.name;
+  return failure;
+}
+
+// Of an epoch that ends: those it awaits no longer have stopped their ranks, which proves that it
+// makes no progress.
+void Coordinator::do_without_silent(Job& job) {
+  if (job.awaiting.empty() || job.awaiting.size() == hosts(job).size()) return;
+  for (const WorkerId id : std::set<WorkerId>(job.awaiting)) {
+    Worker& worker = workers_.at(id);
+    if (!is_silent(worker)) continue;
+    worker.stale[job.record.id] = job.record.epoch;
+    fail(job, failure_of_silent(worker));  // nothing, where a cause is known
+    worker_stopped(job, id);
+    if (!job.placed()) return;
+  }
+}
+
+void Coordinator::lose_worker(Worker& worker, const std::string& why) {
   worker.state = WorkerState::kLost;
   worker.record.lost = true;
   effects_.workers.push_back(worker.record);
@@ -269,14 +337,12 @@ void Coordinator::lose_worker(Worker& worker) {
     worker.stale[hosted.job] = jobs_.at(hosted.job).record.epoch;
   }
   const std::string& name = worker.record.name;
-  const std::string silence =
-      fmt::format("no word from worker {} for {:.1f} s", name, to_seconds(now_ - worker.last_seen));
-  note_cluster("coordinator", {"worker_lost", silence});
+  note_cluster("coordinator", {"worker_lost", why});
   for (const JobId id : std::set<JobId>(open_jobs_)) {
     Job& job = jobs_.at(id);
     if (!hosts(job).contains(worker.record.id)) continue;
     Failure failure;
-    failure.reason = {"worker_lost", silence};
+    failure.reason = {"worker_lost", why};
     failure.worker = name;
     fail(job, std::move(failure));
     worker_stopped(job, worker.record.id);

@@ -56,6 +56,17 @@ struct WorkerMessage {
   std::string peer;
   ControlMessage message;
 };
+// A worker shows that it is there (comm/control/pulse.h).
+struct WorkerPulse {
+  WorkerId worker;
+  uint64_t incarnation = 0;
+};
+// That process of the worker and all its ranks have ended: their host says so
+// (comm/control/lifelines.h).
+struct WorkerGone {
+  WorkerId worker;
+  uint64_t incarnation = 0;
+};
 // The end of a CommitCheckpoint effect.
 struct CheckpointDone {
   JobId job;
@@ -94,8 +105,8 @@ struct CheckpointDamaged {
 struct Tick {};
 
 using Event = std::variant<SubmitJob, CancelJob, ResumeJob, RebalanceJob, RemoveJob, WorkerMessage,
-                           CheckpointDone, CheckpointFound, StepsRead, CheckpointDamaged,
-                           CheckpointsRemoved, Tick>;
+                           WorkerPulse, WorkerGone, CheckpointDone, CheckpointFound, StepsRead,
+                           CheckpointDamaged, CheckpointsRemoved, Tick>;
 
 // ---- out
 

@@ -103,7 +103,7 @@ struct Job {
 enum class WorkerState : uint8_t {
   kExpected,  // known from the records, not heard since this coordinator started
   kUp,
-  kLost,  // silent for too long: its ranks are taken to be gone
+  kLost,  // proven gone, or silent for longer than its lease: its ranks have ended
 };
 
 // One rank that a worker has a device for, in the current epoch of its job.
@@ -123,9 +123,9 @@ struct Worker {
   Instant last_seen;  // kExpected: when this coordinator started
   uint64_t heartbeat_sequence = 0;
   std::vector<HostedRank> hosted;  // what holds its devices
-  // Attempts that are over, but not known to be stopped here: it was lost while it hosted them, or
-  // says that it still runs them. Until it confirms the stop it gets nothing new, and those jobs
-  // start nowhere.
+  // Attempts that are over, but not known to be stopped here: it was lost or silent while it hosted
+  // them, or says that it still runs them. Until it confirms the stop it gets nothing new, and
+  // while it can be heard those jobs start nowhere.
   std::map<JobId, Epoch> stale;
   Instant stale_ordered_at;
 };

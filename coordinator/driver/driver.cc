@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -16,6 +17,8 @@
 #include "comm/base/log.h"
 #include "comm/control/channel.h"
 #include "comm/control/event_loop.h"
+#include "comm/control/lifelines.h"
+#include "comm/control/pulse_listener.h"
 #include "coordinator/driver/checkpoint_scrubber.h"
 #include "coordinator/driver/checkpoint_threads.h"
 #include "coordinator/driver/run_metrics.h"
@@ -23,7 +26,9 @@
 namespace penstock {
 namespace {
 
-constexpr Duration kTickInterval = std::chrono::milliseconds(100);
+// Longer than what ZeroMQ takes to give up a connection that lets nothing through and make another.
+constexpr int kLeaseBeats = 15;
+constexpr Duration kTickIntervalMax = std::chrono::milliseconds(100);
 
 // Wall-clock time that never jumps: set once, carried on by the monotonic clock.
 class SteadyWall {
@@ -67,11 +72,14 @@ struct Driver::Impl {
     CoreConfig config;
     config.checkpoint_root = (options.state_dir / "checkpoints").string();
     config.heartbeat_interval = std::chrono::milliseconds(options.heartbeat_interval_ms);
+    config.lease = options.lease_ms > 0 ? Duration(std::chrono::milliseconds(options.lease_ms))
+                                        : kLeaseBeats * config.heartbeat_interval;
     return config;
   }
 
   Status start();
   Status listen();
+  void listen_to_pulses();
   Status write_endpoints() const;
   ApiActions api_actions();
   void feed(const Event& event);
@@ -95,6 +103,10 @@ struct Driver::Impl {
   std::unique_ptr<CheckpointThreads> checkpoints;
   std::unique_ptr<CheckpointScrubber> scrubber;
   std::unique_ptr<RouterChannel> workers;
+  std::unique_ptr<PulseListener> pulses;  // none where its port is taken
+  Lifelines lifelines{loop, [this](WorkerId worker, uint64_t incarnation) {
+                        feed(WorkerGone{worker, incarnation});
+                      }};
   std::unique_ptr<HttpServer> http;
   std::optional<Api> api;
   std::map<RequestId, std::function<void(const Answer&)>> requests;
@@ -115,7 +127,8 @@ Status Driver::Impl::start() {
   act(std::move(effects));
   PENSTOCK_TRY(broken);
   PENSTOCK_TRY(write_endpoints());
-  loop.call_every(kTickInterval, [this] { tick(); });
+  const Duration beat = std::chrono::milliseconds(options.heartbeat_interval_ms);
+  loop.call_every(std::min(kTickIntervalMax, beat / 2), [this] { tick(); });
   return {};
 }
 
@@ -154,7 +167,7 @@ Status Driver::Impl::listen() {
   };
   const std::string endpoint = "tcp://" + host_and_port(options.bind, options.control_port);
   PENSTOCK_TRY_ASSIGN(workers, RouterChannel::bind(loop, endpoint, std::move(handlers)));
-
+  listen_to_pulses();
   api.emplace(core, *store, logs, registry, api_actions());
   HttpServerOptions http_options;
   http_options.bind = options.bind;
@@ -167,6 +180,23 @@ Status Driver::Impl::listen() {
                                           api->handle(request, std::move(respond));
                                         }));
   return {};
+}
+
+void Driver::Impl::listen_to_pulses() {
+  const auto hear = [this](const Pulse& pulse, const SocketAddress& from) {
+    if (!broken.ok() || !core.hears(pulse.worker, pulse.incarnation)) return false;
+    feed(WorkerPulse{pulse.worker, pulse.incarnation});
+    if (pulse.life_port != 0) {
+      lifelines.hold(pulse.worker, pulse.incarnation, with_port(from, pulse.life_port));
+    }
+    return true;
+  };
+  auto bound = PulseListener::bind(loop, workers->endpoint(), hear);
+  if (!bound.ok()) {
+    return log_warning("workers are known by their heartbeats alone, no pulses: {}",
+                       bound.status().message());
+  }
+  pulses = std::move(bound).value();
 }
 
 Status Driver::Impl::write_endpoints() const {
@@ -286,6 +316,7 @@ void Driver::Impl::append_log(const LogChunk& chunk) {
 }
 
 void Driver::Impl::tick() {
+  if (pulses) pulses->hear_all();
   feed(Tick{});
   api->expire();
 }

@@ -104,7 +104,7 @@ TEST_F(ChaosTest, APauseLongerThanTheHangTimeoutIsFoundAndNamed) {
 
 TEST_F(ChaosTest, AWorkerThatIsCutOffIsLostAndTheSpareTakesOver) {
   start_job("cut");
-  const Json report = json_of({"chaos", "partition", "cut", "--rank", "0", "--for", "8s"});
+  const Json report = json_of({"chaos", "partition", "cut", "--rank", "0", "--for", "30s"});
   EXPECT_EQ(report["outcome"], "recovered") << report.dump(1);
   EXPECT_EQ(report["detected"]["code"], "worker_lost") << report.dump(1);
   const std::string lost = report["worker"];

@@ -117,6 +117,8 @@ TEST(MessageCheckTest, RegisteredMayAskToRegisterAgainOrRefuse) {
 TEST(MessageCheckTest, HeartbeatIntervalsAreBounded) {
   expect_refused(Registered{{1}, 0, ""}, "heartbeat_interval_ms");
   expect_refused(Registered{{1}, 3'600'001, ""}, "heartbeat_interval_ms");
+  expect_refused(Registered{{1}, 1000, "", -1}, "lease_ms");
+  expect_refused(Registered{{1}, 1000, "", 3'600'001}, "lease_ms");
 }
 
 TEST(MessageCheckTest, HeartbeatNeedsAWorker) {

@@ -118,6 +118,8 @@ void fill(Registered& message, Random& random) {
   }
   message.worker.value = number<uint64_t>(random, 1);
   message.heartbeat_interval_ms = 1 + static_cast<int64_t>(random.below(3'600'000));
+  message.lease_ms = static_cast<int64_t>(random.below(3'600'001));
+  message.heard_sequence = random.next();
 }
 
 void fill(Heartbeat& message, Random& random) {

@@ -54,6 +54,9 @@ class CoreHarness {
   static CoreConfig test_config() {
     CoreConfig config;
     config.checkpoint_root = "/state/checkpoints";
+    // A silent worker is lost after three beats.
+    config.lease = std::chrono::seconds(2);
+    config.lease_margin = std::chrono::seconds(1);
     return config;
   }
 

@@ -6,6 +6,9 @@
 namespace penstock {
 namespace {
 
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
 Register registration(const std::string& name, uint64_t incarnation, int32_t devices) {
   Register message;
   message.name = name;
@@ -82,6 +85,45 @@ TEST(CoreWorkersTest, ALateOrRepeatedHeartbeatIsDropped) {
   for (const RankView& rank : h.job(job).ranks) EXPECT_FALSE(rank.missing_since.has_value());
 }
 
+TEST(CoreWorkersTest, PulsesKeepAWorkerThatIsUpAndNoOther) {
+  CoreHarness h;
+  h.add_worker("w0", 2);
+  h.workers.at("w0").alive = false;
+  for (int i = 0; i < 20; ++i) {
+    h.pass(std::chrono::milliseconds(500));
+    ASSERT_TRUE(h.core().hears(WorkerId{1}, 1));
+    h.feed(WorkerPulse{WorkerId{1}, 1});
+  }
+  EXPECT_FALSE(h.core().hears(WorkerId{1}, 2)) << "of the process before it";
+  EXPECT_FALSE(h.core().hears(WorkerId{2}, 1));
+  for (int i = 0; i < 20; ++i) {
+    h.pass(std::chrono::milliseconds(500));
+    h.feed(WorkerPulse{WorkerId{1}, 2});
+  }
+  EXPECT_FALSE(h.core().hears(WorkerId{1}, 1)) << "it is lost, and has to register first";
+  EXPECT_TRUE(h.has_event("worker_lost"));
+}
+
+TEST(CoreWorkersTest, AWorkerThatIsProvenGoneIsLostAtOnceAndNoOther) {
+  CoreHarness h;
+  h.add_worker("w0", 2);
+  h.add_worker("w1", 2);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.feed(WorkerGone{WorkerId{2}, 7});
+  EXPECT_EQ(h.state(job), JobState::kRunning) << "of a process before it";
+  h.feed(WorkerGone{WorkerId{2}, 1});
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+  EXPECT_EQ(h.record(job).reason.code, "worker_lost");
+  EXPECT_NE(h.record(job).reason.message.find("w1 has ended"), std::string::npos);
+  EXPECT_TRUE(h.core().hears(WorkerId{1}, 1));
+  EXPECT_FALSE(h.core().hears(WorkerId{2}, 1));
+  h.confirm_stops(job);
+  h.answer_find();
+  h.add_worker("w2", 2);
+  h.run(job);
+}
+
 TEST(CoreWorkersTest, AMessageThatIsNotAWorkersToSendIsDropped) {
   CoreHarness h;
   h.add_worker("w0", 4);
@@ -123,6 +165,151 @@ TEST(CoreWorkersTest, DevicesOfAWorkerLongGoneCountNoMore) {
   EXPECT_TRUE(h.submit(four_rank_spec("a")).status.ok());
   h.pass(std::chrono::minutes(6));
   EXPECT_EQ(h.submit(four_rank_spec("b")).status.code(), Code::kInvalidArgument);
+}
+
+// ---- silence is not death
+
+CoreConfig with_lease() {
+  CoreConfig config = CoreHarness::test_config();
+  config.lease = seconds(15);
+  config.lease_margin = seconds(2);
+  return config;
+}
+
+TEST(CoreWorkersTest, AHeartbeatIsAnsweredOnceItCounts) {
+  CoreHarness h(with_lease());
+  h.add_worker("w0", 2);
+  EXPECT_EQ(h.sent<Registered>().back().lease_ms, 15'000);
+  EXPECT_EQ(h.sent<Registered>().back().heard_sequence, 0U);
+  h.clear();
+  h.heartbeat("w0");
+  h.heartbeat("w0");
+  ASSERT_EQ(h.sent<Registered>().size(), 2U);
+  EXPECT_EQ(h.sent<Registered>().back().heard_sequence, 2U);
+  EXPECT_EQ(h.sent<Registered>().back().lease_ms, 15'000);
+  h.clear();
+  Heartbeat late;
+  late.incarnation = 1;
+  late.sequence = 1;
+  h.say("w0", late);
+  EXPECT_TRUE(h.sent<Registered>().empty());
+}
+
+TEST(CoreWorkersTest, ASilentWorkerKeepsItsRanksForAsLongAsItsLease) {
+  CoreHarness h(with_lease());
+  h.add_worker("w0", 4);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.workers.at("w0").alive = false;
+  h.pass(seconds(16));
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+  EXPECT_FALSE(h.has_event("worker_lost"));
+  h.workers.at("w0").alive = true;
+  h.pass(seconds(5));
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+  EXPECT_EQ(h.record(job).restarts, 0);
+  h.workers.at("w0").alive = false;
+  h.pass(milliseconds(17'500));
+  EXPECT_EQ(h.record(job).reason.code, "worker_lost") << "lease and margin are over";
+}
+
+TEST(CoreWorkersTest, ASilentWorkerGetsNothingNew) {
+  CoreHarness h(with_lease());
+  h.add_worker("w0", 4);
+  h.workers.at("w0").alive = false;
+  h.pass(seconds(4));
+  h.clear();
+  const JobId job = h.submit_ok(four_rank_spec());
+  EXPECT_TRUE(h.sent<StartRank>().empty());
+  h.workers.at("w0").alive = true;
+  h.pass(seconds(1));
+  h.run(job);
+}
+
+// The ranks of the other worker lost a peer, which proves that no step is finished any more.
+TEST(CoreWorkersTest, AJobSomeOfWhoseRanksHaveEndedDoesNotWaitForASilentWorker) {
+  CoreHarness h(with_lease());
+  h.add_worker("w0", 2);
+  h.add_worker("w1", 2);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.add_worker("w2", 2);
+  h.workers.at("w1").alive = false;
+  h.say("w0", RankExited{job, Epoch{1}, Rank{0}, 15, 0, "peer lost"});
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+  h.workers.at("w0").ranks.clear();
+  h.say("w0", RanksStopped{job, Epoch{1}, {}});
+  EXPECT_EQ(h.state(job), JobState::kRecovering) << "w1 has missed nothing yet";
+  h.pass(seconds(4));
+  EXPECT_EQ(h.record(job).last_failure->reason.code, "worker_lost") << "it is what was lost";
+  EXPECT_EQ(h.record(job).last_failure->worker, "w1");
+  h.answer_find();
+  h.run(job);
+  EXPECT_EQ(h.record(job).epoch, Epoch{2});
+  EXPECT_TRUE(h.core().hears(WorkerId{2}, 1)) << "it itself is not given up";
+  h.clear();
+  h.workers.at("w1").alive = true;
+  h.pass(seconds(1));
+  ASSERT_FALSE(h.sent<StopRanks>().empty()) << "the first thing it hears";
+  EXPECT_EQ(h.sent<StopRanks>()[0].epoch, Epoch{1});
+}
+
+// Its ranks ended with its lease, and the others are heard first.
+TEST(CoreWorkersTest, ASilentWorkerIsTheCauseOfAPeerThatWasLost) {
+  CoreHarness h(with_lease());
+  h.add_worker("w0", 2);
+  h.add_worker("w1", 2);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.workers.at("w1").alive = false;
+  h.pass(seconds(15));
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+  h.say("w0", RankExited{job, Epoch{1}, Rank{0}, 15, 0, "peer lost"});
+  EXPECT_EQ(h.record(job).reason.code, "worker_lost");
+  EXPECT_NE(h.record(job).reason.message.find("no word from worker w1"), std::string::npos);
+}
+
+TEST(CoreWorkersTest, AJobNoneOfWhoseRanksIsKnownToHaveEndedWaitsForTheLease) {
+  CoreHarness h(with_lease());
+  h.add_worker("w0", 4);
+  h.add_worker("w1", 4);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  const std::string host = h.host_of(job, 0);
+  h.workers.at(host).alive = false;
+  h.pass(seconds(4));
+  EXPECT_TRUE(h.cancel(job).status.ok());
+  h.pass(seconds(12));
+  EXPECT_EQ(h.state(job), JobState::kStopping);
+  h.pass(seconds(3));
+  EXPECT_EQ(h.state(job), JobState::kCancelled);
+}
+
+TEST(CoreWorkersTest, TimeInWhichTheCoordinatorDidNotRunIsNobodysSilence) {
+  CoreHarness h(with_lease());
+  h.add_worker("w0", 4);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.workers.at("w0").alive = false;
+  h.pass(seconds(10));
+  h.jump(seconds(60));
+  h.pass(seconds(16));  // workers that saw it stopped count their leases from then
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+  h.pass(seconds(3));
+  EXPECT_EQ(h.record(job).reason.code, "worker_lost");
+}
+
+TEST(CoreWorkersTest, ARestartedCoordinatorWaitsForAsLongAsTheLeaseOfTheOneBefore) {
+  CoreHarness h(with_lease());
+  h.add_worker("w0", 4);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.workers.at("w0").alive = false;
+  h.restart_coordinator();
+  h.pass(seconds(16));
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+  h.pass(seconds(2));
+  EXPECT_EQ(h.record(job).reason.code, "worker_lost");
 }
 
 }  // namespace

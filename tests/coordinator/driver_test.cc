@@ -10,6 +10,7 @@
 
 #include "comm/control/channel.h"
 #include "comm/control/event_loop.h"
+#include "comm/control/pulse_thread.h"
 #include "coordinator/core/records.h"
 #include "tests/run/spec_text.h"
 #include "tests/support/cluster.h"
@@ -70,6 +71,9 @@ class ScriptedWorker {
   void say(ControlMessage message) {
     loop_.post([this, message = std::move(message)] { send(message); });
   }
+  void stop_beating() {
+    loop_.post([this] { beats_ = false; });
+  }
 
  private:
   void send(const ControlMessage& message) {
@@ -90,7 +94,7 @@ class ScriptedWorker {
     ASSERT_TRUE(connected.ok());
     channel_ = *std::move(connected);
     loop_.call_every(std::chrono::milliseconds(100), [this] {
-      if (!registered_ || !channel_->connected()) return;
+      if (!registered_ || !beats_ || !channel_->connected()) return;
       Heartbeat beat;
       beat.worker = worker_;
       beat.incarnation = 5;
@@ -134,6 +138,7 @@ class ScriptedWorker {
   // Loop thread only.
   WorkerId worker_;
   bool registered_ = false;
+  bool beats_ = true;
   uint64_t sequence_ = 0;
   std::vector<RankStatus> ranks_;
   std::thread thread_;
@@ -151,6 +156,50 @@ bool has_worker(RunningDriver& driver) {
         return !items.empty() && items[0]["state"] == "up";
       },
       seconds(20));
+}
+
+// As behind a lost segment of the control channel.
+TEST(DriverTest, AWorkerWhosePulsesArriveIsNotLostThoughItsHeartbeatsDoNot) {
+  const ScratchFolder scratch;
+  RunningDriver driver(scratch.path());
+  ScriptedWorker worker(driver.control_endpoint(), 4);
+  ASSERT_TRUE(has_worker(driver));
+  const auto state = [&] {
+    return driver.get("/api/v1/workers")["items"][0].value("state", std::string());
+  };
+  auto pulses =
+      PulseThread::start(driver.control_endpoint(), 5, LeaseFile::create().value()).value();
+  pulses->registered({WorkerId{1}, std::chrono::milliseconds(100)});
+  ASSERT_TRUE(wait_until([&] { return pulses->answers() > 0; }, kPatience));
+  worker.stop_beating();
+  const uint64_t before = pulses->answers();
+  const uint64_t ten_beats = 10 * kPulsesPerBeat;
+  ASSERT_TRUE(wait_until([&] { return pulses->answers() > before + ten_beats; }, kPatience));
+  EXPECT_EQ(state(), "up");
+  pulses->cut_off(true);
+  EXPECT_TRUE(wait_until([&] { return state() == "lost"; }, kPatience));
+}
+
+// Its heartbeats still come, as what a dead daemon had sent may.
+TEST(DriverTest, AWorkerWhoseHostProvesThatItIsGoneIsLostWithoutASilence) {
+  const ScratchFolder scratch;
+  RunningDriver driver(scratch.path());
+  ScriptedWorker worker(driver.control_endpoint(), 4);
+  ASSERT_TRUE(has_worker(driver));
+  const auto has_proof = [&] {
+    for (const Json& event : driver.get("/api/v1/events?limit=1000")["items"]) {
+      if (event["code"] != "worker_lost") continue;
+      return event["message"].get<std::string>().find("refuses connections") != std::string::npos;
+    }
+    return false;
+  };
+  auto pulses =
+      PulseThread::start(driver.control_endpoint(), 5, LeaseFile::create().value()).value();
+  pulses->registered({WorkerId{1}, std::chrono::milliseconds(100)});
+  ASSERT_TRUE(wait_until([&] { return pulses->answers() > 0; }, kPatience));
+  EXPECT_FALSE(has_proof());
+  pulses.reset();  // and its life port
+  EXPECT_TRUE(wait_until(has_proof, kPatience)) << driver.call("GET", "/api/v1/events").body;
 }
 
 TEST(DriverTest, AJobRunsReportsAndIsCancelledOverRealSockets) {
@@ -365,6 +414,15 @@ TEST(DriverTest, SegmentsThatAreNotOnDiskMakeTheCheckpointFailAndTheRunGoesOn) {
       seconds(20)));
   EXPECT_EQ(driver.get("/api/v1/jobs/tiny")["state"], "RUNNING");
   EXPECT_TRUE(driver.get("/api/v1/jobs/tiny")["checkpoint"].is_null());
+}
+
+TEST(DriverTest, ALeaseOfFewerThanFourHeartbeatsIsRefused) {
+  const ScratchFolder scratch;
+  const ProgramRun run =
+      run_program({binary("penstock-coordinator"), "--state-dir", scratch.path().string(),
+                   "--heartbeat-interval-ms", "1000", "--lease-ms", "3999"});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_NE(run.err.find("--lease-ms 3999 is less than four times"), std::string::npos) << run.err;
 }
 
 }  // namespace

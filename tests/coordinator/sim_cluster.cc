@@ -404,6 +404,23 @@ void SimCluster::check(const Effects& effects) {
   }
 }
 
+// Where a gang has lost ranks the others make no progress, and a silent worker is not waited for.
+bool SimCluster::may_still_run(const SimWorker& worker, JobId job, Epoch epoch) const {
+  size_t running = 0;
+  for (const SimWorker& any : workers_) {
+    running += static_cast<size_t>(
+        std::count_if(any.ranks.begin(), any.ranks.end(), [&](const auto& rank) {
+          return std::get<0>(rank.first) == job && std::get<1>(rank.first) == epoch;
+        }));
+  }
+  const auto known =
+      std::find_if(core_->workers().begin(), core_->workers().end(),
+                   [&](const auto& entry) { return entry.second.record.name == worker.name; });
+  if (known == core_->workers().end()) return false;
+  return known->second.state == WorkerState::kLost ||
+         (known->second.stale.contains(job) && running < kSimWorldSize);
+}
+
 // When an epoch starts, no rank of an older one is left but on workers that nobody can reach.
 void SimCluster::check_start_order(const StartRank& order) {
   if (order.epoch < started_[order.job]) violate("an epoch lower than one that was started");
@@ -419,12 +436,7 @@ void SimCluster::check_start_order(const StartRank& order) {
     for (const auto& [key, rank] : worker.ranks) {
       const auto& [job, epoch, number] = key;
       if (job != order.job || epoch >= order.epoch) continue;
-      const bool lost =
-          std::any_of(core_->workers().begin(), core_->workers().end(), [&](const auto& known) {
-            return known.second.record.name == worker.name &&
-                   known.second.state == WorkerState::kLost;
-          });
-      if (!lost) {
+      if (!may_still_run(worker, job, epoch)) {
         violate(fmt::format("job {} starts epoch {} while rank {} of epoch {} runs on {}", job,
                             order.epoch, number, epoch, worker.name));
       }

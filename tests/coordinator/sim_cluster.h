@@ -90,6 +90,7 @@ class SimCluster final : public SimulatedCoordinator {
   void send(OutgoingMessage out) override;
   void check(const Effects& effects) override;
   void check_start_order(const StartRank& order);
+  bool may_still_run(const SimWorker& worker, JobId job, Epoch epoch) const;
 
   const SimOptions options_;
   std::vector<SimWorker> workers_;

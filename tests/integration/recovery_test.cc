@@ -118,6 +118,27 @@ TEST(RecoveryTest, ASpareWorkerTakesOverForALostOne) {
   EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
 }
 
+// Three heartbeats would be three minutes, and longer than the test waits.
+TEST(RecoveryTest, AKilledDaemonIsLostByProofAndNotBySilence) {
+  Cluster cluster({.worker_count = 5, .heartbeat_interval_ms = 60'000});
+  const TinyJob job{.steps = 200};
+  const Outcome expected = undisturbed(cluster, job);
+  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
+  ASSERT_TRUE(cluster.wait_for_step(id, 40)) << cluster.describe(id);
+  const std::string killed = cluster.job(id).at("ranks")[1].at("worker");
+  cluster.kill_worker(killed.back() - '0');
+  ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
+  EXPECT_EQ(cluster.job(id).at("restarts"), 1) << cluster.describe(id);
+  EXPECT_NE(cluster.job(id)
+                .at("last_failure")
+                .at("message")
+                .get<std::string>()
+                .find("the daemon of worker " + killed + " has ended"),
+            std::string::npos)
+      << cluster.describe(id);
+  EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
+}
+
 TEST(RecoveryTest, EightRanksRecoverBitIdenticalOnTheWayUpABatchSizeRamp) {
   const Cluster cluster({.worker_count = 4, .devices_per_worker = 2});
   const TinyJob job{.pipeline = 4,

@@ -41,6 +41,7 @@ std::string AgentCluster::run() {
         ++worker.connection;
         worker.agent->on_connected(now_ns());
       }
+      keep_to_lease(worker);
       advance_processes(worker);
       if (worker.agent) worker.agent->on_tick(now_ns());
     }
@@ -79,6 +80,7 @@ void AgentCluster::kill_daemon(Worker& worker) {
   disconnect(worker);
   worker.agent.reset();
   worker.processes.clear();  // they die with it
+  worker.lease_end_ns = LeaseFile::kEndless;
   worker.memory.clear();
   worker.back_at_ns = within(std::chrono::seconds(6));
 }
@@ -92,6 +94,35 @@ void AgentCluster::disconnect(Worker& worker) {
   std::erase_if(to_core_, [&](const Flight& flight) { return flight.peer == peer && chance(0.5); });
   worker.connect_at_ns = within(options_.longest_cut);
   worker.agent->on_disconnected();
+}
+
+void AgentCluster::extend_lease(Worker& worker, int64_t since_ns) {
+  const int64_t end_ns = since_ns + worker.lease.count();
+  const bool first = worker.lease_end_ns == LeaseFile::kEndless;
+  worker.lease_end_ns = first ? end_ns : std::max(worker.lease_end_ns, end_ns);
+}
+
+// As ranks do, but those that are stopped. A coordinator that is down refuses connections.
+void AgentCluster::keep_to_lease(Worker& worker) {
+  if (worker.lease_end_ns == LeaseFile::kEndless) return;
+  if (!core_) extend_lease(worker, now_ns());
+  if (now_ns() <= worker.lease_end_ns) return;
+  for (auto& [key, process] : worker.processes) {
+    if (process.ends || process.stopped) continue;
+    trace(fmt::format("{}: the lease of {} is over", worker.name, to_string(key)));
+    process.ends = ExitStatus{static_cast<int>(ExitCode::kUnreachable), 0};
+  }
+}
+
+// Every step needs every rank.
+bool AgentCluster::can_progress(JobId job, Epoch epoch) const {
+  size_t running = 0;
+  for (const Worker& worker : workers_) {
+    for (const auto& [key, process] : worker.processes) {
+      running += key.job == job && key.epoch == epoch && !process.ends && !process.stopped;
+    }
+  }
+  return running == kSimWorldSize;
 }
 
 AgentActions AgentCluster::actions_of(Worker& worker) {
@@ -124,6 +155,11 @@ AgentActions AgentCluster::actions_of(Worker& worker) {
       return entry.first.first == job && entry.second.epoch < epoch;
     });
   };
+  actions.begin_pulses = [this, &worker](const PulseThread::Registration& registration) {
+    worker.lease = registration.lease;
+    extend_lease(worker, registration.asked_ns);
+  };
+  actions.heard = [this, &worker](int64_t sent_ns) { extend_lease(worker, sent_ns); };
   actions.inspect_rank = [this, &worker](const RankKey& key) { return inspect(worker, key); };
   actions.exit = [this, &worker](ExitCode, const std::string& why) {
     violate(worker.name + " gave up: " + why);
@@ -199,7 +235,8 @@ bool AgentCluster::must_be_stopped(const Worker& worker, JobId job) const {
          !known->second.stale.contains(job);
 }
 
-// The promise: of one job no two epochs run, but where the coordinator has lost a worker.
+// The promise: of one job no two epochs can make progress, and none runs beside another but where
+// the coordinator has lost a worker.
 Result<int32_t> AgentCluster::spawn(Worker& worker, const StartRank& start) {
   const RankKey key = {start.job, start.epoch, start.rank};
   trace(fmt::format("{}: starts {}", worker.name, to_string(key)));
@@ -210,6 +247,11 @@ Result<int32_t> AgentCluster::spawn(Worker& worker, const StartRank& start) {
           must_be_stopped(other, start.job)) {
         violate(fmt::format("{} starts on {} while {} runs on {}", to_string(key), worker.name,
                             to_string(running), other.name));
+      }
+      if (running.job == start.job && running.epoch != start.epoch &&
+          can_progress(running.job, running.epoch)) {
+        violate(fmt::format("{} starts while every rank of epoch {} still trains", to_string(key),
+                            running.epoch));
       }
       const bool same_device =
           &other == &worker && process.order && process.order->device == start.device;
@@ -245,6 +287,7 @@ void AgentCluster::leave_memory(Worker& worker, const RankKey& key, const ExitSt
   Held& held = worker.memory[{key.job, key.rank}];
   const bool sound = status.signal == SIGKILL ||
                      status.exit_code == static_cast<int>(ExitCode::kPeerLost) ||
+                     status.exit_code == static_cast<int>(ExitCode::kUnreachable) ||
                      status.exit_code == static_cast<int>(ExitCode::kPreempted);
   if (!sound) {
     held.steps.clear();

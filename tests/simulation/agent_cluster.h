@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/control/lease_file.h"
 #include "tests/support/simulation.h"
 #include "worker/agent/agent.h"
 
@@ -73,6 +74,8 @@ class AgentCluster final : public SimulatedCoordinator {
     bool connected = false;
     int connection = 0;  // counts connections, so that each has a name
     int64_t connect_at_ns = 0;
+    Duration lease = Duration(0);  // of its ranks, as the coordinator set it
+    int64_t lease_end_ns = LeaseFile::kEndless;
     std::string peer() const { return name + "/" + std::to_string(connection); }
   };
   struct Flight {
@@ -91,6 +94,9 @@ class AgentCluster final : public SimulatedCoordinator {
   AgentActions actions_of(Worker& worker);
   RankActivity inspect(const Worker& worker, const RankKey& key) const;
   const Process* find_process(const RankKey& key) const;
+  void extend_lease(Worker& worker, int64_t since_ns);
+  void keep_to_lease(Worker& worker);
+  bool can_progress(JobId job, Epoch epoch) const;
   Status to_rank(Worker& worker, const RankKey& key, const ControlMessage& message);
   bool must_be_stopped(const Worker& worker, JobId job) const;
   Result<int32_t> spawn(Worker& worker, const StartRank& start);

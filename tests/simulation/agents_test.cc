@@ -59,6 +59,26 @@ TEST(AgentSimTest, LongCutsOfBusyWorkersEndWell) {
   EXPECT_GT(simulate(2'000'001, options).restarts, 0);
 }
 
+TEST(AgentSimTest, OfGangsThatAreCutOffWholeNoTwoEpochsMakeProgress) {
+  AgentClusterOptions options;
+  options.cuts = 0.01;
+  options.longest_cut = std::chrono::seconds(40);
+  options.daemon_kills = 0;
+  options.worker_count = 3;
+  options.devices_per_worker = 4;  // a gang has one to itself
+  EXPECT_GT(simulate(6'000'001, options).restarts, 0);
+}
+
+TEST(AgentSimTest, CutsShorterThanTheLeaseRestartNothing) {
+  AgentClusterOptions options;
+  options.rank_kills = 0;
+  options.daemon_kills = 0;
+  options.coordinator_crashes = 0;
+  options.cuts = 0.003;  // several in a row may add up to a lease
+  options.longest_cut = std::chrono::seconds(4);
+  EXPECT_EQ(simulate(7'000'001, options).restarts, 0);
+}
+
 TEST(AgentSimTest, ExpertsMoveThroughEveryFaultAndEveryJobSucceeds) {
   AgentClusterOptions options;
   options.rebalance_threshold = 1.1;

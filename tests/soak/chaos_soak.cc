@@ -212,7 +212,7 @@ class Soak {
         cluster_.start_worker(worker);
         break;
       case Kind::kDaemonCut:
-        done = cut_off(worker, pause + milliseconds(1'000));
+        done = cut_off(worker, 2 * pause + milliseconds(1'000));
         break;
       case Kind::kCoordinatorKill:
         cluster_.kill_coordinator();

@@ -82,6 +82,10 @@ class AgentTest : public ::testing::Test {
     };
     actions.held_state = [this](JobId job) { return job == kJob ? held : std::vector<HeldRank>(); };
     actions.drop_state_before = [this](JobId job, Epoch epoch) { dropped.push_back({job, epoch}); };
+    actions.begin_pulses = [this](const PulseThread::Registration& registration) {
+      registrations.push_back(registration);
+    };
+    actions.heard = [this](int64_t sent_ns) { heard_ns.push_back(sent_ns); };
     actions.inspect_rank = [](const RankKey& of) {
       return RankActivity{
           .rank = of.rank, .process = ProcessState::kStopped, .state = {}, .quiet_ms = 7000};
@@ -128,6 +132,8 @@ class AgentTest : public ::testing::Test {
   std::vector<RankKey> spawned;
   std::vector<std::pair<RankKey, int>> signals;
   std::vector<std::pair<ExitCode, std::string>> exits;
+  std::vector<PulseThread::Registration> registrations;
+  std::vector<int64_t> heard_ns;
   std::vector<HeldRank> held;  // in memory, of kJob
   std::vector<std::pair<JobId, Epoch>> dropped;
   std::unique_ptr<Agent> agent;

@@ -678,5 +678,38 @@ TEST_F(AgentTest, NothingStartsDuringShutdown) {
   EXPECT_NE(sent_of<RankExited>()[0].reason.find("shutting down"), std::string::npos);
 }
 
+TEST_F(AgentTest, TheLeaseCountsFromTheFirstRegisterThatWasNotAnswered) {
+  agent->on_connected(now);
+  const int64_t asked = now;
+  now += 700 * kMs;
+  agent->on_tick(now);  // says it again
+  ASSERT_EQ(sent_of<Register>().size(), 2U);
+  coordinator(Registered{{3}, 1000, "", 15'000});
+  ASSERT_EQ(registrations.size(), 1U);
+  EXPECT_EQ(registrations[0].worker, WorkerId{3});
+  EXPECT_EQ(registrations[0].lease, std::chrono::seconds(15));
+  EXPECT_EQ(registrations[0].asked_ns, asked) << "which of the two was answered nobody can say";
+}
+
+TEST_F(AgentTest, AHeartbeatThatWasHeardCountsFromWhenItWasSent) {
+  register_agent();
+  std::vector<int64_t> sent_at = {0};
+  for (int i = 0; i < 70; ++i) {
+    now += 1000 * kMs;
+    agent->on_tick(now);
+    sent_at.push_back(now);
+  }
+  const auto hear = [&](uint64_t sequence) {
+    coordinator(Registered{{3}, 1000, "", 15'000, sequence});
+  };
+  hear(70);
+  hear(68);
+  EXPECT_EQ(heard_ns, (std::vector<int64_t>{sent_at[70], sent_at[68]}));
+  hear(71);  // not sent yet
+  hear(1);   // so old that it is forgotten
+  EXPECT_EQ(heard_ns.size(), 2U);
+  EXPECT_EQ(registrations.size(), 1U) << "it is not registered anew by this";
+}
+
 }  // namespace
 }  // namespace penstock

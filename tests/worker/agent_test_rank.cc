@@ -121,6 +121,8 @@ int main(int argc, char** argv) {
   app.add_option("--state-file", state_file);
   std::string flight_file;
   app.add_option("--flight-file", flight_file);
+  std::string lease_file;
+  app.add_option("--lease-file", lease_file);
   CLI11_PARSE(app, argc, argv);
   hello.pid = getpid();
   penstock::TestRank(hello, endpoint).run();

@@ -72,6 +72,7 @@ Agent::Agent(AgentConfig config, AgentActions actions)
 void Agent::on_connected(int64_t now_ns) {
   connected_ = true;
   registered_ = false;
+  asked_to_register_ns_ = now_ns;
   send_register(now_ns);
 }
 
@@ -104,14 +105,22 @@ void Agent::handle(int64_t now_ns, const Registered& message) {
     // It says so to every message that was on its way: one Register answers them all.
     const bool first = registered_;
     registered_ = false;
-    if (first) send_register(now_ns);
-    return;
+    if (!first) return;
+    asked_to_register_ns_ = now_ns;
+    return send_register(now_ns);
+  }
+  if (message.heard_sequence != 0) {
+    const uint64_t age = heartbeat_sequence_ - message.heard_sequence;
+    if (message.heard_sequence > heartbeat_sequence_ || age >= heartbeat_sent_ns_.size()) return;
+    return actions_.heard(heartbeat_sent_ns_[message.heard_sequence % heartbeat_sent_ns_.size()]);
   }
   heartbeat_interval_ = std::chrono::milliseconds(message.heartbeat_interval_ms);
   if (registered_) return;  // the answer to a repeated Register
   registered_ = true;
   worker_ = message.worker;
   next_heartbeat_ns_ = now_ns + heartbeat_interval_.count();
+  actions_.begin_pulses({worker_, heartbeat_interval_, std::chrono::milliseconds(message.lease_ms),
+                         asked_to_register_ns_});
   log_info("registered as worker {} ({}), heartbeat every {} ms", worker_, config_.name,
            message.heartbeat_interval_ms);
   // The coordinator may be a new one, or have lost what was on its way.

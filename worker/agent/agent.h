@@ -37,6 +37,7 @@
 // Every message a rank sends must carry its own job, epoch and rank; others are dropped and logged.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -49,6 +50,7 @@
 #include "comm/base/exit_codes.h"
 #include "comm/control/message.h"
 #include "comm/control/process.h"
+#include "comm/control/pulse_thread.h"
 #include "worker/agent/report_queue.h"
 
 namespace penstock {
@@ -89,6 +91,10 @@ struct AgentActions {
   // attempts before `epoch` is not needed.
   std::function<std::vector<HeldRank>(JobId)> held_state;
   std::function<void(JobId, Epoch epoch)> drop_state_before;
+  // The coordinator has registered this daemon.
+  std::function<void(const PulseThread::Registration&)> begin_pulses;
+  // It has heard what was sent to it then.
+  std::function<void(int64_t sent_ns)> heard;
   // Of a rank that has a process.
   std::function<RankActivity(const RankKey&)> inspect_rank;
   std::function<void(ExitCode, const std::string& why)> exit;  // ends the daemon's loop
@@ -201,6 +207,8 @@ class Agent {
   WorkerId worker_;
   Duration heartbeat_interval_ = std::chrono::seconds(1);
   uint64_t heartbeat_sequence_ = 0;
+  std::array<int64_t, 64> heartbeat_sent_ns_ = {};  // of the newest, by sequence
+  int64_t asked_to_register_ns_ = 0;                // first, of those that are not answered
   int64_t next_register_ns_ = 0;
   int64_t next_heartbeat_ns_ = 0;
 

@@ -27,6 +27,7 @@ constexpr size_t kReadBytes = 64 << 10;
 // What a process that has ended can have left in a pipe: its capacity, unless a grandchild goes on
 // writing.
 constexpr int kDrainReadsMax = 32;
+constexpr Duration kLoopTurnInterval = std::chrono::seconds(1);
 constexpr size_t kSocketPathBytesMax = 107;  // sun_path, with its final zero
 
 uint64_t random_incarnation() {
@@ -50,10 +51,12 @@ Path flight_file_of(const Path& state_dir, const RankKey& key) {
 }
 
 // Whether a rank that ended like this has left its state as it was: it was killed or told to stop,
-// or a peer of it was. One that crashed or gave up may have written anything anywhere.
+// or a peer of it was, or its lease was over. One that crashed or gave up may have written anything
+// anywhere.
 bool leaves_sound_state(const ExitStatus& status) {
   if (status.signal != 0) return status.signal == SIGKILL || status.signal == SIGTERM;
   return status.exit_code == static_cast<int>(ExitCode::kPeerLost) ||
+         status.exit_code == static_cast<int>(ExitCode::kUnreachable) ||
          status.exit_code == static_cast<int>(ExitCode::kPreempted);
 }
 
@@ -87,6 +90,9 @@ Result<std::unique_ptr<Daemon>> Daemon::start(const DaemonOptions& options) {
   PENSTOCK_TRY(daemon->open_state_dir());
   PENSTOCK_TRY(daemon->open_rank_socket());
   PENSTOCK_TRY(daemon->open_http());
+  PENSTOCK_TRY_ASSIGN(LeaseFile lease, LeaseFile::create());
+  PENSTOCK_TRY_ASSIGN(daemon->pulses_, PulseThread::start(options.coordinator, daemon->incarnation_,
+                                                          std::move(lease)));
   daemon->make_agent();
   PENSTOCK_TRY(daemon->connect_coordinator());
   return daemon;
@@ -155,6 +161,10 @@ void Daemon::make_agent() {
   actions.signal_rank = [this](const RankKey& key, int signal) { signal_rank(key, signal); };
   actions.held_state = [this](JobId job) { return state_.held(job); };
   actions.drop_state_before = [this](JobId job, Epoch epoch) { state_.drop_before(job, epoch); };
+  actions.begin_pulses = [this](const PulseThread::Registration& registration) {
+    pulses_->registered(registration);
+  };
+  actions.heard = [this](int64_t sent_ns) { pulses_->heard(sent_ns); };
   actions.inspect_rank = [this](const RankKey& key) { return inspect_rank(key); };
   actions.exit = [this](ExitCode code, const std::string& why) {
     log_line(code == ExitCode::kOk ? LogLevel::kInfo : LogLevel::kError, why);
@@ -204,9 +214,11 @@ Status Daemon::partition(const HttpRequest& request) {
   }
   log_warning("cut off from the coordinator for {} ms, as asked over HTTP", span_ms);
   coordinator_channel_.reset();
+  pulses_->cut_off(true);
   with_tick([this](int64_t) { agent_->on_disconnected(); });
   loop_.cancel(partition_timer_);
   partition_timer_ = loop_.call_after(std::chrono::milliseconds(span_ms), [this] {
+    pulses_->cut_off(false);
     const Status connecting = connect_coordinator();
     PENSTOCK_CHECK(connecting.ok(), connecting.message());  // it was, with the same endpoint
   });
@@ -217,6 +229,7 @@ ExitCode Daemon::run() {
   loop_.on_signals({SIGTERM, SIGINT}, [this](int) {
     with_tick([this](int64_t now_ns) { agent_->shut_down(now_ns); });
   });
+  loop_.call_every(kLoopTurnInterval, [this] { pulses_->loop_turned(); });
   loop_.run();
   return exit_code_;
 }
@@ -245,6 +258,7 @@ Result<int32_t> Daemon::spawn_rank(const StartRank& start) {
   }
   const Path flight = flight_file_of(options_.state_dir, key);
   spawn.argv.insert(spawn.argv.end(), {"--flight-file", flight.string()});
+  spawn.argv.insert(spawn.argv.end(), {"--lease-file", pulses_->lease().path().string()});
   if (const auto state = state_.hold(key.job, key.epoch, key.rank, start.from_memory); state.ok()) {
     spawn.argv.insert(spawn.argv.end(), {"--state-file", state->string()});
   } else {
@@ -254,6 +268,7 @@ Result<int32_t> Daemon::spawn_rank(const StartRank& start) {
   if (std::getenv("UCX_NET_DEVICES") == nullptr && !options_.data_interface.empty()) {
     spawn.environment = {"UCX_NET_DEVICES=" + options_.data_interface};
   }
+  spawn.kept_descriptor = pulses_->life_socket();
   PENSTOCK_TRY_ASSIGN(ChildProcess child, ChildProcess::spawn(spawn));
   const int32_t pid = child.pid();
   Process process(std::move(child));

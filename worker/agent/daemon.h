@@ -17,6 +17,7 @@
 #include "comm/control/event_loop.h"
 #include "comm/control/http_server.h"
 #include "comm/control/process.h"
+#include "comm/control/pulse_thread.h"
 #include "worker/agent/agent.h"
 #include "worker/agent/agent_metrics.h"
 #include "worker/agent/rank_output.h"
@@ -41,9 +42,9 @@ struct DaemonOptions {
   bool allow_chaos = false;
 };
 
-// Single-threaded: everything on the loop of run(), but file writes, which have a thread of their
-// own. Owns the rank processes: they end with it. Create and run it on the process's main thread,
-// because ranks die with the thread that spawned them.
+// Single-threaded: everything on the loop of run(), but file writes and pulses, which have a thread
+// of their own each. Owns the rank processes: they end with it. Create and run it on the process's
+// main thread, because ranks die with the thread that spawned them.
 class Daemon {
  public:
   // Locks the state directory, binds the ports, begins connecting. kAlreadyExists when another
@@ -100,6 +101,7 @@ class Daemon {
 
   EventLoop loop_;  // before everything that borrows it
   BackgroundAppender appender_;
+  std::unique_ptr<PulseThread> pulses_;
   AgentMetrics metrics_;
   const TraceStore traces_;
   StateHolders state_;

@@ -1,19 +1,33 @@
 #include "worker/rank/control_link.h"
 
 #include <csignal>
+#include <cstdio>
+#include <cstdlib>
 
+#include "comm/base/exit_codes.h"
 #include "comm/base/log.h"
 
 namespace penstock {
+namespace {
+
+constexpr Duration kLeaseCheckInterval = std::chrono::milliseconds(100);
+
+}  // namespace
 
 Result<std::unique_ptr<ControlLink>> ControlLink::open(const std::string& endpoint,
-                                                       const RankHello& hello) {
+                                                       const RankHello& hello,
+                                                       const Path& lease_file) {
   std::unique_ptr<ControlLink> link(new ControlLink(hello));
-  PENSTOCK_TRY(link->start(endpoint));
+  PENSTOCK_TRY(link->start(endpoint, lease_file));
   return link;
 }
 
-Status ControlLink::start(const std::string& endpoint) {
+Status ControlLink::start(const std::string& endpoint, const Path& lease_file) {
+  if (!lease_file.empty()) {
+    PENSTOCK_TRY_ASSIGN(LeaseFile lease, LeaseFile::open(lease_file));
+    lease_.emplace(std::move(lease));
+    loop_.call_every(kLeaseCheckInterval, [this] { keep_to_lease(); });
+  }
   loop_.on_signals({SIGTERM, SIGINT}, [this](int) { request_stop(); });
   DealerChannel::Handlers handlers;
   handlers.on_message = [this](ControlMessage message) { on_message(std::move(message)); };
@@ -25,6 +39,15 @@ Status ControlLink::start(const std::string& endpoint) {
   PENSTOCK_TRY(channel_->send(hello_));
   thread_ = std::thread([this] { loop_.run(); });
   return {};
+}
+
+// Whatever the other threads do: from here on another rank may take this one's place.
+void ControlLink::keep_to_lease() const {
+  const int64_t over_ns = monotonic_ns() - lease_->end_ns();
+  if (lease_->end_ns() == LeaseFile::kEndless || over_ns < 0) return;
+  std::fprintf(
+      stderr, "penstock-rank: the coordinator cannot be reached, and the worker's lease is over\n");
+  std::_Exit(static_cast<int>(ExitCode::kUnreachable));
 }
 
 ControlLink::~ControlLink() {

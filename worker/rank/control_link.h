@@ -16,6 +16,7 @@
 #include "comm/base/status.h"
 #include "comm/control/channel.h"
 #include "comm/control/event_loop.h"
+#include "comm/control/lease_file.h"
 #include "comm/control/message.h"
 
 namespace penstock {
@@ -24,9 +25,11 @@ namespace penstock {
 class ControlLink {
  public:
   // Connects to the daemon at `endpoint` and says hello; also takes over SIGTERM and SIGINT of the
-  // process. kInvalidArgument when `endpoint` is none. Returns at once.
+  // process, and ends it with kUnreachable when the lease kept in `lease_file`, if any, is over.
+  // kInvalidArgument when `endpoint` is none. Returns at once.
   static Result<std::unique_ptr<ControlLink>> open(const std::string& endpoint,
-                                                   const RankHello& hello);
+                                                   const RankHello& hello,
+                                                   const Path& lease_file = {});
   // Sends what is queued (for at most kLingerMs) and ends the thread.
   ~ControlLink();
   ControlLink(const ControlLink&) = delete;
@@ -56,7 +59,8 @@ class ControlLink {
 
  private:
   explicit ControlLink(const RankHello& hello) : hello_(hello) {}
-  Status start(const std::string& endpoint);
+  Status start(const std::string& endpoint, const Path& lease_file);
+  void keep_to_lease() const;
   void on_message(ControlMessage message);
   bool is_mine(JobId job, Epoch epoch) const { return job == hello_.job && epoch == hello_.epoch; }
   void request_stop();
@@ -65,6 +69,7 @@ class ControlLink {
   Status wait_until(std::unique_lock<std::mutex>& lock, const Condition& there);
 
   const RankHello hello_;
+  std::optional<LeaseFile> lease_;
   EventLoop loop_;
   std::unique_ptr<DealerChannel> channel_;  // loop thread only, once it runs
 

@@ -59,6 +59,8 @@ int main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--trace-file", options.trace_file, "keep the trace of the last steps there");
   app.add_option("--state-file", options.state_file, "keep the training state there");
+  app.add_option("--lease-file", options.lease_file,
+                 "end when the lease that is kept there is over");
   app.add_option("--flight-file", options.flight_file, "keep what the rank does now there");
   try {
     app.parse(argc, argv);

@@ -336,7 +336,8 @@ ExitCode run_rank_process(const RankProcessOptions& options) {
     if (!kept.ok()) log_warning("no flight record of this rank: {}", kept.to_string());
   }
   const RankHello hello{options.job, options.epoch, options.rank, ::getpid()};
-  Result<std::unique_ptr<ControlLink>> link = ControlLink::open(options.daemon_endpoint, hello);
+  Result<std::unique_ptr<ControlLink>> link =
+      ControlLink::open(options.daemon_endpoint, hello, options.lease_file);
   if (!link.ok()) return fail(link.status(), ExitCode::kUsage);
   Result<StartRank> start = (*link)->wait_start(kStartTimeout);
   if (!start.ok()) {

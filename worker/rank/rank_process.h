@@ -18,6 +18,7 @@ struct RankProcessOptions {
   Path trace_file;   // the trace of the last steps is kept there; empty: in memory
   Path state_file;   // memory of the daemon's, for the training state; empty: the rank's own
   Path flight_file;  // what the rank does now is kept there; empty: in memory
+  Path lease_file;   // of the daemon's (comm/control/lease_file.h); empty: it may run for ever
 };
 
 // Runs to the end; when that was no success, one line on stderr says why. Returns the exit code, or
