@@ -187,7 +187,8 @@ TEST(DriverTest, AWorkerWhoseHostProvesThatItIsGoneIsLostWithoutASilence) {
   ScriptedWorker worker(driver.control_endpoint(), 4);
   ASSERT_TRUE(has_worker(driver));
   const auto has_proof = [&] {
-    for (const Json& event : driver.get("/api/v1/events?limit=1000")["items"]) {
+    const Json list = driver.get("/api/v1/events?limit=1000");
+    for (const Json& event : list["items"]) {
       if (event["code"] != "worker_lost") continue;
       return event["message"].get<std::string>().find("refuses connections") != std::string::npos;
     }
