@@ -48,8 +48,8 @@ int run(int argc, char** argv) {
       ->check(CLI::Range(20, 60'000));
   app.add_option("--lease-ms", options.lease_ms,
                  "how long ranks go on whose worker cannot be reached, before they end and their "
-                 "job moves elsewhere; default 15 heartbeats")
-      ->check(CLI::Range(100, 3'600'000));
+                 "job moves elsewhere; default 15 heartbeats, at least 3 s")
+      ->check(CLI::Range(kLeaseMsMin, int64_t{3'600'000}));
   app.add_option("--scrub-rate", options.scrub_bytes_per_second,
                  "bytes a second, such as 20MiB, at which each running job's checkpoints are read "
                  "over in the background, and those of all ended jobs together; 0: not at all")

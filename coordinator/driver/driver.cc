@@ -28,6 +28,9 @@ namespace {
 
 // Longer than what ZeroMQ takes to give up a connection that lets nothing through and make another.
 constexpr int kLeaseBeats = 15;
+// Workers take a second to see that a coordinator is stopped (comm/control/pulse_thread.h), several
+// times in a lease.
+constexpr Duration kLeaseMin = std::chrono::milliseconds(kLeaseMsMin);
 constexpr Duration kTickIntervalMax = std::chrono::milliseconds(100);
 
 // Wall-clock time that never jumps: set once, carried on by the monotonic clock.
@@ -72,8 +75,9 @@ struct Driver::Impl {
     CoreConfig config;
     config.checkpoint_root = (options.state_dir / "checkpoints").string();
     config.heartbeat_interval = std::chrono::milliseconds(options.heartbeat_interval_ms);
-    config.lease = options.lease_ms > 0 ? Duration(std::chrono::milliseconds(options.lease_ms))
-                                        : kLeaseBeats * config.heartbeat_interval;
+    config.lease = options.lease_ms > 0
+                       ? Duration(std::chrono::milliseconds(options.lease_ms))
+                       : std::max<Duration>(kLeaseBeats * config.heartbeat_interval, kLeaseMin);
     return config;
   }
 

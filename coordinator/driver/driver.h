@@ -11,13 +11,16 @@
 
 namespace penstock {
 
+inline constexpr int64_t kLeaseMsMin = 3000;
+
 struct DriverOptions {
   Path state_dir;
   std::string bind = "127.0.0.1";  // IPv4 or IPv6 address
   uint16_t http_port = 7070;       // 0: any free one
   uint16_t control_port = 7071;    // 0: any free one
   int64_t heartbeat_interval_ms = 1000;
-  int64_t lease_ms = 0;                       // as in Registered; 0: 15 heartbeats
+  // As in Registered, at least kLeaseMsMin; 0: 15 heartbeats.
+  int64_t lease_ms = 0;
   uint64_t scrub_bytes_per_second = 8 << 20;  // as in ScrubOptions; 0: not at all
   int64_t scrub_pause_seconds = 3600;         // from the end of one pass to the next
 };
