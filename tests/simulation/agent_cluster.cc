@@ -225,13 +225,15 @@ Status AgentCluster::to_rank(Worker& worker, const RankKey& key, const ControlMe
 }
 
 // Whether older ranks of a job cannot run on a worker any more when a new epoch starts: the
-// coordinator did not lose it, or has heard since that they are gone.
+// coordinator hears it, and has heard that they are gone. Of one that it lost, or that was silent
+// when the epoch was placed and has not registered since the coordinator was started again, it
+// cannot know; that such ranks make no progress is checked beside it.
 bool AgentCluster::must_be_stopped(const Worker& worker, JobId job) const {
   if (!core_) return false;
   const auto known =
       std::find_if(core_->workers().begin(), core_->workers().end(),
                    [&](const auto& entry) { return entry.second.record.name == worker.name; });
-  return known != core_->workers().end() && known->second.state != WorkerState::kLost &&
+  return known != core_->workers().end() && known->second.state == WorkerState::kUp &&
          !known->second.stale.contains(job);
 }
 
