@@ -59,6 +59,8 @@ Result<ControlMessage> to_message(wire::ControlMessage::Reader reader) {
       return taken<RanksStopped>(reader.getRanksStopped());
     case wire::ControlMessage::EXPERT_LOAD_REPORT:
       return taken<ExpertLoadReport>(reader.getExpertLoadReport());
+    case wire::ControlMessage::PAUSE_RANKS:
+      return taken<PauseRanks>(reader.getPauseRanks());
     case wire::ControlMessage::SAVE_INTERVAL:
       return taken<SaveInterval>(reader.getSaveInterval());
     case wire::ControlMessage::INSPECT_RANKS:
@@ -127,6 +129,9 @@ auto init(wire::ControlMessage::Builder b, const RanksStopped&) {
 }
 auto init(wire::ControlMessage::Builder b, const ExpertLoadReport&) {
   return b.initExpertLoadReport();
+}
+auto init(wire::ControlMessage::Builder b, const PauseRanks&) {
+  return b.initPauseRanks();
 }
 auto init(wire::ControlMessage::Builder b, const SaveInterval&) {
   return b.initSaveInterval();

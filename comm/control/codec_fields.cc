@@ -407,6 +407,7 @@ void put(wire::SegmentSaved::Builder builder, const SegmentSaved& message) {
   builder.setFooterDigestHigh(message.footer_digest.high);
   capnp::List<wire::SavedSlice>::Builder list = builder.initSlices(message.slices.size());
   for (size_t i = 0; i < message.slices.size(); ++i) put_slice(list[i], message.slices[i]);
+  builder.setPauses(message.pauses);
 }
 void take(wire::SegmentSaved::Reader reader, SegmentSaved& message) {
   take_rank_key(reader, message);
@@ -417,6 +418,7 @@ void take(wire::SegmentSaved::Reader reader, SegmentSaved& message) {
   const capnp::List<wire::SavedSlice>::Reader list = reader.getSlices();
   message.slices.reserve(list.size());
   for (const wire::SavedSlice::Reader slice : list) message.slices.push_back(take_slice(slice));
+  message.pauses = reader.getPauses();
 }
 
 void put(wire::SaveFailed::Builder builder, const SaveFailed& message) {
@@ -450,6 +452,13 @@ void put(wire::SaveInterval::Builder builder, const SaveInterval& message) {
 void take(wire::SaveInterval::Reader reader, SaveInterval& message) {
   take_attempt(reader, message);
   message.steps = reader.getSteps();
+}
+
+void put(wire::PauseRanks::Builder builder, const PauseRanks& message) {
+  put_attempt(builder, message);
+}
+void take(wire::PauseRanks::Reader reader, PauseRanks& message) {
+  take_attempt(reader, message);
 }
 
 void put(wire::ExpertLoadReport::Builder builder, const ExpertLoadReport& message) {

@@ -37,6 +37,7 @@ struct ControlMessage {
     saveInterval      @19 :SaveInterval;
     inspectRanks      @20 :InspectRanks;
     ranksInspected    @21 :RanksInspected;
+    pauseRanks        @22 :PauseRanks;
   }
 }
 
@@ -261,6 +262,7 @@ struct SegmentSaved {
   footerDigestLow  @6 :UInt64;
   footerDigestHigh @7 :UInt64;
   slices           @8 :List(SavedSlice);
+  pauses           @9 :Bool;    # the rank trains nothing more unless this checkpoint fails
 }
 
 struct SaveFailed {
@@ -289,6 +291,13 @@ struct SaveInterval {
   job   @0 :UInt64;
   epoch @1 :UInt32;
   steps @2 :Int64;  # >= 1, from one saved state to the next
+}
+
+struct PauseRanks {
+  # Coordinator -> workers -> ranks: save after the step in progress, then wait for StopRanks.
+  # Loss-tolerant: repeated until the ranks have saved.
+  job   @0 :UInt64;
+  epoch @1 :UInt32;
 }
 
 struct RankFinished {

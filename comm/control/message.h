@@ -28,7 +28,7 @@
 
 namespace penstock {
 
-inline constexpr uint32_t kProtocolVersion = 4;
+inline constexpr uint32_t kProtocolVersion = 5;
 
 // Bounds of what a frame may carry; a frame beyond one is refused whole.
 inline constexpr size_t kFrameBytesMax = 16 << 20;
@@ -276,6 +276,9 @@ struct SegmentSaved {
   uint64_t byte_count = 0;
   Digest footer_digest;
   std::vector<SavedSlice> slices;
+  // Asked to by PauseRanks: the rank trains nothing more until the checkpoint is known to have
+  // failed.
+  bool pauses = false;
   bool operator==(const SegmentSaved&) const = default;
 };
 
@@ -308,6 +311,15 @@ struct SaveInterval {
   Epoch epoch;
   int64_t steps = 0;  // at least 1
   bool operator==(const SaveInterval&) const = default;
+};
+
+// Coordinator -> workers -> ranks: save the state after the step in progress, and train no other
+// before StopRanks, unless it cannot be saved. One rank that hears it is enough: the wish travels
+// with the sums of the step, so all pause after the same one. Loss-tolerant: repeated until then.
+struct PauseRanks {
+  JobId job;
+  Epoch epoch;
+  bool operator==(const PauseRanks&) const = default;
 };
 
 // Rank -> daemon -> coordinator: every step is done, and (rank by rank) the digest of its final
@@ -362,7 +374,7 @@ using ControlMessage =
     std::variant<Register, Registered, Heartbeat, StartRank, RankReady, BeginTraining, StopRanks,
                  RankExited, StepReport, EvaluationReport, SegmentSaved, SaveFailed,
                  CheckpointOutcome, RankFinished, LogChunk, RankHello, RankProgress, RanksStopped,
-                 ExpertLoadReport, SaveInterval, InspectRanks, RanksInspected>;
+                 ExpertLoadReport, SaveInterval, InspectRanks, RanksInspected, PauseRanks>;
 
 // The message's name, for logs and metrics: "step_report".
 std::string_view message_name(const ControlMessage& message);

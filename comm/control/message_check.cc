@@ -320,6 +320,10 @@ Status check(const SaveInterval& message) {
   return check_that(message.steps >= 1, "steps", "is below 1");
 }
 
+Status check(const PauseRanks& message) {
+  return check_attempt(message);
+}
+
 Status check(const ExpertLoadReport& message) {
   PENSTOCK_TRY(check_rank_key(message));
   PENSTOCK_TRY(check_that(message.step >= 1, "step", "is below 1"));

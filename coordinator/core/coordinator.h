@@ -6,7 +6,8 @@
 //         │          │          └──────┬─────────┴───────────────┘   ▼
 //         │          └─ RECOVERING ◄───┘ rank or worker lost     STOPPING ─► SUCCEEDED
 //         │                                  fatal cause, budget used up ─► STOPPING ─► FAILED
-//         └── resume: FAILED, CANCELLED                       cancel ─► STOPPING ─► CANCELLED
+//         └── resume: FAILED, CANCELLED, SUSPENDED            cancel ─► STOPPING ─► CANCELLED
+//                           suspend, once the state is saved ─► STOPPING ─► SUSPENDED
 //
 // RUNNING ─► RECOVERING is also how experts move between ranks (planned, at a checkpoint), and how
 // a guard takes steps back; neither is a failure.
@@ -99,6 +100,15 @@ class Coordinator {
   Status check_submission(const JobSpec& spec, JobId resumed) const;
   Status check_resume(const Job& job, const ResumeJob& resume) const;
   void adopt_spec(Job& job, const JobSpec& spec);
+
+  // coordinator_pauses.cc: epochs that end with their state saved, because somebody wants it.
+  void on_event(const SuspendJob& suspend);
+  std::optional<Reason> wanted_pause(const Job& job) const;
+  void pause_when_wanted(Job& job);
+  void on_paused(Job& job, int64_t step);
+  void end_for_pause(Job& job);
+  void on_pause_failed(Job& job, const std::string& reason);
+  bool suspend_unplaced(Job& job);
 
   // coordinator_experts.cc: where experts are.
   void on_event(const RebalanceJob& rebalance);

@@ -1,4 +1,4 @@
-// What clients ask for: submit, cancel, resume, remove.
+// What clients ask for: submit, cancel, resume, remove. (suspend: coordinator_pauses.cc)
 #include <algorithm>
 
 #include "comm/base/counted.h"
@@ -52,7 +52,7 @@ Status Coordinator::check_submission(const JobSpec& spec, JobId resumed) const {
   }
   for (const JobId id : open_jobs_) {
     const JobRecord& record = jobs_.at(id).record;
-    if (record.name == spec.name) {
+    if (id != resumed && record.name == spec.name) {
       return already_exists(
           fmt::format("job {} is named \"{}\" too and is {}; choose another name (submit --name), "
                       "or cancel it first",
@@ -173,10 +173,12 @@ void Coordinator::on_event(const ResumeJob& resume) {
   if (found == jobs_.end()) return refuse(not_found(fmt::format("no job {}", resume.job)));
   Job& job = found->second;
   JobRecord& record = job.record;
-  if (record.state != JobState::kFailed && record.state != JobState::kCancelled) {
+  const bool waits = record.state == JobState::kFailed || record.state == JobState::kCancelled ||
+                     record.state == JobState::kSuspended;
+  if (!waits) {
     return refuse(failed_precondition(
-        fmt::format("job {} \"{}\" is {}; only a FAILED or CANCELLED job can be resumed", record.id,
-                    record.name, job_state_name(record.state))));
+        fmt::format("job {} \"{}\" is {}; only a SUSPENDED, FAILED or CANCELLED job can be resumed",
+                    record.id, record.name, job_state_name(record.state))));
   }
   if (job.removing.value != 0) {
     return refuse(

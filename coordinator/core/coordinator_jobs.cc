@@ -30,11 +30,13 @@ void Coordinator::transition(Job& job, JobState to, std::string actor, Reason re
   if (is_final(to)) {
     job.record.finished = now_;
     job.record.rebalance = false;
+    job.record.suspend = false;
     drop_proof(job);
     drop_held(job, {});
     job.loads.clear();
     open_jobs_.erase(job.record.id);
   } else {
+    if (to == JobState::kSuspended) drop_held(job, {});
     job.record.finished.reset();
     open_jobs_.insert(job.record.id);
   }
@@ -92,7 +94,8 @@ void Coordinator::wait(Job& job, Reason reason) {
 }
 
 bool Coordinator::ready_to_place(Job& job) {
-  if (job.placed() || job.commit_in_flight() || now_ < job.place_after) return false;
+  if (job.placed() || job.commit_in_flight() || suspend_unplaced(job)) return false;
+  if (now_ < job.place_after) return false;
   if (job.record.epoch.value == 0) {
     job.restore = Restore::kKnown;  // nothing can have been saved yet, and nothing can run
   } else if (std::any_of(workers_.begin(), workers_.end(), [&](const auto& entry) {
@@ -106,6 +109,7 @@ bool Coordinator::ready_to_place(Job& job) {
   // Until the start, what is held may become unreachable, or its devices be taken.
   const bool held = !job.held.empty() && job.restore != Restore::kSearching;
   if (held && !restore_from_held(job)) job.restore = Restore::kUnknown;
+  if (suspend_unplaced(job)) return false;
   if (job.restore == Restore::kUnknown) {
     const bool refused_by_rank =
         job.record.last_failure && job.record.last_failure->reason.code == kCauseDataCorrupt;
@@ -235,6 +239,7 @@ void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
     effects_.data.push_back({record.id, {}});
   }
   job.recent_steps.clear();
+  job.pause_after = {};
   job.saves = {};
   choose_interval(job);
   job.epoch_began = now_;
@@ -303,6 +308,7 @@ void Coordinator::begin_training(Job& job) {
   job.ordered_at = now_;
   transition(job, JobState::kRunning, "coordinator", {"running", "every rank is ready and trains"});
   for (const WorkerId worker : hosts(job)) send_begin(job, worker);
+  pause_when_wanted(job);
 }
 
 void Coordinator::send_begin(const Job& job, WorkerId worker) {

@@ -183,6 +183,7 @@ void Coordinator::on_message(Worker& worker, const SegmentSaved& message) {
   if (round.segments.empty()) round.opened = now_;
   SegmentSaved& segment = round.segments[message.rank] = message;
   segment.slices.clear();
+  round.pauses |= message.pauses;
   heard_of(*job);
   if (std::ssize(round.segments) < job->world_size()) return;
   if (waits_for_proof(*job, message.step)) return conclude_proof(*job);
@@ -236,7 +237,9 @@ void Coordinator::drop_overtaken_rounds(Job& job, int64_t committed_step) {
 }
 
 void Coordinator::fail_round(Job& job, int64_t step, const std::string& reason) {
-  job.rounds.erase(step);
+  const auto round = job.rounds.find(step);
+  const bool pauses = round != job.rounds.end() && round->second.pauses;
+  if (round != job.rounds.end()) job.rounds.erase(round);
   job.failed_rounds[step] = reason;
   std::string kept = "there is no earlier one";
   if (job.record.checkpoint)
@@ -245,6 +248,7 @@ void Coordinator::fail_round(Job& job, int64_t step, const std::string& reason) 
        {"checkpoint_failed",
         fmt::format("the checkpoint of step {} could not be saved ({}); {}", step, reason, kept)});
   tell_outcome(job, step, false, reason);
+  if (pauses) on_pause_failed(job, reason);
   if (auto& proof = job.record.proof) proof->saved_again = std::max(proof->saved_again, step);
   conclude_proof(job);  // it may have waited for that checkpoint
 }
@@ -264,6 +268,7 @@ void Coordinator::on_event(const CheckpointDone& done) {
   const auto round = job->rounds.find(done.step);
   if (round == job->rounds.end() || !round->second.committing) return;
   heard_of(*job);
+  const bool pauses = round->second.pauses;
   if (!done.status.ok()) {
     fail_round(*job, done.step, done.status.message());
   } else if (done.compared) {
@@ -284,7 +289,11 @@ void Coordinator::on_event(const CheckpointDone& done) {
                       format_bytes(static_cast<double>(done.checkpoint.bytes)))});
     measure_commit(*job, done.step);
     tell_outcome(*job, done.step, true, {});
-    rebalance_at_checkpoint(*job, done.step);
+    if (pauses) {
+      on_paused(*job, done.step);
+    } else {
+      rebalance_at_checkpoint(*job, done.step);
+    }
   }
   conclude_proof(*job);
   check_finished(*job);

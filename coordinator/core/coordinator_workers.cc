@@ -278,6 +278,7 @@ void Coordinator::on_event(const Tick&) {
     check_deadlines(job);
     watch_for_hang(job);
     do_without_silent(job);
+    pause_when_wanted(job);
     repeat_orders(job);
     if (!job.placed() && now_ >= job.place_after && job.restore == Restore::kUnknown) {
       schedule_needed_ = true;

@@ -35,6 +35,11 @@ struct ResumeJob {
   int64_t prove_steps = 0;           // above 0: so many steps are trained again first, and compared
   std::optional<JobSpec> spec = {};  // what it goes on by: another layout; none: as before
 };
+// Save the job's state, release its devices, and keep both so until it is resumed.
+struct SuspendJob {
+  RequestId request;
+  JobId job;
+};
 // Move experts between ranks when the next checkpoint is committed.
 struct RebalanceJob {
   RequestId request;
@@ -104,8 +109,9 @@ struct CheckpointDamaged {
 // Time passed. Sent at least every CoreConfig::heartbeat_interval / 2.
 struct Tick {};
 
-using Event = std::variant<SubmitJob, CancelJob, ResumeJob, RebalanceJob, RemoveJob, WorkerMessage,
-                           WorkerPulse, WorkerGone, CheckpointDone, CheckpointFound, StepsRead,
+using Event = std::variant<SubmitJob, CancelJob, ResumeJob, SuspendJob, RebalanceJob, RemoveJob,
+                           WorkerMessage, WorkerPulse, WorkerGone, CheckpointDone, CheckpointFound,
+                           StepsRead,
                            CheckpointDamaged, CheckpointsRemoved, Tick>;
 
 // ---- out
@@ -117,7 +123,7 @@ struct OutgoingMessage {
 struct Answer {
   RequestId request;
   Status status;
-  JobId job;  // the one submitted, cancelled, resumed or to rebalance, when ok
+  JobId job;  // the one that it is about, when ok
 };
 // Publish the checkpoint these segments make. They cover every rank; nothing else is proven yet.
 struct CommitCheckpoint {

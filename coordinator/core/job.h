@@ -33,6 +33,7 @@ struct CheckpointRound {
   std::map<Rank, SegmentSaved> segments;  // slices dropped
   Instant opened;
   bool committing = false;
+  bool pauses = false;  // as in SegmentSaved
 };
 
 // A question to every host of a silent job, and what they have answered.
@@ -50,9 +51,11 @@ enum class Restore : uint8_t {
   kKnown,      // JobRecord::restore_manifest (or restored_from_memory) and restore_step hold
 };
 
-// Reason codes of restarts that are no failures: to move experts, and to take steps back.
+// Reason codes of restarts that are no failures: to move experts, to take steps back, and after a
+// pause that nobody wants any more.
 inline constexpr const char* kRebalancing = "rebalancing";
 inline constexpr const char* kRollingBack = "rolling_back";
+inline constexpr const char* kPauseOver = "pause_over";
 
 // What a daemon holds in memory of a rank of the attempt that ended.
 struct HeldAt {
@@ -83,6 +86,7 @@ struct Job {
   Restore restore = Restore::kUnknown;
   Instant place_after;  // back-off
   Instant epoch_began;  // StartRanks sent, or adopted after a restart of the coordinator
+  Instant pause_after;  // PauseRanks, where they are wanted, are due then
   Instant ordered_at;   // newest orders sent; they are repeated when nothing shows for it
   Instant heard_at;     // something of this epoch came that shows that it moves
   Instant ask_after;    // the newest inquiry found that nothing hangs

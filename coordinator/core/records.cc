@@ -13,7 +13,7 @@ using nlohmann::json;
 
 constexpr std::string_view kStateNames[] = {"QUEUED",  "PLACING",    "STARTING", "LOADING",
                                             "RUNNING", "RECOVERING", "STOPPING", "SUCCEEDED",
-                                            "FAILED",  "CANCELLED"};
+                                            "FAILED",  "CANCELLED",  "SUSPENDED"};
 static_assert(std::size(kStateNames) == std::size(kJobStates));
 
 std::string dump(const json& value) {
@@ -251,6 +251,7 @@ JobRecord to_job(const json& value) {
   job.restore_step = value.at("restore_step");
   job.restored_from_memory = value.value("restored_from_memory", false);  // as the next one
   job.rebalance = value.value("rebalance", false);  // absent from older records
+  job.suspend = value.value("suspend", false);
   job.rebalanced_step = value.value("rebalanced_step", int64_t{0});
   if (value.contains("saving")) job.saving = to_saving(value.at("saving"));
   if (value.contains("proof")) job.proof = to_proof(value.at("proof"));
@@ -409,6 +410,7 @@ Record record_of(const JobRecord& job) {
       {"last_failure", job.last_failure ? to_json(*job.last_failure) : json()},
       {"last_step", job.last_step ? to_json(*job.last_step) : json()},
   };
+  if (job.suspend) value["suspend"] = true;
   if (job.saving) value["saving"] = to_json(*job.saving);
   if (job.proof) value["proof"] = to_json(*job.proof);
   if (job.guards != GuardRecord()) value["guards"] = to_json(job.guards);

@@ -41,11 +41,12 @@ enum class JobState : uint8_t {
   kSucceeded,
   kFailed,
   kCancelled,
+  kSuspended,  // holds no device, and waits for a resume: not ended
 };
 inline constexpr JobState kJobStates[] = {
     JobState::kQueued,  JobState::kPlacing,    JobState::kStarting, JobState::kLoading,
     JobState::kRunning, JobState::kRecovering, JobState::kStopping, JobState::kSucceeded,
-    JobState::kFailed,  JobState::kCancelled};
+    JobState::kFailed,  JobState::kCancelled,  JobState::kSuspended};
 
 // "RUNNING"; the names of reference documentation, API and events.
 std::string_view job_state_name(JobState state);
@@ -178,6 +179,7 @@ struct JobRecord {
   std::string restore_manifest;  // of `epoch`; empty: initial weights
   int64_t restore_step = 0;
   bool restored_from_memory = false;  // `epoch`: from what daemons held of restore_step
+  bool suspend = false;    // asked for: the epoch is to end with its state saved, as SUSPENDED
   bool rebalance = false;  // asked for: experts are to move when the next checkpoint is committed
   int64_t rebalanced_step = 0;  // highest_step when experts or the layout changed; 0: never
   std::optional<SavingRecord> saving;

@@ -95,6 +95,12 @@ Counter rebalances(MetricRegistry& registry, const std::string& run) {
   return registry.counter("penstock_run_rebalances_total",
                           "Restarts that moved experts between ranks.", {{"run", run}});
 }
+Counter planned_restarts(MetricRegistry& registry, const std::string& run,
+                         const std::string& cause) {
+  return registry.counter("penstock_run_planned_restarts_total",
+                          "Restarts after a pause, which lost no step.",
+                          {{"run", run}, {"cause", cause}});
+}
 Counter rollbacks(MetricRegistry& registry, const std::string& run) {
   return registry.counter("penstock_run_rollbacks_total",
                           "Restarts from before a step that a guard acted upon.", {{"run", run}});
@@ -300,6 +306,11 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
   if (!event.from) return;
   if (ends_by_hang(event, job.record)) hangs(registry_, run).increment();
   set_state(job.record);
+  observe_transition(now, event);
+}
+
+void RunMetrics::observe_transition(Instant now, const JobEvent& event) {
+  const std::string run = run_label(event.job);
   switch (*event.state) {
     case JobState::kQueued:
       queued_since_[event.job] = now;
@@ -317,6 +328,10 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
         (moves ? rebalances(registry_, run) : rollbacks(registry_, run)).increment();
         break;
       }
+      if (event.reason.code == kPauseOver) {
+        planned_restarts(registry_, run, event.reason.code).increment();
+        break;
+      }
       restarts(registry_, run, event.reason.code).increment();
       recovering_since_.emplace(event.job, now);
       break;
@@ -330,6 +345,10 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
     case JobState::kFailed:
     case JobState::kCancelled:
       finished_runs(registry_, *event.state).increment();
+      recovering_since_.erase(event.job);
+      queued_since_.erase(event.job);
+      break;
+    case JobState::kSuspended:
       recovering_since_.erase(event.job);
       queued_since_.erase(event.job);
       break;

@@ -36,6 +36,7 @@ class RunMetrics {
   // Makes every series of a job, counters at 0.
   void create(const Job& job);
   void observe_event(Instant now, const JobEvent& event);
+  void observe_transition(Instant now, const JobEvent& event);
   void observe_step(const StepRecord& step);
   void forget(JobId job);
   void set_state(const JobRecord& job);

@@ -131,7 +131,7 @@ void Api::dispatch_job(const HttpRequest& request, const std::vector<std::string
   if (path.size() > 5) return unknown_route();
   const std::vector<std::string> reads = {"",     "spec",        "events",   "steps", "evaluations",
                                           "logs", "checkpoints", "rebalance"};
-  const std::vector<std::string> commands = {"cancel", "resume", "rebalance"};
+  const std::vector<std::string> commands = {"cancel", "resume", "rebalance", "suspend"};
   const bool is_read = get && std::find(reads.begin(), reads.end(), action) != reads.end();
   const bool is_command = request.method == "POST" &&
                           std::find(commands.begin(), commands.end(), action) != commands.end();
@@ -152,6 +152,13 @@ void Api::dispatch_job(const HttpRequest& request, const std::vector<std::string
   if (action == "logs") return follow_log(request, id, std::move(respond));
   if (action == "checkpoints") return list_checkpoints(*job, std::move(respond));
   if (action == "cancel") return cancel(request, id, std::move(respond));
+  if (action == "suspend") {
+    return actions_.command(
+        [id](RequestId given) {
+          return SuspendJob{given, id};
+        },
+        [this, respond](const Answer& answer) { answer_command(answer, 202, respond); });
+  }
   if (action == "rebalance") {
     if (get) return respond(planned_rebalance(id, 200));
     return actions_.command(
@@ -250,7 +257,7 @@ HttpResponse Api::list_jobs(const HttpRequest& request) const {
     if (!state) {
       return error_response(invalid_argument(
           fmt::format("\"{}\" is no state of a job; states are QUEUED, PLACING, STARTING, LOADING, "
-                      "RUNNING, RECOVERING, STOPPING, SUCCEEDED, FAILED, CANCELLED",
+                      "RUNNING, RECOVERING, STOPPING, SUSPENDED, SUCCEEDED, FAILED, CANCELLED",
                       *name)));
     }
   }

@@ -184,6 +184,7 @@ json job_body(const Coordinator& core, const Job& job) {
           {"data", data_of(job)},
           {"checkpoint", checkpoint_of(record)},
           {"evaluations", evaluations_of(job)},
+          {"suspend_requested", record.suspend},
           {"rebalance_requested", record.rebalance},
           {"checkpoint_interval", interval_of(job)},
           {"proof", proof_of(record)},

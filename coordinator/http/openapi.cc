@@ -80,6 +80,9 @@ void add_jobs(json& paths) {
       {"post",
        call("Cancel it", "202", "application/json",
             of_job(json::array({query("grace_ms", "integer", "from SIGTERM to SIGKILL")})))}};
+  paths["/api/v1/jobs/{job}/suspend"] = {
+      {"post", call("Save its state and release its devices, until it is resumed", "202",
+                    "application/json", of_job(none))}};
   json rebalance = get_json("What moving experts between its ranks would gain", of_job(none));
   rebalance["post"] = call("Move experts when the next checkpoint is committed", "202",
                            "application/json", of_job(none));

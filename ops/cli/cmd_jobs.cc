@@ -1,4 +1,4 @@
-// penstock ps, describe, cancel, resume, rm, wait.
+// penstock ps, describe, cancel, suspend, resume, rm, wait.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -166,7 +166,8 @@ Result<ExitCode> describe(Cli& cli, const std::string& name) {
   return ExitCode::kOk;
 }
 
-// cancel and resume: a POST on a job that is there. `next`: what to try, with {} for its name.
+// cancel, suspend and resume: a POST on a job that is there. `next`: what to try, with {} for its
+// name.
 Result<ExitCode> command(Cli& cli, const std::string& name, const std::string& tail,
                          const std::string& done, const std::string& next) {
   const Client client = cli.client();
@@ -276,7 +277,7 @@ Result<WaitCondition> parse_condition(const std::string& text) {
       c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     const std::vector<std::string> states = {"QUEUED",  "PLACING",    "STARTING", "LOADING",
                                              "RUNNING", "RECOVERING", "STOPPING", "SUCCEEDED",
-                                             "FAILED",  "CANCELLED"};
+                                             "FAILED",  "CANCELLED",  "SUSPENDED"};
     if (std::find(states.begin(), states.end(), condition.state) != states.end()) return condition;
     hint = did_you_mean(condition.state, states);
   } else if (text.starts_with("step=")) {
@@ -330,10 +331,26 @@ void add_rm_verb(CLI::App& app, Cli& cli) {
   });
 }
 
+void add_suspend_verb(CLI::App& app, Cli& cli) {
+  auto job = std::make_shared<std::string>();
+  CLI::App* suspend =
+      add_verb(app, "suspend", "Save a job's state and release its devices, until it is resumed",
+               "penstock suspend quickstart && penstock wait quickstart --for state=suspended\n"
+               "penstock resume quickstart    # goes on with the next step");
+  suspend->add_option("job", *job, "Name or id")->required();
+  suspend->callback([&cli, job] {
+    cli.action = [&cli, job] {
+      return command(cli, *job, "/suspend", "suspending",
+                     "penstock wait {0} --for state=SUSPENDED; penstock resume {0}");
+    };
+  });
+}
+
 }  // namespace
 
 void add_job_verbs(CLI::App& app, Cli& cli) {
   add_rm_verb(app, cli);
+  add_suspend_verb(app, cli);
   struct Flags {
     std::string job, condition, timeout, grace = "5s", spec;
     int64_t prove = 0;
@@ -369,7 +386,7 @@ void add_job_verbs(CLI::App& app, Cli& cli) {
   });
 
   CLI::App* resume = add_verb(
-      app, "resume", "Go on with a failed or cancelled job from its newest checkpoint",
+      app, "resume", "Go on with a suspended, failed or cancelled job from its newest checkpoint",
       "penstock resume quickstart && penstock wait quickstart\n"
       "penstock resume quickstart --prove 50    # first train 50 steps again, and compare\n"
       "penstock resume quickstart --spec fewer-ranks.yaml    # in another layout");

@@ -108,10 +108,11 @@ void Output::error(const Status& status) {
 
 std::string Output::coloured_state(const std::string& state) const {
   if (!colour_) return state;
-  const char* colour = state == "SUCCEEDED" || state == "RUNNING"      ? "32"
-                       : state == "FAILED" || state == "lost"          ? "31"
-                       : state == "RECOVERING" || state == "CANCELLED" ? "33"
-                                                                       : "36";
+  const char* colour = state == "SUCCEEDED" || state == "RUNNING" ? "32"
+                       : state == "FAILED" || state == "lost"     ? "31"
+                       : state == "RECOVERING" || state == "CANCELLED" || state == "SUSPENDED"
+                           ? "33"
+                           : "36";
   return fmt::format("\x1b[{}m{}\x1b[0m", colour, state);
 }
 

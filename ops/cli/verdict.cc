@@ -39,8 +39,10 @@ bool is_failure(const Json& event) {
   const std::string state = field_string(event, "state");
   const std::string from = field_string(event, "from");
   const std::string code = field_string(event, "code");
-  const bool planned = code == kRebalancing || code == kRollingBack;
-  if (planned || code == "succeeded" || field_string(event, "actor") == "user") return false;
+  for (const char* planned : {kRebalancing, kRollingBack, "pause_over", "suspended", "succeeded"}) {
+    if (code == planned) return false;
+  }
+  if (field_string(event, "actor") == "user") return false;
   if (state == "FAILED") return true;
   if (state != "RECOVERING" && state != "STOPPING") return false;
   const bool found_later = from.empty() && field_string(event, "actor").starts_with("worker ");
@@ -166,6 +168,7 @@ Advice advice(const Json& verdict, const Json& job, bool offline) {
     return advice_after_end(failure ? field_string(*failure, "code") : "", name, checkpoint);
   }
   if (state == "CANCELLED") return advice_after_end("", name, checkpoint);
+  if (state == "SUSPENDED") return {"it waits to be resumed", "penstock resume " + name};
   if (offline) {
     return {fmt::format("it was {} when this was written; it goes on by itself under its "
                         "coordinator",

@@ -77,6 +77,9 @@ TEST(CodecTest, CheckpointOutcomeSurvivesTheWire) {
 TEST(CodecTest, SaveIntervalSurvivesTheWire) {
   expect_round_trip<SaveInterval>();
 }
+TEST(CodecTest, PauseRanksSurvivesTheWire) {
+  expect_round_trip<PauseRanks>();
+}
 TEST(CodecTest, RankFinishedSurvivesTheWire) {
   expect_round_trip<RankFinished>();
 }

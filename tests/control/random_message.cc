@@ -244,6 +244,10 @@ void fill(SaveInterval& message, Random& random) {
   message.steps = number<int64_t>(random, 1);
 }
 
+void fill(PauseRanks& message, Random& random) {
+  fill_key(message, random);
+}
+
 void fill(RankFinished& message, Random& random) {
   fill_key(message, random);
   message.step = number<int64_t>(random, 0);

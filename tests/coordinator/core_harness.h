@@ -132,6 +132,10 @@ class CoreHarness {
     feed(RemoveJob{{++request_}, job, checkpoints});
     return last_answer();
   }
+  Answer suspend(JobId job) {
+    feed(SuspendJob{{++request_}, job});
+    return last_answer();
+  }
   Answer rebalance(JobId job) {
     feed(RebalanceJob{{++request_}, job});
     return last_answer();
@@ -196,19 +200,25 @@ class CoreHarness {
       say(host_of(job, 0), report);
     }
   }
-  void save_segment(JobId job, int32_t rank, int64_t step) {
+  void save_segment(JobId job, int32_t rank, int64_t step, bool pauses = false) {
     SegmentSaved saved;
     saved.job = job;
     saved.epoch = record(job).epoch;
     saved.rank = Rank{rank};
     saved.step = step;
     saved.file = "segment-" + std::to_string(rank);
+    saved.pauses = pauses;
     say(host_of(job, rank), saved);
   }
-  void save_all(JobId job, int64_t step) {
+  void save_all(JobId job, int64_t step, bool pauses = false) {
     for (int32_t rank = 0; rank < std::ssize(record(job).placement); ++rank) {
-      save_segment(job, rank, step);
+      save_segment(job, rank, step, pauses);
     }
+  }
+  // Every rank pauses after `step`, whose checkpoint is committed.
+  void pause(JobId job, int64_t step) {
+    save_all(job, step, true);
+    finish_commit();
   }
   // The newest CommitCheckpoint effect ends like this.
   void finish_commit(Status status = {}, const std::function<void(CheckpointDone&)>& change = {}) {

@@ -51,6 +51,12 @@ TEST(CoreSimTest, WhatRollbacksLeaveOutStaysOutWhateverFails) {
   EXPECT_GT(simulate(4'000'001, options).recoveries, 0);
 }
 
+TEST(CoreSimTest, SuspendedJobsLoseNoStepAndEndWhenResumed) {
+  SimOptions options;
+  options.suspensions = 0.02;
+  EXPECT_GT(simulate(5'000'001, options).recoveries, 0);
+}
+
 TEST(CoreSimTest, OneWorkerBarelyLargeEnoughServesTheQueue) {
   SimOptions options;
   options.worker_count = 1;

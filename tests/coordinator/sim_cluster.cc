@@ -32,6 +32,7 @@ std::string SimCluster::run() {
     now_ = now_ + kTick;
     if (now_ < faults_end) faults();
     submit_and_cancel();
+    suspend_and_resume();
     tick_world();
   }
   if (!all_ended()) violate("after a long quiet time not every job has ended:" + states());
@@ -131,6 +132,19 @@ void SimCluster::submit_and_cancel() {
   }
 }
 
+void SimCluster::suspend_and_resume() {
+  if (!core_ || options_.suspensions == 0.0) return;
+  const bool faulty = now_ - begin_ < options_.fault_time;
+  for (const JobId job : std::set<JobId>(accepted_)) {
+    const bool suspended = core_->find_job(job)->record.state == JobState::kSuspended;
+    if (suspended && (!faulty || chance(0.05))) {
+      feed(ResumeJob{{++requests_}, job});
+    } else if (faulty && chance(options_.suspensions)) {
+      feed(SuspendJob{{++requests_}, job});
+    }
+  }
+}
+
 // ---- workers
 
 void SimCluster::start_worker(SimWorker& worker) {
@@ -214,6 +228,14 @@ void SimCluster::on_order(SimWorker& worker, const ControlMessage& message) {
     for (auto& [key, rank] : worker.ranks) {
       const bool meant = std::get<0>(key) == outcome->job && std::get<1>(key) == outcome->epoch;
       if (meant && outcome->step == kSimSteps) rank.final_answered = true;
+      if (!meant || outcome->committed || rank.paused_at != outcome->step) continue;
+      rank.pause = false;
+      rank.paused_at = -1;
+    }
+  } else if (const auto* pause = std::get_if<PauseRanks>(&message)) {
+    for (auto& [key, rank] : worker.ranks) {
+      const bool meant = std::get<0>(key) == pause->job && std::get<1>(key) == pause->epoch;
+      if (meant && rank.paused_at < 0) rank.pause = true;
     }
   }
 }
@@ -298,13 +320,20 @@ void SimCluster::train(JobId job, Epoch epoch) {
     }
     return;
   }
-  if (!chance(0.5)) return;
+  const auto any = [&](auto condition) {
+    return std::any_of(members.begin(), members.end(),
+                       [&](const auto& at) { return condition(member(at)); });
+  };
+  if (any([](const SimRank& rank) { return rank.paused_at >= 0; }) || !chance(0.5)) return;
   const StartRank order = member(members[0]).order;
   const bool left_out = contains(order.left_out, step);
   const bool spike = options_.spikes.contains(step) && !left_out;
   std::set<int64_t>& trained = trained_by(order);
   if (!left_out && !spike) trained.insert(step);
-  const bool saves = (step % kSimCheckpointInterval == 0 && !left_out) || step == kSimSteps;
+  const bool pauses = step < kSimSteps && !left_out && !spike &&
+                      any([](const SimRank& rank) { return rank.pause; });
+  const bool saves =
+      (step % kSimCheckpointInterval == 0 && !left_out) || step == kSimSteps || pauses;
   if (saves && !spike) saved_[{job, epoch, step}] = trained;
   for (const auto& at : members) {
     const Rank number = std::get<2>(at.second);
@@ -315,7 +344,10 @@ void SimCluster::train(JobId job, Epoch epoch) {
     if (spike) continue;  // until the coordinator ends the attempt; the daemon says it again
     member(at).status.step = step;
     if (!saves) continue;
-    ControlMessage message = sim_segment(job, epoch, number, step);
+    SegmentSaved segment = sim_segment(job, epoch, number, step);
+    segment.pauses = pauses;
+    if (pauses) member(at).paused_at = step;
+    ControlMessage message = segment;
     if (step != kSimSteps && chance(0.02))
       message = SaveFailed{job, epoch, number, step, "disk full"};
     at.first->segments[{at.second, step}] = message;
@@ -376,6 +408,7 @@ void SimCluster::check(const Effects& effects) {
   for (const JobEvent& event : effects.events) {
     if (event.sequence != last_event_ + 1) violate("an event number is skipped or used twice");
     last_event_ = event.sequence;
+    check_suspended(event);
   }
   for (const StepRecord& step : effects.steps) {
     if (step.epoch != core_->find_job(step.job)->record.epoch) violate("a step of an old epoch");
@@ -419,6 +452,19 @@ bool SimCluster::may_still_run(const SimWorker& worker, JobId job, Epoch epoch) 
   if (known == core_->workers().end()) return false;
   return known->second.state == WorkerState::kLost ||
          (known->second.stale.contains(job) && running < kSimWorldSize);
+}
+
+// A job is suspended without devices, and after a pause without having lost a step.
+void SimCluster::check_suspended(const JobEvent& event) {
+  if (!event.from || event.state != JobState::kSuspended) return;
+  const Job& job = *core_->find_job(event.job);
+  if (job.placed()) violate(fmt::format("suspended job {} holds devices", event.job));
+  const auto& newest = job.record.last_step;
+  const bool paused =
+      event.from == JobState::kStopping && newest && newest->epoch == job.record.epoch;
+  if (paused && (!job.record.checkpoint || job.record.checkpoint->step < newest->step)) {
+    violate(fmt::format("job {} is suspended without its step {}", event.job, newest->step));
+  }
 }
 
 // When an epoch starts, no rank of an older one is left but on workers that nobody can reach.

@@ -23,6 +23,8 @@ struct SimOptions {
   double repetition = 0.05;
   bool partitions = true;
   bool coordinator_crashes = true;
+  double suspensions =
+      0.0;  // chance per tick that a job is suspended; some time later it is resumed
   // Steps whose loss is a spike that a rollback must leave out.
   std::set<int64_t> spikes = {};
   Duration fault_time = std::chrono::seconds(40);   // faults happen
@@ -43,6 +45,8 @@ class SimCluster final : public SimulatedCoordinator {
     Instant ready_at;
     bool begun = false;
     bool final_answered = false;
+    bool pause = false;      // asked to
+    int64_t paused_at = -1;  // saved after that step, and trains no other
   };
   struct SimWorker {
     std::string name;
@@ -72,6 +76,7 @@ class SimCluster final : public SimulatedCoordinator {
   void faults();
   void break_connections();
   void submit_and_cancel();
+  void suspend_and_resume();
 
   void start_worker(SimWorker& worker);
   void kill_worker(SimWorker& worker);
@@ -91,6 +96,7 @@ class SimCluster final : public SimulatedCoordinator {
   void check(const Effects& effects) override;
   void check_start_order(const StartRank& order);
   bool may_still_run(const SimWorker& worker, JobId job, Epoch epoch) const;
+  void check_suspended(const JobEvent& event);
 
   const SimOptions options_;
   std::vector<SimWorker> workers_;

@@ -31,6 +31,7 @@ std::string AgentCluster::run() {
     if (now_ < faults_end) faults();
     start_core_when_due();
     submit_jobs();
+    suspend_and_resume();
     deliver();
     train_gangs();
     for (Worker& worker : workers_) {
@@ -220,6 +221,12 @@ Status AgentCluster::to_rank(Worker& worker, const RankKey& key, const ControlMe
     process.begun = true;
   } else if (const auto* outcome = std::get_if<CheckpointOutcome>(&message)) {
     if (outcome->step == kSimSteps && outcome->committed) process.final_committed = true;
+    if (outcome->step == process.paused_at && !outcome->committed) {
+      process.pause = false;
+      process.paused_at = -1;
+    }
+  } else if (std::holds_alternative<PauseRanks>(message) && process.paused_at < 0) {
+    process.pause = true;
   }
   return {};
 }
@@ -360,6 +367,11 @@ void AgentCluster::train(const std::vector<std::pair<Worker*, RankKey>>& gang) {
         RankFinished{at.second.job, at.second.epoch, at.second.rank, kSimSteps});
     process_of(at).ends = ExitStatus{0, 0};
   }
+  const auto any = [&](auto condition) {
+    return std::any_of(gang.begin(), gang.end(),
+                       [&](const auto& at) { return condition(process_of(at)); });
+  };
+  if (any([](const Process& process) { return process.paused_at >= 0; })) return;
   if (!whole || !all_begun || !chance(0.3) || process_of(gang[0]).step >= kSimSteps) return;
   const StartRank& first = *process_of(gang[0]).order;
   const bool seated_alike = std::all_of(gang.begin(), gang.end(), [&](const auto& at) {
@@ -372,6 +384,7 @@ void AgentCluster::train(const std::vector<std::pair<Worker*, RankKey>>& gang) {
   });
   if (!begin_alike) violate(fmt::format("ranks of job {} go on from different steps", first.job));
   const int64_t step = process_of(gang[0]).step + 1;
+  const bool pauses = step < kSimSteps && any([](const Process& process) { return process.pause; });
   for (const auto& at : gang) {
     const auto& [job, epoch, rank] = at.second;
     Agent& agent = *at.first->agent;
@@ -385,9 +398,12 @@ void AgentCluster::train(const std::vector<std::pair<Worker*, RankKey>>& gang) {
     };
     say(RankProgress{.job = job, .epoch = epoch, .rank = rank, .step = step});
     if (rank.value == 0) say(sim_report(job, epoch, step));
-    if (step % kSimCheckpointInterval != 0) continue;
+    if (pauses) process_of(at).paused_at = step;
+    if (step % kSimCheckpointInterval != 0 && !pauses) continue;
     if (rank.value == 0 && options_.rebalance_threshold > 0.0) say(uneven_loads(at.second, step));
-    say(sim_segment(job, epoch, rank, step));
+    SegmentSaved segment = sim_segment(job, epoch, rank, step);
+    segment.pauses = pauses;
+    say(segment);
   }
 }
 
@@ -441,6 +457,20 @@ void AgentCluster::submit_jobs() {
   spec.parallelism.rebalance.threshold = options_.rebalance_threshold;
   spec.recovery.hang_timeout = options_.hang_timeout;
   feed(SubmitJob{request, spec});
+}
+
+void AgentCluster::suspend_and_resume() {
+  if (!core_ || options_.suspensions == 0.0) return;
+  const bool faulty = now_ - begin_ < options_.fault_time;
+  for (const JobId job : std::set<JobId>(accepted_)) {
+    const bool suspended = core_->find_job(job)->record.state == JobState::kSuspended;
+    if (suspended && (!faulty || chance(0.02))) {
+      ++suspensions_;
+      feed(ResumeJob{{++requests_}, job});
+    } else if (!suspended && faulty && chance(options_.suspensions)) {
+      feed(SuspendJob{{++requests_}, job});
+    }
+  }
 }
 
 void AgentCluster::deliver() {

@@ -30,6 +30,7 @@ struct AgentClusterOptions {
   double cuts = 0.01;  // of a connection
   Duration longest_cut = std::chrono::seconds(8);
   double coordinator_crashes = 0.005;
+  double suspensions = 0.0;  // per job; some time later it is resumed
   // Of the spec's rebalance; with it, load is reported that is uneven in another way every time.
   double rebalance_threshold = 0.0;
   Duration fault_time = std::chrono::seconds(40);   // faults happen
@@ -43,6 +44,7 @@ class AgentCluster final : public SimulatedCoordinator {
   std::string run();
   // Ranks that went on from what their daemon held.
   int64_t memory_starts() const { return memory_starts_; }
+  int64_t suspensions() const { return suspensions_; }
 
  private:
   // A rank process of one worker.
@@ -56,6 +58,8 @@ class AgentCluster final : public SimulatedCoordinator {
     bool begun = false;
     int64_t step = 0;
     bool final_committed = false;
+    bool pause = false;      // asked to
+    int64_t paused_at = -1;  // saved after that step, and trains no other
     bool stopped = false;
     int64_t moved_at_ns = 0;         // its flight record changed
     std::optional<ExitStatus> ends;  // as soon as the daemon looks
@@ -110,6 +114,7 @@ class AgentCluster final : public SimulatedCoordinator {
   ExpertLoadReport uneven_loads(const RankKey& key, int64_t step);
   void faults();
   void submit_jobs();
+  void suspend_and_resume();
 
   void break_connections();
   void send(OutgoingMessage out) override;
@@ -123,6 +128,7 @@ class AgentCluster final : public SimulatedCoordinator {
   uint64_t requests_ = 0;
   int32_t last_pid_ = 100;
   int64_t memory_starts_ = 0;
+  int64_t suspensions_ = 0;
 };
 
 }  // namespace penstock

@@ -11,6 +11,7 @@ struct Counts {
   int64_t restarts = 0;
   int64_t rebalances = 0;
   int64_t memory_starts = 0;
+  int64_t suspensions = 0;
 };
 
 Counts simulate(uint64_t first_seed, AgentClusterOptions options) {
@@ -23,6 +24,7 @@ Counts simulate(uint64_t first_seed, AgentClusterOptions options) {
       counts.restarts += cluster.restarts();
       counts.rebalances += cluster.rebalances();
       counts.memory_starts += cluster.memory_starts();
+      counts.suspensions += cluster.suspensions();
     }
     return violation;
   });
@@ -85,6 +87,26 @@ TEST(AgentSimTest, ExpertsMoveThroughEveryFaultAndEveryJobSucceeds) {
   const Counts counts = simulate(3'000'001, options);
   EXPECT_GT(counts.rebalances, 0);
   EXPECT_GT(counts.restarts, 0);
+}
+
+TEST(AgentSimTest, SuspendedJobsAreResumedThroughEveryFault) {
+  AgentClusterOptions options;
+  options.suspensions = 0.005;
+  const Counts counts = simulate(6'000'001, options);
+  EXPECT_GT(counts.suspensions, 0);
+  EXPECT_GT(counts.restarts, 0);
+}
+
+TEST(AgentSimTest, SuspensionsAreNoFailures) {
+  AgentClusterOptions options;
+  options.suspensions = 0.01;
+  options.rank_kills = 0;
+  options.daemon_kills = 0;
+  options.cuts = 0;
+  options.coordinator_crashes = 0;
+  const Counts counts = simulate(7'000'001, options);
+  EXPECT_GT(counts.suspensions, 0);
+  EXPECT_EQ(counts.restarts, 0);
 }
 
 TEST(AgentSimTest, MovingExpertsIsNoFailure) {

@@ -96,6 +96,7 @@ void SimulatedCoordinator::start_core() {
   }
   CoreConfig config;
   config.checkpoint_root = "/sim";
+  config.checkpoint_timeout = std::chrono::seconds(60);  // well within the quiet time
   core_.emplace(config);
   Result<Effects> effects = core_->start(now_, stored);
   if (!effects.ok()) {

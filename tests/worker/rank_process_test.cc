@@ -183,6 +183,51 @@ TEST_F(RankProcessTest, ANewIntervalTakesEffectWhileARunGoesOn) {
   for (const int32_t r : {0, 1}) daemon.wait_exit(r);
 }
 
+bool is_pause(const ControlMessage& message, int32_t rank) {
+  const auto* saved = std::get_if<SegmentSaved>(&message);
+  return saved != nullptr && saved->pauses && saved->rank == Rank{rank};
+}
+
+TEST_F(RankProcessTest, APauseThatOneRankHearsOfMakesAllSaveAfterTheSameStepAndWait) {
+  FakeDaemonOptions options = options_of({2, 1, 1, Schedule::kDualPipe}, 100'000);
+  options.spec.checkpoint.interval = 0;
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  ASSERT_TRUE(daemon.wait_for([](const ControlMessage& m) { return is_step(m, 3); }));
+  daemon.send_to(1, PauseRanks{FakeDaemon::kJob, FakeDaemon::kEpoch});
+  for (const int32_t r : {0, 1}) {
+    ASSERT_TRUE(daemon.wait_for([&](const ControlMessage& m) { return is_pause(m, r); }));
+  }
+  for (const int32_t r : {0, 1}) {
+    daemon.send_to(r, StopRanks{FakeDaemon::kJob, FakeDaemon::kEpoch, 5000, "paused"});
+  }
+  for (const int32_t r : {0, 1}) EXPECT_EQ(daemon.wait_exit(r).status.exit_code, 12);
+  const std::vector<SegmentSaved> saved = daemon.all<SegmentSaved>();
+  ASSERT_EQ(saved.size(), 2u);
+  EXPECT_EQ(saved[0].step, saved[1].step);
+  EXPECT_EQ(daemon.all<StepReport>().back().step, saved[0].step) << "no step is trained after it";
+}
+
+TEST_F(RankProcessTest, RanksWhosePauseCannotBeSavedTrainOn) {
+  FakeDaemonOptions options = options_of({2, 1, 1, Schedule::kDualPipe}, 40);
+  options.spec.checkpoint.interval = 0;
+  options.first_answered_step = 40;
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  ASSERT_TRUE(daemon.wait_for([](const ControlMessage& m) { return is_step(m, 3); }));
+  daemon.send_to(0, PauseRanks{FakeDaemon::kJob, FakeDaemon::kEpoch});
+  for (const int32_t r : {0, 1}) {
+    ASSERT_TRUE(daemon.wait_for([&](const ControlMessage& m) { return is_pause(m, r); }));
+  }
+  const int64_t step = daemon.all<SegmentSaved>()[0].step;
+  for (const int32_t r : {0, 1}) {
+    daemon.send_to(
+        r, CheckpointOutcome{FakeDaemon::kJob, FakeDaemon::kEpoch, step, false, "disk full"});
+  }
+  for (const int32_t r : {0, 1}) EXPECT_EQ(daemon.wait_exit(r).status.exit_code, 0);
+  EXPECT_EQ(daemon.all<StepReport>().size(), 40u);
+}
+
 std::map<int64_t, int> saves_by_step(const FakeDaemon& daemon) {
   std::map<int64_t, int> saved;
   for (const SegmentSaved& segment : daemon.all<SegmentSaved>()) ++saved[segment.step];

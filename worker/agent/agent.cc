@@ -310,6 +310,10 @@ void Agent::handle(int64_t, const SaveInterval& message) {
   pass_on(message);
 }
 
+void Agent::handle(int64_t, const PauseRanks& message) {
+  pass_on(message);
+}
+
 void Agent::handle(int64_t, const InspectRanks& message) {
   RanksInspected answer{message.job, message.epoch, message.request, {}};
   for (const auto& [key, entry] : ranks_) {

@@ -32,8 +32,11 @@
 //      code of comm/base/exit_codes.h that fits (kPeerLost when a peer went away). That line,
 //      which begins with kLastWordsPrefix, goes into RankExited.reason. It sends no message for
 //      this.
-//   9. SIGTERM asks it to end (exit kPreempted, no checkpoint); SIGKILL follows after the grace
-//   of StopRanks.
+//   9. PauseRanks: after the step in progress every rank saves, says so with SegmentSaved, and
+//   waits for the coordinator to end the attempt; a CheckpointOutcome that says that it failed lets
+//   it go on.
+//  10. SIGTERM asks it to end (exit kPreempted, no checkpoint); SIGKILL follows after the grace of
+//   StopRanks.
 // Every message a rank sends must carry its own job, epoch and rank; others are dropped and logged.
 #pragma once
 
@@ -110,7 +113,7 @@ class Agent {
   void on_connected(int64_t now_ns);
   void on_disconnected();
   // The coordinator may only send Registered, StartRank, BeginTraining, StopRanks,
-  // CheckpointOutcome, SaveInterval and InspectRanks; ranks only RankReady, StepReport,
+  // CheckpointOutcome, SaveInterval, PauseRanks and InspectRanks; ranks only RankReady, StepReport,
   // EvaluationReport, ExpertLoadReport, SegmentSaved, SaveFailed, RankFinished, RankProgress (and
   // RankHello, which comes through on_rank_hello).
   // Anything else is logged and dropped.
@@ -169,6 +172,7 @@ class Agent {
   void handle(int64_t now_ns, const StopRanks& message);
   void handle(int64_t now_ns, const CheckpointOutcome& message);
   void handle(int64_t now_ns, const SaveInterval& message);
+  void handle(int64_t now_ns, const PauseRanks& message);
   void handle(int64_t now_ns, const InspectRanks& message);
   // To every rank of its job and epoch that can be reached.
   template <typename Message>

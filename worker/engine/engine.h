@@ -56,6 +56,13 @@ struct StepTimes {
   double optimizer_seconds = 0.0;
 };
 
+// What a rank asks for: it travels with the sums of the step, so that all ranks hear of it in the
+// same one.
+struct StepWishes {
+  bool save = false;   // the state after the step
+  bool pause = false;  // train no other step
+};
+
 // Equal on every rank, but for the times.
 struct StepResult {
   int64_t step = 0;
@@ -68,7 +75,8 @@ struct StepResult {
   double learning_rate = 0.0;
   int64_t tokens = 0;  // trained; none of a step that was left out
   GuardFinding guard = {};
-  bool save = false;  // some rank asked for the state after this step to be saved
+  bool save = false;   // some rank asked for it
+  bool pause = false;  // likewise
   double expert_load_max_ratio = 0.0;
   StepTimes times = {};
 };
@@ -119,8 +127,7 @@ class Engine {
   // change the model is found on every rank, since every rank has the sums over all, and before the
   // optimizer, so that neither weights nor a checkpoint ever hold anything of a step that may not:
   // it is left out (StepResult::guard), or is an error and diverged().
-  // `ask_to_save` travels with the sums of the step, so that all ranks hear of it in the same step.
-  Result<StepResult> train_step(int64_t step, bool ask_to_save = false);
+  Result<StepResult> train_step(int64_t step, StepWishes wishes = {});
   // The step's number is used up, and nothing else changes. REQUIRES: as train_step().
   StepResult leave_out(int64_t step);
   // Mean loss over spec.training.evaluation_batches held-out batches, the same ones every time; of
@@ -207,6 +214,7 @@ class Engine {
     kPredictionSum,
     kBalanceSum,
     kSaveSum,
+    kPauseSum,
     kDifferenceSum,  // ranks that received something else in the second pass
     kStageImbalance
   };
@@ -286,7 +294,7 @@ class Engine {
   bool miscomputed_ = false;
   std::string received_otherwise_;  // by the second pass, and nobody knows yet why
   GuardFinding finding_;
-  bool ask_to_save_ = false;
+  StepWishes wishes_;
   int64_t step_ = 0;  // of training; the batch's number in an evaluation
   const StepPlan* plan_ = nullptr;
   StepTimes times_;

@@ -117,7 +117,8 @@ Status Engine::reduce_totals() {
   sums_[kTokenSum] = totals_.tokens;
   sums_[kPredictionSum] = totals_.prediction_loss;
   sums_[kBalanceSum] = totals_.balance_loss;
-  sums_[kSaveSum] = training_ && ask_to_save_ ? 1.0 : 0.0;
+  sums_[kSaveSum] = training_ && wishes_.save ? 1.0 : 0.0;
+  sums_[kPauseSum] = training_ && wishes_.pause ? 1.0 : 0.0;
   sums_[kDifferenceSum] = received_otherwise_.empty() ? 0.0 : 1.0;
   PENSTOCK_TRY(all_reduce(Collective::kReduceTotals, -1, layout_.world,
                           tag_of(Channel::kReduceTotals), sums_));

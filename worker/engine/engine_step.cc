@@ -21,8 +21,8 @@ int64_t waited(const std::unique_ptr<MeasuredTransport>& transport) {
 
 }  // namespace
 
-Result<StepResult> Engine::train_step(int64_t step, bool ask_to_save) {
-  ask_to_save_ = ask_to_save;
+Result<StepResult> Engine::train_step(int64_t step, StepWishes wishes) {
+  wishes_ = wishes;
   PENSTOCK_CHECK(step == state_->step() + 1, step, state_->step());
   const int64_t begin = monotonic_ns();
   clear_sums();
@@ -36,7 +36,8 @@ Result<StepResult> Engine::train_step(int64_t step, bool ask_to_save) {
       .learning_rate = learning_rate_at(spec_.optimizer, spec_.training.steps, step),
       .tokens = finding_.action == GuardPolicy::kSkip ? 0 : static_cast<int64_t>(sums_[kTokenSum]),
       .guard = finding_,
-      .save = sums_[kSaveSum] > 0.0};
+      .save = sums_[kSaveSum] > 0.0,
+      .pause = sums_[kPauseSum] > 0.0};
   for (size_t i = kStageImbalance; i < sums_.size(); ++i) {
     result.expert_load_max_ratio = std::max(result.expert_load_max_ratio, sums_[i]);
   }

@@ -86,6 +86,8 @@ void ControlLink::on_message(ControlMessage message) {
     outcomes_[step] = std::move(*outcome);
   } else if (const auto* interval = std::get_if<SaveInterval>(&message)) {
     if (is_mine(interval->job, interval->epoch)) save_interval_ = interval->steps;
+  } else if (const auto* pause = std::get_if<PauseRanks>(&message)) {
+    if (is_mine(pause->job, pause->epoch)) pause_requested_ = true;
   } else if (const auto* stop = std::get_if<StopRanks>(&message)) {
     if (stop->job == hello_.job && stop->epoch >= hello_.epoch) stop_requested_ = true;
   } else {
@@ -103,6 +105,16 @@ void ControlLink::request_stop() {
 bool ControlLink::stop_requested() const {
   const std::lock_guard lock(mutex_);
   return stop_requested_;
+}
+
+bool ControlLink::pause_requested() const {
+  const std::lock_guard lock(mutex_);
+  return pause_requested_;
+}
+
+void ControlLink::forget_pause() {
+  const std::lock_guard lock(mutex_);
+  pause_requested_ = false;
 }
 
 int64_t ControlLink::newest_outcome() const {

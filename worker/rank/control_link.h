@@ -52,6 +52,10 @@ class ControlLink {
   // The newest SaveInterval; none before the first.
   std::optional<int64_t> save_interval() const;
 
+  // PauseRanks arrived since the last forget_pause().
+  bool pause_requested() const;
+  void forget_pause();
+
   void send(ControlMessage message);
 
   // SIGTERM, SIGINT or StopRanks arrived. Never false again once true.
@@ -77,6 +81,7 @@ class ControlLink {
   std::condition_variable changed_;
   // Guarded by mutex_.
   bool stop_requested_ = false;
+  bool pause_requested_ = false;
   std::optional<StartRank> start_;
   std::optional<BeginTraining> begin_;
   std::optional<int64_t> save_interval_;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
@@ -41,6 +42,8 @@ struct RankRun {
   std::optional<Sampler> training = {};
   std::optional<Sampler> validation = {};
   std::unique_ptr<Engine> engine = {};
+  // Of the newest save after which the rank pauses; read by the saver.
+  std::atomic<int64_t> pause_step = -1;
 };
 
 // What a reader of this rank's log wants to know first: who it is, where, and which part of the
@@ -231,8 +234,10 @@ void report_expert_loads(const RankRun& run, int64_t step) {
 void report_segment(const RankRun& run, int64_t step, const Result<SegmentSummary>& saved) {
   if (saved.ok()) {
     log_info("saved the checkpoint of step {}: {}, {} bytes", step, saved->file, saved->byte_count);
-    run.link.send(
-        to_segment_saved({run.options.job, run.options.epoch, run.options.rank, step}, *saved));
+    SegmentSaved message =
+        to_segment_saved({run.options.job, run.options.epoch, run.options.rank, step}, *saved);
+    message.pauses = run.pause_step == step;
+    run.link.send(std::move(message));
     return;
   }
   log_warning("could not save the checkpoint of step {}: {}", step, saved.status().to_string());
@@ -241,6 +246,17 @@ void report_segment(const RankRun& run, int64_t step, const Result<SegmentSummar
                            .rank = run.options.rank,
                            .step = step,
                            .reason = saved.status().to_string()});
+}
+
+// The coordinator ends the attempt when the checkpoint is committed. Orders that came meanwhile
+// meant this pause.
+bool await_pause_end(const RankRun& run, int64_t step) {
+  const Status committed = run.link.wait_outcome(step);
+  if (committed.ok()) run.link.wait_stop();
+  if (run.link.stop_requested()) return true;
+  log_warning("trains on after step {}: {}", step, committed.message());
+  run.link.forget_pause();
+  return false;
 }
 
 Status train_and_finish(RankRun& run) {
@@ -262,7 +278,11 @@ Status train_and_finish(RankRun& run) {
           [&](int64_t step, const EvaluationResult& result) {
             report_evaluation(run, step, result);
           },
-      .before_save = [&](int64_t step) { report_expert_loads(run, step); },
+      .before_save =
+          [&](int64_t step, bool pauses) {
+            if (pauses) run.pause_step = step;
+            report_expert_loads(run, step);
+          },
       .on_segment = [&](int64_t step,
                         const Result<SegmentSummary>& saved) { report_segment(run, step, saved); },
       .wait_for_commit = [&](int64_t step) { return run.link.wait_outcome(step); },
@@ -270,7 +290,9 @@ Status train_and_finish(RankRun& run) {
       .save_interval = [&] { return run.link.save_interval().value_or(run.start.save_interval); },
       .newest_outcome = [&] { return run.link.newest_outcome(); },
       .roll_back = [&](int64_t step,
-                       const GuardFinding& finding) { await_rollback(run, step, finding); }};
+                       const GuardFinding& finding) { await_rollback(run, step, finding); },
+      .pause_requested = [&] { return run.link.pause_requested(); },
+      .pause = [&](int64_t step) { return await_pause_end(run, step); }};
   PENSTOCK_TRY_ASSIGN(const TrainingEnd end,
                       train(run.spec, *run.engine,
                             {.job = run.options.job,

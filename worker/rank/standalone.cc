@@ -209,7 +209,7 @@ Status run_standalone_rank(const StandaloneOptions& options, const StandaloneRan
                                  report->evaluations.push_back(result);
                                  if (options.on_evaluation) options.on_evaluation(step, result);
                                },
-                           .before_save = [](int64_t) {},
+                           .before_save = [](int64_t, bool) {},
                            .on_segment = self.on_segment,
                            .wait_for_commit = self.wait_for_commit,
                            .stop_requested = [] { return false; }};

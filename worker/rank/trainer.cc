@@ -74,24 +74,32 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
   // From scratch, or from a checkpoint whose attempt may have died before it evaluated.
   if (options.first_unreported_step <= first_step) PENSTOCK_TRY(evaluate_if_due(first_step - 1));
 
+  const auto pause = [&](int64_t step) {
+    engine.flight().begin_phase(FlightPhase::kSaving, step);
+    saver->wait();
+    engine.flight().begin_phase(FlightPhase::kCommitting, step);
+    return hooks.pause(step);
+  };
   Uncommitted uncommitted(hooks);
   int64_t last_due = options.saved_step;
   for (int64_t step = first_step; step <= last_step; ++step) {
     const bool stopped_early = options.stop_after > 0 && step > options.stop_after;
     if (stopped_early || hooks.stop_requested()) return TrainingEnd::kStopped;
-    bool save = false;  // on rank 0, whose word counts, so that all save after the same steps
+    StepWishes
+        wishes;  // to save: on rank 0, whose word counts, so that all do after the same steps
+    wishes.pause = saver && hooks.pause_requested && hooks.pause_requested();
     const bool left_out = contains(options.left_out, step);
     if (saver && counts_steps && !left_out) {
       const int64_t interval = spec.checkpoint.automatic && hooks.save_interval
                                    ? hooks.save_interval()
                                    : spec.checkpoint.interval;
       if (is_checkpoint_step(spec, step) || (interval > 0 && step - last_due >= interval)) {
-        save = uncommitted.add(step);
+        wishes.save = uncommitted.add(step);
         last_due = step;
       }
     }
     const Result<StepResult> trained =
-        left_out ? Result<StepResult>(engine.leave_out(step)) : engine.train_step(step, save);
+        left_out ? Result<StepResult>(engine.leave_out(step)) : engine.train_step(step, wishes);
     if (engine.finding().action == GuardPolicy::kRollback && hooks.roll_back) {
       engine.flight().begin_phase(FlightPhase::kCommitting, step);  // a wait for the coordinator
       hooks.roll_back(step, engine.finding());
@@ -99,16 +107,19 @@ Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOpti
     }
     PENSTOCK_TRY_ASSIGN(const StepResult result, trained);
     double stall_seconds = 0.0;
-    if (saver && (result.save || step == last_step)) {
+    const bool pauses = result.pause && step < last_step;
+    if (saver && (result.save || pauses || step == last_step)) {
       engine.flight().begin_phase(FlightPhase::kSaving, step);
       const int64_t saving = monotonic_ns();
       engine.settle();
-      hooks.before_save(step);
+      hooks.before_save(step, pauses);
       saver->wait();  // a disk that is too slow slows the run down instead of filling the memory
       saver->save(step, engine.state().hold());
       stall_seconds = to_seconds(Duration(monotonic_ns() - saving + 1));
     }
     hooks.on_step(result, stall_seconds);
+    if (pauses && pause(step)) return TrainingEnd::kStopped;
+    if (pauses) last_due = step;
     PENSTOCK_TRY(evaluate_if_due(step));
   }
   if (saver) {

@@ -33,8 +33,8 @@ struct TrainerHooks {
   // state after it is saved.
   std::function<void(const StepResult&, double checkpoint_seconds)> on_step;
   std::function<void(int64_t step, const EvaluationResult&)> on_evaluation;
-  // Before the state after `step` is saved.
-  std::function<void(int64_t step)> before_save;
+  // Before the state after `step` is saved; `pauses`: and pause() is called.
+  std::function<void(int64_t step, bool pauses)> before_save;
   // On the saver's thread: this rank's part of the checkpoint of `step` is durable, or could not be
   // saved. The run goes on either way.
   std::function<void(int64_t step, const Result<SegmentSummary>&)> on_segment;
@@ -51,6 +51,12 @@ struct TrainerHooks {
   // A guard asks for a rollback at `step`, which has changed nothing. Returns when the rank is
   // asked to stop. Empty: nobody can roll back, and the run ends as diverged.
   std::function<void(int64_t step, const GuardFinding&)> roll_back = {};
+  // Asked before each step: true ends the run after it with its state saved, on every rank, as soon
+  // as one rank says so. Empty: never.
+  std::function<bool()> pause_requested = {};
+  // This rank's part of the checkpoint of `step` is written, or could not be. Returns true when the
+  // rank is to end; false when the checkpoint failed: the run goes on. As pause_requested.
+  std::function<bool(int64_t step)> pause = {};
 };
 
 // Checkpoints whose end is not known at a time. A save that is due beyond them is left out, on
@@ -67,7 +73,7 @@ bool is_checkpoint_step(const JobSpec& spec, int64_t step);
 bool is_evaluation_step(const JobSpec& spec, int64_t step);
 
 // Trains from the engine's state to the last step. kFinished: every step is done and the last
-// checkpoint is committed. kStopped: asked to stop, between two steps.
+// checkpoint is committed. kStopped: asked to stop or to pause, between two steps.
 Result<TrainingEnd> train(const JobSpec& spec, Engine& engine, const TrainerOptions& options,
                           const TrainerHooks& hooks);
 
