@@ -144,6 +144,11 @@ const Worker* Coordinator::find_worker(WorkerId id) const {
   return worker == workers_.end() ? nullptr : &worker->second;
 }
 
+const Worker* Coordinator::find_worker(const std::string& name) const {
+  const auto known = worker_by_name_.find(name);
+  return known == worker_by_name_.end() ? nullptr : find_worker(known->second);
+}
+
 const Job* Coordinator::find_job(const std::string& id_or_name) const {
   uint64_t id = 0;
   const char* end = id_or_name.data() + id_or_name.size();

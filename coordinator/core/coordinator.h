@@ -78,6 +78,7 @@ class Coordinator {
   const std::map<WorkerId, Worker>& workers() const { return workers_; }
   const Job* find_job(JobId id) const;
   const Worker* find_worker(WorkerId id) const;
+  const Worker* find_worker(const std::string& name) const;
   // By name, or by decimal id; of several jobs with one name the newest.
   const Job* find_job(const std::string& id_or_name) const;
   // Devices of a worker that no placement holds.
@@ -107,8 +108,14 @@ class Coordinator {
   void pause_when_wanted(Job& job);
   void on_paused(Job& job, int64_t step);
   void end_for_pause(Job& job);
-  void on_pause_failed(Job& job, const std::string& reason);
+  void on_save_failed(Job& job, const std::string& reason);
   bool suspend_unplaced(Job& job);
+
+  // coordinator_drains.cc: workers that are to have no ranks.
+  void on_event(const DrainWorker& drain);
+  void conclude_drain(Worker& worker);
+  const Worker* drained_host(const Job& job) const;
+  static std::string drained_words(const Worker& worker);
 
   // coordinator_experts.cc: where experts are.
   void on_event(const RebalanceJob& rebalance);
@@ -217,7 +224,8 @@ class Coordinator {
   void on_event(const CheckpointFound& found);
   void schedule();
   bool ready_to_place(Job& job);
-  std::vector<FreeDevices> free_on_workers() const;
+  std::vector<FreeDevices> free_on_workers(bool drained_too = false) const;
+  std::string why_no_room(const Job& job) const;
   void start_epoch(Job& job, std::vector<RankPlacement> placement);
   void send_start(const Job& job, Rank rank);
   void begin_training(Job& job);

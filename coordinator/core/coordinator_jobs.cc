@@ -58,7 +58,8 @@ void Coordinator::schedule() {
   }
   int64_t devices_up = 0;
   for (const auto& [id, worker] : workers_) {
-    if (worker.state == WorkerState::kUp) devices_up += worker.record.device_count;
+    const bool usable = worker.state == WorkerState::kUp && !worker.record.drain;
+    if (usable) devices_up += worker.record.device_count;
   }
   const Job* blocker = nullptr;
   for (Job* job : waiting) {
@@ -69,21 +70,31 @@ void Coordinator::schedule() {
                               blocker->record.name, counted(blocker->world_size(), "device"))});
       continue;
     }
-    const std::vector<FreeDevices> free = free_on_workers();
-    auto placement = job->record.restored_from_memory ? held_placement(*job)
-                                                      : place(job->spec.parallelism, free);
+    auto placement = job->record.restored_from_memory
+                         ? held_placement(*job)
+                         : place(job->spec.parallelism, free_on_workers());
     if (placement) {
       start_epoch(*job, *std::move(placement));
       continue;
     }
-    size_t free_count = 0;
-    for (const FreeDevices& worker : free) free_count += worker.devices.size();
-    wait(*job, {"waiting_for_devices",
-                fmt::format("needs {}; of the {} on workers that are up, {} free",
-                            counted(job->world_size(), "device"), counted(devices_up, "device"),
-                            free_count == 1 ? "1 is" : fmt::format("{} are", free_count))});
+    wait(*job, {"waiting_for_devices", why_no_room(*job)});
     if (job->world_size() <= devices_up) blocker = job;
   }
+}
+
+std::string Coordinator::why_no_room(const Job& job) const {
+  int64_t devices = 0;
+  int64_t drained = 0;
+  size_t free = 0;
+  for (const auto& [id, worker] : workers_) {
+    if (worker.state != WorkerState::kUp) continue;
+    (worker.record.drain ? drained : devices) += worker.record.device_count;
+  }
+  for (const FreeDevices& worker : free_on_workers()) free += worker.devices.size();
+  return fmt::format(
+      "needs {}; of the {} on workers that are up, {} free{}", counted(job.world_size(), "device"),
+      counted(devices, "device"), free == 1 ? "1 is" : fmt::format("{} are", free),
+      drained == 0 ? "" : fmt::format("; {} more on drained workers", counted(drained, "device")));
 }
 
 void Coordinator::wait(Job& job, Reason reason) {
@@ -196,10 +207,12 @@ void Coordinator::on_event(const CheckpointFound& found) {
   changed(job);
 }
 
-std::vector<FreeDevices> Coordinator::free_on_workers() const {
+// `drained_too`: those that are being drained, as long as something is needed of them.
+std::vector<FreeDevices> Coordinator::free_on_workers(bool drained_too) const {
   std::vector<FreeDevices> free;
   for (const auto& [id, worker] : workers_) {
-    if (worker.state == WorkerState::kUp && worker.stale.empty() && !is_silent(worker)) {
+    const bool usable = !worker.record.drain || (drained_too && !worker.record.drain_done);
+    if (worker.state == WorkerState::kUp && worker.stale.empty() && usable && !is_silent(worker)) {
       free.push_back({id, free_devices(id)});
     }
   }

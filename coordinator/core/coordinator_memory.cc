@@ -50,10 +50,11 @@ std::optional<int64_t> Coordinator::held_step(const Job& job) {
   return newest;
 }
 
-// Every rank where its state is; nullopt: some worker is away, or its devices are taken.
+// Every rank where its state is; nullopt: some worker is away, or its devices are taken. Also on a
+// worker that is being drained: what is held there is saved first, and then moves.
 std::optional<std::vector<RankPlacement>> Coordinator::held_placement(const Job& job) const {
   std::map<WorkerId, std::vector<int32_t>> free;
-  for (FreeDevices& worker : free_on_workers()) free[worker.worker] = std::move(worker.devices);
+  for (FreeDevices& worker : free_on_workers(true)) free[worker.worker] = std::move(worker.devices);
   std::vector<RankPlacement> placement;
   for (const auto& [rank, held] : job.held) {
     std::vector<int32_t>& devices = free[held.worker];

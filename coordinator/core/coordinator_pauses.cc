@@ -47,15 +47,24 @@ std::optional<Reason> Coordinator::wanted_pause(const Job& job) const {
   if (job.record.suspend) {
     return Reason{"suspending", "finishes the step in progress and saves, to be suspended"};
   }
+  if (const Worker* worker = drained_host(job)) {
+    return Reason{kDraining,
+                  "finishes the step in progress and saves, to move off " + drained_words(*worker)};
+  }
   return std::nullopt;
 }
 
 // Called whenever the answer may have changed, and at every tick: orders may be lost.
 void Coordinator::pause_when_wanted(Job& job) {
-  const JobRecord& record = job.record;
-  if (!wants_ranks(record.state) || now_ < job.pause_after) return;
+  JobRecord& record = job.record;
+  if (!wants_ranks(record.state)) return;
   const std::optional<Reason> why = wanted_pause(job);
-  if (!why) return;
+  if (!why) {
+    const bool was_wanted = record.state == JobState::kRunning && record.reason.code == kDraining;
+    if (was_wanted) wait(job, {"running", "trains on where it is"});
+    return;
+  }
+  if (now_ < job.pause_after) return;
   // A replay commits nothing, and one that ends begins anew; ranks that have not begun have nothing
   // that is not on disk, unless they go on from memory.
   const bool nothing_to_save =
@@ -85,13 +94,20 @@ void Coordinator::end_for_pause(Job& job) {
         job, JobState::kStopping, JobState::kSuspended, kPausedGraceMs, "coordinator",
         {"suspended", fmt::format("suspended; penstock resume goes on from {}", from)});
   }
+  if (const Worker* worker = drained_host(job)) {
+    return stop_epoch(
+        job, JobState::kRecovering, JobState::kFailed, kPausedGraceMs, "coordinator",
+        {kDraining, fmt::format("moves off {}; goes on from {} as soon as other workers have room",
+                                drained_words(*worker), from)});
+  }
   stop_epoch(job, JobState::kRecovering, JobState::kFailed, kPausedGraceMs, "coordinator",
              {kPauseOver,
               fmt::format("had paused for what is not wanted any more; goes on from {}", from)});
 }
 
-void Coordinator::on_pause_failed(Job& job, const std::string& reason) {
-  if (job.record.state != JobState::kRunning) return;
+// Of any checkpoint: a pause has no better chance right now.
+void Coordinator::on_save_failed(Job& job, const std::string& reason) {
+  if (job.record.state != JobState::kRunning || !wanted_pause(job)) return;
   job.pause_after = now_ + kPauseRetry;
   wait(job,
        {"pause_delayed",

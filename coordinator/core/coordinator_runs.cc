@@ -237,9 +237,7 @@ void Coordinator::drop_overtaken_rounds(Job& job, int64_t committed_step) {
 }
 
 void Coordinator::fail_round(Job& job, int64_t step, const std::string& reason) {
-  const auto round = job.rounds.find(step);
-  const bool pauses = round != job.rounds.end() && round->second.pauses;
-  if (round != job.rounds.end()) job.rounds.erase(round);
+  job.rounds.erase(step);
   job.failed_rounds[step] = reason;
   std::string kept = "there is no earlier one";
   if (job.record.checkpoint)
@@ -248,7 +246,7 @@ void Coordinator::fail_round(Job& job, int64_t step, const std::string& reason) 
        {"checkpoint_failed",
         fmt::format("the checkpoint of step {} could not be saved ({}); {}", step, reason, kept)});
   tell_outcome(job, step, false, reason);
-  if (pauses) on_pause_failed(job, reason);
+  on_save_failed(job, reason);
   if (auto& proof = job.record.proof) proof->saved_again = std::max(proof->saved_again, step);
   conclude_proof(job);  // it may have waited for that checkpoint
 }

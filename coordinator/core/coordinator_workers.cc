@@ -142,7 +142,10 @@ void Coordinator::adopt_connection(Worker& worker, const std::string& peer,
     workers_.at(other->second).peer.clear();
   }
   worker_by_peer_[peer] = id;
-  const WorkerRecord record{id, message.name, message.incarnation, message.device_count, false};
+  WorkerRecord record = worker.record;
+  record.incarnation = message.incarnation;
+  record.device_count = message.device_count;
+  record.lost = false;
   const bool record_changed = worker.record.incarnation != record.incarnation ||
                               worker.record.device_count != record.device_count ||
                               worker.record.lost;
@@ -272,6 +275,7 @@ void Coordinator::on_event(const Tick&) {
     }
     const bool stop_due = !worker.stale.empty() && now_ - worker.stale_ordered_at >= two_beats();
     if (stop_due && worker.state == WorkerState::kUp) stop_stale(worker);
+    conclude_drain(worker);
   }
   for (const JobId id : std::set<JobId>(open_jobs_)) {
     Job& job = jobs_.at(id);

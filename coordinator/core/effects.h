@@ -40,6 +40,13 @@ struct SuspendJob {
   RequestId request;
   JobId job;
 };
+// The worker of that name gets no ranks any more, and those it has move; without a reason, it takes
+// ranks again. Its answer names no job.
+struct DrainWorker {
+  RequestId request;
+  std::string worker;
+  std::optional<std::string> reason;  // may be empty
+};
 // Move experts between ranks when the next checkpoint is committed.
 struct RebalanceJob {
   RequestId request;
@@ -109,10 +116,9 @@ struct CheckpointDamaged {
 // Time passed. Sent at least every CoreConfig::heartbeat_interval / 2.
 struct Tick {};
 
-using Event = std::variant<SubmitJob, CancelJob, ResumeJob, SuspendJob, RebalanceJob, RemoveJob,
-                           WorkerMessage, WorkerPulse, WorkerGone, CheckpointDone, CheckpointFound,
-                           StepsRead,
-                           CheckpointDamaged, CheckpointsRemoved, Tick>;
+using Event = std::variant<SubmitJob, CancelJob, ResumeJob, SuspendJob, DrainWorker, RebalanceJob,
+                           RemoveJob, WorkerMessage, WorkerPulse, WorkerGone, CheckpointDone,
+                           CheckpointFound, StepsRead, CheckpointDamaged, CheckpointsRemoved, Tick>;
 
 // ---- out
 

@@ -51,10 +51,11 @@ enum class Restore : uint8_t {
   kKnown,      // JobRecord::restore_manifest (or restored_from_memory) and restore_step hold
 };
 
-// Reason codes of restarts that are no failures: to move experts, to take steps back, and after a
-// pause that nobody wants any more.
+// Reason codes of restarts that are no failures: to move experts, to take steps back, off a worker
+// that is drained, and after a pause that nobody wants any more.
 inline constexpr const char* kRebalancing = "rebalancing";
 inline constexpr const char* kRollingBack = "rolling_back";
+inline constexpr const char* kDraining = "draining";
 inline constexpr const char* kPauseOver = "pause_over";
 
 // What a daemon holds in memory of a rank of the attempt that ended.

@@ -283,11 +283,14 @@ DataRecord to_data(const json& value) {
 }
 
 WorkerRecord to_worker(const json& value) {
-  return {{value.at("id")},
-          value.at("name"),
-          value.at("incarnation"),
-          value.at("device_count"),
-          value.at("lost")};
+  WorkerRecord worker = {{value.at("id")},
+                         value.at("name"),
+                         value.at("incarnation"),
+                         value.at("device_count"),
+                         value.at("lost")};
+  if (value.contains("drain")) worker.drain = value.at("drain");
+  worker.drain_done = value.value("drain_done", false);
+  return worker;
 }
 
 EvaluationRecord to_evaluation(const json& value) {
@@ -438,12 +441,14 @@ Record record_of(const DataRecord& data) {
 }
 
 Record record_of(const WorkerRecord& worker) {
-  return {std::string(kWorkerPrefix) + key_number(worker.id.value),
-          dump({{"id", worker.id.value},
+  json value = {{"id", worker.id.value},
                 {"name", worker.name},
                 {"incarnation", worker.incarnation},
                 {"device_count", worker.device_count},
-                {"lost", worker.lost}})};
+                {"lost", worker.lost}};
+  if (worker.drain) value["drain"] = *worker.drain;
+  if (worker.drain_done) value["drain_done"] = true;
+  return {std::string(kWorkerPrefix) + key_number(worker.id.value), dump(value)};
 }
 
 Record record_of(const StepRecord& step) {

@@ -210,6 +210,8 @@ struct WorkerRecord {
   uint64_t incarnation = 0;
   int32_t device_count = 0;
   bool lost = false;
+  std::optional<std::string> drain = {};  // it is to have no ranks; why, which may be empty
+  bool drain_done = false;                // it had none any more
 };
 
 // One transition or noteworthy fact. The command line, the page and the metrics all read these.

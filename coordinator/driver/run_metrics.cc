@@ -328,7 +328,7 @@ void RunMetrics::observe_transition(Instant now, const JobEvent& event) {
         (moves ? rebalances(registry_, run) : rollbacks(registry_, run)).increment();
         break;
       }
-      if (event.reason.code == kPauseOver) {
+      if (event.reason.code == kPauseOver || event.reason.code == kDraining) {
         planned_restarts(registry_, run, event.reason.code).increment();
         break;
       }
@@ -398,12 +398,13 @@ void RunMetrics::refresh(Instant now) {
   double lost = 0;
   double free_devices = 0;
   double held_devices = 0;
+  double drained_devices = 0;
   for (const auto& [id, worker] : core_.workers()) {
     const bool is_up = worker.state == WorkerState::kUp;
     (is_up ? up : lost) += 1;
     if (is_up) {
       const auto free = static_cast<double>(core_.free_devices(id).size());
-      free_devices += free;
+      (worker.record.drain ? drained_devices : free_devices) += free;
       held_devices += worker.record.device_count - free;
     }
     registry_
@@ -418,6 +419,8 @@ void RunMetrics::refresh(Instant now) {
   set("penstock_coordinator_workers", "Worker daemons known, by state.", "lost", lost);
   set("penstock_coordinator_devices", "Devices of workers that are up.", "free", free_devices);
   set("penstock_coordinator_devices", "Devices of workers that are up.", "held", held_devices);
+  set("penstock_coordinator_devices", "Devices of workers that are up.", "drained",
+      drained_devices);
   std::erase_if(created_, [&](const auto& entry) {
     const JobId id = entry.first;
     const JobRecord& job = core_.find_job(id)->record;

@@ -14,6 +14,7 @@ constexpr int64_t kLogBytesDefault = 256 << 10;
 constexpr int64_t kLogBytesMax = 4 << 20;
 constexpr int64_t kGraceMsDefault = 5000;
 constexpr int64_t kGraceMsMax = 3'600'000;
+constexpr size_t kDrainReasonBytesMax = 1000;
 
 std::vector<std::string> segments_of(const std::string& path) {
   std::vector<std::string> segments;
@@ -88,6 +89,11 @@ void Api::dispatch(const HttpRequest& request, HttpResponder respond, std::strin
   const bool get = request.method == "GET";
   const bool is_job = path.size() >= 4 && path[0] == "api" && path[1] == "v1" && path[2] == "jobs";
   if (is_job) return dispatch_job(request, path, std::move(respond), route);
+  const bool is_worker =
+      path.size() == 5 && path[0] == "api" && path[1] == "v1" && path[2] == "workers";
+  if (is_worker && request.method == "POST") {
+    return dispatch_worker(request, path, std::move(respond), route);
+  }
   const auto matches = [&](const char* method, const char* name) {
     if (request.path != name || request.method != method) return false;
     *route = name;
@@ -116,6 +122,31 @@ void Api::dispatch(const HttpRequest& request, HttpResponder respond, std::strin
   respond(error_response(not_found(fmt::format(
       "there is no {} {}; GET /openapi.json lists what there is",
       get || request.method == "POST" ? request.method : "such method for", request.path))));
+}
+
+void Api::dispatch_worker(const HttpRequest& request, const std::vector<std::string>& path,
+                          HttpResponder respond, std::string* route) {
+  const std::string& action = path[4];
+  if (action != "drain" && action != "undrain") {
+    return respond(
+        error_response(not_found("there is no such call; GET /openapi.json lists what there is")));
+  }
+  *route = "/api/v1/workers/{worker}/" + action;
+  const std::string name = path[3];
+  std::optional<std::string> reason;
+  if (action == "drain") reason = std::string(request.parameter("reason").value_or(""));
+  if (reason && reason->size() > kDrainReasonBytesMax) {
+    return respond(error_response(
+        invalid_argument(fmt::format("reason is longer than {} bytes", kDrainReasonBytesMax))));
+  }
+  actions_.command(
+      [name, reason](RequestId given) {
+        return DrainWorker{given, name, reason};
+      },
+      [this, name, respond = std::move(respond)](const Answer& answer) {
+        if (!answer.status.ok()) return respond(error_response(answer.status));
+        respond(json_response(worker_document(core_, *core_.find_worker(name)), 202));
+      });
 }
 
 void Api::dispatch_job(const HttpRequest& request, const std::vector<std::string>& path,

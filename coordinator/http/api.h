@@ -64,6 +64,8 @@ class Api {
   };
 
   void dispatch(const HttpRequest& request, HttpResponder respond, std::string* route);
+  void dispatch_worker(const HttpRequest& request, const std::vector<std::string>& path,
+                       HttpResponder respond, std::string* route);
   void dispatch_job(const HttpRequest& request, const std::vector<std::string>& path,
                     HttpResponder respond, std::string* route);
   void submit(const HttpRequest& request, HttpResponder respond);

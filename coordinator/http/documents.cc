@@ -207,7 +207,38 @@ json page_of(const char* kind, json items, uint64_t next_after, bool terminal) {
 }
 
 const char* worker_state_name(const Worker& worker) {
-  return worker.state == WorkerState::kUp ? "up" : "lost";
+  if (worker.state != WorkerState::kUp) return "lost";
+  if (!worker.record.drain) return "up";
+  return worker.record.drain_done ? "drained" : "draining";
+}
+
+json worker_body(const Coordinator& core, const Worker& worker) {
+  json ranks = json::array();
+  for (const HostedRank& hosted : worker.hosted) {
+    const Job& job = *core.find_job(hosted.job);
+    const RankView& rank = job.ranks[hosted.rank.value];
+    ranks.push_back({{"job", hosted.job.value},
+                     {"name", job.record.name},
+                     {"epoch", job.record.epoch.value},
+                     {"rank", hosted.rank.value},
+                     {"device", hosted.device},
+                     {"state", rank_state_name(job, rank)},
+                     {"step", rank.step}});
+  }
+  const bool usable = worker.state == WorkerState::kUp && !worker.record.drain;
+  const WorkerId id = worker.record.id;
+  return {{"id", id.value},
+          {"name", worker.record.name},
+          {"host", worker.host},
+          {"state", worker_state_name(worker)},
+          {"drain_reason", worker.record.drain ? json(*worker.record.drain) : json()},
+          {"devices", worker.record.device_count},
+          {"free_devices", usable ? core.free_devices(id).size() : 0},
+          {"device_kind", worker.device_kind},
+          {"incarnation", fmt::format("{:016x}", worker.record.incarnation)},
+          {"http_address", worker.http_address},
+          {"last_heartbeat", time_of(worker.last_seen)},
+          {"ranks", std::move(ranks)}};
 }
 
 std::string html_escape(std::string_view text) {
@@ -257,33 +288,14 @@ std::string job_list_document(const Coordinator& core, const std::vector<const J
 
 std::string worker_list_document(const Coordinator& core) {
   json items = json::array();
-  for (const auto& [id, worker] : core.workers()) {
-    json ranks = json::array();
-    for (const HostedRank& hosted : worker.hosted) {
-      const Job& job = *core.find_job(hosted.job);
-      const RankView& rank = job.ranks[hosted.rank.value];
-      ranks.push_back({{"job", hosted.job.value},
-                       {"name", job.record.name},
-                       {"epoch", job.record.epoch.value},
-                       {"rank", hosted.rank.value},
-                       {"device", hosted.device},
-                       {"state", rank_state_name(job, rank)},
-                       {"step", rank.step}});
-    }
-    const bool up = worker.state == WorkerState::kUp;
-    items.push_back({{"id", id.value},
-                     {"name", worker.record.name},
-                     {"host", worker.host},
-                     {"state", worker_state_name(worker)},
-                     {"devices", worker.record.device_count},
-                     {"free_devices", up ? core.free_devices(id).size() : 0},
-                     {"device_kind", worker.device_kind},
-                     {"incarnation", fmt::format("{:016x}", worker.record.incarnation)},
-                     {"http_address", worker.http_address},
-                     {"last_heartbeat", time_of(worker.last_seen)},
-                     {"ranks", std::move(ranks)}});
-  }
+  for (const auto& [id, worker] : core.workers()) items.push_back(worker_body(core, worker));
   return dump(list("WorkerList", std::move(items)));
+}
+
+std::string worker_document(const Coordinator& core, const Worker& worker) {
+  json body = document("Worker");
+  body.update(worker_body(core, worker));
+  return dump(body);
 }
 
 std::string event_list_document(const std::vector<JobEvent>& events, uint64_t next_after,

@@ -15,6 +15,7 @@ std::string job_document(const Coordinator& core, const Job& job);
 std::string job_list_document(const Coordinator& core, const std::vector<const Job*>& jobs);
 std::string removed_job_document(JobId job, const std::string& name, bool checkpoints);
 std::string worker_list_document(const Coordinator& core);
+std::string worker_document(const Coordinator& core, const Worker& worker);
 std::string event_list_document(const std::vector<JobEvent>& events, uint64_t next_after,
                                 bool terminal);
 std::string step_list_document(const std::vector<StepRecord>& steps, uint64_t next_after,

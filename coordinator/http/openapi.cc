@@ -101,6 +101,16 @@ json build() {
   json paths = json::object();
   add_jobs(paths);
   paths["/api/v1/workers"] = get_json("List worker daemons", none);
+  const json worker = {{"name", "worker"},
+                       {"in", "path"},
+                       {"required", true},
+                       {"description", "name"},
+                       {"schema", {{"type", "string"}}}};
+  paths["/api/v1/workers/{worker}/drain"] = {
+      {"post", call("Give it no ranks, and move those it has", "202", "application/json",
+                    json::array({worker, query("reason", "string", "why, for people")}))}};
+  paths["/api/v1/workers/{worker}/undrain"] = {
+      {"post", call("Let it take ranks again", "202", "application/json", json::array({worker}))}};
   paths["/api/v1/events"] = get_json("Events of every job and of the cluster", follow_parameters());
   paths["/api/v1/version"] = get_json("Version of the coordinator", none);
   paths["/api/v1/prometheus/targets"] = get_json("Prometheus HTTP service discovery", none);

@@ -136,6 +136,14 @@ class CoreHarness {
     feed(SuspendJob{{++request_}, job});
     return last_answer();
   }
+  Answer drain(const std::string& worker, const std::string& reason) {
+    feed(DrainWorker{{++request_}, worker, reason});
+    return last_answer();
+  }
+  Answer undrain(const std::string& worker) {
+    feed(DrainWorker{{++request_}, worker, {}});
+    return last_answer();
+  }
   Answer rebalance(JobId job) {
     feed(RebalanceJob{{++request_}, job});
     return last_answer();

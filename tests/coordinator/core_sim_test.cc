@@ -57,6 +57,13 @@ TEST(CoreSimTest, SuspendedJobsLoseNoStepAndEndWhenResumed) {
   EXPECT_GT(simulate(5'000'001, options).recoveries, 0);
 }
 
+TEST(CoreSimTest, DrainedWorkersGetNothingAndEveryJobEnds) {
+  SimOptions options;
+  options.drains = 0.01;
+  options.suspensions = 0.005;
+  EXPECT_GT(simulate(6'000'001, options).recoveries, 0);
+}
+
 TEST(CoreSimTest, OneWorkerBarelyLargeEnoughServesTheQueue) {
   SimOptions options;
   options.worker_count = 1;

@@ -27,6 +27,7 @@ JobRecord full_job() {
   job.checkpoint_dir = "/c/7";
   job.restore_manifest = "/c/7/40.manifest";
   job.restore_step = 40;
+  job.suspend = true;
   job.rebalance = true;
   job.rebalanced_step = 20;
   job.saving = SavingRecord{{0.5, 0.1, 0.2, 3.0, 4, 5000.0, 2}, {340, 1e4, 0.005, "why"}, 6};
@@ -149,7 +150,10 @@ TEST(RecordsTest, AnEventIsStoredInOrderAndByJob) {
 }
 
 TEST(RecordsTest, WorkersAndEvaluationsReadBackAsWritten) {
-  const auto worker = decode_worker(record_of(WorkerRecord{{3}, "w3", ~0ull, 8, true}).value);
+  const auto worker =
+      decode_worker(record_of(WorkerRecord{{3}, "w3", ~0ull, 8, true, "fan", true}).value);
+  EXPECT_EQ(worker->drain, "fan");
+  EXPECT_TRUE(worker->drain_done);
   EXPECT_EQ(worker->incarnation, ~0ull);
   EXPECT_EQ(worker->device_count, 8);
   const auto evaluation =

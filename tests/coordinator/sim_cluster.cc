@@ -33,6 +33,7 @@ std::string SimCluster::run() {
     if (now_ < faults_end) faults();
     submit_and_cancel();
     suspend_and_resume();
+    drain_and_undrain();
     tick_world();
   }
   if (!all_ended()) violate("after a long quiet time not every job has ended:" + states());
@@ -141,6 +142,33 @@ void SimCluster::suspend_and_resume() {
       feed(ResumeJob{{++requests_}, job});
     } else if (faulty && chance(options_.suspensions)) {
       feed(SuspendJob{{++requests_}, job});
+    }
+  }
+}
+
+void SimCluster::drain_and_undrain() {
+  if (!core_ || options_.drains == 0.0) return;
+  const bool faulty = now_ - begin_ < options_.fault_time;
+  for (const SimWorker& worker : workers_) {
+    const Worker* known = core_->find_worker(worker.name);
+    if (known == nullptr) continue;
+    if (known->record.drain && (!faulty || chance(0.02))) {
+      feed(DrainWorker{{++requests_}, worker.name, {}});
+    } else if (faulty && chance(options_.drains)) {
+      feed(DrainWorker{{++requests_}, worker.name, "maintenance"});
+    }
+  }
+}
+
+// A job is not placed on a worker that is drained, and on one that is being drained only where its
+// memory is needed.
+void SimCluster::check_drained(const JobEvent& event) {
+  if (!event.from || event.state != JobState::kPlacing) return;
+  const JobRecord& record = core_->find_job(event.job)->record;
+  for (const RankPlacement& at : record.placement) {
+    const WorkerRecord& worker = core_->find_worker(at.worker)->record;
+    if (worker.drain && (worker.drain_done || !record.restored_from_memory)) {
+      violate(fmt::format("job {} is placed on the drained {}", event.job, worker.name));
     }
   }
 }
@@ -409,6 +437,7 @@ void SimCluster::check(const Effects& effects) {
     if (event.sequence != last_event_ + 1) violate("an event number is skipped or used twice");
     last_event_ = event.sequence;
     check_suspended(event);
+    check_drained(event);
   }
   for (const StepRecord& step : effects.steps) {
     if (step.epoch != core_->find_job(step.job)->record.epoch) violate("a step of an old epoch");

@@ -23,8 +23,9 @@ struct SimOptions {
   double repetition = 0.05;
   bool partitions = true;
   bool coordinator_crashes = true;
-  double suspensions =
-      0.0;  // chance per tick that a job is suspended; some time later it is resumed
+  // Chance per tick that a worker is drained; some time later it is undrained.
+  double drains = 0.0;
+  double suspensions = 0.0;  // likewise of a job, which is resumed
   // Steps whose loss is a spike that a rollback must leave out.
   std::set<int64_t> spikes = {};
   Duration fault_time = std::chrono::seconds(40);   // faults happen
@@ -77,6 +78,8 @@ class SimCluster final : public SimulatedCoordinator {
   void break_connections();
   void submit_and_cancel();
   void suspend_and_resume();
+  void drain_and_undrain();
+  void check_drained(const JobEvent& event);
 
   void start_worker(SimWorker& worker);
   void kill_worker(SimWorker& worker);

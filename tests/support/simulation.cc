@@ -177,7 +177,7 @@ void SimulatedCoordinator::apply(Effects effects) {
     emit_from_disk(find.job, std::chrono::milliseconds(300), found);
   }
   for (const Answer& answer : effects.answers) {
-    if (answer.status.ok()) accepted_.insert(answer.job);
+    if (answer.status.ok() && answer.job.value != 0) accepted_.insert(answer.job);
   }
 }
 
