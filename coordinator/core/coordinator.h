@@ -117,6 +117,13 @@ class Coordinator {
   const Worker* drained_host(const Job& job) const;
   static std::string drained_words(const Worker& worker);
 
+  // coordinator_scaling.cc: other data-parallel widths.
+  void on_event(const ScaleJob& scale);
+  Status check_scaling(const Job& job, const JobSpec& next) const;
+  void ask_to_scale(Job& job, const JobSpec& next, const std::string& actor,
+                    const std::string& why);
+  bool scale_unplaced(Job& job);
+
   // coordinator_experts.cc: where experts are.
   void on_event(const RebalanceJob& rebalance);
   void on_message(Worker& worker, const ExpertLoadReport& message);

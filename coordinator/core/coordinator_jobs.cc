@@ -31,6 +31,7 @@ void Coordinator::transition(Job& job, JobState to, std::string actor, Reason re
     job.record.finished = now_;
     job.record.rebalance = false;
     job.record.suspend = false;
+    job.record.scale_to = 0;
     drop_proof(job);
     drop_held(job, {});
     job.loads.clear();
@@ -106,6 +107,7 @@ void Coordinator::wait(Job& job, Reason reason) {
 
 bool Coordinator::ready_to_place(Job& job) {
   if (job.placed() || job.commit_in_flight() || suspend_unplaced(job)) return false;
+  scale_unplaced(job);
   if (now_ < job.place_after) return false;
   if (job.record.epoch.value == 0) {
     job.restore = Restore::kKnown;  // nothing can have been saved yet, and nothing can run
@@ -121,6 +123,7 @@ bool Coordinator::ready_to_place(Job& job) {
   const bool held = !job.held.empty() && job.restore != Restore::kSearching;
   if (held && !restore_from_held(job)) job.restore = Restore::kUnknown;
   if (suspend_unplaced(job)) return false;
+  scale_unplaced(job);
   if (job.restore == Restore::kUnknown) {
     const bool refused_by_rank =
         job.record.last_failure && job.record.last_failure->reason.code == kCauseDataCorrupt;

@@ -47,6 +47,11 @@ std::optional<Reason> Coordinator::wanted_pause(const Job& job) const {
   if (job.record.suspend) {
     return Reason{"suspending", "finishes the step in progress and saves, to be suspended"};
   }
+  if (job.record.scale_to > 0) {
+    return Reason{kScaling, fmt::format("finishes the step in progress and saves, to go on with "
+                                        "data {} instead of {}",
+                                        job.record.scale_to, job.spec.parallelism.data)};
+  }
   if (const Worker* worker = drained_host(job)) {
     return Reason{kDraining,
                   "finishes the step in progress and saves, to move off " + drained_words(*worker)};
@@ -60,7 +65,8 @@ void Coordinator::pause_when_wanted(Job& job) {
   if (!wants_ranks(record.state)) return;
   const std::optional<Reason> why = wanted_pause(job);
   if (!why) {
-    const bool was_wanted = record.state == JobState::kRunning && record.reason.code == kDraining;
+    const bool was_wanted = record.state == JobState::kRunning &&
+                            (record.reason.code == kDraining || record.reason.code == kScaling);
     if (was_wanted) wait(job, {"running", "trains on where it is"});
     return;
   }
@@ -93,6 +99,11 @@ void Coordinator::end_for_pause(Job& job) {
     return stop_epoch(
         job, JobState::kStopping, JobState::kSuspended, kPausedGraceMs, "coordinator",
         {"suspended", fmt::format("suspended; penstock resume goes on from {}", from)});
+  }
+  if (record.scale_to > 0) {
+    return stop_epoch(job, JobState::kRecovering, JobState::kFailed, kPausedGraceMs, "coordinator",
+                      {kScaling, fmt::format("restarts from {} with data {} instead of {}", from,
+                                             record.scale_to, job.spec.parallelism.data)});
   }
   if (const Worker* worker = drained_host(job)) {
     return stop_epoch(

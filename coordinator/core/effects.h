@@ -47,6 +47,12 @@ struct DrainWorker {
   std::string worker;
   std::optional<std::string> reason;  // may be empty
 };
+// Go on with another data-parallel width.
+struct ScaleJob {
+  RequestId request;
+  JobId job;
+  int64_t data = 1;
+};
 // Move experts between ranks when the next checkpoint is committed.
 struct RebalanceJob {
   RequestId request;
@@ -116,9 +122,10 @@ struct CheckpointDamaged {
 // Time passed. Sent at least every CoreConfig::heartbeat_interval / 2.
 struct Tick {};
 
-using Event = std::variant<SubmitJob, CancelJob, ResumeJob, SuspendJob, DrainWorker, RebalanceJob,
-                           RemoveJob, WorkerMessage, WorkerPulse, WorkerGone, CheckpointDone,
-                           CheckpointFound, StepsRead, CheckpointDamaged, CheckpointsRemoved, Tick>;
+using Event =
+    std::variant<SubmitJob, CancelJob, ResumeJob, SuspendJob, ScaleJob, DrainWorker, RebalanceJob,
+                 RemoveJob, WorkerMessage, WorkerPulse, WorkerGone, CheckpointDone, CheckpointFound,
+                 StepsRead, CheckpointDamaged, CheckpointsRemoved, Tick>;
 
 // ---- out
 

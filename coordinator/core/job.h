@@ -52,11 +52,14 @@ enum class Restore : uint8_t {
 };
 
 // Reason codes of restarts that are no failures: to move experts, to take steps back, off a worker
-// that is drained, and after a pause that nobody wants any more.
+// that is drained, with another data-parallel width, and after a pause that nobody wants any more.
 inline constexpr const char* kRebalancing = "rebalancing";
 inline constexpr const char* kRollingBack = "rolling_back";
 inline constexpr const char* kDraining = "draining";
+inline constexpr const char* kScaling = "scaling";
 inline constexpr const char* kPauseOver = "pause_over";
+// Of the event that tells of the new width.
+inline constexpr const char* kScaled = "scaled";
 
 // What a daemon holds in memory of a rank of the attempt that ended.
 struct HeldAt {

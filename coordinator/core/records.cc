@@ -252,6 +252,7 @@ JobRecord to_job(const json& value) {
   job.restored_from_memory = value.value("restored_from_memory", false);  // as the next one
   job.rebalance = value.value("rebalance", false);  // absent from older records
   job.suspend = value.value("suspend", false);
+  job.scale_to = value.value("scale_to", int64_t{0});
   job.rebalanced_step = value.value("rebalanced_step", int64_t{0});
   if (value.contains("saving")) job.saving = to_saving(value.at("saving"));
   if (value.contains("proof")) job.proof = to_proof(value.at("proof"));
@@ -414,6 +415,7 @@ Record record_of(const JobRecord& job) {
       {"last_step", job.last_step ? to_json(*job.last_step) : json()},
   };
   if (job.suspend) value["suspend"] = true;
+  if (job.scale_to > 0) value["scale_to"] = job.scale_to;
   if (job.saving) value["saving"] = to_json(*job.saving);
   if (job.proof) value["proof"] = to_json(*job.proof);
   if (job.guards != GuardRecord()) value["guards"] = to_json(job.guards);

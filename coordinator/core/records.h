@@ -180,6 +180,7 @@ struct JobRecord {
   int64_t restore_step = 0;
   bool restored_from_memory = false;  // `epoch`: from what daemons held of restore_step
   bool suspend = false;    // asked for: the epoch is to end with its state saved, as SUSPENDED
+  int64_t scale_to = 0;    // the data-parallel width that the next epoch is to have; 0: as it is
   bool rebalance = false;  // asked for: experts are to move when the next checkpoint is committed
   int64_t rebalanced_step = 0;  // highest_step when experts or the layout changed; 0: never
   std::optional<SavingRecord> saving;

@@ -281,7 +281,8 @@ void RunMetrics::observe_event(Instant now, const JobEvent& event) {
   if (event.reason.code == "checkpoint_damaged" && is_final(job.record.state)) {
     return finished_damaged(registry_).increment();
   }
-  const bool relaid = event.reason.code == "resumed" && created_.contains(event.job) &&
+  const bool relaid = (event.reason.code == "resumed" || event.reason.code == kScaled) &&
+                      created_.contains(event.job) &&
                       created_.at(event.job) != spec_digest(job.spec);
   if (relaid) forget(event.job);
   if (!created_.contains(event.job)) create(job);
@@ -328,7 +329,8 @@ void RunMetrics::observe_transition(Instant now, const JobEvent& event) {
         (moves ? rebalances(registry_, run) : rollbacks(registry_, run)).increment();
         break;
       }
-      if (event.reason.code == kPauseOver || event.reason.code == kDraining) {
+      if (event.reason.code == kPauseOver || event.reason.code == kDraining ||
+          event.reason.code == kScaling) {
         planned_restarts(registry_, run, event.reason.code).increment();
         break;
       }

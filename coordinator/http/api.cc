@@ -162,7 +162,7 @@ void Api::dispatch_job(const HttpRequest& request, const std::vector<std::string
   if (path.size() > 5) return unknown_route();
   const std::vector<std::string> reads = {"",     "spec",        "events",   "steps", "evaluations",
                                           "logs", "checkpoints", "rebalance"};
-  const std::vector<std::string> commands = {"cancel", "resume", "rebalance", "suspend"};
+  const std::vector<std::string> commands = {"cancel", "resume", "rebalance", "suspend", "scale"};
   const bool is_read = get && std::find(reads.begin(), reads.end(), action) != reads.end();
   const bool is_command = request.method == "POST" &&
                           std::find(commands.begin(), commands.end(), action) != commands.end();
@@ -183,6 +183,18 @@ void Api::dispatch_job(const HttpRequest& request, const std::vector<std::string
   if (action == "logs") return follow_log(request, id, std::move(respond));
   if (action == "checkpoints") return list_checkpoints(*job, std::move(respond));
   if (action == "cancel") return cancel(request, id, std::move(respond));
+  if (action == "scale") {
+    const Result<int64_t> data = number_parameter(request, "data", 0, 1, 1 << 20);
+    if (!data.ok()) return respond(error_response(data.status()));
+    if (*data == 0) {
+      return respond(error_response(invalid_argument("say which width: scale?data=N")));
+    }
+    return actions_.command(
+        [id, data = *data](RequestId given) {
+          return ScaleJob{given, id, data};
+        },
+        [this, respond](const Answer& answer) { answer_command(answer, 202, respond); });
+  }
   if (action == "suspend") {
     return actions_.command(
         [id](RequestId given) {

@@ -152,6 +152,16 @@ json proof_of(const JobRecord& record) {
           {"compared", proof.compared}};
 }
 
+json layout_of(const Job& job) {
+  const ParallelismSpec& grid = job.spec.parallelism;
+  return {{"pipeline", grid.pipeline},
+          {"expert", grid.expert},
+          {"data", grid.data},
+          {"schedule", to_string(grid.schedule)},
+          {"microbatches", grid.microbatches},
+          {"micro_batch_size", grid.micro_batch_size}};
+}
+
 json job_body(const Coordinator& core, const Job& job) {
   const JobRecord& record = job.record;
   // After a restore the newest step reported may be ahead of where the run is again.
@@ -173,6 +183,8 @@ json job_body(const Coordinator& core, const Job& job) {
           {"tokens_per_second", number(job.tokens_per_second())},
           {"eta_seconds", number(job.eta_seconds())},
           {"world_size", job.world_size()},
+          {"layout", layout_of(job)},
+          {"scale_requested", record.scale_to > 0 ? json(record.scale_to) : json()},
           {"epoch", record.epoch.value},
           {"restarts", record.restarts},
           {"failures", record.failures},

@@ -83,6 +83,9 @@ void add_jobs(json& paths) {
   paths["/api/v1/jobs/{job}/suspend"] = {
       {"post", call("Save its state and release its devices, until it is resumed", "202",
                     "application/json", of_job(none))}};
+  paths["/api/v1/jobs/{job}/scale"] = {
+      {"post", call("Go on with another data-parallel width", "202", "application/json",
+                    of_job(json::array({query("data", "integer", "the width")})))}};
   json rebalance = get_json("What moving experts between its ranks would gain", of_job(none));
   rebalance["post"] = call("Move experts when the next checkpoint is committed", "202",
                            "application/json", of_job(none));

@@ -1,4 +1,4 @@
-// penstock ps, describe, cancel, suspend, resume, rm, wait.
+// penstock ps, describe, cancel, suspend, scale, resume, rm, wait.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -331,6 +331,41 @@ void add_rm_verb(CLI::App& app, Cli& cli) {
   });
 }
 
+Result<ExitCode> scale(Cli& cli, const std::string& name, int64_t data) {
+  const Client client = cli.client();
+  PENSTOCK_TRY_ASSIGN(const Json before, client.job(name));
+  PENSTOCK_TRY_ASSIGN(const Json job, client.post(job_path(field_text(before, "id"),
+                                                           fmt::format("/scale?data={}", data))));
+  cli.out.document(job);
+  cli.out.answer(field_text(job, "id"));
+  const std::string text = field_text(job, "name");
+  if (field_text(job, "scale_requested") == "-") {
+    cli.out.note(fmt::format("job {} has data {}", text, data));
+  } else {
+    cli.out.note(
+        fmt::format("job {} finishes its step, saves, and goes on with data {}", text, data));
+  }
+  cli.out.note("next: penstock describe " + text);
+  return ExitCode::kOk;
+}
+
+void add_scale_verb(CLI::App& app, Cli& cli) {
+  struct Flags {
+    std::string job;
+    int64_t data = 0;
+  };
+  auto flags = std::make_shared<Flags>();
+  CLI::App* verb = add_verb(app, "scale", "Go on with more or fewer data-parallel replicas",
+                            "penstock scale quickstart --data 4");
+  verb->add_option("job", flags->job, "Name or id")->required();
+  verb->add_option("--data", flags->data, "The width: parallelism.data of the spec")
+      ->required()
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+  verb->callback([&cli, flags] {
+    cli.action = [&cli, flags] { return scale(cli, flags->job, flags->data); };
+  });
+}
+
 void add_suspend_verb(CLI::App& app, Cli& cli) {
   auto job = std::make_shared<std::string>();
   CLI::App* suspend =
@@ -351,6 +386,7 @@ void add_suspend_verb(CLI::App& app, Cli& cli) {
 void add_job_verbs(CLI::App& app, Cli& cli) {
   add_rm_verb(app, cli);
   add_suspend_verb(app, cli);
+  add_scale_verb(app, cli);
   struct Flags {
     std::string job, condition, timeout, grace = "5s", spec;
     int64_t prove = 0;

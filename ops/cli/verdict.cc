@@ -39,8 +39,8 @@ bool is_failure(const Json& event) {
   const std::string state = field_string(event, "state");
   const std::string from = field_string(event, "from");
   const std::string code = field_string(event, "code");
-  for (const char* planned :
-       {kRebalancing, kRollingBack, "draining", "pause_over", "suspended", "succeeded"}) {
+  for (const char* planned : {kRebalancing, kRollingBack, "draining", "scaling", "pause_over",
+                              "suspended", "succeeded"}) {
     if (code == planned) return false;
   }
   if (field_string(event, "actor") == "user") return false;

@@ -144,6 +144,10 @@ class CoreHarness {
     feed(DrainWorker{{++request_}, worker, {}});
     return last_answer();
   }
+  Answer scale(JobId job, int64_t data) {
+    feed(ScaleJob{{++request_}, job, data});
+    return last_answer();
+  }
   Answer rebalance(JobId job) {
     feed(RebalanceJob{{++request_}, job});
     return last_answer();

@@ -64,6 +64,15 @@ TEST(CoreSimTest, DrainedWorkersGetNothingAndEveryJobEnds) {
   EXPECT_GT(simulate(6'000'001, options).recoveries, 0);
 }
 
+TEST(CoreSimTest, JobsOfChangingWidthEnd) {
+  SimOptions options;
+  options.worker_count = 5;
+  options.scalings = 0.01;
+  options.suspensions = 0.005;
+  options.drains = 0.003;
+  EXPECT_GT(simulate(7'000'001, options).recoveries, 0);
+}
+
 TEST(CoreSimTest, OneWorkerBarelyLargeEnoughServesTheQueue) {
   SimOptions options;
   options.worker_count = 1;

@@ -28,6 +28,7 @@ JobRecord full_job() {
   job.restore_manifest = "/c/7/40.manifest";
   job.restore_step = 40;
   job.suspend = true;
+  job.scale_to = 4;
   job.rebalance = true;
   job.rebalanced_step = 20;
   job.saving = SavingRecord{{0.5, 0.1, 0.2, 3.0, 4, 5000.0, 2}, {340, 1e4, 0.005, "why"}, 6};

@@ -134,9 +134,12 @@ void SimCluster::submit_and_cancel() {
 }
 
 void SimCluster::suspend_and_resume() {
-  if (!core_ || options_.suspensions == 0.0) return;
+  if (!core_ || options_.suspensions + options_.scalings == 0.0) return;
   const bool faulty = now_ - begin_ < options_.fault_time;
   for (const JobId job : std::set<JobId>(accepted_)) {
+    if (faulty && options_.scalings > 0.0 && chance(options_.scalings)) {
+      feed(ScaleJob{{++requests_}, job, chance(0.5) ? 1 : 2});
+    }
     const bool suspended = core_->find_job(job)->record.state == JobState::kSuspended;
     if (suspended && (!faulty || chance(0.05))) {
       feed(ResumeJob{{++requests_}, job});
@@ -330,7 +333,7 @@ void SimCluster::train(JobId job, Epoch epoch) {
     }
   }
   const auto member = [](const auto& at) -> SimRank& { return at.first->ranks.at(at.second); };
-  if (members.size() < kSimWorldSize) {
+  if (members.size() < world_.at({job, epoch})) {
     for (const auto& at : members) {
       const SimRank& rank = member(at);
       if (rank.begun && rank.status.state == RankState::kTraining && chance(0.3)) {
@@ -416,6 +419,7 @@ void SimCluster::check_trained() {
 
 JobSpec SimCluster::spec_of(const std::string& name) const {
   JobSpec spec = sim_spec(name);
+  if (options_.scalings > 0.0) spec.parallelism.microbatches *= 2;  // for two replicas
   if (options_.spikes.empty()) return spec;
   spec.guards.loss_spike.policy = GuardPolicy::kRollback;
   spec.guards.rollback_steps = 3;
@@ -501,6 +505,7 @@ void SimCluster::check_start_order(const StartRank& order) {
   if (order.epoch < started_[order.job]) violate("an epoch lower than one that was started");
   if (order.epoch == started_[order.job]) return;  // repeated, or another rank's
   started_[order.job] = order.epoch;
+  world_[{order.job, order.epoch}] = core_->find_job(order.job)->record.placement.size();
   std::vector<StepRange>& left_out = left_out_[order.job];
   if (order.left_out.size() < left_out.size() ||
       !std::equal(left_out.begin(), left_out.end(), order.left_out.begin())) {

@@ -25,6 +25,7 @@ struct SimOptions {
   bool coordinator_crashes = true;
   // Chance per tick that a worker is drained; some time later it is undrained.
   double drains = 0.0;
+  double scalings = 0.0;     // likewise of a job, to another data-parallel width
   double suspensions = 0.0;  // likewise of a job, which is resumed
   // Steps whose loss is a spike that a rollback must leave out.
   std::set<int64_t> spikes = {};
@@ -106,6 +107,7 @@ class SimCluster final : public SimulatedCoordinator {
   std::multimap<Instant, InFlight> network_;
   std::map<JobId, JobState> ended_;
   std::map<JobId, uint64_t> cursors_;
+  std::map<std::pair<JobId, Epoch>, size_t> world_;   // ranks of an attempt
   std::map<JobId, Epoch> started_;                    // newest epoch with a StartRank
   std::map<JobId, std::vector<StepRange>> left_out_;  // what its newest StartRank says
   // The steps that changed the model: of an epoch so far, with those that its start restored; and
