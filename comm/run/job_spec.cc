@@ -168,6 +168,15 @@ void read_parallelism(MappingReader reader, SpecProblems& problems, ParallelismS
   rebalance.real("threshold", 0.0, kRealMax, false, parallelism.rebalance.threshold);
   rebalance.integer("every_checkpoints", 1, kStepsMax, parallelism.rebalance.every_checkpoints);
   rebalance.finish();
+  ElasticSpec& elastic = parallelism.elastic;
+  MappingReader widths = reader.section("elastic");
+  widths.integer("min_data", 0, kCountMax, elastic.min_data);
+  widths.integer("max_data", 0, kCountMax, elastic.max_data);
+  widths.finish();
+  if (elastic != ElasticSpec()) {  // the other end is where it begins
+    if (elastic.min_data == 0) elastic.min_data = parallelism.data;
+    if (elastic.max_data == 0) elastic.max_data = parallelism.data;
+  }
   reader.finish();
 }
 

@@ -53,6 +53,14 @@ struct RebalanceSpec {
   bool operator==(const RebalanceSpec&) const = default;
 };
 
+// The data-parallel widths that a job may take by itself: fewer when devices are missing, more when
+// they are free. 0, 0: it keeps the one it has.
+struct ElasticSpec {
+  int64_t min_data = 0;
+  int64_t max_data = 0;
+  bool operator==(const ElasticSpec&) const = default;
+};
+
 // World size = pipeline · expert · data. Each of the expert · data replicas of the pipeline trains
 // its own `microbatches` micro-batches of `micro_batch_size` sequences per step (both DualPipe
 // directions together). How many stages `pipeline` ranks hold: stage_count() in layout.h.
@@ -66,10 +74,11 @@ struct ParallelismSpec {
   // Micro-batches from given steps on: a batch-size ramp.
   std::vector<StepLevel<int64_t>> microbatch_levels = {};
   RebalanceSpec rebalance = {};
+  ElasticSpec elastic = {};
   int64_t world_size() const { return pipeline * expert * data; }
   // The same with other micro-batches and no ramp: the layout of the steps that have so many.
   ParallelismSpec with_microbatches(int64_t count) const {
-    return {pipeline, expert, data, schedule, count, micro_batch_size, {}, rebalance};
+    return {pipeline, expert, data, schedule, count, micro_batch_size, {}, rebalance, elastic};
   }
   bool operator==(const ParallelismSpec&) const = default;
 };

@@ -78,7 +78,8 @@ Json parallelism_json(const ParallelismSpec& p) {
           {"micro_batch_size", p.micro_batch_size},
           {"rebalance",
            {{"threshold", p.rebalance.threshold},
-            {"every_checkpoints", p.rebalance.every_checkpoints}}}};
+            {"every_checkpoints", p.rebalance.every_checkpoints}}},
+          {"elastic", {{"min_data", p.elastic.min_data}, {"max_data", p.elastic.max_data}}}};
 }
 
 Json no_decay_json(const NoDecay& n) {

@@ -148,6 +148,20 @@ void check_rebalance(const JobSpec& spec, SpecProblems& problems) {
       "move when a checkpoint is committed");
 }
 
+void check_elastic(const JobSpec& spec, SpecProblems& problems) {
+  const ElasticSpec& elastic = spec.parallelism.elastic;
+  const int64_t data = spec.parallelism.data;
+  const bool off = elastic == ElasticSpec();
+  problems.rule(
+      "parallelism.elastic", off || (elastic.min_data <= data && data <= elastic.max_data),
+      fmt::format("parallelism.elastic is from {} to {}, which parallelism.data {} is not in",
+                  elastic.min_data, elastic.max_data, data));
+  problems.rule("parallelism.elastic.max_data",
+                off || elastic.max_data <= data || spec.checkpoint.saves_on_the_way(),
+                "parallelism.elastic.max_data above parallelism.data needs checkpoint.interval "
+                "above 0 or auto: a job grows when a checkpoint is committed");
+}
+
 }  // namespace
 
 void check_spec_rules(const JobSpec& spec, SpecProblems& problems) {
@@ -155,6 +169,7 @@ void check_spec_rules(const JobSpec& spec, SpecProblems& problems) {
   check_pipeline(spec, problems);
   check_size(spec, problems);
   check_rebalance(spec, problems);
+  check_elastic(spec, problems);
   check_recipe(spec, problems);
   check_guards(spec, problems);
   problems.rule(

@@ -123,6 +123,8 @@ class Coordinator {
   void ask_to_scale(Job& job, const JobSpec& next, const std::string& actor,
                     const std::string& why);
   bool scale_unplaced(Job& job);
+  std::optional<std::vector<RankPlacement>> place_narrower(Job& job);
+  void grow_at_checkpoint(Job& job);
 
   // coordinator_experts.cc: where experts are.
   void on_event(const RebalanceJob& rebalance);

@@ -74,6 +74,7 @@ void Coordinator::schedule() {
     auto placement = job->record.restored_from_memory
                          ? held_placement(*job)
                          : place(job->spec.parallelism, free_on_workers());
+    if (!placement) placement = place_narrower(*job);
     if (placement) {
       start_epoch(*job, *std::move(placement));
       continue;

@@ -291,6 +291,7 @@ void Coordinator::on_event(const CheckpointDone& done) {
       on_paused(*job, done.step);
     } else {
       rebalance_at_checkpoint(*job, done.step);
+      grow_at_checkpoint(*job);
     }
   }
   conclude_proof(*job);

@@ -1,6 +1,7 @@
 // Scaling: a job goes on with another data-parallel width. Its epoch is paused for it, and the new
 // spec is taken over between two epochs, in the batch that says so; any layout loads what another
-// one saved.
+// one saved. Asked for by the user, or within parallelism.elastic: a job that finds no room shrinks
+// instead of waiting, and grows at a checkpoint when devices are free.
 #include <algorithm>
 
 #include "comm/base/counted.h"
@@ -12,6 +13,12 @@ namespace {
 
 Status refused(const Job& job, const std::string& why) {
   return failed_precondition(fmt::format("job {} \"{}\" {}", job.record.id, job.record.name, why));
+}
+
+int64_t device_count(const std::vector<FreeDevices>& workers) {
+  int64_t count = 0;
+  for (const FreeDevices& worker : workers) count += std::ssize(worker.devices);
+  return count;
 }
 
 }  // namespace
@@ -27,9 +34,8 @@ Status Coordinator::check_scaling(const Job& job, const JobSpec& next) const {
   if (state == JobState::kStopping) return refused(job, "is being stopped");
   if (job.record.proof) return refused(job, "compares its steps with recorded ones; wait for that");
   if (!job.placed()) return check_submission(next, job.record.id);
-  int64_t free = 0;
+  const int64_t free = device_count(free_on_workers());
   int64_t own = 0;
-  for (const FreeDevices& worker : free_on_workers()) free += std::ssize(worker.devices);
   for (const RankPlacement& at : job.record.placement) {
     const Worker& worker = workers_.at(at.worker);
     own += worker.state == WorkerState::kUp && !worker.record.drain ? 1 : 0;
@@ -99,6 +105,49 @@ bool Coordinator::scale_unplaced(Job& job) {
        {kScaled, fmt::format("goes on with data {} instead of {}, on {}", next->parallelism.data,
                              before, counted(job.world_size(), "rank"))});
   return true;
+}
+
+// Of a job that may shrink and has no room as it is: the widest one that has, which it takes over.
+// REQUIRES: nothing of the job is placed, and what it restores from is known.
+std::optional<std::vector<RankPlacement>> Coordinator::place_narrower(Job& job) {
+  const ParallelismSpec& grid = job.spec.parallelism;
+  if (grid.elastic == ElasticSpec() || job.record.proof || job.record.restored_from_memory)
+    return {};
+  const std::vector<FreeDevices> free = free_on_workers();
+  const int64_t before = grid.data;
+  for (int64_t data = before - 1; data >= grid.elastic.min_data; --data) {
+    if (grid.pipeline * grid.expert * data > device_count(free)) continue;
+    const Result<JobSpec> next = with_data_width(job.spec, data);
+    if (!next.ok()) continue;
+    auto placement = place(next->parallelism, free);
+    if (!placement) continue;
+    const std::string missing = why_no_room(job);
+    adopt_spec(job, *next);
+    job.record.scale_to = 0;
+    note(job, "coordinator",
+         {kScaled, fmt::format("shrinks from data {} to {}, on {}, instead of waiting: it {}",
+                               before, data, counted(job.world_size(), "rank"), missing)});
+    return placement;
+  }
+  return {};
+}
+
+// After a commit. Jobs that wait for devices go first.
+void Coordinator::grow_at_checkpoint(Job& job) {
+  const JobRecord& record = job.record;
+  const ParallelismSpec& grid = job.spec.parallelism;
+  if (record.state != JobState::kRunning || record.proof || wanted_pause(job)) return;
+  const bool others_wait = std::any_of(open_jobs_.begin(), open_jobs_.end(), [&](const JobId id) {
+    const JobState state = jobs_.at(id).record.state;
+    return state == JobState::kQueued || state == JobState::kRecovering;
+  });
+  if (grid.data >= grid.elastic.max_data || others_wait) return;
+  const int64_t room = device_count(free_on_workers()) + job.world_size();
+  for (int64_t data = grid.elastic.max_data; data > grid.data; --data) {
+    if (grid.pipeline * grid.expert * data > room) continue;
+    const Result<JobSpec> next = with_data_width(job.spec, data);
+    if (next.ok()) return ask_to_scale(job, *next, "coordinator", "since devices are free");
+  }
 }
 
 }  // namespace penstock

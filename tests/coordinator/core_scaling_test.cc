@@ -196,5 +196,88 @@ TEST_F(CoreScalingTest, AskingForTheWidthItHasTakesARequestBack) {
   EXPECT_EQ(h.record(job).reason.code, "running");
 }
 
+class CoreElasticTest : public CoreScalingTest {
+ protected:
+  void start_elastic(int64_t data, int64_t least, int64_t most) {
+    JobSpec spec = spec_of(data, 8 / data, 1);
+    spec.parallelism.elastic = {least, most};
+    job = h.submit_ok(spec);
+    h.run(job);
+    h.train(job, 1, 10);
+  }
+  void lose(const std::string& name) {
+    h.workers.at(name).alive = false;
+    h.workers.at(name).ranks.clear();
+    h.pass(seconds(5));
+    h.confirm_stops(job);
+    h.pass(seconds(5));
+    if (!h.finds.empty()) h.answer_find();
+  }
+  void return_worker(const std::string& name) {
+    h.workers.at(name).alive = true;
+    h.restart_worker(name);
+    h.confirm_stops(job);
+  }
+};
+
+TEST_F(CoreElasticTest, AJobShrinksWhenAWorkerDiesAndGrowsWhenItIsBack) {
+  start_elastic(4, 1, 4);
+  h.checkpoint(job, 20);
+  lose("w1");
+  ASSERT_EQ(h.state(job), JobState::kStarting) << "instead of waiting";
+  EXPECT_EQ(width(), 2);
+  EXPECT_EQ(h.record(job).restore_step, 20);
+  EXPECT_TRUE(h.has_event(kScaled));
+  h.run(job);
+  h.train(job, 21, 40);
+  return_worker("w1");
+  h.clear();
+  h.pass(seconds(5));
+  EXPECT_TRUE(h.sent<PauseRanks>().empty()) << "not before a checkpoint";
+  h.checkpoint(job, 40);
+  EXPECT_EQ(h.record(job).scale_to, 4);
+  EXPECT_FALSE(h.sent<PauseRanks>().empty());
+  h.train(job, 41, 42);
+  h.pause(job, 42);
+  h.confirm_stops(job);
+  h.answer_find();
+  ASSERT_EQ(h.state(job), JobState::kStarting);
+  EXPECT_EQ(width(), 4);
+  EXPECT_EQ(h.record(job).restore_step, 42);
+  EXPECT_EQ(h.record(job).failures, 1) << "the worker that died";
+}
+
+TEST_F(CoreElasticTest, AJobDoesNotShrinkBelowItsLeastWidth) {
+  start_elastic(4, 4, 4);
+  h.checkpoint(job, 20);
+  lose("w1");
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+  EXPECT_EQ(h.record(job).reason.code, "waiting_for_devices");
+  EXPECT_EQ(width(), 4);
+}
+
+TEST_F(CoreElasticTest, AJobDoesNotGrowBeforeThoseThatWait) {
+  start_elastic(2, 1, 4);
+  const JobId waiting = h.submit_ok(flat_spec("waiting", 4));
+  ASSERT_EQ(h.state(waiting), JobState::kQueued);
+  h.checkpoint(job, 20);
+  EXPECT_EQ(h.record(job).scale_to, 0);
+  ASSERT_TRUE(h.cancel(waiting).status.ok());
+  h.train(job, 11, 40);
+  h.checkpoint(job, 40);
+  EXPECT_EQ(h.record(job).scale_to, 4);
+}
+
+TEST_F(CoreElasticTest, ADrainShrinksAJobThatHasNoRoomElsewhere) {
+  start_elastic(4, 1, 4);
+  ASSERT_TRUE(h.drain("w1", "fan").status.ok());
+  h.pause(job, 10);
+  h.confirm_stops(job);
+  h.answer_find();
+  ASSERT_EQ(h.state(job), JobState::kStarting);
+  EXPECT_EQ(width(), 2);
+  EXPECT_EQ(h.record(job).failures, 0);
+}
+
 }  // namespace
 }  // namespace penstock

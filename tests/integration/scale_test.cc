@@ -74,6 +74,34 @@ TEST_F(ScaleTest, AJobGrowsAndShrinksWithTheSameLosses) {
   expect_same_curve(losses, expected, first_change(id));
 }
 
+TEST_F(ScaleTest, AnElasticJobShrinksWhenAWorkerDiesAndGrowsWhenItIsBack) {
+  const auto elastic = [&](const std::string& name) {
+    std::string yaml = tiny_job_yaml(cluster_.folder(), {.name = name,
+                                                         .pipeline = 2,
+                                                         .expert = 1,
+                                                         .data = 4,
+                                                         .microbatches = 4,
+                                                         .steps = 100'000,
+                                                         .checkpoint_interval = 20});
+    const std::string at = "parallelism: {";
+    return cluster_.submit(yaml.replace(yaml.find(at), at.size(), at + "elastic: {min_data: 1}, "));
+  };
+  const std::string id = elastic("elastic");
+  ASSERT_TRUE(trains_with(id, 4)) << cluster_.describe(id);
+  cluster_.kill_worker(1);
+  ASSERT_TRUE(trains_with(id, 2)) << cluster_.describe(id);
+  cluster_.start_worker(1);
+  ASSERT_TRUE(trains_with(id, 4)) << cluster_.describe(id);
+  EXPECT_EQ(cluster_.job(id).at("failures"), 1);
+  EXPECT_EQ(penstock(cluster_, {"cancel", id}).exit_code, 0);
+  ASSERT_TRUE(cluster_.wait_for_state(id, "CANCELLED")) << cluster_.describe(id);
+  const auto losses = cluster_.losses(id);
+  const std::string undisturbed = elastic("undisturbed");
+  ASSERT_TRUE(cluster_.wait_for_step(undisturbed, losses.rbegin()->first))
+      << cluster_.describe(undisturbed);
+  expect_same_curve(losses, cluster_.losses(undisturbed), first_change(id));
+}
+
 TEST_F(ScaleTest, WhatCannotBeIsRefusedWithWhatIsMissing) {
   const std::string id = submit("scaled");
   ASSERT_TRUE(cluster_.wait_for_step(id, 3)) << cluster_.describe(id);

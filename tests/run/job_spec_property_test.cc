@@ -140,7 +140,10 @@ JobSpec random_spec() {
               .max_rollbacks = between(0, 100)};
   if (s.checkpoint.saves_on_the_way()) s.guards.grad_norm_spike.policy = GuardPolicy::kRollback;
   s.parallelism.rebalance.every_checkpoints = between(1, 100);
-  if (s.checkpoint.saves_on_the_way()) s.parallelism.rebalance.threshold = 1.0 + fraction();
+  if (s.checkpoint.saves_on_the_way()) {
+    s.parallelism.rebalance.threshold = 1.0 + fraction();
+    s.parallelism.elastic = {between(1, s.parallelism.data), s.parallelism.data + between(0, 8)};
+  }
   return s;
 }
 

@@ -430,6 +430,21 @@ TEST(JobSpecTest, RebalancingHasAThresholdThatCanBeMetAndCheckpointsToHappenAt) 
   EXPECT_NE(error_of(text).find("needs checkpoint.interval above 0"), std::string::npos);
 }
 
+TEST(JobSpecTest, ElasticWidthsHoldTheWidthItself) {
+  const auto with = [](const std::string& keys) {
+    return parse_job_spec(
+        edited("microbatches: 4", "microbatches: 4, data: 2, elastic: {" + keys + "}"), "s.yaml");
+  };
+  EXPECT_EQ(parse_job_spec(kValidSpec, "s.yaml")->parallelism.elastic, ElasticSpec());
+  EXPECT_EQ(with("min_data: 1")->parallelism.elastic, (ElasticSpec{1, 2}));
+  EXPECT_EQ(with("max_data: 4")->parallelism.elastic, (ElasticSpec{2, 4}));
+  EXPECT_EQ(with("min_data: 1, max_data: 4")->parallelism.elastic, (ElasticSpec{1, 4}));
+  for (const char* wrong : {"min_data: 3", "max_data: 1", "min_data: 4, max_data: 8"}) {
+    EXPECT_NE(with(wrong).status().message().find("parallelism.elastic"), std::string::npos)
+        << wrong;
+  }
+}
+
 TEST(JobSpecTest, EvaluationNeedsHeldOutData) {
   EXPECT_NE(error_of(edited("  validation: [{path: /data/corpus_heldout}]\n", ""))
                 .find("training.evaluation_interval needs data.validation"),
