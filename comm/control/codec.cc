@@ -59,6 +59,10 @@ Result<ControlMessage> to_message(wire::ControlMessage::Reader reader) {
       return taken<RanksStopped>(reader.getRanksStopped());
     case wire::ControlMessage::EXPERT_LOAD_REPORT:
       return taken<ExpertLoadReport>(reader.getExpertLoadReport());
+    case wire::ControlMessage::WORKER_LEAVING:
+      return taken<WorkerLeaving>(reader.getWorkerLeaving());
+    case wire::ControlMessage::WORKER_RELEASED:
+      return taken<WorkerReleased>(reader.getWorkerReleased());
     case wire::ControlMessage::PAUSE_RANKS:
       return taken<PauseRanks>(reader.getPauseRanks());
     case wire::ControlMessage::SAVE_INTERVAL:
@@ -129,6 +133,12 @@ auto init(wire::ControlMessage::Builder b, const RanksStopped&) {
 }
 auto init(wire::ControlMessage::Builder b, const ExpertLoadReport&) {
   return b.initExpertLoadReport();
+}
+auto init(wire::ControlMessage::Builder b, const WorkerLeaving&) {
+  return b.initWorkerLeaving();
+}
+auto init(wire::ControlMessage::Builder b, const WorkerReleased&) {
+  return b.initWorkerReleased();
 }
 auto init(wire::ControlMessage::Builder b, const PauseRanks&) {
   return b.initPauseRanks();

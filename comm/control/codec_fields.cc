@@ -461,6 +461,22 @@ void take(wire::PauseRanks::Reader reader, PauseRanks& message) {
   take_attempt(reader, message);
 }
 
+void put(wire::WorkerLeaving::Builder builder, const WorkerLeaving& message) {
+  builder.setIncarnation(message.incarnation);
+  builder.setLeft(message.left);
+}
+void take(wire::WorkerLeaving::Reader reader, WorkerLeaving& message) {
+  message.incarnation = reader.getIncarnation();
+  message.left = reader.getLeft();
+}
+
+void put(wire::WorkerReleased::Builder builder, const WorkerReleased& message) {
+  builder.setWorker(message.worker.value);
+}
+void take(wire::WorkerReleased::Reader reader, WorkerReleased& message) {
+  message.worker = {reader.getWorker()};
+}
+
 void put(wire::ExpertLoadReport::Builder builder, const ExpertLoadReport& message) {
   put_rank_key(builder, message);
   builder.setStep(message.step);

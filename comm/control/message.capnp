@@ -38,6 +38,8 @@ struct ControlMessage {
     inspectRanks      @20 :InspectRanks;
     ranksInspected    @21 :RanksInspected;
     pauseRanks        @22 :PauseRanks;
+    workerLeaving     @23 :WorkerLeaving;
+    workerReleased    @24 :WorkerReleased;
   }
 }
 
@@ -298,6 +300,18 @@ struct PauseRanks {
   # Loss-tolerant: repeated until the ranks have saved.
   job   @0 :UInt64;
   epoch @1 :UInt32;
+}
+
+struct WorkerLeaving {
+  # Worker -> coordinator: the daemon was asked to end. Repeated until WorkerReleased; `left` is
+  # not: it ends now.
+  incarnation @0 :UInt64;  # never 0
+  left        @1 :Bool;
+}
+
+struct WorkerReleased {
+  # Coordinator -> worker: nothing of it is needed any more. Sent for every WorkerLeaving.
+  worker @0 :UInt64;  # never 0
 }
 
 struct RankFinished {

@@ -12,7 +12,8 @@ constexpr std::array<std::string_view, std::variant_size_v<ControlMessage>> kMes
     "step_report",        "evaluation_report", "segment_saved",      "save_failed",
     "checkpoint_outcome", "rank_finished",     "log_chunk",          "rank_hello",
     "rank_progress",      "ranks_stopped",     "expert_load_report", "save_interval",
-    "inspect_ranks",      "ranks_inspected",   "pause_ranks"};
+    "inspect_ranks",      "ranks_inspected",   "pause_ranks",        "worker_leaving",
+    "worker_released"};
 
 }  // namespace
 

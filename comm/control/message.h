@@ -322,6 +322,21 @@ struct PauseRanks {
   bool operator==(const PauseRanks&) const = default;
 };
 
+// Worker -> coordinator: this daemon was asked to end (SIGTERM). Its ranks are to save and move, as
+// from a drained worker; repeated until WorkerReleased. `left`: it ends now, and none of its ranks
+// runs any more; not resent, silence says it otherwise.
+struct WorkerLeaving {
+  uint64_t incarnation = 0;
+  bool left = false;
+  bool operator==(const WorkerLeaving&) const = default;
+};
+
+// Coordinator -> worker, the answer to WorkerLeaving once nothing of the worker is needed any more.
+struct WorkerReleased {
+  WorkerId worker;
+  bool operator==(const WorkerReleased&) const = default;
+};
+
 // Rank -> daemon -> coordinator: every step is done, and (rank by rank) the digest of its final
 // weights.
 struct RankFinished {
@@ -374,7 +389,8 @@ using ControlMessage =
     std::variant<Register, Registered, Heartbeat, StartRank, RankReady, BeginTraining, StopRanks,
                  RankExited, StepReport, EvaluationReport, SegmentSaved, SaveFailed,
                  CheckpointOutcome, RankFinished, LogChunk, RankHello, RankProgress, RanksStopped,
-                 ExpertLoadReport, SaveInterval, InspectRanks, RanksInspected, PauseRanks>;
+                 ExpertLoadReport, SaveInterval, InspectRanks, RanksInspected, PauseRanks,
+                 WorkerLeaving, WorkerReleased>;
 
 // The message's name, for logs and metrics: "step_report".
 std::string_view message_name(const ControlMessage& message);

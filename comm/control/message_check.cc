@@ -320,6 +320,14 @@ Status check(const SaveInterval& message) {
   return check_that(message.steps >= 1, "steps", "is below 1");
 }
 
+Status check(const WorkerLeaving& message) {
+  return check_that(message.incarnation != 0, "incarnation", "is 0");
+}
+
+Status check(const WorkerReleased& message) {
+  return check_that(message.worker.value != 0, "worker", "is 0");
+}
+
 Status check(const PauseRanks& message) {
   return check_attempt(message);
 }

@@ -114,6 +114,10 @@ class Coordinator {
   // coordinator_drains.cc: workers that are to have no ranks.
   void on_event(const DrainWorker& drain);
   void conclude_drain(Worker& worker);
+  bool is_idle(const Worker& worker) const;
+  void release_when_idle(const Worker& worker);
+  void on_message(Worker& worker, const WorkerLeaving& message);
+  void on_left(Worker& worker);
   const Worker* drained_host(const Job& job) const;
   static std::string drained_words(const Worker& worker);
 

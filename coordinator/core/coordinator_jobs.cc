@@ -59,8 +59,7 @@ void Coordinator::schedule() {
   }
   int64_t devices_up = 0;
   for (const auto& [id, worker] : workers_) {
-    const bool usable = worker.state == WorkerState::kUp && !worker.record.drain;
-    if (usable) devices_up += worker.record.device_count;
+    if (worker.takes_ranks()) devices_up += worker.record.device_count;
   }
   const Job* blocker = nullptr;
   for (Job* job : waiting) {
@@ -90,7 +89,7 @@ std::string Coordinator::why_no_room(const Job& job) const {
   size_t free = 0;
   for (const auto& [id, worker] : workers_) {
     if (worker.state != WorkerState::kUp) continue;
-    (worker.record.drain ? drained : devices) += worker.record.device_count;
+    (worker.takes_ranks() ? devices : drained) += worker.record.device_count;
   }
   for (const FreeDevices& worker : free_on_workers()) free += worker.devices.size();
   return fmt::format(
@@ -215,8 +214,9 @@ void Coordinator::on_event(const CheckpointFound& found) {
 std::vector<FreeDevices> Coordinator::free_on_workers(bool drained_too) const {
   std::vector<FreeDevices> free;
   for (const auto& [id, worker] : workers_) {
-    const bool usable = !worker.record.drain || (drained_too && !worker.record.drain_done);
-    if (worker.state == WorkerState::kUp && worker.stale.empty() && usable && !is_silent(worker)) {
+    const bool needed =
+        drained_too && worker.state == WorkerState::kUp && !worker.record.drain_done;
+    if ((worker.takes_ranks() || needed) && worker.stale.empty() && !is_silent(worker)) {
       free.push_back({id, free_devices(id)});
     }
   }
@@ -371,7 +371,9 @@ void Coordinator::fail(Job& job, Failure failure) {
                                   "changed nothing: {}",
                                   counted(record.target_steps, "step"), failure.reason.message)});
   }
-  if (failure.reason.code != kCauseClusterRestarted) {
+  const bool no_fault =
+      failure.reason.code == kCauseClusterRestarted || failure.reason.code == kCauseWorkerLeft;
+  if (!no_fault) {
     ++record.failures;
     ++record.failures_without_step;
     if (record.saving && !failure.fatal) ++record.saving->measured.failure_count;

@@ -19,6 +19,7 @@ bool Coordinator::wants_held_state(const Job& job) {
       record.guards.rolling_back) {
     return false;
   }
+  if (record.reason.code == kCauseWorkerLeft) return false;  // and its memory with it
   const bool stepped = record.last_step && record.last_step->epoch == record.epoch;
   return stepped || !record.restored_from_memory;
 }

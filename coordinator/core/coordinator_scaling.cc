@@ -38,7 +38,7 @@ Status Coordinator::check_scaling(const Job& job, const JobSpec& next) const {
   int64_t own = 0;
   for (const RankPlacement& at : job.record.placement) {
     const Worker& worker = workers_.at(at.worker);
-    own += worker.state == WorkerState::kUp && !worker.record.drain ? 1 : 0;
+    own += worker.takes_ranks() ? 1 : 0;
   }
   const int64_t missing = next.parallelism.world_size() - own - free;
   if (missing <= 0) return {};

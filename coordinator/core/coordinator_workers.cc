@@ -152,6 +152,7 @@ void Coordinator::adopt_connection(Worker& worker, const std::string& peer,
   if (worker.record.incarnation != record.incarnation) {
     worker.stale.clear();
     worker.heartbeat_sequence = 0;
+    worker.leaving = false;
   }
   worker.record = record;
   if (record_changed) effects_.workers.push_back(record);

@@ -22,6 +22,9 @@ inline constexpr const char* kCauseNotReproduced = "not_reproduced";
 // everything. Nothing was wrong with the job: it does not count against recovery.max_restarts.
 inline constexpr const char* kCauseClusterRestarted = "cluster_restarted";
 
+// A worker daemon ended as it was asked to, before the job had saved. As the one above.
+inline constexpr const char* kCauseWorkerLeft = "worker_left";
+
 // How far a rank had come when it ended.
 enum class RankPhase : uint8_t {
   kLoading,    // from initial weights

@@ -136,6 +136,8 @@ struct Worker {
   // while it can be heard those jobs start nowhere.
   std::map<JobId, Epoch> stale;
   Instant stale_ordered_at;
+  bool leaving = false;  // its daemon, of this incarnation, is asked to end
+  bool takes_ranks() const { return state == WorkerState::kUp && !record.drain && !leaving; }
 };
 
 // "pipeline 2, data 1, expert 4, dualpipe", for people.

@@ -219,7 +219,8 @@ json page_of(const char* kind, json items, uint64_t next_after, bool terminal) {
 }
 
 const char* worker_state_name(const Worker& worker) {
-  if (worker.state != WorkerState::kUp) return "lost";
+  if (worker.state != WorkerState::kUp) return worker.leaving ? "left" : "lost";
+  if (worker.leaving) return "leaving";
   if (!worker.record.drain) return "up";
   return worker.record.drain_done ? "drained" : "draining";
 }
@@ -237,7 +238,7 @@ json worker_body(const Coordinator& core, const Worker& worker) {
                      {"state", rank_state_name(job, rank)},
                      {"step", rank.step}});
   }
-  const bool usable = worker.state == WorkerState::kUp && !worker.record.drain;
+  const bool usable = worker.takes_ranks();
   const WorkerId id = worker.record.id;
   return {{"id", id.value},
           {"name", worker.record.name},

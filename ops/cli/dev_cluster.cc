@@ -32,6 +32,8 @@ constexpr seconds kStartLimit{600};
 constexpr seconds kEndLimit{600};
 constexpr seconds kSayEvery{10};
 constexpr seconds kStopLimit{10};
+// A worker's jobs may save before it ends (penstock-worker --grace).
+constexpr seconds kWorkerStopLimit{40};
 constexpr milliseconds kLookEvery{20};
 constexpr int kDefaultPort = 7070;
 constexpr int kDefaultWorkers = 4;
@@ -297,10 +299,9 @@ std::string flag_value(const std::vector<std::string>& words, const std::string&
   return at == words.end() || at + 1 == words.end() ? "" : *(at + 1);
 }
 
-// Ends one process: asked first, then killed.
-void stop(const LocalProcess& process) {
-  if (!send_signal(process, SIGTERM).ok()) return;
-  if (wait_for_end(process, kStopLimit)) return;
+// Waits for a process that was asked to end, and kills it then.
+void await_end(const LocalProcess& process, seconds limit) {
+  if (wait_for_end(process, limit)) return;
   (void)send_signal(process, SIGKILL);
   wait_for_end(process, kStopLimit);
 }
@@ -398,14 +399,22 @@ Result<std::vector<std::string>> dev_down(const Path& state_dir) {
   if (!std::filesystem::exists(state_file(state_dir), error)) return stopped;
   PENSTOCK_TRY_ASSIGN(const FileDescriptor held, lock(state_dir));
   PENSTOCK_TRY_ASSIGN(DevState state, load_dev_state(state_dir));
-  for (const DevProcess& process : state.processes) {
-    if (!is_alive(process.process)) continue;
-    stop(process.process);
-    if (is_alive(process.process)) {
-      return internal_error(
-          fmt::format("{} (process {}) does not end", process.name, process.process.pid));
+  // Workers first, all at once: what their ranks save the coordinator has yet to commit.
+  for (const bool workers : {true, false}) {
+    std::vector<DevProcess> alive;
+    for (const DevProcess& process : state.processes) {
+      const bool is_worker = process.name != "coordinator";
+      if (is_worker != workers || !is_alive(process.process)) continue;
+      if (send_signal(process.process, SIGTERM).ok()) alive.push_back(process);
     }
-    stopped.push_back(process.name);
+    for (const DevProcess& process : alive) {
+      await_end(process.process, workers ? kWorkerStopLimit : kStopLimit);
+      if (is_alive(process.process)) {
+        return internal_error(
+            fmt::format("{} (process {}) does not end", process.name, process.process.pid));
+      }
+      stopped.push_back(process.name);
+    }
   }
   // The rest is kept, so that the next start has the same addresses and workers.
   state.processes.clear();

@@ -77,6 +77,12 @@ TEST(CodecTest, CheckpointOutcomeSurvivesTheWire) {
 TEST(CodecTest, SaveIntervalSurvivesTheWire) {
   expect_round_trip<SaveInterval>();
 }
+TEST(CodecTest, WorkerLeavingSurvivesTheWire) {
+  expect_round_trip<WorkerLeaving>();
+}
+TEST(CodecTest, WorkerReleasedSurvivesTheWire) {
+  expect_round_trip<WorkerReleased>();
+}
 TEST(CodecTest, PauseRanksSurvivesTheWire) {
   expect_round_trip<PauseRanks>();
 }

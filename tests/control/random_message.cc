@@ -244,6 +244,15 @@ void fill(SaveInterval& message, Random& random) {
   message.steps = number<int64_t>(random, 1);
 }
 
+void fill(WorkerLeaving& message, Random& random) {
+  message.incarnation = random.next() | 1;
+  message.left = random.below(2) == 0;
+}
+
+void fill(WorkerReleased& message, Random& random) {
+  message.worker = {random.next() | 1};
+}
+
 void fill(PauseRanks& message, Random& random) {
   fill_key(message, random);
 }

@@ -159,6 +159,47 @@ TEST_F(CoreDrainsTest, ADrainThatIsTakenBackInTimeMovesNothing) {
   EXPECT_EQ(h.record(job).failures, 0);
 }
 
+TEST_F(CoreDrainsTest, ADaemonThatIsAskedToEndIsReleasedWhenItsJobHasMoved) {
+  start();
+  const std::string worker = h.host_of(job, 0);
+  h.clear();
+  h.say(worker, WorkerLeaving{1, false});
+  EXPECT_FALSE(h.sent<PauseRanks>().empty());
+  EXPECT_TRUE(h.sent<WorkerReleased>().empty());
+  h.pause(job, 11);
+  h.confirm_stops(job);
+  h.answer_find();
+  ASSERT_EQ(h.state(job), JobState::kStarting);
+  for (int32_t rank = 0; rank < 4; ++rank) EXPECT_NE(h.host_of(job, rank), worker);
+  h.pass(seconds(1));
+  EXPECT_FALSE(h.sent<WorkerReleased>().empty());
+  h.workers.at(worker).alive = false;
+  h.say(worker, WorkerLeaving{1, true});
+  EXPECT_EQ(h.core().find_worker(worker)->state, WorkerState::kLost);
+  EXPECT_TRUE(h.has_event("worker_left"));
+  h.run(job);
+  EXPECT_EQ(h.record(job).failures, 0);
+  h.workers.at(worker).alive = true;
+  h.restart_worker(worker);
+  EXPECT_TRUE(h.core().find_worker(worker)->takes_ranks()) << "a new process is a new start";
+}
+
+TEST_F(CoreDrainsTest, ADaemonThatEndsBeforeItsJobHasSavedCostsNoBudget) {
+  start();
+  h.checkpoint(job, 10);
+  const std::string worker = h.host_of(job, 0);
+  h.say(worker, WorkerLeaving{1, false});
+  h.rank_ended_by_daemon(job, 0);
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+  EXPECT_EQ(h.record(job).reason.code, "worker_left");
+  h.workers.at(worker).alive = false;
+  h.say(worker, WorkerLeaving{1, true});
+  h.confirm_stops(job, {9, 10});
+  h.answer_find();
+  EXPECT_EQ(h.state(job), JobState::kStarting) << "it waits for nobody";
+  EXPECT_EQ(h.record(job).failures, 0);
+}
+
 TEST_F(CoreDrainsTest, AnUnknownWorkerIsRefusedAndARepeatedDrainIsNone) {
   EXPECT_EQ(h.drain("w9", "").status.code(), Code::kNotFound);
   ASSERT_TRUE(h.drain("w0", "fan").status.ok());

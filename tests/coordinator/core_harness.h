@@ -261,6 +261,10 @@ class CoreHarness {
   void stop_rank(JobId job, int32_t rank) {
     rank_exited(job, rank, -1, 9, std::string(kStoppedByDaemon) + "this attempt is over");
   }
+  // Likewise, because it ends itself.
+  void rank_ended_by_daemon(JobId job, int32_t rank) {
+    rank_exited(job, rank, 12, 0, std::string(kStoppedByDaemon) + "the worker daemon is stopping");
+  }
   // Workers with a StopRanks order confirm it, and those that are to keep it say that they hold
   // `held` of the ranks they ran.
   void confirm_stops(JobId job, const std::vector<int64_t>& held = {}) {

@@ -1,5 +1,6 @@
 // A worker is cleared for maintenance while its job goes on elsewhere.
 #include <gtest/gtest.h>
+#include <signal.h>
 
 #include "tests/support/cluster.h"
 
@@ -68,6 +69,23 @@ TEST_F(DrainTest, ACoordinatorThatDiesOnTheWayGoesOnDraining) {
   const std::string weights = final_weights(id);
   EXPECT_EQ(cluster_.job(id).at("restarts"), 0);
   ASSERT_EQ(penstock(cluster_, {"undrain", worker}).exit_code, 0);
+  EXPECT_EQ(weights, final_weights(submit("undisturbed")));
+}
+
+TEST_F(DrainTest, ADaemonThatIsToldToEndLetsItsJobSaveAndMove) {
+  const std::string id = submit("moved");
+  ASSERT_TRUE(cluster_.wait_for_step(id, 5)) << cluster_.describe(id);
+  const std::string worker = host_of_rank_0(id);
+  cluster_.kill_worker(worker.back() - '0', SIGTERM);
+  EXPECT_EQ(state_of(worker), "left");
+  const std::string weights = final_weights(id);
+  const Json job = cluster_.job(id);
+  EXPECT_EQ(job.at("restarts"), 0) << cluster_.describe(id);
+  EXPECT_EQ(job.at("failures"), 0);
+  const Json steps = cluster_.get("/api/v1/jobs/" + id + "/steps?limit=10000");
+  EXPECT_EQ(steps.at("items").size(), static_cast<size_t>(kSteps)) << "none is trained twice";
+  cluster_.start_worker(worker.back() - '0');
+  EXPECT_TRUE(wait_until([&] { return state_of(worker) == "up"; }, kPatience));
   EXPECT_EQ(weights, final_weights(submit("undisturbed")));
 }
 

@@ -419,11 +419,12 @@ TEST_F(AgentDaemonTest, RanksDieWithTheDaemon) {
   EXPECT_EQ(poll(&ended, 1, 20'000), 1);
 }
 
-TEST_F(AgentDaemonTest, SigtermEndsRanksAndExitsZero) {
+TEST_F(AgentDaemonTest, SigtermEndsRanksThatCannotSaveInTimeAndSaysSo) {
+  extra_flags_ = {"--grace", "0"};
   start_daemon();
   run_rank("steps");
   const FileDescriptor rank(static_cast<int>(syscall(SYS_pidfd_open, rank_pid(), 0)));
-  EXPECT_EQ(end_daemon(SIGTERM), 0);
+  EXPECT_EQ(end_daemon(SIGTERM), 12);
   pollfd ended = {rank.get(), POLLIN, 0};
   EXPECT_EQ(poll(&ended, 1, 0), 1);
   ASSERT_TRUE(wait_for<RankExited>());

@@ -643,10 +643,34 @@ TEST_F(AgentTest, ShutdownWithoutRanksEndsAtOnce) {
   EXPECT_EQ(exits[0].first, ExitCode::kOk);
 }
 
-TEST_F(AgentTest, ShutdownStopsRanksWithGraceThenEnds) {
+TEST_F(AgentTest, ShutdownLetsRanksSaveAndEndsWhenNothingIsNeededAnyMore) {
   register_agent();
   run_rank(key(1, 0));
   agent->shut_down(now);
+  agent->on_tick(now);
+  EXPECT_TRUE(signals.empty()) << "its ranks train on";
+  ASSERT_EQ(sent_of<WorkerLeaving>().size(), 1U);
+  EXPECT_EQ(sent_of<WorkerLeaving>()[0], (WorkerLeaving{42, false}));
+  now += 1000 * kMs;
+  agent->on_tick(now);
+  EXPECT_EQ(sent_of<WorkerLeaving>().size(), 2U) << "until it is answered";
+  coordinator(WorkerReleased{{3}});
+  EXPECT_TRUE(exits.empty()) << "a rank runs";
+  coordinator(StopRanks{kJob, {1}, 5000, "saved"});
+  agent->on_rank_exit(now, key(1, 0), {12, 0}, "");
+  EXPECT_TRUE(exits.empty()) << "what it left in memory may be needed";
+  coordinator(WorkerReleased{{3}});
+  ASSERT_EQ(exits.size(), 1U);
+  EXPECT_EQ(exits[0].first, ExitCode::kOk);
+  EXPECT_TRUE(sent_of<WorkerLeaving>().back().left);
+}
+
+TEST_F(AgentTest, ShutdownEndsRanksThatHaveNotSavedInTime) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->shut_down(now);
+  now += 25'000 * kMs;
+  agent->on_tick(now);
   EXPECT_TRUE(exits.empty());
   ASSERT_EQ(signals.size(), 1U);
   EXPECT_EQ(signals[0].second, SIGTERM);
@@ -655,8 +679,20 @@ TEST_F(AgentTest, ShutdownStopsRanksWithGraceThenEnds) {
   EXPECT_EQ(signals.back().second, SIGKILL);
   agent->on_rank_exit(now, key(1, 0), {-1, SIGKILL}, "");
   ASSERT_EQ(exits.size(), 1U);
-  EXPECT_EQ(exits[0].first, ExitCode::kOk);
+  EXPECT_EQ(exits[0].first, ExitCode::kPreempted);
   EXPECT_EQ(sent_of<RankExited>().size(), 1U) << "the coordinator learns it before";
+}
+
+TEST_F(AgentTest, WithoutACoordinatorShutdownEndsRanksAtOnce) {
+  register_agent();
+  run_rank(key(1, 0));
+  agent->on_disconnected();
+  agent->shut_down(now);
+  ASSERT_EQ(signals.size(), 1U) << "nobody could commit what they save";
+  EXPECT_EQ(signals[0].second, SIGTERM);
+  agent->on_rank_exit(now, key(1, 0), {12, 0}, "");
+  ASSERT_EQ(exits.size(), 1U);
+  EXPECT_EQ(exits[0].first, ExitCode::kPreempted);
 }
 
 TEST_F(AgentTest, ASecondShutdownKillsAtOnce) {
@@ -664,13 +700,14 @@ TEST_F(AgentTest, ASecondShutdownKillsAtOnce) {
   run_rank(key(1, 0));
   agent->shut_down(now);
   agent->shut_down(now);
-  ASSERT_EQ(signals.size(), 2U);
-  EXPECT_EQ(signals[1].second, SIGKILL);
+  ASSERT_EQ(signals.size(), 1U);
+  EXPECT_EQ(signals[0].second, SIGKILL);
 }
 
 TEST_F(AgentTest, NothingStartsDuringShutdown) {
   register_agent();
   run_rank(key(1, 0));
+  agent->shut_down(now);
   agent->shut_down(now);
   coordinator(start_rank(1, 1));
   EXPECT_EQ(spawned.size(), 1U);

@@ -121,6 +121,7 @@ void Agent::handle(int64_t now_ns, const Registered& message) {
   next_heartbeat_ns_ = now_ns + heartbeat_interval_.count();
   actions_.begin_pulses({worker_, heartbeat_interval_, std::chrono::milliseconds(message.lease_ms),
                          asked_to_register_ns_});
+  next_leaving_ns_ = now_ns;
   log_info("registered as worker {} ({}), heartbeat every {} ms", worker_, config_.name,
            message.heartbeat_interval_ms);
   // The coordinator may be a new one, or have lost what was on its way.
@@ -310,6 +311,11 @@ void Agent::handle(int64_t, const SaveInterval& message) {
   pass_on(message);
 }
 
+// Nothing runs here any more, and what is held of those that ran is not needed.
+void Agent::handle(int64_t, const WorkerReleased&) {
+  if (leave_until_ns_ && ranks_.empty() && !exited_) exit_now();
+}
+
 void Agent::handle(int64_t, const PauseRanks& message) {
   pass_on(message);
 }
@@ -435,21 +441,51 @@ void Agent::on_rank_output(const RankKey& key, uint64_t offset, std::string text
 }
 
 void Agent::shut_down(int64_t now_ns) {
-  const bool again = shutting_down_;
+  const bool again = leave_until_ns_ || shutting_down_;
+  if (again || !registered_ || ranks_.empty()) {
+    return end_ranks(now_ns, again ? Duration(0) : config_.shutdown_grace);
+  }
+  log_info("asked to end: {} ranks have {} s to save", ranks_.size(),
+           config_.leave_grace / std::chrono::seconds(1));
+  leave_until_ns_ = now_ns + config_.leave_grace.count();
+  next_leaving_ns_ = now_ns;
+}
+
+// While ranks may still save.
+void Agent::keep_leaving(int64_t now_ns) {
+  if (!leave_until_ns_ || shutting_down_ || exited_) return;
+  if (now_ns >= *leave_until_ns_) {
+    log_warning("{} ranks have not saved in time", ranks_.size());
+    return end_ranks(now_ns, config_.shutdown_grace);
+  }
+  if (!registered_ && ranks_.empty()) return exit_now();
+  if (!registered_ || now_ns < next_leaving_ns_) return;
+  next_leaving_ns_ = now_ns + config_.resend_interval.count();
+  const Status sent = send(WorkerLeaving{config_.incarnation, false});
+  if (!sent.ok()) log_debug("WorkerLeaving not sent: {}", sent.to_string());
+}
+
+void Agent::end_ranks(int64_t now_ns, Duration grace) {
+  if (!shutting_down_) log_info("stopping, with {} ranks", ranks_.size());
   shutting_down_ = true;
-  if (!again) log_info("stopping, with {} ranks", ranks_.size());
   std::erase_if(ranks_, [](const auto& rank) { return !rank.second.has_process(); });
+  if (!ranks_.empty()) exit_code_ = ExitCode::kPreempted;
   for (auto& [key, entry] : ranks_) {
-    stop(now_ns, key, entry, again ? Duration(0) : config_.shutdown_grace,
-         "the worker daemon is stopping");
+    stop(now_ns, key, entry, grace, "the worker daemon is stopping");
   }
   exit_when_empty();
 }
 
 void Agent::exit_when_empty() {
-  if (!shutting_down_ || exited_ || !ranks_.empty()) return;
+  if (shutting_down_ && !exited_ && ranks_.empty()) exit_now();
+}
+
+void Agent::exit_now() {
   exited_ = true;
-  actions_.exit(ExitCode::kOk, "stopped");
+  const Status sent = send(WorkerLeaving{config_.incarnation, true});
+  if (!sent.ok()) log_debug("the coordinator does not hear of the end: {}", sent.to_string());
+  actions_.exit(exit_code_,
+                exit_code_ == ExitCode::kOk ? "stopped" : "stopped; its ranks had not saved");
 }
 
 }  // namespace penstock

@@ -77,7 +77,8 @@ struct AgentConfig {
   std::string http_address;
   Duration register_interval = std::chrono::milliseconds(500);  // between Registers until answered
   Duration resend_interval = std::chrono::seconds(1);           // of RankExited until acknowledged
-  Duration shutdown_grace = std::chrono::seconds(3);            // between SIGTERM and SIGKILL
+  Duration leave_grace = std::chrono::seconds(25);    // for ranks to save, when asked to end
+  Duration shutdown_grace = std::chrono::seconds(3);  // between SIGTERM and SIGKILL
   // A rank that exits 0 has said RankFinished; how long to wait for that message to come through.
   Duration finish_grace = std::chrono::seconds(2);
   size_t log_bytes_max = 4 << 20;  // of rank output waiting for the coordinator; the oldest go
@@ -134,7 +135,10 @@ class Agent {
   // Does whatever is due: heartbeat, Register, resends, SIGKILL after a grace. Returns when to be
   // called next at the latest; any other call may make that earlier, so tick after each.
   int64_t on_tick(int64_t now_ns);
-  // Every rank gets SIGTERM, after the grace SIGKILL; actions.exit(kOk) once none is left.
+  // Ends the daemon. With a coordinator its ranks go on until what they trained is saved, and end
+  // then: actions.exit(kOk). When leave_grace is over, when there is no coordinator, who alone
+  // could commit what they save, or when asked a second time, they are ended as they are, by
+  // SIGTERM and after shutdown_grace (the second time at once) SIGKILL: actions.exit(kPreempted).
   void shut_down(int64_t now_ns);
 
   bool registered() const { return registered_; }
@@ -173,6 +177,7 @@ class Agent {
   void handle(int64_t now_ns, const CheckpointOutcome& message);
   void handle(int64_t now_ns, const SaveInterval& message);
   void handle(int64_t now_ns, const PauseRanks& message);
+  void handle(int64_t now_ns, const WorkerReleased& message);
   void handle(int64_t now_ns, const InspectRanks& message);
   // To every rank of its job and epoch that can be reached.
   template <typename Message>
@@ -197,7 +202,10 @@ class Agent {
   void end_rank(int64_t now_ns, const RankKey& key, const ExitStatus& status,
                 const std::string& reason, const std::string& log_tail = {});
   void answer_stops();
+  void end_ranks(int64_t now_ns, Duration grace);
+  void keep_leaving(int64_t now_ns);
   void exit_when_empty();
+  void exit_now();
   std::vector<RankStatus> rank_statuses() const;
   int64_t next_due_ns() const;
 
@@ -205,8 +213,11 @@ class Agent {
   const AgentActions actions_;
 
   bool connected_ = false;
-  bool registered_ = false;  // on this connection
-  bool shutting_down_ = false;
+  bool registered_ = false;                // on this connection
+  std::optional<int64_t> leave_until_ns_;  // asked to end: ranks may save until then
+  int64_t next_leaving_ns_ = 0;            // when to say so again
+  bool shutting_down_ = false;             // ranks are being ended
+  ExitCode exit_code_ = ExitCode::kOk;
   bool exited_ = false;  // actions.exit was called
   WorkerId worker_;
   Duration heartbeat_interval_ = std::chrono::seconds(1);

@@ -101,6 +101,7 @@ int64_t Agent::on_tick(int64_t now_ns) {
     reports_.forget_stored(now_ns);
   }
   flush(now_ns);
+  keep_leaving(now_ns);
   std::vector<RankKey> silent;  // exited 0, RankFinished never came
   for (auto& [key, entry] : ranks_) {
     if (entry.kill_at_ns && now_ns >= *entry.kill_at_ns) {
@@ -123,6 +124,9 @@ int64_t Agent::next_due_ns() const {
   if (registered_) {
     due = std::min(due, next_heartbeat_ns_);
     for (const auto& [key, exit] : exits_) due = std::min(due, exit.resend_at_ns);
+  }
+  if (leave_until_ns_ && !shutting_down_) {
+    due = std::min(due, registered_ ? next_leaving_ns_ : *leave_until_ns_);
   }
   for (const auto& [key, entry] : ranks_) {
     due = std::min(due, entry.kill_at_ns.value_or(kNever));

@@ -147,6 +147,7 @@ void Daemon::make_agent() {
   config.incarnation = incarnation_;
   config.host = host_name();
   config.device_count = options_.device_count;
+  config.leave_grace = std::chrono::seconds(options_.grace_seconds);
   // Prometheus comes from elsewhere: it needs a name that means this host there too.
   const bool everywhere = is_unspecified_address(options_.http_bind);
   config.http_address = host_and_port(everywhere ? config.host : options_.http_bind, http_->port());

@@ -40,6 +40,7 @@ struct DaemonOptions {
   std::string data_interface;
   // Let `penstock chaos` cut this daemon off from its coordinator. On dev clusters.
   bool allow_chaos = false;
+  int64_t grace_seconds = 25;  // for ranks to save when the daemon is asked to end
 };
 
 // Single-threaded: everything on the loop of run(), but file writes and pulses, which have a thread
@@ -55,7 +56,8 @@ class Daemon {
   Daemon(const Daemon&) = delete;
   Daemon& operator=(const Daemon&) = delete;
 
-  // Until SIGTERM or SIGINT (twice: at once), or until the coordinator refuses this worker.
+  // Until SIGTERM or SIGINT (twice: at once; Agent::shut_down), or until the coordinator refuses
+  // this worker.
   ExitCode run();
 
  private:

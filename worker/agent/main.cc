@@ -62,8 +62,9 @@ int check_host(const DaemonOptions& options, bool thorough) {
 
 int run(int argc, char** argv) {
   CLI::App app(
-      "Runs ranks of training jobs on this host, as the coordinator orders. Ends its ranks and "
-      "itself on SIGTERM.",
+      "Runs ranks of training jobs on this host, as the coordinator orders. On SIGTERM its jobs "
+      "finish their step, save and move; then it ends: exit code 0, or 12 when --grace was too "
+      "short. A second SIGTERM ends everything at once.",
       "penstock-worker");
   DaemonOptions options;
   options.name = default_name();
@@ -87,6 +88,10 @@ int run(int argc, char** argv) {
   app.add_option("--data-interface", options.data_interface,
                  "network interface of the ranks' data plane; default lo beside a coordinator on "
                  "loopback, else all");
+  app.add_option("--grace", options.grace_seconds,
+                 "seconds for ranks to save after SIGTERM; more than a step and a save take")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{0}, int64_t{86'400}));
   app.add_flag("--allow-chaos", options.allow_chaos,
                "let penstock chaos cut this worker off from its coordinator; for dev clusters");
   bool check = false;
