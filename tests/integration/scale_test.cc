@@ -8,12 +8,12 @@ namespace {
 
 class ScaleTest : public ::testing::Test {
  protected:
-  std::string submit(const std::string& name) const {
+  std::string submit(const std::string& name, int microbatches = 16) const {
     return cluster_.submit(tiny_job_yaml(cluster_.folder(), {.name = name,
                                                              .pipeline = 2,
                                                              .expert = 1,
                                                              .data = 1,
-                                                             .microbatches = 16,
+                                                             .microbatches = microbatches,
                                                              .steps = 300,
                                                              .checkpoint_interval = 300}));
   }
@@ -103,14 +103,14 @@ TEST_F(ScaleTest, AnElasticJobShrinksWhenAWorkerDiesAndGrowsWhenItIsBack) {
 }
 
 TEST_F(ScaleTest, WhatCannotBeIsRefusedWithWhatIsMissing) {
-  const std::string id = submit("scaled");
+  const std::string id = submit("scaled", 32);
   ASSERT_TRUE(cluster_.wait_for_step(id, 3)) << cluster_.describe(id);
   const ProgramRun devices = penstock(cluster_, {"scale", id, "--data", "8"});
   EXPECT_EQ(devices.exit_code, 6);
   EXPECT_NE(devices.err.find("8 are missing"), std::string::npos) << devices.err;
   const ProgramRun uneven = penstock(cluster_, {"scale", id, "--data", "3"});
   EXPECT_EQ(uneven.exit_code, 2);
-  EXPECT_NE(uneven.err.find("16 sequences"), std::string::npos) << uneven.err;
+  EXPECT_NE(uneven.err.find("32 sequences"), std::string::npos) << uneven.err;
 }
 
 }  // namespace
