@@ -14,7 +14,7 @@ namespace {
 
 using penstock::ExitCode;
 
-// "penstock-rank check-host": one line for each check, problems on stderr.
+// "penstock-rank check-host": one line for each check; a problem is an error in the log.
 int check_host(int argc, char** argv) {
   CLI::App app("Checks this host for penstock-worker, which starts it.",
                "penstock-rank check-host");
@@ -28,14 +28,17 @@ int check_host(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
   }
   const auto effort = thorough ? penstock::CheckEffort::kThorough : penstock::CheckEffort::kQuick;
+  penstock::start_logging("host check");
   ExitCode code = ExitCode::kOk;
   for (const penstock::HostCheck& check : penstock::check_host(effort, directory)) {
-    if (check.passed()) {
+    if (!check.passed()) {
+      penstock::log_error("{}: {}", check.name, check.problem);
+      code = ExitCode::kUnhealthy;
+    } else if (thorough) {
       std::printf("%-12s%s\n", check.name.c_str(), check.measured.c_str());
-      continue;
+    } else {  // to the daemon's log
+      penstock::log_info("{}: {}", check.name, check.measured);
     }
-    std::fprintf(stderr, "%-12sFAILED: %s\n", check.name.c_str(), check.problem.c_str());
-    code = ExitCode::kUnhealthy;
   }
   return static_cast<int>(code);
 }
