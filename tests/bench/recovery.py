@@ -39,6 +39,7 @@ PARTS = (*FAULTS, "durability", *BESIDE)
 LONG_PARTS = ("false-kills",)
 RANKS, WORKERS, DEVICES = 8, 5, 2  # one worker is the spare
 TRAINER_KILLS = 2  # a round: each takes as long as PyTorch takes to start
+HANG_TIMEOUT_SECONDS = 3  # of the job, whose steps take some 0.03 s
 FIRST_FAULT_STEP = 12  # after the first checkpoint
 # Steps from one fault to the next: so many that what a fault brings about is over, and training goes on.
 STRETCH = {"ranks": 20, "daemons": 40, "coordinator": 60, "stop": 20}
@@ -70,7 +71,7 @@ class Run:
             "data": {"seq_length": 32}, "parallelism": {"pipeline": 4, "expert": 2, "microbatches": 8,
                                                         "micro_batch_size": 1},
             "training": {"steps": steps, "evaluation_interval": 0}, "checkpoint": {"interval": interval},
-            "recovery": {"max_restarts": 100000}})
+            "recovery": {"max_restarts": 100000, "hang_timeout": HANG_TIMEOUT_SECONDS}})
         self.cursor = 0
 
     def wait(self, what, enough, patience=PATIENCE_SECONDS):
