@@ -134,9 +134,17 @@ void Coordinator::on_event(const CancelJob& cancel) {
   if (job.record.state != JobState::kStopping) {
     stop_epoch(job, JobState::kStopping, JobState::kCancelled, cancel.grace_ms, "user",
                {"cancelled", "cancelled by the user"});
-  } else if (cancel.grace_ms < job.stop_grace_ms) {
-    job.stop_grace_ms = cancel.grace_ms;
-    for (const WorkerId worker : job.awaiting) send_stop(job, worker);
+  } else {
+    if (job.record.outcome == JobState::kSuspended) {
+      job.record.outcome = JobState::kCancelled;
+      job.record.reason = {"cancelled", "cancelled by the user"};
+      note(job, "user", job.record.reason);
+      changed(job);
+    }
+    if (cancel.grace_ms < job.stop_grace_ms) {
+      job.stop_grace_ms = cancel.grace_ms;
+      for (const WorkerId worker : job.awaiting) send_stop(job, worker);
+    }
   }
   effects_.answers.push_back({cancel.request, {}, job.record.id});
 }

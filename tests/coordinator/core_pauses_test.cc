@@ -54,6 +54,22 @@ TEST_F(CorePausesTest, ASuspendedJobIsSavedFirstAndGoesOnWithTheNextStep) {
   EXPECT_EQ(h.state(job), JobState::kRunning) << "it is not suspended again";
 }
 
+// Seed 276 of the simulation's scenario "message-suspensions": the cancel was acknowledged, and the
+// job suspended.
+TEST_F(CorePausesTest, AJobThatIsCancelledWhileItStopsForASuspensionIsCancelled) {
+  start();
+  h.train(job, 1, 2);
+  ASSERT_TRUE(h.suspend(job).status.ok());
+  h.train(job, 3, 3);
+  h.pause(job, 3);
+  ASSERT_EQ(h.state(job), JobState::kStopping);
+  h.cancel(job);
+  h.confirm_stops(job);
+  EXPECT_EQ(h.state(job), JobState::kCancelled);
+  EXPECT_EQ(reason(), "cancelled");
+  EXPECT_TRUE(h.record(job).finished);
+}
+
 TEST_F(CorePausesTest, AnOrdinaryCheckpointUnderWayDoesNotEndTheEpoch) {
   start();
   h.train(job, 1, 20);
