@@ -1,3 +1,4 @@
+// Daemons, connections and the coordinator's side; agent_ranks.cc has the rank processes.
 #include "tests/simulation/agent_cluster.h"
 
 #include <signal.h>
@@ -8,13 +9,25 @@ namespace penstock {
 namespace {
 
 using std::chrono::milliseconds;
+using std::chrono::seconds;
 
 constexpr Duration kTick = milliseconds(50);
+constexpr Duration kDelayMax = milliseconds(200);
+// Some beats, what is on its way, and the ticks between: who is not disturbed is heard.
+constexpr Duration kHeardWithin = milliseconds(4500);
+const CoreConfig kCoreConfig;
+// A worker that cannot be heard is given up after it, and not long after it.
+const Duration kLease = kCoreConfig.lease + kCoreConfig.lease_margin;
+constexpr Duration kLeaseSlack = milliseconds(1500);
+constexpr Duration kSettle = seconds(8);
+constexpr Duration kRest = seconds(4);
 
 }  // namespace
 
 AgentCluster::AgentCluster(const AgentClusterOptions& options)
-    : SimulatedCoordinator(options.seed), options_(options), workers_(options.worker_count) {
+    : SimulatedCoordinator(options.seed, options.coordinator),
+      options_(options),
+      workers_(options.worker_count) {
   for (size_t i = 0; i < workers_.size(); ++i) {
     workers_[i].name = fmt::format("w{}", i);
     start_daemon(workers_[i]);
@@ -27,41 +40,101 @@ std::string AgentCluster::run() {
   const Instant end = faults_end + options_.quiet_time;
   while (now_ < end && violation_.empty()) {
     if (now_ >= faults_end && all_succeeded()) break;
-    now_ = now_ + kTick;
-    if (now_ < faults_end) faults();
-    start_core_when_due();
-    submit_jobs();
-    suspend_and_resume();
-    deliver();
-    train_gangs();
-    for (Worker& worker : workers_) {
-      if (!worker.agent && now_ns() >= worker.back_at_ns) start_daemon(worker);
-      if (!worker.agent) continue;
-      if (core_ && !worker.connected && now_ns() >= worker.connect_at_ns) {
-        worker.connected = true;
-        ++worker.connection;
-        worker.agent->on_connected(now_ns());
-      }
-      keep_to_lease(worker);
-      advance_processes(worker);
-      if (worker.agent) worker.agent->on_tick(now_ns());
-    }
-    if (core_) feed(Tick{});
+    faulty_ = now_ < faults_end;
+    if (faulty_) faults();
+    tick();
   }
   if (!all_succeeded()) {
     violate("after a long quiet time not every job has succeeded:" + states());
   }
-  for (const Worker& worker : workers_) {
-    if (!worker.processes.empty()) violate("a rank runs on " + worker.name + " after every job");
+  if (violation_.empty()) rest();
+  count_restarts();
+  if (options_.restarts_nothing && counts_.restarts > 0) {
+    violate("nothing happened that would have to end an attempt, but one was:" + states());
   }
   return violation_;
 }
+
+void AgentCluster::tick() {
+  now_ = now_ + kTick;
+  start_core_when_due();
+  submit_jobs();
+  cancel_and_resume();
+  suspend_and_resume(options_.suspensions, 0.02);
+  // A coordinator that was stopped has both waiting for it: the time that has passed, and messages.
+  if (core_hears() && chance(0.5)) feed(Tick{});
+  deliver_to_core();
+  feed_disk_results();
+  train_gangs();
+  for (Worker& worker : workers_) tick_worker(worker);
+  if (core_hears()) feed(Tick{});
+}
+
+void AgentCluster::tick_worker(Worker& worker) {
+  if (!worker.agent && core_hears() && chance(0.02)) prove_gone(worker);
+  if (!worker.agent && now_ns() >= worker.back_at_ns) start_daemon(worker);
+  check_silence(worker);
+  keep_to_lease(worker);
+  if (worker.gave_up) kill_daemon(worker);
+  if (!worker.agent || now_ns() < worker.stalled_until_ns) return;
+  if (core_ && !worker.connected && now_ns() >= worker.connect_at_ns) {
+    worker.connected = true;
+    worker.peer = fmt::format("{}/{}", worker.name, ++worker.connections);
+    worker_by_peer_[worker.peer] = &worker;
+    disturb(worker, now_ns());
+    ++counts_.worker_events;
+    worker.agent->on_connected(now_ns());
+  }
+  deliver_to(worker);
+  // A process's end and what it said last come to the daemon by two ways.
+  if (chance(0.5)) hear_ranks(worker);
+  advance_processes(worker);
+  hear_ranks(worker);
+  worker.agent->on_tick(now_ns());
+}
+
+// ---- the end
 
 bool AgentCluster::all_succeeded() const {
   const bool busy = std::any_of(workers_.begin(), workers_.end(),
                                 [](const Worker& worker) { return !worker.processes.empty(); });
   return !busy &&
          all_jobs(options_.job_count, [](JobState state) { return state == JobState::kSucceeded; });
+}
+
+// Once everything has ended and was told, only heartbeats are left: nothing is said again and
+// again, and nothing kept that nobody needs.
+void AgentCluster::rest() {
+  faulty_ = false;
+  const Instant settled_by = now_ + options_.longest_cut + seconds(20) + kSettle;
+  const auto everybody_is_back = [&] {
+    return std::all_of(workers_.begin(), workers_.end(), [](const Worker& worker) {
+      return worker.agent && worker.agent->registered();
+    });
+  };
+  while (now_ < settled_by && !(core_hears() && everybody_is_back())) tick();
+  if (!everybody_is_back()) return violate("a worker does not come back");
+  for (const Instant settled = now_ + kSettle; now_ < settled;) tick();
+  resting_ = true;
+  for (const Instant rested = now_ + kRest; now_ < rested && violation_.empty();) tick();
+  for (const Worker& worker : workers_) {
+    if (worker.agent->kept() > 0) violate(worker.name + " keeps what it has told");
+  }
+  for (const auto& [id, worker] : core_->workers()) {
+    if (worker.state != WorkerState::kUp) violate(worker.record.name + " is up, but not so known");
+    if (!worker.stale.empty()) violate(worker.record.name + " is still to stop something");
+    if (std::ssize(core_->free_devices(id)) != options_.devices_per_worker) {
+      violate(worker.record.name + " has devices that nobody uses and nobody can get");
+    }
+  }
+}
+
+void AgentCluster::hear_resting(const ControlMessage& message, const std::string& who) {
+  const auto* answer = std::get_if<Registered>(&message);
+  const bool beats = std::holds_alternative<Heartbeat>(message) ||
+                     (answer != nullptr && answer->heard_sequence != 0);
+  if (!resting_ || beats) return;
+  violate(fmt::format("when everything has ended, {} still says {}", who, message_name(message)));
 }
 
 // ---- daemons and their connections
@@ -74,80 +147,78 @@ void AgentCluster::start_daemon(Worker& worker) {
   config.device_count = options_.devices_per_worker;
   worker.agent = std::make_unique<Agent>(std::move(config), actions_of(worker));
   worker.connect_at_ns = within(milliseconds(300));
+  disturb(worker, worker.connect_at_ns);
 }
 
 void AgentCluster::kill_daemon(Worker& worker) {
-  trace(worker.name + ": daemon killed");
+  trace(worker.name, "daemon killed");
+  count(Fault::kDaemonKilled);
   disconnect(worker);
   worker.agent.reset();
+  worker.gave_up = false;
   worker.processes.clear();  // they die with it
   worker.lease_end_ns = LeaseFile::kEndless;
+  worker.inbox.clear();
   worker.memory.clear();
-  worker.back_at_ns = within(std::chrono::seconds(6));
+  worker.stalled_until_ns = 0;
+  worker.back_at_ns = within(seconds(6));
+  disturb(worker, worker.back_at_ns);
 }
 
-// What was under way from the coordinator is lost; what it had received already is not.
 void AgentCluster::disconnect(Worker& worker) {
   if (!worker.connected) return;
   worker.connected = false;
-  to_workers_.erase(worker.peer());
-  const std::string peer = worker.peer();
-  std::erase_if(to_core_, [&](const Flight& flight) { return flight.peer == peer && chance(0.5); });
+  worker_by_peer_.erase(worker.peer);
+  to_workers_.erase(worker.peer);
+  if (const auto line = to_core_.find(worker.peer); line != to_core_.end()) {
+    std::deque<Flight>& flights = line->second.flights;
+    flights.resize(random_.below(flights.size() + 1));
+  }
   worker.connect_at_ns = within(options_.longest_cut);
+  disturb(worker, worker.connect_at_ns);
   worker.agent->on_disconnected();
 }
 
-void AgentCluster::extend_lease(Worker& worker, int64_t since_ns) {
-  const int64_t end_ns = since_ns + worker.lease.count();
-  const bool first = worker.lease_end_ns == LeaseFile::kEndless;
-  worker.lease_end_ns = first ? end_ns : std::max(worker.lease_end_ns, end_ns);
+void AgentCluster::disturb(Worker& worker, int64_t until_ns) {
+  worker.disturbed_until_ns = std::max(worker.disturbed_until_ns, until_ns);
 }
 
-// As ranks do, but those that are stopped. A coordinator that is down refuses connections.
-void AgentCluster::keep_to_lease(Worker& worker) {
-  if (worker.lease_end_ns == LeaseFile::kEndless) return;
-  if (!core_) extend_lease(worker, now_ns());
-  if (now_ns() <= worker.lease_end_ns) return;
-  for (auto& [key, process] : worker.processes) {
-    if (process.ends || process.stopped) continue;
-    trace(fmt::format("{}: the lease of {} is over", worker.name, to_string(key)));
-    process.ends = ExitStatus{static_cast<int>(ExitCode::kUnreachable), 0};
+// The host refuses connections to a daemon that has ended.
+void AgentCluster::prove_gone(const Worker& worker) {
+  for (const auto& [id, known] : core_->workers()) {
+    if (known.record.name != worker.name) continue;
+    const WorkerGone gone{id, known.record.incarnation};
+    proven_gone_ = &worker;
+    feed(gone);
+    proven_gone_ = nullptr;
+    return;
   }
-}
-
-// Every step needs every rank.
-bool AgentCluster::can_progress(JobId job, Epoch epoch) const {
-  size_t running = 0;
-  for (const Worker& worker : workers_) {
-    for (const auto& [key, process] : worker.processes) {
-      running += key.job == job && key.epoch == epoch && !process.ends && !process.stopped;
-    }
-  }
-  return running == kSimWorldSize;
 }
 
 AgentActions AgentCluster::actions_of(Worker& worker) {
   AgentActions actions;
   actions.send_to_coordinator = [this, &worker](const ControlMessage& message) -> Status {
     if (!worker.connected) return unavailable("not connected");
-    to_core_.push_back({arrival(to_core_), worker.peer(), message});
+    hear_resting(message, worker.name);
+    Line& line = to_core_[worker.peer];
+    line.worker = &worker;
+    put(line, message);
     return {};
   };
   actions.send_to_rank = [this, &worker](const RankKey& key, const ControlMessage& message) {
     return to_rank(worker, key, message);
   };
   actions.spawn_rank = [this, &worker](const StartRank& start) { return spawn(worker, start); };
-  actions.signal_rank = [&worker](const RankKey& key, int signal) {
-    const auto process = worker.processes.find(key);
-    if (process == worker.processes.end() || process->second.ends) return;
-    process->second.ends = signal == SIGKILL
-                               ? ExitStatus{-1, SIGKILL}
-                               : ExitStatus{static_cast<int>(ExitCode::kPreempted), 0};
+  actions.signal_rank = [this, &worker](const RankKey& key, int number) {
+    signal(worker, key, number);
   };
   actions.held_state = [&worker](JobId job) {
     std::vector<HeldRank> held;
     for (const auto& [key, state] : worker.memory) {
-      if (key.first == job && !state.steps.empty()) held.push_back({key.second, state.steps});
+      if (key.first != job || state.steps.empty()) continue;
+      std::vector<int64_t> steps;
+      for (const auto& [step, trained] : state.steps) steps.push_back(step);
+      held.push_back({key.second, std::move(steps)});
     }
     return held;
   };
@@ -156,346 +227,135 @@ AgentActions AgentCluster::actions_of(Worker& worker) {
       return entry.first.first == job && entry.second.epoch < epoch;
     });
   };
-  actions.begin_pulses = [this, &worker](const PulseThread::Registration& registration) {
+  actions.begin_pulses = [&worker](const PulseThread::Registration& registration) {
     worker.lease = registration.lease;
     extend_lease(worker, registration.asked_ns);
   };
-  actions.heard = [this, &worker](int64_t sent_ns) { extend_lease(worker, sent_ns); };
+  actions.heard = [&worker](int64_t sent_ns) { extend_lease(worker, sent_ns); };
   actions.inspect_rank = [this, &worker](const RankKey& key) { return inspect(worker, key); };
   actions.exit = [this, &worker](ExitCode, const std::string& why) {
-    violate(worker.name + " gave up: " + why);
+    // Of two daemons whose first words come late and in turn nobody can say which is the newer one.
+    trace(worker.name, "gave up: {}", why);
+    if (worker.incarnation == 1) violate(worker.name + " gave up: " + why);
+    worker.gave_up = true;
   };
   return actions;
 }
 
-int64_t AgentCluster::arrival(const std::deque<Flight>& line) {
-  const int64_t at_ns = within(milliseconds(200));
-  return line.empty() ? at_ns : std::max(at_ns, line.back().at_ns);
+void AgentCluster::put(Line& line, ControlMessage message) {
+  int64_t at_ns = within(kDelayMax);
+  if (!line.flights.empty()) at_ns = std::max(at_ns, line.flights.back().at_ns);
+  line.flights.push_back({at_ns, std::move(message)});
 }
 
-// What trains waits for a rank of its gang that is stopped, if there is one.
-RankActivity AgentCluster::inspect(const Worker& worker, const RankKey& key) const {
-  const Process& process = worker.processes.at(key);
-  RankActivity activity{
-      .rank = key.rank,
-      .process = process.stopped ? ProcessState::kStopped : ProcessState::kSleeping,
-      .recorded = process.bound,
-      .state = {.phase = FlightPhase::kLoading},
-      .quiet_ms = (now_ns() - process.moved_at_ns) / 1'000'000};
-  if (process.ready) activity.state.phase = FlightPhase::kReady;
-  if (!process.begun || process.stopped) return activity;
-  activity.state.phase =
-      process.step < kSimSteps ? FlightPhase::kTraining : FlightPhase::kCommitting;
-  activity.quiet_ms = 0;
-  for (int32_t rank = 0; rank < static_cast<int32_t>(kSimWorldSize); ++rank) {
-    const Process* const peer = find_process({key.job, key.epoch, Rank{rank}});
-    if (peer == nullptr || !peer->stopped) continue;
-    activity.state.peer = rank;
-    activity.quiet_ms = (now_ns() - process.moved_at_ns) / 1'000'000;
-  }
-  return activity;
-}
-
-const AgentCluster::Process* AgentCluster::find_process(const RankKey& key) const {
-  for (const Worker& worker : workers_) {
-    const auto found = worker.processes.find(key);
-    if (found != worker.processes.end() && !found->second.ends) return &found->second;
-  }
-  return nullptr;
-}
-
-Status AgentCluster::to_rank(Worker& worker, const RankKey& key, const ControlMessage& message) {
-  const auto found = worker.processes.find(key);
-  if (found == worker.processes.end() || !found->second.bound) return unavailable("no such rank");
-  Process& process = found->second;
-  if (process.stopped) return {};  // into its queue, for ever
-  process.moved_at_ns = now_ns();
-  if (const auto* start = std::get_if<StartRank>(&message)) {
-    process.order = *start;
-    process.step = start->restore_step;
-    process.ready_at_ns = within(std::chrono::seconds(1));
-    if (!restore_from_memory(worker, *start)) {
-      process.ends = ExitStatus{static_cast<int>(ExitCode::kNotFound), 0};
-    }
-  } else if (std::holds_alternative<BeginTraining>(message)) {
-    process.begun = true;
-  } else if (const auto* outcome = std::get_if<CheckpointOutcome>(&message)) {
-    if (outcome->step == kSimSteps && outcome->committed) process.final_committed = true;
-    if (outcome->step == process.paused_at && !outcome->committed) {
-      process.pause = false;
-      process.paused_at = -1;
-    }
-  } else if (std::holds_alternative<PauseRanks>(message) && process.paused_at < 0) {
-    process.pause = true;
-  }
-  return {};
-}
-
-// Whether older ranks of a job cannot run on a worker any more when a new epoch starts: the
-// coordinator hears it, and has heard that they are gone. Of one that it lost, or that was silent
-// when the epoch was placed and has not registered since the coordinator was started again, it
-// cannot know; that such ranks make no progress is checked beside it.
-bool AgentCluster::must_be_stopped(const Worker& worker, JobId job) const {
-  if (!core_) return false;
-  const auto known =
-      std::find_if(core_->workers().begin(), core_->workers().end(),
-                   [&](const auto& entry) { return entry.second.record.name == worker.name; });
-  return known != core_->workers().end() && known->second.state == WorkerState::kUp &&
-         !known->second.stale.contains(job);
-}
-
-// The promise: of one job no two epochs can make progress, and none runs beside another but where
-// the coordinator has lost a worker.
-Result<int32_t> AgentCluster::spawn(Worker& worker, const StartRank& start) {
-  const RankKey key = {start.job, start.epoch, start.rank};
-  trace(fmt::format("{}: starts {}", worker.name, to_string(key)));
-  for (const Worker& other : workers_) {
-    for (const auto& [running, process] : other.processes) {
-      if (process.ends) continue;
-      if (running.job == start.job && running.epoch != start.epoch &&
-          must_be_stopped(other, start.job)) {
-        violate(fmt::format("{} starts on {} while {} runs on {}", to_string(key), worker.name,
-                            to_string(running), other.name));
-      }
-      if (running.job == start.job && running.epoch != start.epoch &&
-          can_progress(running.job, running.epoch)) {
-        violate(fmt::format("{} starts while every rank of epoch {} still trains", to_string(key),
-                            running.epoch));
-      }
-      const bool same_device =
-          &other == &worker && process.order && process.order->device == start.device;
-      if (same_device) violate("two ranks on one device of " + worker.name);
+void AgentCluster::deliver_to_core() {
+  if (!core_hears()) return;
+  std::vector<WorkerMessage> arriving;
+  for (auto& [peer, line] : to_core_) {
+    if (now_ns() < line.stalled_until_ns) continue;
+    while (!line.flights.empty() && line.flights.front().at_ns <= now_ns()) {
+      arriving.push_back({peer, std::move(line.flights.front().message)});
+      line.flights.pop_front();
+      line.worker->heard_ns = now_ns();
+      if (peer == line.worker->peer) line.worker->heard_newest_ns = now_ns();
     }
   }
-  Process process;
-  process.pid = ++last_pid_;
-  process.moved_at_ns = now_ns();
-  process.hello_at_ns = within(milliseconds(300));
-  worker.processes[key] = process;
-  return process.pid;
-}
-
-// ---- ranks
-
-bool AgentCluster::restore_from_memory(Worker& worker, const StartRank& start) {
-  Held& held = worker.memory[{start.job, start.rank}];
-  held.epoch = start.epoch;
-  if (!start.from_memory) {
-    held.steps.clear();
-    return true;
-  }
-  ++memory_starts_;
-  const bool there =
-      std::find(held.steps.begin(), held.steps.end(), start.restore_step) != held.steps.end();
-  held.steps = {start.restore_step};
-  return there;
-}
-
-// The state it was writing is lost, and all of a process that ended in a way nobody understands.
-void AgentCluster::leave_memory(Worker& worker, const RankKey& key, const ExitStatus& status) {
-  Held& held = worker.memory[{key.job, key.rank}];
-  const bool sound = status.signal == SIGKILL ||
-                     status.exit_code == static_cast<int>(ExitCode::kPeerLost) ||
-                     status.exit_code == static_cast<int>(ExitCode::kUnreachable) ||
-                     status.exit_code == static_cast<int>(ExitCode::kPreempted);
-  if (!sound) {
-    held.steps.clear();
-  } else if (status.signal == SIGKILL && held.steps.size() > 1 && chance(0.3)) {
-    held.steps.pop_back();
-  }
-}
-
-void AgentCluster::advance_processes(Worker& worker) {
-  std::vector<RankKey> keys;
-  for (const auto& [key, process] : worker.processes) keys.push_back(key);
-  for (const RankKey& key : keys) {
-    Process& process = worker.processes.at(key);
-    if (process.ends) {
-      const ExitStatus status = *process.ends;
-      worker.processes.erase(key);
-      leave_memory(worker, key, status);
-      worker.agent->on_rank_exit(now_ns(), key, status, "sim");
-      continue;
-    }
-    if (process.stopped) continue;
-    if (!process.bound && now_ns() >= process.hello_at_ns) {
-      if (!worker.agent->accepts({key.job, key.epoch, key.rank, process.pid})) continue;
-      process.bound = true;
-      worker.agent->on_rank_bound(key);
-    }
-    if (process.order && !process.ready && now_ns() >= process.ready_at_ns) {
-      process.ready = true;
-      process.moved_at_ns = now_ns();
-      worker.agent->on_rank_message(now_ns(), key, RankReady{key.job, key.epoch, key.rank, "here"});
-    }
-  }
-}
-
-void AgentCluster::train_gangs() {
-  std::map<std::pair<JobId, Epoch>, std::vector<std::pair<Worker*, RankKey>>> gangs;
-  for (Worker& worker : workers_) {
-    for (const auto& [key, process] : worker.processes) {
-      if (!process.ends) gangs[{key.job, key.epoch}].emplace_back(&worker, key);
-    }
-  }
-  for (const auto& [attempt, gang] : gangs) train(gang);
-}
-
-// One step of a gang that is whole; the members of another notice that a peer is gone.
-void AgentCluster::train(const std::vector<std::pair<Worker*, RankKey>>& gang) {
-  const auto process_of = [](const auto& at) -> Process& {
-    return at.first->processes.at(at.second);
-  };
-  const bool whole = gang.size() == kSimWorldSize;
-  const bool all_begun = std::all_of(gang.begin(), gang.end(), [&](const auto& at) {
-    return process_of(at).begun && !process_of(at).stopped;
+  std::erase_if(to_core_, [this](const auto& line) {
+    return line.second.flights.empty() && !worker_by_peer_.contains(line.first);
   });
-  if (!whole) {
-    for (const auto& at : gang) {
-      const bool lost_a_peer =
-          process_of(at).begun && process_of(at).step < kSimSteps && !process_of(at).stopped;
-      if (lost_a_peer && chance(0.2)) {
-        process_of(at).ends = ExitStatus{static_cast<int>(ExitCode::kPeerLost), 0};
-      }
-    }
-  }
-  for (const auto& at : gang) {
-    if (process_of(at).step < kSimSteps || !process_of(at).final_committed) continue;
-    if (process_of(at).stopped) continue;
-    at.first->agent->on_rank_message(
-        now_ns(), at.second,
-        RankFinished{at.second.job, at.second.epoch, at.second.rank, kSimSteps});
-    process_of(at).ends = ExitStatus{0, 0};
-  }
-  const auto any = [&](auto condition) {
-    return std::any_of(gang.begin(), gang.end(),
-                       [&](const auto& at) { return condition(process_of(at)); });
-  };
-  if (any([](const Process& process) { return process.paused_at >= 0; })) return;
-  if (!whole || !all_begun || !chance(0.3) || process_of(gang[0]).step >= kSimSteps) return;
-  const StartRank& first = *process_of(gang[0]).order;
-  const bool seated_alike = std::all_of(gang.begin(), gang.end(), [&](const auto& at) {
-    return process_of(at).order->seats == first.seats;
-  });
-  if (!seated_alike) violate(fmt::format("ranks of job {} seat experts differently", first.job));
-  const bool begin_alike = std::all_of(gang.begin(), gang.end(), [&](const auto& at) {
-    return process_of(at).order->restore_step == first.restore_step &&
-           process_of(at).order->from_memory == first.from_memory;
-  });
-  if (!begin_alike) violate(fmt::format("ranks of job {} go on from different steps", first.job));
-  const int64_t step = process_of(gang[0]).step + 1;
-  const bool pauses = step < kSimSteps && any([](const Process& process) { return process.pause; });
-  for (const auto& at : gang) {
-    const auto& [job, epoch, rank] = at.second;
-    Agent& agent = *at.first->agent;
-    process_of(at).step = step;
-    process_of(at).moved_at_ns = now_ns();
-    std::vector<int64_t>& held = at.first->memory[{job, rank}].steps;
-    held.push_back(step);
-    if (held.size() > 2) held.erase(held.begin());
-    const auto say = [&](const ControlMessage& message) {
-      agent.on_rank_message(now_ns(), at.second, message);
-    };
-    say(RankProgress{.job = job, .epoch = epoch, .rank = rank, .step = step});
-    if (rank.value == 0) say(sim_report(job, epoch, step));
-    if (pauses) process_of(at).paused_at = step;
-    if (step % kSimCheckpointInterval != 0 && !pauses) continue;
-    if (rank.value == 0 && options_.rebalance_threshold > 0.0) say(uneven_loads(at.second, step));
-    SegmentSaved segment = sim_segment(job, epoch, rank, step);
-    segment.pauses = pauses;
-    say(segment);
+  for (WorkerMessage& message : arriving) feed(std::move(message));
+}
+
+void AgentCluster::deliver_to(Worker& worker) {
+  const std::string peer = worker.peer;
+  while (worker.connected) {
+    Line& line = to_workers_[peer];
+    if (now_ns() < line.stalled_until_ns) break;
+    if (line.flights.empty() || line.flights.front().at_ns > now_ns()) break;
+    const ControlMessage message = std::move(line.flights.front().message);
+    line.flights.pop_front();
+    ++counts_.worker_events;
+    worker.agent->on_coordinator_message(now_ns(), message);
   }
 }
 
-ExpertLoadReport AgentCluster::uneven_loads(const RankKey& key, int64_t step) {
-  ExpertLoadReport report{key.job, key.epoch, key.rank, step, {}};
-  for (int64_t layer = 1; layer < 4; ++layer) {
-    for (int expert = 0; expert < 8; ++expert) {
-      report.layers[layer].push_back(static_cast<double>(1 + random_.below(20)));
-    }
-  }
-  return report;
-}
+// ---- faults
 
 void AgentCluster::faults() {
   for (Worker& worker : workers_) {
-    if (!worker.agent) continue;
-    if (chance(options_.daemon_kills)) {
-      kill_daemon(worker);
-      continue;
-    }
-    if (chance(options_.cuts)) {
-      trace(worker.name + ": connection cut");
-      disconnect(worker);
-    }
-    for (auto& [key, process] : worker.processes) {
-      if (chance(options_.rank_kills) && !process.ends) {
-        trace(fmt::format("{}: {} killed", worker.name, to_string(key)));
-        process.ends = ExitStatus{-1, SIGKILL};
-      }
-      if (options_.rank_stops > 0.0 && chance(options_.rank_stops) && !process.ends) {
-        trace(fmt::format("{}: {} stopped", worker.name, to_string(key)));
-        process.stopped = true;
-      }
-    }
+    if (worker.agent) worker_faults(worker);
   }
-  if (core_ && chance(options_.coordinator_crashes)) {
-    crash_core(std::chrono::seconds(5));
-    break_connections();
-  }
+  coordinator_faults();
 }
 
-// ---- coordinator
+void AgentCluster::worker_faults(Worker& worker) {
+  const Duration undisturbed(now_ns() - worker.disturbed_until_ns);
+  if (options_.restarts_nothing && undisturbed < kHeardWithin) return;  // one after the other
+  if (chance(options_.daemon_kills)) return kill_daemon(worker);
+  if (chance(options_.cuts) && worker.connected) {
+    disconnect(worker);
+    count(Fault::kConnectionCut);
+    trace(worker.name, "connection cut for {:.2f} s",
+          to_seconds(Duration(worker.connect_at_ns - now_ns())));
+  }
+  if (chance(options_.link_stalls) && worker.connected) {
+    count(Fault::kLinkStalled);
+    const int64_t until_ns = within(options_.longest_stall);
+    const bool to_core = chance(0.7);
+    if (to_core) to_core_[worker.peer].stalled_until_ns = until_ns;
+    if (to_core) to_core_[worker.peer].worker = &worker;
+    const bool to_worker = !to_core || chance(0.5);
+    if (to_worker) to_workers_[worker.peer].stalled_until_ns = until_ns;
+    disturb(worker, until_ns);
+    trace(worker.name, "connection held up{}{} for {:.2f} s", to_core ? " to the coordinator" : "",
+          to_worker ? " to the worker" : "", to_seconds(Duration(until_ns - now_ns())));
+  }
+  if (chance(options_.daemon_stalls)) {
+    count(Fault::kDaemonStalled);
+    worker.stalled_until_ns = within(options_.longest_stall);
+    disturb(worker, worker.stalled_until_ns);
+    trace(worker.name, "daemon stopped for {:.2f} s",
+          to_seconds(Duration(worker.stalled_until_ns - now_ns())));
+  }
+  rank_faults(worker);
+}
+
+// ---- the coordinator's side
 
 void AgentCluster::submit_jobs() {
-  if (!core_ || std::ssize(accepted_) >= options_.job_count) return;
+  if (!core_hears() || std::ssize(accepted_) >= options_.job_count) return;
   int64_t devices = 0;
   for (const auto& [id, worker] : core_->workers()) devices += worker.record.device_count;
-  if (devices < static_cast<int64_t>(kSimWorldSize)) return;
+  const bool all_are_here = core_->workers().size() == workers_.size() || chance(0.05);
+  if (devices < static_cast<int64_t>(kSimWorldSize) || !all_are_here) return;
   const RequestId request = {++requests_};
   JobSpec spec = sim_spec(fmt::format("job{}", request.value));
   spec.parallelism.rebalance.threshold = options_.rebalance_threshold;
   spec.recovery.hang_timeout = options_.hang_timeout;
+  if (!options_.spikes.empty()) {
+    spec.guards.loss_spike.policy = GuardPolicy::kRollback;
+    spec.guards.rollback_steps = 3;
+    spec.guards.max_rollbacks = 1000;
+  }
   feed(SubmitJob{request, spec});
 }
 
-void AgentCluster::suspend_and_resume() {
-  if (!core_ || options_.suspensions == 0.0) return;
-  const bool faulty = now_ - begin_ < options_.fault_time;
-  for (const JobId job : std::set<JobId>(accepted_)) {
-    const bool suspended = core_->find_job(job)->record.state == JobState::kSuspended;
-    if (suspended && (!faulty || chance(0.02))) {
-      ++suspensions_;
-      feed(ResumeJob{{++requests_}, job});
-    } else if (!suspended && faulty && chance(options_.suspensions)) {
-      feed(SuspendJob{{++requests_}, job});
+// Who cancels a job resumes it some time later, at the latest when faults stop.
+void AgentCluster::cancel_and_resume() {
+  if (options_.cancels == 0.0) return;
+  for (const JobId id : std::set<JobId>(accepted_)) {
+    if (!core_hears()) return;
+    const JobState state = core_->find_job(id)->record.state;
+    if (state == JobState::kCancelled && (!faulty_ || chance(0.02))) {
+      feed(ResumeJob{{++requests_}, id});
+    } else if (faulty_ && !is_final(state) && chance(options_.cancels)) {
+      feed(CancelJob{{++requests_}, id, static_cast<int64_t>(random_.below(3000))});
     }
   }
 }
 
-void AgentCluster::deliver() {
-  std::deque<Flight> later;
-  std::deque<Flight> arriving;
-  for (Flight& flight : std::exchange(to_core_, {})) {
-    (flight.at_ns <= now_ns() ? arriving : later).push_back(std::move(flight));
-  }
-  to_core_ = std::move(later);
-  for (Flight& flight : arriving) {
-    if (core_) feed(WorkerMessage{flight.peer, std::move(flight.message)});
-  }
-  for (Worker& worker : workers_) {
-    while (worker.connected) {
-      std::deque<Flight>& line = to_workers_[worker.peer()];
-      if (line.empty() || line.front().at_ns > now_ns()) break;
-      const ControlMessage message = std::move(line.front().message);
-      line.pop_front();
-      worker.agent->on_coordinator_message(now_ns(), message);
-    }
-  }
-  feed_disk_results();
-}
-
-void AgentCluster::break_connections() {
+void AgentCluster::on_core_crash() {
+  core_is_new_ = true;
   to_core_.clear();
   for (Worker& worker : workers_) {
     if (worker.agent) disconnect(worker);
@@ -503,28 +363,92 @@ void AgentCluster::break_connections() {
 }
 
 void AgentCluster::send(OutgoingMessage out) {
-  const bool open = std::any_of(workers_.begin(), workers_.end(), [&](const Worker& worker) {
-    return worker.connected && worker.peer() == out.peer;
-  });
-  if (!open) return;
-  std::deque<Flight>& line = to_workers_[out.peer];
-  line.push_back({arrival(line), out.peer, std::move(out.message)});
+  hear_resting(out.message, "the coordinator");
+  if (!worker_by_peer_.contains(out.peer)) return;
+  put(to_workers_[out.peer], std::move(out.message));
 }
 
+// ---- what must hold
+
 void AgentCluster::check(const Effects& effects) {
-  for (const CommitCheckpoint& commit : effects.commits) {
-    const auto& steps = checkpoints_[commit.job];
-    const bool backwards = std::any_of(steps.begin(), steps.end(), [&](const auto& committed) {
-      return committed.second > commit.epoch;
-    });
-    if (backwards) violate(fmt::format("job {} commits for an old epoch", commit.job));
+  if (resting_ && !effects.events.empty()) {
+    violate("when everything has ended, there still is news: " + effects.events[0].reason.message);
   }
+  check_steps(effects);
+  check_verdicts(effects);
+  for (const WorkerRecord& record : effects.workers) {
+    if (record.lost) check_lost(record);
+  }
+}
+
+// Daemons tell steps again until they are stored, so none may be missing among the records of an
+// attempt, nor between those of two.
+void AgentCluster::check_steps(const Effects& effects) {
+  if (std::exchange(core_is_new_, false)) {
+    recorded_.clear();
+    for (const auto& [id, job] : core_->jobs()) {
+      const auto& last = job.record.last_step;
+      if (last) recorded_[id] = {last->epoch, last->step};
+    }
+  }
+  for (const StepRecord& step : effects.steps) {
+    const JobRecord& record = core_->find_job(step.job)->record;
+    auto& [epoch, newest] = recorded_[step.job];
+    const int64_t before = epoch == step.epoch ? newest : record.restore_step;
+    if (step.step != before + 1) {
+      violate(fmt::format("job {} epoch {}: step {} is recorded after step {}", step.job,
+                          step.epoch, step.step, before));
+    }
+    epoch = step.epoch;
+    newest = step.step;
+  }
+  for (const OutgoingMessage& out : effects.messages) {
+    const auto* start = std::get_if<StartRank>(&out.message);
+    if (start == nullptr || !start->from_memory) continue;
+    if (start->restore_step > core_->find_job(start->job)->record.highest_step) {
+      violate(fmt::format("job {} goes on from step {}, which is not recorded", start->job,
+                          start->restore_step));
+    }
+  }
+}
+
+void AgentCluster::check_verdicts(const Effects& effects) {
   for (const JobEvent& event : effects.events) {
     if (event.reason.code != "rank_hung" || event.state != JobState::kRecovering) continue;
     const Process* const named = find_process({event.job, event.epoch, *event.rank});
-    if (named == nullptr || named->stopped) continue;
+    if (named == nullptr || named->hangs()) continue;
     violate(fmt::format("rank {} of job {} is well, but: {}", *event.rank, event.job,
                         event.reason.message));
+  }
+}
+
+// Unreachable is not dead: nobody is given up without proof before its lease is over, nor who could
+// be heard all the time.
+void AgentCluster::check_lost(const WorkerRecord& lost) {
+  const auto worker = std::find_if(workers_.begin(), workers_.end(), [&](const Worker& candidate) {
+    return candidate.name == lost.name;
+  });
+  if (&*worker == proven_gone_) return;
+  const Duration silence(now_ns() - worker->heard_newest_ns);
+  if (silence < kLease) {
+    violate(fmt::format("{} is given up after {:.1f} s, before its lease is over", lost.name,
+                        to_seconds(silence)));
+  }
+  if (Duration(now_ns() - worker->disturbed_until_ns) > kHeardWithin) {
+    violate(lost.name + " is given up, though nothing kept it from being heard");
+  }
+}
+
+// And who cannot be heard is.
+void AgentCluster::check_silence(const Worker& worker) {
+  const Duration silence(now_ns() - worker.heard_ns);
+  if (silence <= kLease + kLeaseSlack || !core_hears()) return;
+  if (now_ - core_disturbed_until() <= kLease + kLeaseSlack) return;
+  for (const auto& [id, known] : core_->workers()) {
+    if (known.record.name == worker.name && known.state != WorkerState::kLost) {
+      violate(fmt::format("{} was not heard for {:.1f} s and is not given up", worker.name,
+                          to_seconds(silence)));
+    }
   }
 }
 

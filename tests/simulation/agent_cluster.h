@@ -1,7 +1,13 @@
-// A cluster in one thread and virtual time whose two sides of the control plane are both the real
-// ones: the coordinator's core and one Agent per worker. Simulated are connections (in order, and
-// lost with what they carry when they break), rank processes that follow worker/agent/agent.h, the
-// checkpoint disk, and faults drawn from a seed.
+// A cluster whose two sides of the control plane are both the real ones: the coordinator's core and
+// one Agent per worker. Simulated are connections, rank processes that follow worker/agent/agent.h,
+// what their daemons hold of them in memory, and faults.
+//
+// The network is as bad as ZeroMQ over TCP can be. A connection keeps its order and repeats
+// nothing. When it breaks, what was under way to the worker is lost, of what was under way to the
+// coordinator a beginning still arrives, which may be long after the worker's next connection was
+// made, and the coordinator is not told. It may be held up, in one direction or both, and then
+// hand over everything at once. Repeats and gaps come from what both sides send again after a new
+// connection.
 #pragma once
 
 #include <deque>
@@ -13,7 +19,7 @@
 #include <vector>
 
 #include "comm/control/lease_file.h"
-#include "tests/support/simulation.h"
+#include "tests/simulation/simulated_coordinator.h"
 #include "worker/agent/agent.h"
 
 namespace penstock {
@@ -23,112 +29,168 @@ struct AgentClusterOptions {
   int worker_count = 3;
   int devices_per_worker = 2;
   int job_count = 2;
-  double rank_kills = 0.006;  // chances per tick and subject
-  double rank_stops = 0.0;    // like SIGSTOP: it does nothing any more, and is not gone
-  int64_t hang_timeout = 60;  // of the spec's recovery
+  // Chances per tick and subject.
+  double rank_kills = 0.006;
+  double rank_crashes = 0.001;   // exits or aborts by itself: nobody trusts its memory
+  double rank_hangs = 0.0;       // stopped (SIGSTOP), or stuck: it does nothing any more
+  double rank_slowness = 0.001;  // it takes as long as `longest_slow` for a step
+  double failed_spawns = 0.01;   // of each
   double daemon_kills = 0.003;
-  double cuts = 0.01;  // of a connection
+  double daemon_stalls = 0.0;  // like SIGSTOP, and SIGCONT some time later
+  double cuts = 0.01;          // of a connection
+  double link_stalls = 0.003;
+  double cancels = 0.0;      // of a job, by its user, who resumes it later
+  double suspensions = 0.0;  // likewise
+  Duration longest_slow = std::chrono::seconds(10);
+  Duration longest_stall = std::chrono::seconds(8);
   Duration longest_cut = std::chrono::seconds(8);
-  double coordinator_crashes = 0.005;
-  double suspensions = 0.0;  // per job; some time later it is resumed
+  CoordinatorFaults coordinator = {.stalls = 0.0005, .commit_failures = 0.02, .damage = 0.05};
+  int64_t hang_timeout = 60;  // of the spec's recovery
   // Of the spec's rebalance; with it, load is reported that is uneven in another way every time.
   double rebalance_threshold = 0.0;
+  std::set<int64_t> spikes = {};  // steps whose loss is one, which a rollback must leave out
+  bool restarts_nothing = false;  // these faults must not end any attempt
   Duration fault_time = std::chrono::seconds(40);   // faults happen
-  Duration quiet_time = std::chrono::seconds(200);  // then none do, and every job must succeed
+  Duration quiet_time = std::chrono::seconds(300);  // then none do, and every job must succeed
 };
 
 class AgentCluster final : public SimulatedCoordinator {
  public:
   explicit AgentCluster(const AgentClusterOptions& options);
-  // The first violated promise with what led to it, or empty.
-  std::string run();
-  // Ranks that went on from what their daemon held.
-  int64_t memory_starts() const { return memory_starts_; }
-  int64_t suspensions() const { return suspensions_; }
+  std::string run() override;
 
  private:
+  // Which steps changed a state: bit n for step n.
+  using Trained = uint64_t;
   // A rank process of one worker.
   struct Process {
     int32_t pid = 0;
+    int32_t device = 0;
     int64_t hello_at_ns = 0;  // when it connects to its daemon
     bool bound = false;
     std::optional<StartRank> order;
     int64_t ready_at_ns = 0;  // when it has loaded, once it has its order
     bool ready = false;
-    bool begun = false;
+    std::optional<BeginTraining> begin;
     int64_t step = 0;
+    Trained trained = 0;
+    bool waits = false;  // for its end, since it found a spike
     bool final_committed = false;
     bool pause = false;      // asked to
     int64_t paused_at = -1;  // saved after that step, and trains no other
-    bool stopped = false;
-    int64_t moved_at_ns = 0;         // its flight record changed
-    std::optional<ExitStatus> ends;  // as soon as the daemon looks
+    bool stopped = false;    // by SIGSTOP
+    bool stuck = false;      // in a loop, say
+    int64_t slow_until_ns = 0;
+    std::optional<int64_t> gives_up_at_ns;  // it heeds SIGTERM then
+    int64_t moved_at_ns = 0;                // its flight record changed
+    std::optional<ExitStatus> ends;         // as soon as the daemon looks
+    bool hangs() const { return stopped || stuck; }
+    std::string address() const { return "process " + std::to_string(pid); }
   };
+  // What a daemon holds of one rank.
   struct Held {
     Epoch epoch;  // the last it was for
-    std::vector<int64_t> steps;
+    std::map<int64_t, Trained> steps;
   };
   struct Worker {
     std::string name;
     int incarnation = 0;
     std::unique_ptr<Agent> agent;  // null while the daemon is down
+    bool gave_up = false;          // and is about to be down
     int64_t back_at_ns = 0;
-    std::map<RankKey, Process> processes;
-    std::map<std::pair<JobId, Rank>, Held> memory;  // what the daemon holds
-    bool connected = false;
-    int connection = 0;  // counts connections, so that each has a name
-    int64_t connect_at_ns = 0;
-    Duration lease = Duration(0);  // of its ranks, as the coordinator set it
+    int64_t stalled_until_ns = 0;
+    int64_t disturbed_until_ns = 0;  // by any fault that keeps it from being heard
+    int64_t heard_ns = 0;            // by the coordinator
+    int64_t heard_newest_ns = 0;     // likewise, on its newest connection
+    Duration lease = Duration(0);    // of its ranks, as the coordinator set it
     int64_t lease_end_ns = LeaseFile::kEndless;
-    std::string peer() const { return name + "/" + std::to_string(connection); }
+    std::map<RankKey, Process> processes;
+    std::deque<std::pair<RankKey, ControlMessage>> inbox;  // from its ranks
+    std::map<std::pair<JobId, Rank>, Held> memory;         // what the daemon holds
+    bool connected = false;
+    std::string peer;  // of its newest connection: each has a name
+    int connections = 0;
+    int64_t connect_at_ns = 0;
   };
   struct Flight {
     int64_t at_ns = 0;
-    std::string peer;
     ControlMessage message;
   };
+  // One direction of a connection.
+  struct Line {
+    Worker* worker = nullptr;
+    std::deque<Flight> flights;
+    int64_t stalled_until_ns = 0;
+  };
+  using Member = std::pair<Worker*, RankKey>;
 
   int64_t now_ns() const { return now_.nanoseconds; }
   int64_t within(Duration longest) { return (now_ + below(longest)).nanoseconds; }
-  int64_t arrival(const std::deque<Flight>& line);
 
+  // agent_cluster.cc: daemons, connections, the coordinator's side.
+  void tick();
+  void tick_worker(Worker& worker);
   void start_daemon(Worker& worker);
   void kill_daemon(Worker& worker);
   void disconnect(Worker& worker);
+  void disturb(Worker& worker, int64_t until_ns);
+  void prove_gone(const Worker& worker);
   AgentActions actions_of(Worker& worker);
-  RankActivity inspect(const Worker& worker, const RankKey& key) const;
-  const Process* find_process(const RankKey& key) const;
-  void extend_lease(Worker& worker, int64_t since_ns);
-  void keep_to_lease(Worker& worker);
-  bool can_progress(JobId job, Epoch epoch) const;
-  Status to_rank(Worker& worker, const RankKey& key, const ControlMessage& message);
-  bool must_be_stopped(const Worker& worker, JobId job) const;
-  Result<int32_t> spawn(Worker& worker, const StartRank& start);
-  bool restore_from_memory(Worker& worker, const StartRank& start);
-  void leave_memory(Worker& worker, const RankKey& key, const ExitStatus& status);
-
-  void deliver();
-  void advance_processes(Worker& worker);
-  void train_gangs();
-  void train(const std::vector<std::pair<Worker*, RankKey>>& gang);
-  ExpertLoadReport uneven_loads(const RankKey& key, int64_t step);
+  void put(Line& line, ControlMessage message);
+  void deliver_to_core();
+  void deliver_to(Worker& worker);
   void faults();
+  void worker_faults(Worker& worker);
   void submit_jobs();
-  void suspend_and_resume();
-
-  void break_connections();
+  void cancel_and_resume();
+  void on_core_crash() override;
   void send(OutgoingMessage out) override;
   void check(const Effects& effects) override;
+  void check_steps(const Effects& effects);
+  void check_verdicts(const Effects& effects);
+  void check_lost(const WorkerRecord& lost);
+  void check_silence(const Worker& worker);
+  void rest();
+  void hear_resting(const ControlMessage& message, const std::string& who);
   bool all_succeeded() const;
+
+  // agent_ranks.cc: rank processes.
+  Result<int32_t> spawn(Worker& worker, const StartRank& start);
+  Status to_rank(Worker& worker, const RankKey& key, const ControlMessage& message);
+  void signal(Worker& worker, const RankKey& key, int signal);
+  RankActivity inspect(const Worker& worker, const RankKey& key) const;
+  const Process* find_process(const RankKey& key) const;
+  static Process& process_of(const Member& member) {
+    return member.first->processes.at(member.second);
+  }
+  static void extend_lease(Worker& worker, int64_t since_ns);
+  void keep_to_lease(Worker& worker);
+  bool can_progress(JobId job, Epoch epoch) const;
+  bool must_be_stopped(const Worker& worker, JobId job) const;
+  bool restore(Worker& worker, const StartRank& start, Process& process);
+  void leave_memory(Worker& worker, const RankKey& key, const ExitStatus& status);
+  void advance_processes(Worker& worker);
+  void hear_ranks(Worker& worker);
+  void rank_faults(Worker& worker);
+  void train_gangs();
+  void train(const std::vector<Member>& gang);
+  void lose_peers(const std::vector<Member>& gang);
+  void finish(const std::vector<Member>& gang);
+  void check_gang(const std::vector<Member>& gang);
+  void take_step(const Member& member, int64_t step, bool spike, bool pauses);
+  ExpertLoadReport uneven_loads(const RankKey& key, int64_t step);
 
   const AgentClusterOptions options_;
   std::vector<Worker> workers_;
-  std::deque<Flight> to_core_;                            // by arrival within a connection
-  std::map<std::string, std::deque<Flight>> to_workers_;  // by peer
-  uint64_t requests_ = 0;
+  std::map<std::string, Worker*> worker_by_peer_;  // of connections that stand
+  std::map<std::string, Line> to_core_;            // by connection, also of those that broke
+  std::map<std::string, Line> to_workers_;
+  std::map<std::tuple<JobId, Epoch, int64_t>, Trained> saved_;
+  std::map<JobId, std::pair<Epoch, int64_t>> recorded_;  // the newest step
+  bool core_is_new_ = true;
+  const Worker* proven_gone_ = nullptr;  // whose end the core is being told
   int32_t last_pid_ = 100;
-  int64_t memory_starts_ = 0;
-  int64_t suspensions_ = 0;
+  bool resting_ = false;  // everything has ended: only heartbeats may be heard
 };
 
 }  // namespace penstock

@@ -145,6 +145,8 @@ class Agent {
   bool knows(const RankKey& key) const { return ranks_.contains(key); }
   size_t rank_count() const { return ranks_.size(); }  // running or about to
   uint64_t reports_dropped() const { return reports_.dropped(); }
+  // What it will say again until the coordinator shows that it knows.
+  size_t kept() const { return reports_.size() + exits_.size() + stops_to_answer_.size(); }
   uint64_t log_lines_dropped() const { return log_lines_dropped_; }
 
  private:

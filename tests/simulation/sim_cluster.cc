@@ -1,4 +1,4 @@
-#include "tests/coordinator/sim_cluster.h"
+#include "tests/simulation/sim_cluster.h"
 
 #include <algorithm>
 
@@ -12,8 +12,7 @@ constexpr Duration kBeat = std::chrono::seconds(1);
 }  // namespace
 
 SimCluster::SimCluster(const SimOptions& options)
-    : SimulatedCoordinator(options.seed), options_(options) {
-  commit_failures_ = 0.05;
+    : SimulatedCoordinator(options.seed, options.coordinator), options_(options) {
   for (int i = 0; i < options.worker_count; ++i) {
     SimWorker worker;
     worker.name = "w" + std::to_string(i);
@@ -30,38 +29,47 @@ std::string SimCluster::run() {
   while (now_ < end && violation_.empty()) {
     if (now_ >= faults_end && all_ended()) break;
     now_ = now_ + kTick;
-    if (now_ < faults_end) faults();
-    submit_and_cancel();
-    suspend_and_resume();
+    faulty_ = now_ < faults_end;
+    if (faulty_) faults();
+    submit_jobs();
+    if (faulty_) bother_jobs();
+    suspend_and_resume(options_.suspensions, 0.05);
+    scale();
     drain_and_undrain();
     tick_world();
   }
   if (!all_ended()) violate("after a long quiet time not every job has ended:" + states());
   check_trained();
+  count_restarts();
   return violation_;
 }
 
 // ---- network
 
 void SimCluster::post(InFlight flight) {
-  const bool faulty = now_ - begin_ < options_.fault_time;
-  if (faulty && chance(options_.loss)) return;
-  const int copies = faulty && chance(options_.repetition) ? 2 : 1;
-  for (int i = 0; i < copies; ++i) {
-    network_.emplace(now_ + milliseconds_below(faulty ? 400 : 50), flight);
+  if (faulty_ && chance(options_.loss)) return count(Fault::kMessageLost);
+  const bool repeated = faulty_ && chance(options_.repetition);
+  if (repeated) count(Fault::kMessageRepeated);
+  flight.number = ++sent_;
+  for (int i = 0; i < (repeated ? 2 : 1); ++i) {
+    network_.emplace(now_ + milliseconds_below(faulty_ ? 400 : 50), flight);
   }
 }
 
 void SimCluster::deliver_due() {
   while (!network_.empty() && network_.begin()->first <= now_) {
     const InFlight flight = std::move(network_.extract(network_.begin()).mapped());
-    const auto worker = std::find_if(workers_.begin(), workers_.end(), [&](const SimWorker& w) {
-      return w.alive && w.peer() == flight.peer;
-    });
     // A connection of a process that is gone carries nothing more.
-    if (worker == workers_.end() || worker->partitioned_until > now_) continue;
+    const auto known = worker_by_peer_.find(flight.peer);
+    if (known == worker_by_peer_.end()) continue;
+    SimWorker& worker = workers_[known->second];
+    if (!worker.alive || worker.partitioned_until > now_) continue;
+    uint64_t& newest = newest_delivered_[{flight.to_core, flight.peer}];
+    if (flight.number < newest) count(Fault::kMessageOvertaken);
+    newest = std::max(newest, flight.number);
     if (!flight.to_core) {
-      on_order(*worker, flight.message);
+      ++counts_.worker_events;
+      on_order(worker, flight.message);
     } else if (core_) {
       feed(WorkerMessage{flight.peer, flight.message});
     }
@@ -86,92 +94,81 @@ void SimCluster::tick_world() {
 
 void SimCluster::faults() {
   for (SimWorker& worker : workers_) {
-    if (worker.alive && chance(0.004)) {
-      trace(worker.name + ": killed");
+    if (worker.alive && chance(options_.worker_kills)) {
+      trace(worker.name, "killed");
+      count(Fault::kDaemonKilled);
       kill_worker(worker);
     }
-    if (worker.alive && options_.partitions && chance(0.003)) {
+    if (worker.alive && chance(options_.partitions)) {
       worker.partitioned_until = now_ + milliseconds_below(12'000);
-      trace(worker.name + ": cut off");
+      count(Fault::kWorkerCutOff);
+      trace(worker.name, "cut off for {:.1f} s", to_seconds(worker.partitioned_until - now_));
     }
-    if (!worker.ranks.empty() && chance(0.006)) {
+    if (!worker.ranks.empty() && chance(options_.rank_kills)) {
       const RankKey victim = worker.ranks.begin()->first;
+      count(Fault::kRankKilled);
       end_rank(worker, victim, -1, 9);
     }
   }
-  if (core_ && options_.coordinator_crashes && chance(0.006)) {
-    crash_core(std::chrono::seconds(6));
-    break_connections();
-  }
+  coordinator_faults();
 }
 
 // What was under way arrives first, or never.
-void SimCluster::break_connections() {
+void SimCluster::on_core_crash() {
   for (auto& [at, flight] : std::exchange(network_, {})) {
     if (!flight.to_core && chance(0.5)) network_.emplace(now_, std::move(flight));
   }
   deliver_due();
 }
 
-void SimCluster::submit_and_cancel() {
-  if (!core_) return;
-  if (requests_ < static_cast<uint64_t>(options_.job_count) && !core_->workers().empty()) {
-    const RequestId request = {++requests_};
-    feed(SubmitJob{request, spec_of("job" + std::to_string(request.value))});
+void SimCluster::submit_jobs() {
+  if (!core_hears() || core_->workers().empty()) return;
+  const auto wanted = static_cast<uint64_t>(options_.job_count);
+  while (requests_ < wanted) {
+    ++requests_;
+    feed(SubmitJob{{requests_}, spec_of("job" + std::to_string(requests_))});
   }
-  if (std::ssize(accepted_) < options_.job_count &&
-      requests_ >= static_cast<uint64_t>(options_.job_count) && chance(0.1)) {
-    feed(SubmitJob{{++requests_}, spec_of("again" + std::to_string(requests_))});
-  }
-  if (accepted_.empty() || !chance(0.003)) return;
-  const JobId job = *accepted_.begin();
-  if (chance(0.5)) {
-    feed(CancelJob{{++requests_}, job, 1000});
-  } else {
-    ended_.erase(job);
-    feed(ResumeJob{{++requests_}, job});
+  if (std::ssize(accepted_) < options_.job_count && chance(0.1)) {
+    ++requests_;
+    feed(SubmitJob{{requests_}, spec_of("again" + std::to_string(requests_))});
   }
 }
 
-void SimCluster::suspend_and_resume() {
-  if (!core_ || options_.suspensions + options_.scalings == 0.0) return;
-  const bool faulty = now_ - begin_ < options_.fault_time;
-  for (const JobId job : std::set<JobId>(accepted_)) {
-    if (faulty && options_.scalings > 0.0 && chance(options_.scalings)) {
-      feed(ScaleJob{{++requests_}, job, chance(0.5) ? 1 : 2});
+void SimCluster::bother_jobs() {
+  if (accepted_.empty() || !core_hears()) return;
+  const auto some_job = [&] {
+    return *std::next(accepted_.begin(), static_cast<int64_t>(random_.below(accepted_.size())));
+  };
+  if (chance(0.003)) {
+    if (chance(0.5)) {
+      feed(CancelJob{{++requests_}, some_job(), 1000});
+    } else {
+      feed(ResumeJob{{++requests_}, some_job()});
     }
-    const bool suspended = core_->find_job(job)->record.state == JobState::kSuspended;
-    if (suspended && (!faulty || chance(0.05))) {
-      feed(ResumeJob{{++requests_}, job});
-    } else if (faulty && chance(options_.suspensions)) {
-      feed(SuspendJob{{++requests_}, job});
+  }
+  if (!accepted_.empty() && chance(options_.removals)) {
+    feed(RemoveJob{{++requests_}, some_job(), chance(0.5)});
+  }
+}
+
+void SimCluster::scale() {
+  if (!faulty_ || options_.scalings == 0.0) return;
+  for (const JobId job : std::set<JobId>(accepted_)) {
+    if (core_hears() && chance(options_.scalings)) {
+      feed(ScaleJob{{++requests_}, job, chance(0.5) ? 1 : 2});
     }
   }
 }
 
 void SimCluster::drain_and_undrain() {
-  if (!core_ || options_.drains == 0.0) return;
-  const bool faulty = now_ - begin_ < options_.fault_time;
+  if (options_.drains == 0.0) return;
   for (const SimWorker& worker : workers_) {
-    const Worker* known = core_->find_worker(worker.name);
+    const Worker* const known = core_hears() ? core_->find_worker(worker.name) : nullptr;
     if (known == nullptr) continue;
-    if (known->record.drain && (!faulty || chance(0.02))) {
+    if (known->record.drain && (!faulty_ || chance(0.02))) {
       feed(DrainWorker{{++requests_}, worker.name, {}});
-    } else if (faulty && chance(options_.drains)) {
+    } else if (faulty_ && chance(options_.drains)) {
       feed(DrainWorker{{++requests_}, worker.name, "maintenance"});
-    }
-  }
-}
-
-// A job is not placed on a worker that is drained, and on one that is being drained only where its
-// memory is needed.
-void SimCluster::check_drained(const JobEvent& event) {
-  if (!event.from || event.state != JobState::kPlacing) return;
-  const JobRecord& record = core_->find_job(event.job)->record;
-  for (const RankPlacement& at : record.placement) {
-    const WorkerRecord& worker = core_->find_worker(at.worker)->record;
-    if (worker.drain && (worker.drain_done || !record.restored_from_memory)) {
-      violate(fmt::format("job {} is placed on the drained {}", event.job, worker.name));
     }
   }
 }
@@ -182,6 +179,9 @@ void SimCluster::start_worker(SimWorker& worker) {
   worker.alive = true;
   worker.registered = false;
   worker.incarnation = random_.next() | 1;
+  worker_by_peer_.erase(worker.peer);
+  worker.peer = fmt::format("{}#{}", worker.name, worker.incarnation);
+  worker_by_peer_[worker.peer] = static_cast<size_t>(&worker - workers_.data());
   worker.sequence = 0;
   worker.next_beat = now_;
   worker.fences.clear();
@@ -196,7 +196,8 @@ void SimCluster::kill_worker(SimWorker& worker) {
 }
 
 void SimCluster::say(SimWorker& worker, ControlMessage message) {
-  post({true, worker.peer(), std::move(message)});
+  ++counts_.worker_events;
+  post({true, worker.peer, 0, std::move(message)});
 }
 
 void SimCluster::send_register(SimWorker& worker) {
@@ -213,8 +214,7 @@ void SimCluster::tick_worker(SimWorker& worker) {
   for (auto& [key, rank] : worker.ranks) {
     if (rank.status.state != RankState::kStarting || now_ < rank.ready_at) continue;
     rank.status.state = RankState::kReady;
-    const auto& [job, epoch, number] = key;
-    say(worker, RankReady{job, epoch, number, worker.name + std::to_string(number.value)});
+    say(worker, ready(worker, key));
   }
   if (now_ < worker.next_beat) return;
   worker.next_beat = now_ + kBeat;
@@ -279,8 +279,7 @@ void SimCluster::on_start(SimWorker& worker, const StartRank& order) {
   }
   if (const auto known = worker.ranks.find(key); known != worker.ranks.end()) {
     if (known->second.status.state != RankState::kStarting) {
-      say(worker, RankReady{order.job, order.epoch, order.rank,
-                            worker.name + std::to_string(order.rank.value)});
+      say(worker, ready(worker, key));
     }
     return;
   }
@@ -292,8 +291,7 @@ void SimCluster::on_start(SimWorker& worker, const StartRank& order) {
           worker.name, order.job, order.epoch, std::get<0>(other), std::get<1>(other)));
     }
   }
-  trace(fmt::format("{}: start job {} epoch {} rank {}", worker.name, order.job, order.epoch,
-                    order.rank));
+  trace(worker.name, "starts job {} epoch {} rank {}", order.job, order.epoch, order.rank);
   SimRank rank;
   rank.order = order;
   rank.status = {order.job, order.epoch, order.rank, RankState::kStarting, order.restore_step};
@@ -302,7 +300,7 @@ void SimCluster::on_start(SimWorker& worker, const StartRank& order) {
 }
 
 void SimCluster::on_stop(SimWorker& worker, const StopRanks& order) {
-  trace(fmt::format("{}: stop job {} epoch {}", worker.name, order.job, order.epoch));
+  trace(worker.name, "stops job {} up to epoch {}", order.job, order.epoch);
   worker.fences[order.job] = std::max(worker.fences[order.job], order.epoch);
   const auto fenced = [&](const auto& entry) {
     return std::get<0>(entry.first) == order.job && std::get<1>(entry.first) <= order.epoch;
@@ -316,9 +314,28 @@ void SimCluster::on_stop(SimWorker& worker, const StopRanks& order) {
 void SimCluster::end_rank(SimWorker& worker, const RankKey& key, int32_t code, int32_t signal) {
   const auto& [job, epoch, rank] = key;
   const RankExited exited{job, epoch, rank, code, signal, "sim"};
+  trace(worker.name, "job {} epoch {} rank {} ended with code {} signal {}", job, epoch, rank, code,
+        signal);
   worker.ranks.erase(key);
   worker.exits.emplace(key, exited);
   say(worker, exited);
+}
+
+RankReady SimCluster::ready(const SimWorker& worker, const RankKey& key) const {
+  const auto& [job, epoch, rank] = key;
+  const bool strange = options_.strange_data && &worker == workers_.data();
+  return {
+      job, epoch, rank, worker.name + std::to_string(rank.value), {{"/data", strange ? 1 : 2, {}}}};
+}
+
+// All steps of a job are trained on the same data.
+void SimCluster::check_data(JobId job, const std::vector<std::pair<SimWorker*, RankKey>>& members) {
+  for (const auto& [worker, key] : members) {
+    const bool strange = options_.strange_data && worker == workers_.data();
+    if (trained_on_strange_data_.try_emplace(job, strange).first->second != strange) {
+      violate(fmt::format("job {} trains on other data on {} than before", job, worker->name));
+    }
+  }
 }
 
 // One step of a gang, if all of it is there; its members give up when it is not.
@@ -357,6 +374,7 @@ void SimCluster::train(JobId job, Epoch epoch) {
   };
   if (any([](const SimRank& rank) { return rank.paused_at >= 0; }) || !chance(0.5)) return;
   const StartRank order = member(members[0]).order;
+  check_data(job, members);
   const bool left_out = contains(order.left_out, step);
   const bool spike = options_.spikes.contains(step) && !left_out;
   std::set<int64_t>& trained = trained_by(order);
@@ -372,6 +390,7 @@ void SimCluster::train(JobId job, Epoch epoch) {
     if (left_out) report.guard.action = GuardPolicy::kSkip;
     if (spike) report.guard = {GuardSignal::kLossSpike, GuardPolicy::kRollback, 9.0, 1.0, 2.0};
     if (number.value == 0) say(*at.first, report);
+    if (spike && number.value == 0) count(Fault::kLossSpike);
     if (spike) continue;  // until the coordinator ends the attempt; the daemon says it again
     member(at).status.step = step;
     if (!saves) continue;
@@ -379,8 +398,10 @@ void SimCluster::train(JobId job, Epoch epoch) {
     segment.pauses = pauses;
     if (pauses) member(at).paused_at = step;
     ControlMessage message = segment;
-    if (step != kSimSteps && chance(0.02))
+    if (step != kSimSteps && chance(0.02)) {
+      count(Fault::kSaveFailed);
       message = SaveFailed{job, epoch, number, step, "disk full"};
+    }
     at.first->segments[{at.second, step}] = message;
     say(*at.first, message);
   }
@@ -419,6 +440,7 @@ void SimCluster::check_trained() {
 
 JobSpec SimCluster::spec_of(const std::string& name) const {
   JobSpec spec = sim_spec(name);
+  spec.recovery.max_restarts = options_.max_restarts;
   if (options_.scalings > 0.0) spec.parallelism.microbatches *= 2;  // for two replicas
   if (options_.spikes.empty()) return spec;
   spec.guards.loss_spike.policy = GuardPolicy::kRollback;
@@ -430,43 +452,32 @@ JobSpec SimCluster::spec_of(const std::string& name) const {
 // ---- coordinator
 
 void SimCluster::send(OutgoingMessage out) {
-  post({false, out.peer, std::move(out.message)});
+  post({false, out.peer, 0, std::move(out.message)});
 }
 
 void SimCluster::check(const Effects& effects) {
   for (const OutgoingMessage& out : effects.messages) {
     if (const auto* order = std::get_if<StartRank>(&out.message)) check_start_order(*order);
   }
-  for (const JobEvent& event : effects.events) {
-    if (event.sequence != last_event_ + 1) violate("an event number is skipped or used twice");
-    last_event_ = event.sequence;
-    check_suspended(event);
-    check_drained(event);
-  }
-  for (const StepRecord& step : effects.steps) {
-    if (step.epoch != core_->find_job(step.job)->record.epoch) violate("a step of an old epoch");
-    if (step.cursor() <= cursors_[step.job]) violate("steps recorded out of order");
-    cursors_[step.job] = step.cursor();
-  }
-  std::set<std::pair<WorkerId, int32_t>> devices;
+  for (const JobEvent& event : effects.events) check_drained(event);
+  if (effects.jobs.empty()) return;
   for (const auto& [id, job] : core_->jobs()) {
-    const JobRecord& record = job.record;
-    if (job.placed() && std::ssize(record.placement) != job.world_size()) {
-      violate(fmt::format("job {} is placed in part", id));
-    }
-    if (wants_ranks(record.state) && !job.placed()) violate("a job runs nowhere");
-    if (is_final(record.state) && job.placed()) violate("an ended job holds devices");
-    for (const RankPlacement& at : record.placement) {
-      if (!devices.insert({at.worker, at.device}).second) violate("one device for two ranks");
-    }
-    if (record.state == JobState::kSucceeded && !checkpoints_[id].contains(kSimSteps)) {
+    if (job.record.state == JobState::kSucceeded && !checkpoints_[id].contains(kSimSteps)) {
       violate(fmt::format("job {} succeeded without its final checkpoint on disk", id));
     }
-    if (const auto ended = ended_.find(id);
-        ended != ended_.end() && ended->second != record.state) {
-      violate(fmt::format("job {} left its final state", id));
+  }
+}
+
+// A job is not placed on a worker that is drained, and on one that is being drained only where its
+// memory is needed.
+void SimCluster::check_drained(const JobEvent& event) {
+  if (!event.from || event.state != JobState::kPlacing) return;
+  const JobRecord& record = core_->find_job(event.job)->record;
+  for (const RankPlacement& at : record.placement) {
+    const WorkerRecord& worker = core_->find_worker(at.worker)->record;
+    if (worker.drain && (worker.drain_done || !record.restored_from_memory)) {
+      violate(fmt::format("job {} is placed on the drained {}", event.job, worker.name));
     }
-    if (is_final(record.state)) ended_[id] = record.state;
   }
 }
 
@@ -479,25 +490,10 @@ bool SimCluster::may_still_run(const SimWorker& worker, JobId job, Epoch epoch) 
           return std::get<0>(rank.first) == job && std::get<1>(rank.first) == epoch;
         }));
   }
-  const auto known =
-      std::find_if(core_->workers().begin(), core_->workers().end(),
-                   [&](const auto& entry) { return entry.second.record.name == worker.name; });
-  if (known == core_->workers().end()) return false;
-  return known->second.state == WorkerState::kLost ||
-         (known->second.stale.contains(job) && running < kSimWorldSize);
-}
-
-// A job is suspended without devices, and after a pause without having lost a step.
-void SimCluster::check_suspended(const JobEvent& event) {
-  if (!event.from || event.state != JobState::kSuspended) return;
-  const Job& job = *core_->find_job(event.job);
-  if (job.placed()) violate(fmt::format("suspended job {} holds devices", event.job));
-  const auto& newest = job.record.last_step;
-  const bool paused =
-      event.from == JobState::kStopping && newest && newest->epoch == job.record.epoch;
-  if (paused && (!job.record.checkpoint || job.record.checkpoint->step < newest->step)) {
-    violate(fmt::format("job {} is suspended without its step {}", event.job, newest->step));
-  }
+  const Worker* const known = core_->find_worker(worker.name);
+  if (known == nullptr) return false;
+  return known->state == WorkerState::kLost ||
+         (known->stale.contains(job) && running < world_.at({job, epoch}));
 }
 
 // When an epoch starts, no rank of an older one is left but on workers that nobody can reach.
