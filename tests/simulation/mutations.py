@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Takes away one safety rule of the control plane at a time and counts the seeds until the simulation notices.
+
+  tests/simulation/mutations.py --build DIR [--seeds N]
+
+Copies the tree to DIR/source with every mutation of mutation_list.py in it, each behind a switch, and builds `simulate`
+there once (preset release). With no switch on no seed may be violated; then each mutation is switched on alone and
+seeds of all scenarios, mixed, run until one is violated. Writes docs/simulation-mutations.md. The exit code is 1 when
+a mutation lives and no reason is given.
+"""
+import argparse
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/support"))
+import mutants  # noqa: E402
+from mutation_list import MUTATIONS, SECTIONS  # noqa: E402
+
+DOCUMENT = ROOT / "docs/simulation-mutations.md"
+HEAD = """# Every safety rule of the control plane is needed
+
+One rule of the coordinator's core or of the worker's agent is taken away at a time, in a copy of the sources, and seeds
+of all scenarios of the simulation (`tests/simulation/scenarios.cc`), mixed, run until one is violated: {noticed} of {all}
+rules were missed, half of them within {median} seeds, and of the others the table says why nothing can be. With all rules
+in place the same {seeds} seeds violate nothing. `tests/simulation/mutations.py --build DIR` writes this page; the list is
+`tests/simulation/mutation_list.py`.
+"""
+MINUTES_MAX = 5
+
+
+def run(source, numbers, seeds, scenarios=()):
+    """How many seeds it took, and what was violated; None: nothing was."""
+    command = [source / "build/release/bin/simulate", "--seeds", str(seeds), "--stop"]
+    environment = dict(os.environ, MUTANT=" ".join(map(str, numbers)))
+    try:
+        done = subprocess.run(command + list(scenarios), capture_output=True, text=True, errors="replace", env=environment,
+                              timeout=60 * MINUTES_MAX)
+    except subprocess.TimeoutExpired:
+        return 1, "a seed does not end"
+    if done.returncode == 0:
+        return None
+    aborted = re.search(r"aborted in seed .* after (\d+) seeds", done.stderr)
+    if aborted:
+        check = re.search(r"check failed: ([^\n]*)|([^\n]*)\n", done.stderr)
+        return int(aborted[1]), "a check: " + (check[1] or check[2]).strip()
+    found = re.search(r"scenario (\S+), seed \d+, after (\d+) seeds: (?:at [\d.]+ s: )?([^\n]*)", done.stderr)
+    if not found:
+        return 1, f"ends with code {done.returncode}"
+    return int(found[2]), found[3]
+
+
+def try_one(source, mutation, seeds):
+    found = run(source, mutants.numbers_of(MUTATIONS, mutation), seeds)
+    print(f"{mutation.what}: " + ("LIVES" if found is None else f"{found[0]} seeds: {found[1]}"), flush=True)
+    return found
+
+
+def words(found, mutation):
+    if found is None:
+        return f"none: {mutation.harmless}" if mutation.harmless else "**none**", ""
+    what = re.sub(r"\|", "/", found[1])
+    return str(found[0]), what if len(what) <= 160 else what[:157] + "…"
+
+
+def page(results, seeds):
+    counts = sorted(found[0] for found in results.values() if found)
+    text = HEAD.format(noticed=len(counts), all=len(results), median=counts[len(counts) // 2] if counts else 0, seeds=seeds)
+    for title, section in SECTIONS.items():
+        text += f"\n## {title}\n\n| taken away | in | seeds | what was violated |\n|---|---|---|---|\n"
+        for mutation in section:
+            count, what = words(results[mutation], mutation)
+            text += f"| {mutation.what} | `{mutation.file}` | {count} | {what} |\n"
+    return text
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", required=True, type=pathlib.Path)
+    parser.add_argument("--seeds", type=int, default=3000, help="for each mutation")
+    parser.add_argument("--only", help="mutations whose name contains this; the page is not written")
+    options = parser.parse_args()
+    source = options.build.resolve() / "source"
+    mutants.make_source(ROOT, source, MUTATIONS, "")
+    mutants.build(source, ["simulate"])
+    if options.only is None and run(source, [], options.seeds):
+        sys.exit("seeds are violated with nothing taken away")
+    chosen = [mutation for mutation in MUTATIONS if options.only is None or options.only in mutation.what]
+    results = {mutation: try_one(source, mutation, options.seeds) for mutation in chosen}
+    if options.only is None:
+        DOCUMENT.write_text(page(results, options.seeds), encoding="utf-8")
+    return int(any(not found and not mutation.harmless for mutation, found in results.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
