@@ -147,7 +147,9 @@ void SimCluster::bother_jobs() {
     }
   }
   if (!accepted_.empty() && chance(options_.removals)) {
-    feed(RemoveJob{{++requests_}, some_job(), chance(0.5)});
+    const JobId job = some_job();
+    removals_asked_.insert(job);
+    feed(RemoveJob{{++requests_}, job, chance(0.5)});
   }
 }
 

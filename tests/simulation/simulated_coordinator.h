@@ -108,6 +108,7 @@ class SimulatedCoordinator {
   std::optional<Coordinator> core_;                        // nothing while it is down
   std::map<JobId, std::map<int64_t, Epoch>> checkpoints_;  // committed, by step
   std::set<JobId> accepted_;                               // jobs clients were promised
+  std::set<JobId> removals_asked_;                         // of jobs, by their users
   uint64_t requests_ = 0;                                  // the newest client's
   std::string violation_;                                  // empty: none
   SimCounts counts_;
