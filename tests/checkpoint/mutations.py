@@ -17,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 
-from mutation_list import MUTATIONS, SECTIONS
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/support"))
+import mutants  # noqa: E402
+from mutation_list import MUTATIONS, SECTIONS  # noqa: E402
+
 DOCUMENT = ROOT / "docs/checkpoint-mutations.md"
 HEAD = """# Every sync, check and ordering is needed
 
@@ -28,84 +30,10 @@ on what is left until one fails; {noticed} of {all} were noticed, and of the oth
 Not among them are `PENSTOCK_CHECK`s, which hold what callers promise. `tests/checkpoint/mutations.py --build DIR`
 writes this page; the list is `tests/checkpoint/mutation_list.py`.
 """
-SWITCH = """#include <bitset>
-#include <cstdlib>
-#include <string>
-namespace penstock {
-inline bool mutant(int number) {
-  static const std::bitset<512> chosen = [] {
-    std::bitset<512> numbers;
-    const char* text = std::getenv("MUTANT");
-    std::string left = text == nullptr ? "" : text;
-    for (; !left.empty(); left.erase(0, left.find(' ')).erase(0, 1)) numbers.set(std::stoul(left));
-    return numbers;
-  }();
-  return chosen[number];
-}
-}  // namespace penstock
-"""
-
-
-def numbers_of(mutation):
-    if not mutation.both:
-        return [MUTATIONS.index(mutation)]
-    return [number for number, other in enumerate(MUTATIONS) if other.what in mutation.both]
-
-
-def span_of(text, mutation):
-    before, core, after = re.fullmatch(r"(?s)(?:(.*)‹)?(.*?)(?:›(.*))?", mutation.old).groups()
-    whole = (before or "") + core + (after or "")
-    if text.count(whole) != 1:
-        sys.exit(f"{mutation.what}: {mutation.file} holds {text.count(whole)} times:\n{whole}")
-    begin = text.index(whole) + len(before or "")
-    return begin, begin + len(core)
-
-
-def with_switches(text, mutations):
-    spans = {}
-    for mutation in mutations:
-        spans.setdefault(span_of(text, mutation), []).append(mutation)
-    for (begin, end), here in sorted(spans.items(), reverse=True):
-        core = text[begin:end]
-        switched = core
-        for mutation in here:
-            number = MUTATIONS.index(mutation)
-            if core.endswith((";", "\n")):
-                switched = f"if (mutant({number})) {{\n{mutation.new}}} else {{\n{switched}}}\n"
-            else:
-                switched = f"(mutant({number}) ? ({mutation.new}) : ({switched}))"
-        text = text[:begin] + switched + text[end:]
-    return SWITCH + text
-
-
-def make_source(to):
-    """The files of the working tree with every mutation in; what did not change is left untouched."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True,
-                            capture_output=True, text=True).stdout.splitlines()
-    contents = {name: (ROOT / name).read_bytes() for name in listed if (ROOT / name).is_file()}
-    by_file = {}
-    for mutation in MUTATIONS:
-        if not mutation.both:
-            by_file.setdefault(os.path.normpath("checkpoint/" + mutation.file), []).append(mutation)
-    for name, mutations in by_file.items():
-        contents[name] = with_switches(contents[name].decode(), mutations).encode()
-    for name, content in contents.items():
-        target = to / name
-        if not target.exists() or target.read_bytes() != content:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-
 
 def binary(test):
     name = test.split()[0]
     return (name if name.startswith("base_") else "checkpoint_" + name) + "_test"
-
-
-def build(source):
-    if not (source / "build/release/build.ninja").exists():
-        subprocess.run(["cmake", "--preset", "release"], cwd=source, check=True, stdout=subprocess.DEVNULL)
-    targets = sorted({binary(test) for mutation in MUTATIONS for test in mutation.tests})
-    subprocess.run(["cmake", "--build", "build/release", "--target"] + targets, cwd=source, check=True)
 
 
 def run(source, numbers, test):
@@ -127,7 +55,7 @@ def run(source, numbers, test):
 
 def try_one(source, mutation):
     for test in mutation.tests:
-        noticed, _ = run(source, numbers_of(mutation), test)
+        noticed, _ = run(source, mutants.numbers_of(MUTATIONS, mutation), test)
         if noticed:
             break
     print(f"{mutation.what}: {noticed or 'LIVES'}", flush=True)
@@ -149,8 +77,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", required=True, type=pathlib.Path)
     source = parser.parse_args().build.resolve() / "source"
-    make_source(source)
-    build(source)
+    mutants.make_source(ROOT, source, MUTATIONS, "checkpoint")
+    mutants.build(source, sorted({binary(test) for mutation in MUTATIONS for test in mutation.tests}))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         tests = sorted({test for mutation in MUTATIONS for test in mutation.tests})
         for test, (failed, ran) in zip(tests, pool.map(lambda test: run(source, [], test), tests)):

@@ -2,7 +2,7 @@
 
 A mutation names a file and a text in it (an expression, or statements; between ‹ and ›, where it takes more to say
 which) and what stands in its place while the environment variable MUTANT holds its number; several numbers, with blanks
-between them, are several switches. Used by tests/simulation/mutations.py.
+between them, are several switches. Used by tests/checkpoint/mutations.py and tests/simulation/mutations.py.
 """
 import os
 import re
