@@ -94,6 +94,9 @@ void Api::dispatch(const HttpRequest& request, HttpResponder respond, std::strin
   if (is_worker && request.method == "POST") {
     return dispatch_worker(request, path, std::move(respond), route);
   }
+  const bool is_backup =
+      path.size() >= 3 && path[0] == "api" && path[1] == "v1" && path[2] == "backups";
+  if (is_backup) return dispatch_backup(request, path, respond, route);
   const auto matches = [&](const char* method, const char* name) {
     if (request.path != name || request.method != method) return false;
     *route = name;
@@ -147,6 +150,31 @@ void Api::dispatch_worker(const HttpRequest& request, const std::vector<std::str
         if (!answer.status.ok()) return respond(error_response(answer.status));
         respond(json_response(worker_document(core_, *core_.find_worker(name)), 202));
       });
+}
+
+// POST begins one, GET has its next piece.
+void Api::dispatch_backup(const HttpRequest& request, const std::vector<std::string>& path,
+                          const HttpResponder& respond, std::string* route) {
+  const auto answer = [&](const Result<BackupPiece>& piece, int status) {
+    respond(piece.ok() ? json_response(backup_document(*piece), status)
+                       : error_response(piece.status()));
+  };
+  if (request.method == "POST" && path.size() == 3) {
+    *route = "/api/v1/backups";
+    return answer(backups_.begin(store_, actions_.now()), 201);
+  }
+  uint64_t id = 0;
+  const bool is_number = path.size() == 4 &&
+                         std::from_chars(path[3].data(), path[3].data() + path[3].size(), id).ptr ==
+                             path[3].data() + path[3].size();
+  if (request.method != "GET" || !is_number) {
+    return respond(
+        error_response(not_found("there is no such call; GET /openapi.json lists what there is")));
+  }
+  *route = "/api/v1/backups/{backup}";
+  const Result<int64_t> offset = number_parameter(request, "offset", 0, 0, INT64_MAX);
+  if (!offset.ok()) return respond(error_response(offset.status()));
+  answer(backups_.next(id, static_cast<uint64_t>(*offset), actions_.now()), 200);
 }
 
 void Api::dispatch_job(const HttpRequest& request, const std::vector<std::string>& path,
@@ -422,6 +450,7 @@ void Api::wake() {
 
 void Api::expire() {
   const Instant now = actions_.now();
+  backups_.expire(now);
   for (auto at = waiting_.begin(); at != waiting_.end();) {
     if (at->until > now) {
       ++at;

@@ -9,6 +9,7 @@
 #include "comm/control/http_server.h"
 #include "comm/control/metrics.h"
 #include "coordinator/core/coordinator.h"
+#include "coordinator/http/backups.h"
 #include "coordinator/store/log_files.h"
 #include "coordinator/store/record_store.h"
 
@@ -50,7 +51,7 @@ class Api {
   void handle(const HttpRequest& request, HttpResponder respond);
   // Something was recorded: long polls look again. Cheap when nobody waits.
   void wake();
-  // Long polls whose time is over get what there is.
+  // Long polls whose time is over get what there is; backups that nobody fetches are given up.
   void expire();
   size_t waiting() const { return waiting_.size(); }
 
@@ -68,6 +69,8 @@ class Api {
                        HttpResponder respond, std::string* route);
   void dispatch_job(const HttpRequest& request, const std::vector<std::string>& path,
                     HttpResponder respond, std::string* route);
+  void dispatch_backup(const HttpRequest& request, const std::vector<std::string>& path,
+                       const HttpResponder& respond, std::string* route);
   void submit(const HttpRequest& request, HttpResponder respond);
   void cancel(const HttpRequest& request, JobId job, HttpResponder respond);
   void resume(const HttpRequest& request, JobId job, HttpResponder respond);
@@ -88,6 +91,7 @@ class Api {
   MetricRegistry& metrics_;
   const ApiActions actions_;
   std::list<Waiting> waiting_;
+  Backups backups_;
 };
 
 }  // namespace penstock

@@ -285,6 +285,15 @@ std::string job_document(const Coordinator& core, const Job& job) {
   return dump(body);
 }
 
+std::string backup_document(const BackupPiece& piece) {
+  json body = document("Backup");
+  body["backup"] = piece.id;
+  body["text"] = piece.text;
+  body["next_offset"] = piece.next_offset;
+  body["done"] = piece.done;
+  return dump(body);
+}
+
 std::string removed_job_document(JobId job, const std::string& name, bool checkpoints) {
   json body = document("RemovedJob");
   body["job"] = job.value;

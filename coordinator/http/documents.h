@@ -24,6 +24,7 @@ std::string evaluation_list_document(const Job& job);
 std::string checkpoint_list_document(const Job& job, const std::vector<ListedCheckpoint>& listed);
 std::string rebalance_document(const Job& job, const ExpertBalance& balance);
 std::string log_document(JobId job, Rank rank, uint64_t offset, const LogText& log, bool terminal);
+std::string backup_document(const BackupPiece& piece);
 std::string version_document();
 // Prometheus http_sd: a bare array.
 std::string targets_document(const Coordinator& core);

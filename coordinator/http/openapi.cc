@@ -114,6 +114,16 @@ json build() {
                     json::array({worker, query("reason", "string", "why, for people")}))}};
   paths["/api/v1/workers/{worker}/undrain"] = {
       {"post", call("Let it take ranks again", "202", "application/json", json::array({worker}))}};
+  paths["/api/v1/backups"] = {
+      {"post", call("Begin a backup of the records", "201", "application/json", none)}};
+  const json backup = {{"name", "backup"},
+                       {"in", "path"},
+                       {"required", true},
+                       {"description", "id"},
+                       {"schema", {{"type", "integer"}}}};
+  paths["/api/v1/backups/{backup}"] = get_json(
+      "Its next piece",
+      json::array({backup, query("offset", "integer", "next_offset of the piece before")}));
   paths["/api/v1/events"] = get_json("Events of every job and of the cluster", follow_parameters());
   paths["/api/v1/version"] = get_json("Version of the coordinator", none);
   paths["/api/v1/prometheus/targets"] = get_json("Prometheus HTTP service discovery", none);

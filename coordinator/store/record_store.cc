@@ -6,7 +6,7 @@
 
 namespace penstock {
 
-StepsRead read_steps(const RecordStore& store, const ReadSteps& read) {
+StepsRead read_steps(const RecordReader& store, const ReadSteps& read) {
   StepsRead result{.job = read.job,
                    .epoch = read.epoch,
                    .first = read.first,
@@ -40,7 +40,7 @@ StepsRead read_steps(const RecordStore& store, const ReadSteps& read) {
   return result;
 }
 
-Result<StoredState> read_stored_state(const RecordStore& store) {
+Result<StoredState> read_stored_state(const RecordReader& store) {
   constexpr size_t kAll = std::numeric_limits<size_t>::max();
   StoredState stored;
   for (const std::string_view prefix : kStatePrefixes) {

@@ -15,17 +15,11 @@
 
 namespace penstock {
 
-// Thread-safe for reading; one thread writes.
-class RecordStore {
+// Thread-safe.
+class RecordReader {
  public:
-  virtual ~RecordStore() = default;
+  virtual ~RecordReader() = default;
 
-  // All of them or none. With `sync` they, and every batch before, survive a crash of the host once
-  // this returns; without, they survive a crash of the process.
-  Status write(const std::vector<Record>& records, bool sync) { return write(records, {}, sync); }
-  // The same, after every record whose key starts with one of `erased` is gone.
-  virtual Status write(const std::vector<Record>& records, const std::vector<std::string>& erased,
-                       bool sync) = 0;
   // Records whose keys start with `prefix`, ascending, from the first key >= `from`, at most
   // `limit`.
   virtual Result<std::vector<Record>> scan(std::string_view prefix, std::string_view from,
@@ -33,6 +27,22 @@ class RecordStore {
   // The last record whose key starts with `prefix`.
   virtual Result<std::optional<Record>> last(std::string_view prefix) const = 0;
 };
+
+// Thread-safe for reading; one thread writes.
+class RecordStore : public RecordReader {
+ public:
+  // All of them or none. With `sync` they, and every batch before, survive a crash of the host once
+  // this returns; without, they survive a crash of the process.
+  Status write(const std::vector<Record>& records, bool sync) { return write(records, {}, sync); }
+  // The same, after every record whose key starts with one of `erased` is gone.
+  virtual Status write(const std::vector<Record>& records, const std::vector<std::string>& erased,
+                       bool sync) = 0;
+  // The records as they are now, whatever is written later. Ends before the store does.
+  virtual std::unique_ptr<const RecordReader> snapshot() const = 0;
+};
+
+// What a store keeps of itself, which is no record: what it is written in.
+inline constexpr std::string_view kStoreOwnPrefix = "meta/";
 
 // Opens or creates the store in `directory`. kAlreadyExists when another coordinator has it open;
 // kDataLoss when it is damaged, with what to do.
@@ -44,9 +54,9 @@ Result<std::unique_ptr<RecordStore>> open_rocks_store_for_reading(const Path& di
 
 // Carries the effect out: newest epochs first, so that what it reads is bounded by the steps asked
 // for and the number of epochs.
-StepsRead read_steps(const RecordStore& store, const ReadSteps& read);
+StepsRead read_steps(const RecordReader& store, const ReadSteps& read);
 
 // What Coordinator::start() needs.
-Result<StoredState> read_stored_state(const RecordStore& store);
+Result<StoredState> read_stored_state(const RecordReader& store);
 
 }  // namespace penstock

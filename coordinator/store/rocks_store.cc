@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 #include <rocksdb/db.h>
+#include <rocksdb/snapshot.h>
 #include <rocksdb/write_batch.h>
 
 #include "coordinator/store/record_store.h"
@@ -45,6 +46,51 @@ rocksdb::Slice slice(std::string_view text) {
   return {text.data(), text.size()};
 }
 
+Result<std::vector<Record>> scan_records(rocksdb::DB& db, const rocksdb::ReadOptions& options,
+                                         const std::string& path, std::string_view prefix,
+                                         std::string_view from, size_t limit) {
+  const std::unique_ptr<rocksdb::Iterator> at(db.NewIterator(options));
+  std::vector<Record> records;
+  for (at->Seek(slice(std::max(prefix, from)));
+       at->Valid() && view(at->key()).starts_with(prefix) && records.size() < limit; at->Next()) {
+    records.push_back({at->key().ToString(), at->value().ToString()});
+  }
+  PENSTOCK_TRY(from_rocksdb(at->status(), path, "read"));
+  return records;
+}
+
+Result<std::optional<Record>> last_record(rocksdb::DB& db, const rocksdb::ReadOptions& options,
+                                          const std::string& path, std::string_view prefix) {
+  const std::unique_ptr<rocksdb::Iterator> at(db.NewIterator(options));
+  // No key has a byte above 0x7f, so this comes right after the prefix's last key.
+  at->SeekForPrev(std::string(prefix) + '\xff');
+  PENSTOCK_TRY(from_rocksdb(at->status(), path, "read"));
+  if (!at->Valid() || !view(at->key()).starts_with(prefix)) return std::optional<Record>();
+  return std::optional<Record>({at->key().ToString(), at->value().ToString()});
+}
+
+class RocksSnapshot : public RecordReader {
+ public:
+  RocksSnapshot(rocksdb::DB* db, std::string path)
+      : path_(std::move(path)), snapshot_(db), db_(*db) {
+    options_.snapshot = snapshot_.snapshot();
+  }
+
+  Result<std::vector<Record>> scan(std::string_view prefix, std::string_view from,
+                                   size_t limit) const override {
+    return scan_records(db_, options_, path_, prefix, from, limit);
+  }
+  Result<std::optional<Record>> last(std::string_view prefix) const override {
+    return last_record(db_, options_, path_, prefix);
+  }
+
+ private:
+  const std::string path_;
+  rocksdb::ManagedSnapshot snapshot_;
+  rocksdb::ReadOptions options_;
+  rocksdb::DB& db_;
+};
+
 class RocksStore : public RecordStore {
  public:
   RocksStore(std::unique_ptr<rocksdb::DB> db, std::string path)
@@ -77,23 +123,13 @@ class RocksStore : public RecordStore {
 
   Result<std::vector<Record>> scan(std::string_view prefix, std::string_view from,
                                    size_t limit) const override {
-    const std::unique_ptr<rocksdb::Iterator> at(db_->NewIterator({}));
-    std::vector<Record> records;
-    for (at->Seek(slice(std::max(prefix, from)));
-         at->Valid() && view(at->key()).starts_with(prefix) && records.size() < limit; at->Next()) {
-      records.push_back({at->key().ToString(), at->value().ToString()});
-    }
-    PENSTOCK_TRY(from_rocksdb(at->status(), path_, "read"));
-    return records;
+    return scan_records(*db_, {}, path_, prefix, from, limit);
   }
-
   Result<std::optional<Record>> last(std::string_view prefix) const override {
-    const std::unique_ptr<rocksdb::Iterator> at(db_->NewIterator({}));
-    // No key has a byte above 0x7f, so this comes right after the prefix's last key.
-    at->SeekForPrev(std::string(prefix) + '\xff');
-    PENSTOCK_TRY(from_rocksdb(at->status(), path_, "read"));
-    if (!at->Valid() || !view(at->key()).starts_with(prefix)) return std::optional<Record>();
-    return std::optional<Record>({at->key().ToString(), at->value().ToString()});
+    return last_record(*db_, {}, path_, prefix);
+  }
+  std::unique_ptr<const RecordReader> snapshot() const override {
+    return std::make_unique<RocksSnapshot>(db_.get(), path_);
   }
 
  private:

@@ -52,6 +52,7 @@ void add_export_verb(CLI::App& app, Cli& cli);     // export
 void add_import_verb(CLI::App& app, Cli& cli);     // import
 void add_trace_verb(CLI::App& app, Cli& cli);      // trace
 void add_rebalance_verb(CLI::App& app, Cli& cli);  // rebalance
+void add_admin_verbs(CLI::App& app, Cli& cli);     // admin backup, restore
 void add_doctor_verb(CLI::App& app, Cli& cli);     // doctor
 // checkpoint ls, and what follows; the others add to `checkpoint`.
 void add_checkpoint_verbs(CLI::App& app, Cli& cli);

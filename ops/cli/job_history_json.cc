@@ -10,25 +10,12 @@
 #include "coordinator/core/coordinator.h"
 #include "coordinator/http/documents.h"
 #include "coordinator/store/record_store.h"
+#include "ops/cli/coordinator_store.h"
 #include "ops/cli/output.h"
 
 namespace penstock {
 
 namespace {
-
-constexpr const char* kStoreFolder = "state";
-constexpr const char* kDevFolder = "coordinator";
-
-Result<std::unique_ptr<RecordStore>> open_store(const Path& state_dir) {
-  for (const Path& folder : {state_dir / kStoreFolder, state_dir / kDevFolder / kStoreFolder}) {
-    auto store = open_rocks_store_for_reading(folder);
-    if (store.ok() || store.status().code() != Code::kNotFound) return store;
-  }
-  return not_found(
-      fmt::format("{} is no state directory of a coordinator; it is what the coordinator's "
-                  "--state-dir names, or the state folder of penstock dev up",
-                  state_dir.string()));
-}
 
 Result<std::vector<Json>> events_of(const RecordStore& store, JobId job) {
   const std::string prefix = job_event_prefix(job);
@@ -59,7 +46,7 @@ Result<JobHistory> read_history(const Client& client, const std::string& name_or
 }
 
 Result<JobHistory> read_history(const Path& state_dir, const std::string& name_or_id) {
-  PENSTOCK_TRY_ASSIGN(const auto store, open_store(state_dir));
+  PENSTOCK_TRY_ASSIGN(const auto store, open_coordinator_store(state_dir));
   PENSTOCK_TRY_ASSIGN(const StoredState stored, read_stored_state(*store));
   // As a coordinator begins; what it would do first is not done.
   Coordinator core(CoreConfig{.checkpoint_root = {}});

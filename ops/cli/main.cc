@@ -160,6 +160,7 @@ int run(int argc, char** argv) {
   add_trace_verb(app, cli);
   add_rebalance_verb(app, cli);
   add_doctor_verb(app, cli);
+  add_admin_verbs(app, cli);
   add_data_verbs(app, cli);
   add_dev_verbs(app, cli);
   add_chaos_verbs(app, cli);

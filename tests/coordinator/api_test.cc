@@ -532,16 +532,33 @@ TEST_F(ApiTest, EveryRouteOfTheOpenApiDocumentExists) {
     if (const size_t at = concrete.find("{worker}"); at != std::string::npos) {
       concrete.replace(at, 8, "w0");
     }
+    if (const size_t at = concrete.find("{backup}"); at != std::string::npos) {
+      concrete.replace(at, 8, "1");
+    }
     for (const auto& [method, description] : methods.items()) {
       EXPECT_TRUE(description["responses"].contains("default"));
       ++calls;
       if (method == "delete") continue;  // last: after it the others are about nothing
       const HttpResponse response = call(method == "post" ? "POST" : "GET", concrete);
-      EXPECT_NE(response.status, 404) << method << " " << path;
+      EXPECT_EQ(response.body.find("openapi.json lists"), std::string::npos)
+          << method << " " << path;
     }
   }
-  EXPECT_EQ(calls, 27u);
+  EXPECT_EQ(calls, 29u);
   EXPECT_NE(call("DELETE", "/api/v1/jobs/tiny").status, 404);
+}
+
+TEST_F(ApiTest, ABackupHasEveryRecord) {
+  running_job();
+  const HttpResponse response = call("POST", "/api/v1/backups");
+  EXPECT_EQ(response.status, 201);
+  const Json backup = Json::parse(response.body);
+  EXPECT_EQ(backup["done"], true);
+  const auto text = backup["text"].get<std::string>();
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), std::ssize(h.store) + 2);
+  EXPECT_EQ(call("GET", "/api/v1/backups/1", {{"offset", "x"}}).status, 400);
+  EXPECT_EQ(call("GET", "/api/v1/backups/1x").status, 404);
+  EXPECT_EQ(call("GET", "/api/v1/backups/99999999999999999999").status, 404);
 }
 
 TEST_F(ApiTest, UnknownRoutesAndMethodsAreNotFound) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
 
 #include "coordinator/store/record_store.h"
@@ -37,6 +38,12 @@ class MemoryStore : public RecordStore {
       found = Record{at->first, at->second};
     }
     return found;
+  }
+
+  std::unique_ptr<const RecordReader> snapshot() const override {
+    auto copy = std::make_unique<MemoryStore>();
+    copy->map = map;
+    return copy;
   }
 
   std::map<std::string, std::string> map;

@@ -31,7 +31,12 @@ void check_contract(RecordStore& store) {
   EXPECT_EQ(store.last("b/").value()->key, "b/1");
   EXPECT_FALSE(store.last("0/").value().has_value());
   EXPECT_FALSE(store.last("c/").value().has_value());
+  const auto before = store.snapshot();
   ASSERT_TRUE(store.write({{"a/4", "z"}, {"c/1", "q"}}, {"a/", "b/1", "none/"}, true).ok());
+  EXPECT_EQ(keys(before->scan("a/", "a/", 100).value()),
+            (std::vector<std::string>{"a/1", "a/2", "a/3"}))
+      << "whatever is written later";
+  EXPECT_EQ(before->last("b/").value()->value, "z");
   EXPECT_EQ(keys(store.scan("a/", "a/", 100).value()), std::vector<std::string>{"a/4"})
       << "erased first, then written";
   EXPECT_TRUE(store.scan("b/", "b/", 100).value().empty());
