@@ -13,10 +13,6 @@ class DrainTest : public ::testing::Test {
     return cluster_.submit(tiny_job_yaml(
         cluster_.folder(), {.name = name, .steps = kSteps, .checkpoint_interval = kSteps}));
   }
-  std::string final_weights(const std::string& id) const {
-    EXPECT_TRUE(cluster_.wait_for_state(id, "SUCCEEDED")) << cluster_.describe(id);
-    return cluster_.job(id).at("checkpoint").at("weights_digest");
-  }
   std::string host_of_rank_0(const std::string& id) const {
     return cluster_.job(id).at("ranks").at(0).at("worker");
   }
@@ -48,13 +44,12 @@ TEST_F(DrainTest, AJobMovesOffADrainedWorkerWithoutLosingAStepOrABit) {
     EXPECT_EQ(penstock(cluster_, {"undrain", worker}).exit_code, 0);
     EXPECT_EQ(state_of(worker), "up");
   }
-  const std::string weights = final_weights(id);
+  const std::string weights = cluster_.final_weights(id);
   const Json job = cluster_.job(id);
   EXPECT_EQ(job.at("restarts"), 0);
   EXPECT_EQ(job.at("failures"), 0);
-  const Json steps = cluster_.get("/api/v1/jobs/" + id + "/steps?limit=10000");
-  EXPECT_EQ(steps.at("items").size(), static_cast<size_t>(kSteps)) << "none is trained twice";
-  EXPECT_EQ(weights, final_weights(submit("undisturbed")));
+  EXPECT_EQ(cluster_.trained_steps(id), size_t{kSteps}) << "none is trained twice";
+  EXPECT_EQ(weights, cluster_.final_weights(submit("undisturbed")));
 }
 
 TEST_F(DrainTest, ACoordinatorThatDiesOnTheWayGoesOnDraining) {
@@ -66,10 +61,10 @@ TEST_F(DrainTest, ACoordinatorThatDiesOnTheWayGoesOnDraining) {
   cluster_.start_coordinator();
   ASSERT_TRUE(wait_until([&] { return state_of(worker) == "drained"; }, kPatience))
       << cluster_.describe(id);
-  const std::string weights = final_weights(id);
+  const std::string weights = cluster_.final_weights(id);
   EXPECT_EQ(cluster_.job(id).at("restarts"), 0);
   ASSERT_EQ(penstock(cluster_, {"undrain", worker}).exit_code, 0);
-  EXPECT_EQ(weights, final_weights(submit("undisturbed")));
+  EXPECT_EQ(weights, cluster_.final_weights(submit("undisturbed")));
 }
 
 TEST_F(DrainTest, ADaemonThatIsToldToEndLetsItsJobSaveAndMove) {
@@ -78,15 +73,14 @@ TEST_F(DrainTest, ADaemonThatIsToldToEndLetsItsJobSaveAndMove) {
   const std::string worker = host_of_rank_0(id);
   cluster_.kill_worker(worker.back() - '0', SIGTERM);
   EXPECT_EQ(state_of(worker), "left");
-  const std::string weights = final_weights(id);
+  const std::string weights = cluster_.final_weights(id);
   const Json job = cluster_.job(id);
   EXPECT_EQ(job.at("restarts"), 0) << cluster_.describe(id);
   EXPECT_EQ(job.at("failures"), 0);
-  const Json steps = cluster_.get("/api/v1/jobs/" + id + "/steps?limit=10000");
-  EXPECT_EQ(steps.at("items").size(), static_cast<size_t>(kSteps)) << "none is trained twice";
+  EXPECT_EQ(cluster_.trained_steps(id), size_t{kSteps}) << "none is trained twice";
   cluster_.start_worker(worker.back() - '0');
   EXPECT_TRUE(wait_until([&] { return state_of(worker) == "up"; }, kPatience));
-  EXPECT_EQ(weights, final_weights(submit("undisturbed")));
+  EXPECT_EQ(weights, cluster_.final_weights(submit("undisturbed")));
 }
 
 TEST_F(DrainTest, AWorkerThatIsNotThereIsNamedWithTheNearestThatIs) {

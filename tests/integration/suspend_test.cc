@@ -19,10 +19,6 @@ class SuspendTest : public ::testing::Test {
   void resume(const std::string& id) const {
     ASSERT_EQ(penstock(cluster_, {"resume", id}).exit_code, 0) << cluster_.describe(id);
   }
-  std::string final_weights(const std::string& id) const {
-    EXPECT_TRUE(cluster_.wait_for_state(id, "SUCCEEDED")) << cluster_.describe(id);
-    return cluster_.job(id).at("checkpoint").at("weights_digest");
-  }
 
   static constexpr int kSteps = 300;
   Cluster cluster_{kTwoByTwo};
@@ -37,16 +33,15 @@ TEST_F(SuspendTest, SuspendedAndResumedJobsEndWithTheBitsOfAnUndisturbedRun) {
     for (const pid_t pid : cluster_.rank_pids(id)) EXPECT_EQ(pid, 0) << "its ranks have ended";
     const Json job = cluster_.job(id);
     EXPECT_EQ(job.at("checkpoint").at("step"), job.at("highest_step")) << "no step is lost";
-    if (step == 60) final_weights(submit("other"));  // the devices are free
+    if (step == 60) cluster_.final_weights(submit("other"));  // the devices are free
     resume(id);
   }
-  const std::string weights = final_weights(id);
+  const std::string weights = cluster_.final_weights(id);
   const Json job = cluster_.job(id);
   EXPECT_EQ(job.at("restarts"), 0);
   EXPECT_EQ(job.at("failures"), 0);
-  const Json steps = cluster_.get("/api/v1/jobs/" + id + "/steps?limit=10000");
-  EXPECT_EQ(steps.at("items").size(), static_cast<size_t>(kSteps)) << "none is trained twice";
-  EXPECT_EQ(weights, final_weights(submit("undisturbed")));
+  EXPECT_EQ(cluster_.trained_steps(id), size_t{kSteps}) << "none is trained twice";
+  EXPECT_EQ(weights, cluster_.final_weights(submit("undisturbed")));
 }
 
 TEST_F(SuspendTest, ACoordinatorThatDiesOnTheWayGoesOnWithIt) {
@@ -62,9 +57,9 @@ TEST_F(SuspendTest, ACoordinatorThatDiesOnTheWayGoesOnWithIt) {
   EXPECT_NE(penstock(cluster_, {"ps"}).out.find("SUSPENDED"), std::string::npos);
   EXPECT_EQ(penstock(cluster_, {"rm", id}).exit_code, 6);
   resume(id);
-  const std::string weights = final_weights(id);
+  const std::string weights = cluster_.final_weights(id);
   EXPECT_EQ(cluster_.job(id).at("restarts"), 0);
-  EXPECT_EQ(weights, final_weights(submit("undisturbed")));
+  EXPECT_EQ(weights, cluster_.final_weights(submit("undisturbed")));
 }
 
 }  // namespace

@@ -236,6 +236,15 @@ std::map<int64_t, double> Cluster::losses(const std::string& id) const {
   return by_step;
 }
 
+size_t Cluster::trained_steps(const std::string& id) const {
+  return get("/api/v1/jobs/" + id + "/steps?limit=10000").at("items").size();
+}
+
+std::string Cluster::final_weights(const std::string& id) const {
+  if (!wait_for_state(id, "SUCCEEDED")) return describe(id);
+  return job(id).at("checkpoint").at("weights_digest");
+}
+
 bool Cluster::has_event(const std::string& id, const std::string& code) const {
   const Json events = get("/api/v1/jobs/" + id + "/events?limit=1000");
   for (const Json& item : events.at("items")) {

@@ -94,6 +94,10 @@ class Cluster {
   bool wait_for_step(const std::string& id, int64_t step, seconds limit = kPatience) const;
   // The loss of every step, by step, of the newest epoch that trained it.
   std::map<int64_t, double> losses(const std::string& id) const;
+  // Steps that it trained, each as often as it did.
+  size_t trained_steps(const std::string& id) const;
+  // The digest of its weights, once it has succeeded; what became of it when it does not.
+  std::string final_weights(const std::string& id) const;
   bool has_event(const std::string& id, const std::string& code) const;
   std::string describe(const std::string& id) const;  // job and events, for a failed expectation
 

@@ -7,6 +7,7 @@
 
 #include "comm/base/check.h"
 #include "comm/base/clock.h"
+#include "comm/data/forwarding_transport.h"
 
 namespace penstock {
 namespace {
@@ -18,30 +19,19 @@ void sleep_until(int64_t deadline_ns) {
   }
 }
 
-class WatchedTransport final : public Transport {
+class WatchedTransport final : public ForwardingTransport {
  public:
-  WatchedTransport(Transport& inner, ComputeClock& clock) : inner_(inner), clock_(clock) {}
+  WatchedTransport(Transport& inner, ComputeClock& clock)
+      : ForwardingTransport(inner), clock_(clock) {}
 
-  Rank rank() const override { return inner_.rank(); }
-  int32_t world_size() const override { return inner_.world_size(); }
-  TransferHandle send(Rank peer, Tag tag, Bytes bytes) override {
-    return inner_.send(peer, tag, bytes);
-  }
-  TransferHandle receive(Rank peer, Tag tag, MutableBytes into) override {
-    return inner_.receive(peer, tag, into);
-  }
   Result<uint64_t> wait(TransferHandle handle, int64_t* completed_ns) override {
-    const bool must_wait = !inner_.done(handle);
-    Result<uint64_t> moved = inner_.wait(handle, completed_ns);
+    const bool must_wait = !done(handle);
+    Result<uint64_t> moved = ForwardingTransport::wait(handle, completed_ns);
     if (must_wait) clock_.ran_dry();
     return moved;
   }
-  bool done(TransferHandle handle) override { return inner_.done(handle); }
-  void abort() override { inner_.abort(); }
-  uint64_t bytes_sent() const override { return inner_.bytes_sent(); }
 
  private:
-  Transport& inner_;
   ComputeClock& clock_;
 };
 

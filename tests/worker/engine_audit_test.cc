@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "comm/data/forwarding_transport.h"
 #include "tests/worker/engine_test_support.h"
 
 namespace penstock {
@@ -63,33 +64,24 @@ class FaultyStage final : public Stage {
   FaultPlan& plan_;
 };
 
-class FaultyTransport final : public Transport {
+class FaultyTransport final : public ForwardingTransport {
  public:
-  FaultyTransport(Transport& inner, FaultPlan& plan) : inner_(inner), plan_(plan) {}
-  Rank rank() const override { return inner_.rank(); }
-  int32_t world_size() const override { return inner_.world_size(); }
-  TransferHandle send(Rank peer, Tag tag, Bytes bytes) override {
-    return inner_.send(peer, tag, bytes);
-  }
+  FaultyTransport(Transport& inner, FaultPlan& plan) : ForwardingTransport(inner), plan_(plan) {}
   TransferHandle receive(Rank peer, Tag tag, MutableBytes into) override {
-    const TransferHandle handle = inner_.receive(peer, tag, into);
+    const TransferHandle handle = ForwardingTransport::receive(peer, tag, into);
     if (tag.value >> kExchangeTagBits == static_cast<uint64_t>(Channel::kActivations)) {
       activations_[handle.index] = into;
     }
     return handle;
   }
   Result<uint64_t> wait(TransferHandle handle, int64_t* completed_ns) override {
-    Result<uint64_t> moved = inner_.wait(handle, completed_ns);
+    Result<uint64_t> moved = ForwardingTransport::wait(handle, completed_ns);
     const auto received = activations_.extract(handle.index);
     if (!received.empty() && plan_.strikes(plan_.transfers)) change_bit(received.mapped().data());
     return moved;
   }
-  bool done(TransferHandle handle) override { return inner_.done(handle); }
-  void abort() override { inner_.abort(); }
-  uint64_t bytes_sent() const override { return inner_.bytes_sent(); }
 
  private:
-  Transport& inner_;
   FaultPlan& plan_;
   std::map<uint32_t, MutableBytes> activations_;
 };

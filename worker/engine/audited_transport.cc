@@ -10,18 +10,18 @@ namespace penstock {
 
 TransferHandle AuditedTransport::send(Rank peer, Tag tag, Bytes bytes) {
   if (pass_) passes_[*pass_].push_back({{true, peer, tag}, digest_of(bytes)});
-  return inner_.send(peer, tag, bytes);
+  return ForwardingTransport::send(peer, tag, bytes);
 }
 
 TransferHandle AuditedTransport::receive(Rank peer, Tag tag, MutableBytes into) {
-  const TransferHandle handle = inner_.receive(peer, tag, into);
+  const TransferHandle handle = ForwardingTransport::receive(peer, tag, into);
   if (pass_) receiving_.push_back({handle.index, {false, peer, tag}, into});
   return handle;
 }
 
 // Before what was received can be used, so that it stands before everything made of it.
 Result<uint64_t> AuditedTransport::wait(TransferHandle handle, int64_t* completed_ns) {
-  Result<uint64_t> moved = inner_.wait(handle, completed_ns);
+  Result<uint64_t> moved = ForwardingTransport::wait(handle, completed_ns);
   const auto received =
       std::find_if(receiving_.begin(), receiving_.end(),
                    [&](const UnderWay& one) { return one.handle == handle.index; });

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "comm/base/hash.h"
-#include "comm/data/transport.h"
+#include "comm/data/forwarding_transport.h"
 
 namespace penstock {
 
@@ -21,18 +21,13 @@ struct TransferDifference {
 };
 
 // Borrows `inner`, which must outlive it. Same threads as `inner`.
-class AuditedTransport : public Transport {
+class AuditedTransport : public ForwardingTransport {
  public:
-  explicit AuditedTransport(Transport& inner) : inner_(inner) {}
+  using ForwardingTransport::ForwardingTransport;
 
-  Rank rank() const override { return inner_.rank(); }
-  int32_t world_size() const override { return inner_.world_size(); }
   TransferHandle send(Rank peer, Tag tag, Bytes bytes) override;
   TransferHandle receive(Rank peer, Tag tag, MutableBytes into) override;
   Result<uint64_t> wait(TransferHandle handle, int64_t* completed_ns) override;
-  bool done(TransferHandle handle) override { return inner_.done(handle); }
-  void abort() override { inner_.abort(); }
-  uint64_t bytes_sent() const override { return inner_.bytes_sent(); }
 
   // What is posted from now on is of pass 0 or 1, and remembered. REQUIRES: nothing is under way.
   void begin_pass(size_t pass);
@@ -50,7 +45,6 @@ class AuditedTransport : public Transport {
     TransferDifference what;
     MutableBytes into;
   };
-  Transport& inner_;
   std::optional<size_t> pass_;
   std::array<std::vector<Transfer>, 2> passes_;
   std::vector<UnderWay> receiving_;

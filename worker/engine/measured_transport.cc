@@ -10,7 +10,7 @@ namespace penstock {
 TransferHandle MeasuredTransport::send(Rank peer, Tag tag, Bytes bytes) {
   ++activity_.post_count;
   activity_.sent_bytes += static_cast<int64_t>(bytes.size());
-  TransferHandle handle = inner_.send(peer, tag, bytes);
+  TransferHandle handle = ForwardingTransport::send(peer, tag, bytes);
   handle.peer = peer.value;
   handle.sends = true;
   return handle;
@@ -18,7 +18,7 @@ TransferHandle MeasuredTransport::send(Rank peer, Tag tag, Bytes bytes) {
 
 TransferHandle MeasuredTransport::receive(Rank peer, Tag tag, MutableBytes into) {
   ++activity_.post_count;
-  TransferHandle handle = inner_.receive(peer, tag, into);
+  TransferHandle handle = ForwardingTransport::receive(peer, tag, into);
   handle.peer = peer.value;
   return handle;
 }
@@ -27,7 +27,7 @@ Result<uint64_t> MeasuredTransport::wait(TransferHandle handle, int64_t* complet
   const int64_t begin = monotonic_ns();
   flight_.begin_wait(handle.peer, handle.sends, begin);
   int64_t completed = 0;
-  Result<uint64_t> moved = inner_.wait(handle, &completed);
+  Result<uint64_t> moved = ForwardingTransport::wait(handle, &completed);
   const int64_t end = monotonic_ns();
   flight_.end_wait(end);
   waited_ns_ += end - begin;

@@ -3,7 +3,7 @@
 // Says in the flight record whom the caller waits for.
 #pragma once
 
-#include "comm/data/transport.h"
+#include "comm/data/forwarding_transport.h"
 #include "worker/engine/flight_recorder.h"
 
 namespace penstock {
@@ -19,18 +19,14 @@ struct TransportActivity {
 };
 
 // Borrows `inner` and `flight`, which must outlive it. Same threads as `inner`.
-class MeasuredTransport : public Transport {
+class MeasuredTransport : public ForwardingTransport {
  public:
-  MeasuredTransport(Transport& inner, FlightRecorder& flight) : inner_(inner), flight_(flight) {}
+  MeasuredTransport(Transport& inner, FlightRecorder& flight)
+      : ForwardingTransport(inner), flight_(flight) {}
 
-  Rank rank() const override { return inner_.rank(); }
-  int32_t world_size() const override { return inner_.world_size(); }
   TransferHandle send(Rank peer, Tag tag, Bytes bytes) override;
   TransferHandle receive(Rank peer, Tag tag, MutableBytes into) override;
   Result<uint64_t> wait(TransferHandle handle, int64_t* completed_ns) override;
-  bool done(TransferHandle handle) override { return inner_.done(handle); }
-  void abort() override { inner_.abort(); }
-  uint64_t bytes_sent() const override { return inner_.bytes_sent(); }
 
   // Nanoseconds spent inside wait() since construction. Caller's thread only, as the next.
   int64_t waited_ns() const { return waited_ns_; }
@@ -38,7 +34,6 @@ class MeasuredTransport : public Transport {
   TransportActivity take_activity();
 
  private:
-  Transport& inner_;
   FlightRecorder& flight_;
   int64_t waited_ns_ = 0;
   TransportActivity activity_;
