@@ -150,6 +150,7 @@ class Coordinator {
   void watch_for_hang(Job& job);
   void on_message(Worker& worker, const RanksInspected& message);
   void conclude_inquiry(Job& job);
+  Duration patience_of(const Job& job) const;
 
   // coordinator_memory.cc: going on from what daemons hold of the ranks that ended.
   static bool wants_held_state(const Job& job);

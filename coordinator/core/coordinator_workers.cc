@@ -314,7 +314,7 @@ bool Coordinator::lease_is_over(const Worker& worker) const {
 
 Failure Coordinator::failure_of_silent(const Worker& worker) const {
   Failure failure;
-  failure.reason = {"worker_lost",
+  failure.reason = {kCauseWorkerLost,
                     fmt::format("no word from worker {} for {:.1f} s, and ranks elsewhere lost it",
                                 worker.record.name, to_seconds(now_ - worker.last_seen))};
   failure.worker = worker.record.name;
@@ -343,12 +343,12 @@ void Coordinator::lose_worker(Worker& worker, const std::string& why) {
     worker.stale[hosted.job] = jobs_.at(hosted.job).record.epoch;
   }
   const std::string& name = worker.record.name;
-  note_cluster("coordinator", {"worker_lost", why});
+  note_cluster("coordinator", {kCauseWorkerLost, why});
   for (const JobId id : std::set<JobId>(open_jobs_)) {
     Job& job = jobs_.at(id);
     if (!hosts(job).contains(worker.record.id)) continue;
     Failure failure;
-    failure.reason = {"worker_lost", why};
+    failure.reason = {kCauseWorkerLost, why};
     failure.worker = name;
     fail(job, std::move(failure));
     worker_stopped(job, worker.record.id);

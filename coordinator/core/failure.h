@@ -14,6 +14,8 @@ namespace penstock {
 inline constexpr const char* kCausePeerLost = "peer_lost";
 inline constexpr const char* kCauseDataCorrupt = "data_corrupt";
 inline constexpr const char* kCauseDiverged = "diverged";
+// A daemon or its host is gone, or cannot be heard and is waited for.
+inline constexpr const char* kCauseWorkerLost = "worker_lost";
 // A processor, memory or network changed bits.
 inline constexpr const char* kCauseSilentCorruption = "silent_corruption";
 // A replay gave other bits than were recorded.

@@ -58,6 +58,23 @@ class Inquiry {
     return circle();
   }
 
+  std::optional<HangVerdict> unreachable(const std::vector<bool>& unheard,
+                                         Duration patience) const {
+    std::vector<size_t> waiting(ranks_.size(), 0);
+    for (size_t rank = 0; rank < ranks_.size(); ++rank) {
+      if (!ranks_[rank]) continue;
+      if (!awaits_coordinator(*ranks_[rank]) && quiet(rank) < patience) return {};
+      const size_t end = end_of(rank);
+      if (!ranks_[end] && unheard[end]) ++waiting[end];
+    }
+    const auto most = std::max_element(waiting.begin(), waiting.end());
+    if (most == waiting.end() || *most == 0) return {};
+    const auto rank = static_cast<size_t>(most - waiting.begin());
+    return HangVerdict{Rank{static_cast<int32_t>(rank)},
+                       fmt::format("{} cannot be heard{}", name(rank), waiters(rank)),
+                       {}};
+  }
+
  private:
   Duration quiet(size_t rank) const { return std::chrono::milliseconds(ranks_[rank]->quiet_ms); }
   bool is_quiet(size_t rank) const {
@@ -174,6 +191,12 @@ std::optional<HangVerdict> find_hung(const std::vector<const RankActivity*>& ran
                                      const std::vector<std::string>& hosts,
                                      const HangLimits& limits) {
   return Inquiry(ranks, hosts, limits).verdict();
+}
+
+std::optional<HangVerdict> find_unreachable(const std::vector<const RankActivity*>& ranks,
+                                            const std::vector<std::string>& hosts,
+                                            const std::vector<bool>& unheard, Duration patience) {
+  return Inquiry(ranks, hosts, {}).unreachable(unheard, patience);
 }
 
 }  // namespace penstock

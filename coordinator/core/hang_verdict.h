@@ -36,4 +36,11 @@ std::optional<HangVerdict> find_hung(const std::vector<const RankActivity*>& ran
                                      const std::vector<std::string>& hosts,
                                      const HangLimits& limits);
 
+// The rank that the others wait for and whose host cannot be heard. `unheard`: by rank whether its
+// host is silent; `patience`: how long everybody else must have been quiet. nullopt: somebody
+// moves, or nobody waits for such a rank.
+std::optional<HangVerdict> find_unreachable(const std::vector<const RankActivity*>& ranks,
+                                            const std::vector<std::string>& hosts,
+                                            const std::vector<bool>& unheard, Duration patience);
+
 }  // namespace penstock

@@ -1,25 +1,22 @@
 """Whether a disturbed cluster kills what is healthy, and misses what is not: a part of recovery.py.
 
 A job trains while one thing disturbs its host or its coordinator, for --minutes each. Every attempt that ends meanwhile
-is false: its ranks were healthy. In the last third of the time one rank is killed (SIGKILL), at a random moment, with the
+is false: its ranks were healthy. Then, up to a fifth of that time later, one rank is killed (SIGKILL) with the
 disturbance going on; that must be noticed.
 """
+import concurrent.futures
 import contextlib
-import ctypes
-import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 
 from cluster import Cluster, PATIENCE_SECONDS, seconds
+from network_cluster import NetworkCluster
 
 RANKS, WORKERS, DEVICES = 8, 5, 2
-CLONE_NEWNET = 0x40000000
 BUSY = "while True: pass"
 WRITER = """
 import os, sys
@@ -83,82 +80,6 @@ class DevCluster(Cluster):
         return next(p["pid"] for p in self.penstock("dev", "status")["processes"] if p["name"] == "coordinator")
 
 
-class LossyCluster(Cluster):
-    """The coordinator on one host, all workers on another; what they say to each other crosses a link that loses a
-    share of all packets, both ways. The ranks' own traffic does not leave their host. This process looks on from the
-    coordinator's."""
-
-    def __init__(self, build, devices, workers, loss):
-        super().__init__(build, devices, workers)
-        self.bin, self.loss, self.running = pathlib.Path(build) / "bin", loss, []
-
-    def __enter__(self):
-        self.folder = tempfile.TemporaryDirectory()
-        self.home = os.open("/proc/self/ns/net", os.O_RDONLY)
-        try:
-            self.network = subprocess.Popen([str(self.bin / "penstock-lossy-network"), "--loss", str(self.loss)],
-                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            line = self.network.stdout.readline()
-            if not line:
-                raise RuntimeError("no network that loses packets here: it needs root, or the right to make namespaces")
-            hosts = [f"/proc/{pid}/ns/net" for pid in json.loads(line)["members"]]
-            enter_namespace(hosts[0])
-            endpoints = self.start_coordinator()
-            enter_namespace(hosts[1])
-            for i in range(self.workers):
-                self.spawn(f"worker-{i}", "penstock-worker", "--coordinator",
-                           f"tcp://10.73.0.1:{endpoints['control_port']}", "--devices", str(self.devices), "--name",
-                           f"worker-{i}", "--data-interface", "lo", "--http-port", "0")
-            enter_namespace(hosts[0])
-            self.server = f"http://10.73.0.1:{endpoints['http_port']}"
-            self.environment = dict(os.environ, PENSTOCK_SERVER=self.server)
-            wait_for("every worker", lambda: len(self.get("workers")["items"]) == self.workers)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_):
-        for process in self.running:
-            process.kill()
-            process.wait()
-        enter_namespace(self.home)
-        self.network.stdin.close()
-        self.network.wait()
-        os.close(self.home)
-        self.folder.cleanup()
-
-    def spawn(self, name, program, *arguments):
-        with open(f"{self.folder.name}/{name}.log", "a", encoding="utf-8") as log:
-            self.running.append(subprocess.Popen([str(self.bin / program), "--state-dir", f"{self.folder.name}/{name}",
-                                                  *arguments], stdout=log, stderr=log))
-
-    def start_coordinator(self):
-        self.spawn("coordinator", "penstock-coordinator", "--bind", "10.73.0.1", "--http-port", "0", "--control-port",
-                   "0")
-        path = pathlib.Path(self.folder.name) / "coordinator/endpoints.json"
-        wait_for("the coordinator", path.exists)
-        return json.loads(path.read_text(encoding="utf-8"))
-
-
-def enter_namespace(which):
-    """Of this thread, and of what it starts."""
-    fd = which if isinstance(which, int) else os.open(which, os.O_RDONLY)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, CLONE_NEWNET) != 0:
-        raise RuntimeError(f"enter a network namespace: {os.strerror(ctypes.get_errno())}")
-    if not isinstance(which, int):
-        os.close(fd)
-
-
-def wait_for(what, there):
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not there():
-        if time.monotonic() > end:
-            raise RuntimeError(f"{what} did not come in {PATIENCE_SECONDS} s")
-        time.sleep(0.02)
-
-
 DISTURBANCES = (
     ("nothing", DevCluster, nothing),
     ("every core busy", DevCluster, busy_cores),
@@ -166,7 +87,7 @@ DISTURBANCES = (
     ("coordinator stopped for 1 s", DevCluster, stopped_coordinator(1.0)),
     ("coordinator stopped for 5 s", DevCluster, stopped_coordinator(5.0)),
     ("coordinator stopped for 30 s", DevCluster, stopped_coordinator(30.0)),
-    ("20% of packets lost", lambda *arguments: LossyCluster(*arguments, loss=0.2), nothing),
+    ("20% of packets lost", lambda *arguments: NetworkCluster(*arguments, apart=False, loss=0.2), nothing),
 )
 
 
@@ -183,9 +104,12 @@ def longest_gap(steps):
 def measure(bench, make_run, minutes):
     """`make_run(cluster, name, steps)`: a job that trains, as recovery.Run."""
     killed, missed, rows = 0, 0, 0
-    for name, make_cluster, disturb in DISTURBANCES:
+    with concurrent.futures.ThreadPoolExecutor(bench.options.at_once) as pool:
+        results = [pool.submit(measure_one, bench, make_run, minutes, make_cluster, disturb)
+                   for _, make_cluster, disturb in DISTURBANCES]
+    for (name, make_cluster, _), result in zip(DISTURBANCES, results):
         try:
-            ours, noticed, gap = measure_one(bench, make_run, minutes, make_cluster, disturb)
+            ours, noticed, gap = result.result()
         except RuntimeError as error:
             if make_cluster is DevCluster:
                 raise
@@ -207,7 +131,7 @@ def measure_one(bench, make_run, minutes, make_cluster, disturb):
         run.wait("the first steps", lambda: run.reached() >= 20)
         with disturb(cluster):
             # Not by asking a coordinator, which would answer only while it is not stopped.
-            time.sleep(60 * minutes * (2 + bench.random.random()) / 3)
+            time.sleep(60 * minutes * (1 + bench.random.random() / 5))
             victim = bench.random.randrange(RANKS)
             fault = time.time()
             os.kill(cluster.rank_pid(victim), signal.SIGKILL)

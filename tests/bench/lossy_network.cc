@@ -1,9 +1,10 @@
-// Two hosts on one machine and a link between them that loses packets, for ops/bench recovery.
+// Hosts on one machine and a network between them that loses packets, for ops/bench recovery.
 //
-//   penstock-lossy-network [--loss SHARE] [--seed X]
+//   penstock-lossy-network [--members N] [--loss SHARE] [--seed X]
 //
-// Prints {"members":[PID,PID]}: /proc/PID/ns/net is the namespace of each, where this network's
-// addresses are 10.73.0.1 and 10.73.0.2. Everything is gone when stdin ends.
+// Prints {"members":[PID,…]}: /proc/PID/ns/net is the namespace of each, where member m, counted
+// from 0, has the address 10.73.0.(m+1). A line "cut M" on stdin cuts member M off, "heal M" ends
+// that; each is answered with the same line. Everything is gone when stdin ends.
 #include <fmt/format.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 #include <array>
 #include <csignal>
 #include <cstdio>
+#include <iostream>
 
 #include "comm/base/exit_codes.h"
 #include "tests/support/shaped_network.h"
@@ -42,9 +44,10 @@ pid_t hold(const ShapedNetwork& network, int32_t member) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app("Two network namespaces and a link between them that loses packets.",
+  CLI::App app("Network namespaces and a network between them that loses packets.",
                "penstock-lossy-network");
   ShapedNetworkOptions options{.member_count = 2, .bytes_per_second = 1e9, .loss = 0.2};
+  app.add_option("--members", options.member_count, "hosts")->capture_default_str();
   app.add_option("--loss", options.loss, "share of packets that never arrive")
       ->capture_default_str();
   app.add_option("--seed", options.seed, "which ones")->capture_default_str();
@@ -54,13 +57,24 @@ int run(int argc, char** argv) {
     std::fprintf(stderr, "penstock-lossy-network: %s\n", network.status().message().c_str());
     return static_cast<int>(exit_code_of(network.status()));
   }
-  const pid_t first = hold(**network, 0);
-  const pid_t second = hold(**network, 1);
-  if (first == 0 || second == 0) return static_cast<int>(ExitCode::kFailure);
-  fmt::print("{{\"members\":[{},{}]}}\n", first, second);
+  std::vector<pid_t> members;
+  for (int32_t member = 0; member < options.member_count; ++member) {
+    members.push_back(hold(**network, member));
+    if (members.back() == 0) return static_cast<int>(ExitCode::kFailure);
+  }
+  fmt::print("{{\"members\":[{}]}}\n", fmt::join(members, ","));
   std::fflush(stdout);
-  char byte = 0;
-  while (::read(STDIN_FILENO, &byte, 1) > 0) {
+  std::string verb;
+  int32_t member = 0;
+  while (std::cin >> verb >> member) {
+    if ((verb != "cut" && verb != "heal") || member < 0 || member >= options.member_count) {
+      std::fprintf(stderr, "penstock-lossy-network: no such command: %s %d\n", verb.c_str(),
+                   member);
+      return static_cast<int>(ExitCode::kUsage);
+    }
+    (*network)->set_cut_off(member, verb == "cut");
+    fmt::print("{} {}\n", verb, member);
+    std::fflush(stdout);
   }
   return 0;
 }

@@ -7,6 +7,7 @@ ranks        a rank is killed (SIGKILL)            native   beside ranks: torchr
 daemons      a worker daemon is killed; a spare    trainer  beside ranks: torchrun, PyTorch that saves every step
              worker takes over                     node     beside daemons: torchrun, one of two agents is killed
 coordinator  killed, and started again at once     stop     a rank is stopped (SIGSTOP)
+partition    the host of a worker with ranks is cut off from all others, on a network of namespaces; then healed
 durability   killed 0 to 5 s after it answered a submission, and started again: is the job there?
 false-kills  busy cores, synchronous writes, a stopped coordinator, lost packets: is anything killed that is healthy, and
              a killed rank missed? Only where --only names it: with the default --minutes it takes over an hour
@@ -29,20 +30,21 @@ import time
 
 import false_kills
 from cluster import Cluster, PATIENCE_SECONDS, seconds
+from network_cluster import NetworkCluster, wait_for
 from peer_torchrun import Torchrun, idle_rank
 
 DESCRIPTION = "time from a fault to the next finished step, steps replayed, jobs lost, beside torchrun"
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FAULTS = ("ranks", "daemons", "coordinator", "stop")
 BESIDE = {"native": "ranks", "trainer": "ranks", "node": "daemons"}
-PARTS = (*FAULTS, "durability", *BESIDE)
+PARTS = (*FAULTS, "partition", "durability", *BESIDE)
 LONG_PARTS = ("false-kills",)
 RANKS, WORKERS, DEVICES = 8, 5, 2  # one worker is the spare
 TRAINER_KILLS = 2  # a round: each takes as long as PyTorch takes to start
 HANG_TIMEOUT_SECONDS = 3  # of the job, whose steps take some 0.03 s
 FIRST_FAULT_STEP = 12  # after the first checkpoint
 # Steps from one fault to the next: so many that what a fault brings about is over, and training goes on.
-STRETCH = {"ranks": 20, "daemons": 40, "coordinator": 60, "stop": 20}
+STRETCH = {"ranks": 20, "daemons": 40, "coordinator": 60, "stop": 20, "partition": 40}
 GONE = (OSError, http.client.HTTPException)  # how a coordinator looks that is not there
 
 
@@ -52,6 +54,8 @@ def add_arguments(parser):
     parser.add_argument("--only", default=",".join(PARTS),
                         help="comma separated; default: %(default)s; there is also " + ", ".join(LONG_PARTS))
     parser.add_argument("--minutes", type=float, help="of each disturbance of false-kills (10, 0.05 with --quick)")
+    parser.add_argument("--at-once", type=int, default=1, help="disturbances of false-kills side by side, each with a "
+                                                               "cluster of its own; default: %(default)s")
     parser.add_argument("--kills", type=int, help="of ranks (default: 30, 3 with --quick)")
     parser.add_argument("--repeats", type=int, help="of the other faults (default: 5, 1 with --quick)")
     parser.add_argument("--submissions", type=int, help="default: 200, 3 with --quick")
@@ -415,6 +419,34 @@ def measure_stop(bench, cluster, run):
     run.wait("steps after the stop", lambda wanted=run.reached() + 2: run.reached() >= wanted)
 
 
+def measure_partition(bench):
+    """Nothing is refused and nothing closes: all that anybody sees of the host is silence."""
+    steps = FIRST_FAULT_STEP + bench.repeats * STRETCH["partition"]
+    bench.next_fault_step = FIRST_FAULT_STEP
+    paths = []
+    with NetworkCluster(bench.options.build, DEVICES, WORKERS, apart=True) as cluster:
+        alone = Run(cluster, bench.options.spec, "undisturbed", steps, bench.options.interval)
+        expected = alone.outcome()
+        run = Run(cluster, bench.options.spec, "disturbed", steps, bench.options.interval)
+        for _ in range(bench.repeats):
+            def cut():
+                bench.random_moment(run, "partition")
+                worker = bench.random.choice(cluster.get(f"jobs/{run.name}")["ranks"])["worker"]
+                cut.worker = int(worker.rsplit("-", 1)[1])
+                return cluster.set_cut_off(cut.worker, True)
+            paths.append(recover(run, cut))
+            cluster.set_cut_off(cut.worker, False)  # it is the spare from now on
+            wait_for("the host that was cut off", lambda: all(
+                worker["state"] == "up" and worker["devices"] - worker["free_devices"] == len(worker["ranks"])
+                for worker in cluster.get("workers")["items"]))
+        equal = run.outcome() == expected
+    for what, key in (("noticed", "noticed"), ("ranks placed", "placed"), ("next finished step", "beyond")):
+        bench.row(f"host cut off: {what}", "s", [path[key] for path in paths])
+    bench.row("host cut off: steps replayed", "", [path["replayed"] for path in paths])
+    bench.bar(f"weights and all losses after {bench.repeats} hosts were cut off equal to the undisturbed run's", "of 1",
+              int(equal), 1, at_least=True)
+
+
 def measure_durability(bench):
     """Acknowledged means durable: submit, wait 0 to 5 s (more often short), kill, start again, look; at the end every
     job, of one step on one rank, must have succeeded."""
@@ -462,6 +494,8 @@ def run(options):
               file=sys.stderr)
     if set(bench.parts) & set(FAULTS):
         measure_faults(bench)
+    if "partition" in parts:
+        measure_partition(bench)
     if "durability" in parts:
         measure_durability(bench)
     if "false-kills" in parts:

@@ -12,7 +12,7 @@ using std::chrono::seconds;
 
 class CoreHangsTest : public ::testing::Test {
  protected:
-  CoreHangsTest() {
+  explicit CoreHangsTest(const CoreConfig& config = CoreHarness::test_config()) : h(config) {
     h.add_worker("w0", 2);
     h.add_worker("w1", 2);
     job = h.submit_ok(four_rank_spec());
@@ -252,6 +252,59 @@ TEST_F(CoreHangsTest, AHangTimeoutOfZeroAsksNothing) {
   h.clear();
   h.pass(minutes(60));
   EXPECT_EQ(asked(), 0U);
+}
+
+// w1, with rank 3 and another, cannot be heard.
+class UnreachableHostTest : public CoreHangsTest {
+ protected:
+  UnreachableHostTest() : CoreHangsTest(with_lease()) {
+    h.train(job, 1, 30);  // of half a second
+    h.workers.at("w1").alive = false;
+  }
+  static CoreConfig with_lease() {
+    CoreConfig config = CoreHarness::test_config();
+    config.lease = seconds(15);
+    return config;
+  }
+};
+
+TEST_F(UnreachableHostTest, TheOthersAreAskedEarlyAndWhoTheyAllWaitForIsGivenUp) {
+  h.pass(milliseconds(3000));
+  EXPECT_EQ(asked(), 0u) << "three beats are no silence yet";
+  h.pass(milliseconds(1500));
+  ASSERT_GT(asked(), 0u);
+  answer("w0", h.sent<InspectRanks>().back().request, ring(milliseconds(4500)));
+  ASSERT_EQ(h.state(job), JobState::kRecovering);
+  EXPECT_EQ(h.record(job).last_failure->worker, "w1");
+  EXPECT_EQ(h.record(job).last_failure->reason.code, "worker_lost");
+  EXPECT_NE(h.record(job).last_failure->reason.message.find("cannot be heard"), std::string::npos);
+}
+
+TEST_F(UnreachableHostTest, WhileTheOthersMoveNothingIsDone) {
+  for (int i = 0; i < 3; ++i) {
+    h.pass(milliseconds(1500));
+    if (asked() > 0) answer("w0", h.sent<InspectRanks>().back().request, ring(milliseconds(100)));
+  }
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+}
+
+TEST_F(UnreachableHostTest, WhileStepsComeNobodyIsAsked) {
+  for (int64_t step = 31; step < 34; ++step) {
+    h.pass(milliseconds(1500));
+    h.train(job, step, step);
+  }
+  EXPECT_EQ(asked(), 0u);
+}
+
+TEST_F(UnreachableHostTest, BeforeTheFirstStepTheUsualTimeIsWaited) {
+  CoreHarness fresh(with_lease());
+  fresh.add_worker("w0", 2);
+  fresh.add_worker("w1", 2);
+  fresh.run(fresh.submit_ok(four_rank_spec()));
+  fresh.workers.at("w1").alive = false;
+  fresh.clear();
+  fresh.pass(seconds(10));
+  EXPECT_TRUE(fresh.sent<InspectRanks>().empty());
 }
 
 }  // namespace

@@ -29,14 +29,22 @@ class HangVerdictTest : public ::testing::Test {
       activity.log_tail = "lines of rank " + std::to_string(rank) + "\n";
     }
   }
-  std::optional<HangVerdict> verdict() const {
+  std::vector<const RankActivity*> answers() const {
     std::vector<const RankActivity*> ranks;
-    std::vector<std::string> hosts;
     for (size_t rank = 0; rank < said.size(); ++rank) {
       ranks.push_back(known[rank] ? &said[rank] : nullptr);
-      hosts.push_back("w" + std::to_string(rank));
     }
-    return find_hung(ranks, hosts, kLimits);
+    return ranks;
+  }
+  std::vector<std::string> hosts() const {
+    std::vector<std::string> names;
+    for (size_t rank = 0; rank < said.size(); ++rank) names.push_back("w" + std::to_string(rank));
+    return names;
+  }
+  std::optional<HangVerdict> verdict() const { return find_hung(answers(), hosts(), kLimits); }
+  std::optional<HangVerdict> unreachable(const std::vector<bool>& unheard,
+                                         Duration patience) const {
+    return find_unreachable(answers(), hosts(), unheard, patience);
   }
   void expect_named(int rank) const {
     const auto found = verdict();
@@ -158,6 +166,33 @@ TEST_F(HangVerdictTest, ARankThatEndedIsNotForTheVerdict) {
 TEST_F(HangVerdictTest, APeerThatTheJobDoesNotHaveIsNoEdge) {
   said[3].state.peer = 4000;
   expect_named(3);
+}
+
+TEST_F(HangVerdictTest, ARankThatIsWaitedForOnAHostThatCannotBeHeardIsNamed) {
+  known[3] = false;
+  EXPECT_FALSE(verdict()) << "it may only be slow";
+  const auto found = unreachable({false, false, false, true}, seconds(90));
+  ASSERT_TRUE(found);
+  EXPECT_EQ(found->rank, Rank{3});
+  EXPECT_EQ(found->message,
+            "rank 3 on w3 cannot be heard; rank 2 on w2 waits for it in receive(B), micro-batch 2, "
+            "step 41; 2 ranks wait for those");
+}
+
+TEST_F(HangVerdictTest, NobodyIsUnreachableWhileSomebodyMovesOrIsHeard) {
+  known[3] = false;
+  EXPECT_FALSE(unreachable({false, false, false, false}, seconds(90))) << "its host is heard";
+  EXPECT_FALSE(unreachable({false, false, false, true}, seconds(101)));
+  said[1].quiet_ms = 10;
+  EXPECT_FALSE(unreachable({false, false, false, true}, seconds(90)));
+}
+
+TEST_F(HangVerdictTest, AHostThatNobodyWaitsForIsNotGivenUp) {
+  known[3] = false;
+  for (RankActivity& activity : said) activity.state.peer = -1;
+  EXPECT_FALSE(unreachable({false, false, false, true}, seconds(90)));
+  known = {false, false, false, false};
+  EXPECT_FALSE(unreachable({true, true, true, true}, seconds(90))) << "nobody says that it hangs";
 }
 
 }  // namespace

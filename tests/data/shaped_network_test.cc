@@ -141,6 +141,29 @@ TEST(ShapedNetworkTest, TheShareOfPacketsThatIsAskedForIsLost) {
   }
 }
 
+TEST(ShapedNetworkTest, AMemberThatIsCutOffIsNotHeardUntilThatEnds) {
+  const pid_t child = ::fork();  // which enters a namespace
+  if (child == 0) {
+    const auto network = ShapedNetwork::create({.member_count = 2, .bytes_per_second = 1e9});
+    if (!network.ok()) ::_exit(0);          // namespaces may not be made here
+    for (int turn = 0; turn < 3; ++turn) {  // the one that hears, the one that speaks, neither
+      (*network)->set_cut_off(0, turn == 0);
+      (*network)->set_cut_off(1, turn == 1);
+      const pid_t looker = ::fork();
+      if (looker == 0) {
+        const int arrived = count_arrivals(**network, turn < 2 ? 50 : 30'000);
+        ::_exit(arrived == (turn < 2 ? 0 : kBursts * kBurst) ? 0 : 1);
+      }
+      int status = -1;
+      if (::waitpid(looker, &status, 0) != looker || status != 0) ::_exit(1 + turn);
+    }
+    ::_exit(0);
+  }
+  int exit_status = -1;
+  ASSERT_EQ(::waitpid(child, &exit_status, 0), child);
+  EXPECT_EQ(exit_status, 0);
+}
+
 TEST(PrivateMountsTest, InAChrootThatIsNoMountPointTheErrorSaysHowToMendIt) {
   char folder[] = "/tmp/penstock-root-XXXXXX";
   ASSERT_NE(::mkdtemp(folder), nullptr);

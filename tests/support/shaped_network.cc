@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -106,8 +107,10 @@ struct Port {
 
 class Switch {
  public:
-  Switch(std::vector<FileDescriptor> devices, const ShapedNetworkOptions& options)
-      : ns_per_byte_(1e9 / options.bytes_per_second),
+  Switch(std::vector<FileDescriptor> devices, const ShapedNetworkOptions& options,
+         const std::atomic<bool>* cut_off)
+      : cut_off_(cut_off),
+        ns_per_byte_(1e9 / options.bytes_per_second),
         delay_ns_(options.delay.count()),
         loss_(options.loss),
         random_(options.seed, 0) {
@@ -149,7 +152,7 @@ class Switch {
       Packet packet{.arrives_ns = 0, .bytes = take_buffer()};
       const ssize_t size = ::read(from.device.get(), packet.bytes.data(), packet.bytes.size());
       Port* const to = size > 0 ? destination(packet, static_cast<size_t>(size)) : nullptr;
-      if (to == nullptr || is_lost()) {
+      if (to == nullptr || is_cut_off(from) || is_cut_off(*to) || is_lost()) {
         spare_.push_back(std::move(packet.bytes));
         if (size <= 0) return;
         continue;  // not for a member (multicast, IPv6), or lost
@@ -163,6 +166,7 @@ class Switch {
     }
   }
 
+  bool is_cut_off(const Port& port) const { return cut_off_[&port - ports_.data()]; }
   bool is_lost() { return loss_ > 0 && random_.uniform() < loss_; }
 
   Port* destination(const Packet& packet, size_t size) {
@@ -197,6 +201,7 @@ class Switch {
     return buffer;
   }
 
+  const std::atomic<bool>* const cut_off_;
   const double ns_per_byte_;
   const int64_t delay_ns_;
   const double loss_;
@@ -232,20 +237,30 @@ Result<std::unique_ptr<ShapedNetwork>> ShapedNetwork::create(const ShapedNetwork
   }
   PENSTOCK_CHECK(::setns(home.get(), CLONE_NEWNET) == 0, errno);
   PENSTOCK_TRY(status);
+  void* const shared = ::mmap(nullptr, kMembersMax * sizeof(CutOff), PROT_READ | PROT_WRITE,
+                              MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) return errno_status(errno, "map memory to share with the switch");
+  network->cut_off_ = static_cast<CutOff*>(shared);  // all false: the kernel's zeros
   network->switch_ = ::fork();
   if (network->switch_ < 0) return errno_status(errno, "fork the switch");
   if (network->switch_ == 0) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    Switch(std::move(devices), options).run();
+    Switch(std::move(devices), options, network->cut_off_).run();
   }
   return network;
 }
 
 ShapedNetwork::~ShapedNetwork() {
+  if (cut_off_ != nullptr) ::munmap(cut_off_, kMembersMax * sizeof(CutOff));
   if (switch_ <= 0) return;
   ::kill(switch_, SIGKILL);
   while (::waitpid(switch_, nullptr, 0) < 0 && errno == EINTR) {
   }
+}
+
+void ShapedNetwork::set_cut_off(int32_t member, bool cut_off) {
+  PENSTOCK_CHECK(member >= 0 && member < std::ssize(namespaces_), member);
+  cut_off_[member] = cut_off;
 }
 
 Status ShapedNetwork::enter(int32_t member) const {

@@ -6,13 +6,15 @@
 // on when a real link would have delivered them. A member's link carries `bytes_per_second` each
 // way, both at once; a packet leaves when the ones before it on the sender's link have left,
 // travels for `delay`, and arrives when the ones before it on the receiver's link have arrived.
-// Order is kept, and nothing is lost but the share of packets that is asked for.
+// Order is kept, and nothing is lost but the share of packets that is asked for, and what is for or
+// from a member that is cut off.
 //
 // Namespaces and devices are anonymous and vanish with the last process that uses them.
 #pragma once
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -44,12 +46,18 @@ class ShapedNetwork {
   // Moves the calling process, which has one thread, into a member's namespace, with a /sys of its
   // own to match.
   Status enter(int32_t member) const;
+  // From now on nothing arrives there or comes from there, and nobody is told; or everything again.
+  void set_cut_off(int32_t member, bool cut_off);
   // The name of the link in every namespace, for UCX_NET_DEVICES.
   static constexpr const char* kDevice = "link0";
 
  private:
+  // Shared with the switch: whether each member is cut off.
+  using CutOff = std::atomic<bool>;
+
   ShapedNetwork() = default;
   std::vector<FileDescriptor> namespaces_;
+  CutOff* cut_off_ = nullptr;
   pid_t switch_ = -1;
 };
 
