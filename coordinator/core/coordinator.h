@@ -159,6 +159,7 @@ class Coordinator {
   std::optional<std::vector<RankPlacement>> held_placement(const Job& job) const;
   bool restore_from_held(Job& job);
   void drop_held(Job& job, const std::set<WorkerId>& kept);
+  void let_go_of_held(const Worker& worker, const RanksStopped& message);
 
   // coordinator_proof.cc: a resume that compares the steps it trains again with what is recorded.
   Status begin_proof(Job& job, int64_t steps);

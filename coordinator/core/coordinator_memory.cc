@@ -82,6 +82,20 @@ bool Coordinator::restore_from_held(Job& job) {
   return true;
 }
 
+// A daemon says again what it holds after every new connection: the order to let go of it may have
+// been lost, with the connection or with the coordinator that knew of it.
+void Coordinator::let_go_of_held(const Worker& worker, const RanksStopped& message) {
+  if (message.held.empty()) return;
+  const WorkerId id = worker.record.id;
+  if (const auto at = jobs_.find(message.job); at != jobs_.end()) {
+    const Job& job = at->second;
+    const bool needed = std::any_of(job.held.begin(), job.held.end(),
+                                    [&](const auto& held) { return held.second.worker == id; });
+    if (needed || hosts(job).contains(id)) return;  // an attempt that runs there says it, too
+  }
+  send(id, StopRanks{message.job, message.epoch, 0, "its state is not needed", false});
+}
+
 // Nobody needs it any more. The workers in `kept` hear so by what they are told to start, one that
 // is away when it is back.
 void Coordinator::drop_held(Job& job, const std::set<WorkerId>& kept) {

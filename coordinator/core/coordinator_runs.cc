@@ -92,6 +92,7 @@ void Coordinator::on_message(Worker& worker, const RanksStopped& message) {
     if (wants_held_state(*job)) keep_held(*job, worker.record.id, message.held);
     worker_stopped(*job, worker.record.id);
   }
+  let_go_of_held(worker, message);
 }
 
 void Coordinator::on_message(Worker& worker, const StepReport& message) {

@@ -72,13 +72,15 @@ std::string Coordinator::refusal_of(const Register& message) const {
 }
 
 void Coordinator::on_register(const std::string& peer, const Register& message) {
+  const auto turn_away = [&](const std::string& whom, std::string refusal) {
+    Registered answer = welcome({});
+    answer.refusal = std::move(refusal);
+    effects_.messages.push_back({whom, std::move(answer)});
+  };
   if (std::string refusal = refusal_of(message); !refusal.empty()) {
     note_cluster("worker " + message.name.substr(0, kWorkerNameBytesMax),
                  {"worker_refused", refusal});
-    Registered answer = welcome({});
-    answer.refusal = std::move(refusal);
-    effects_.messages.push_back({peer, std::move(answer)});
-    return;
+    return turn_away(peer, std::move(refusal));
   }
   const auto known = worker_by_name_.find(message.name);
   const bool is_new = known == worker_by_name_.end();
@@ -90,15 +92,14 @@ void Coordinator::on_register(const std::string& peer, const Register& message) 
   worker.record.name = message.name;
   worker_by_name_[message.name] = id;
   const bool restarted = !is_new && worker.record.incarnation != message.incarnation;
+  const std::string successor = fmt::format(
+      "another daemon named \"{}\" has registered since; names must be unique among workers",
+      message.name);
+  // What a daemon said before it ended may come after its successor's first words.
+  if (restarted && worker.was_replaced(message.incarnation)) return turn_away(peer, successor);
   const bool replaced = restarted && worker.state == WorkerState::kUp && worker.peer != peer;
-  if (replaced) {
-    Registered farewell = welcome({});
-    farewell.refusal = fmt::format(
-        "another daemon named \"{}\" has registered since; names "
-        "must be unique among workers",
-        message.name);
-    effects_.messages.push_back({worker.peer, std::move(farewell)});
-  }
+  if (replaced) turn_away(worker.peer, successor);
+  if (restarted) worker.note_replaced();
   if (worker.state != WorkerState::kUp || restarted) {
     note_cluster(
         "worker " + message.name,

@@ -35,6 +35,15 @@ std::optional<double> Job::eta_seconds() const {
   return static_cast<double>(left) * seconds / static_cast<double>(microbatches);
 }
 
+bool Worker::was_replaced(uint64_t incarnation) const {
+  return std::find(replaced.begin(), replaced.end(), incarnation) != replaced.end();
+}
+
+void Worker::note_replaced() {
+  replaced.push_back(record.incarnation);
+  if (replaced.size() > kReplacedMax) replaced.pop_front();
+}
+
 std::string layout_text(const ParallelismSpec& grid) {
   return fmt::format("pipeline {}, data {}, expert {}, {}", grid.pipeline, grid.data, grid.expert,
                      to_string(grid.schedule));

@@ -125,6 +125,7 @@ struct Worker {
   WorkerRecord record;
   WorkerState state = WorkerState::kExpected;
   std::string peer;  // of its newest Register; empty: not seen since this coordinator started
+  std::deque<uint64_t> replaced;  // incarnations that a newer one took the place of; newest last
   std::string host;
   std::string device_kind;
   std::string http_address;
@@ -138,6 +139,8 @@ struct Worker {
   Instant stale_ordered_at;
   bool leaving = false;  // its daemon, of this incarnation, is asked to end
   bool takes_ranks() const { return state == WorkerState::kUp && !record.drain && !leaving; }
+  bool was_replaced(uint64_t incarnation) const;
+  void note_replaced();  // the incarnation on record is about to be
 };
 
 // "pipeline 2, data 1, expert 4, dualpipe", for people.
@@ -145,5 +148,6 @@ std::string layout_text(const ParallelismSpec& grid);
 
 inline constexpr size_t kRecentStepsMax = 20;
 inline constexpr size_t kEvaluationsMax = 100;
+inline constexpr size_t kReplacedMax = 16;
 
 }  // namespace penstock

@@ -177,6 +177,29 @@ TEST_F(CoreMemoryTest, AWorkerThatIsAwayWhenNobodyNeedsWhatItHoldsHearsSoWhenItI
   for (const StopRanks& stop : stops) EXPECT_FALSE(stop.keep_state);
 }
 
+// The order to let go was lost with its connection.
+TEST_F(CoreMemoryTest, WhatADaemonStillHoldsForNobodyIsLetGo) {
+  h.cancel(job);
+  h.confirm_stops(job);
+  ASSERT_EQ(h.state(job), JobState::kCancelled);
+  h.clear();
+  stopped("w0", {{Rank{0}, {30}}});
+  const auto orders = h.sent<StopRanks>();
+  ASSERT_EQ(orders.size(), 1u);
+  EXPECT_FALSE(orders[0].keep_state);
+  EXPECT_EQ(orders[0].epoch, Epoch{1});
+}
+
+TEST_F(CoreMemoryTest, WhatTheNextStartNeedsIsHeldOnThoughItIsSaidAgain) {
+  h.kill_rank(job, 2);
+  h.clear();
+  stopped("w0", {{Rank{0}, {30}}, {Rank{1}, {30}}});
+  stopped("w0", {{Rank{0}, {30}}, {Rank{1}, {30}}});
+  EXPECT_TRUE(h.sent<StopRanks>().empty());
+  stopped("w1", {{Rank{2}, {30}}, {Rank{3}, {30}}});
+  EXPECT_EQ(h.sent<StartRank>().size(), 4u);
+}
+
 TEST_F(CoreMemoryTest, CancellingAJobThatWaitsLetsGoOfWhatIsHeld) {
   h.kill_rank(job, 2);
   h.clear();

@@ -69,6 +69,18 @@ TEST(CoreWorkersTest, TheOlderOfTwoDaemonsWithOneNameIsTurnedAway) {
   EXPECT_EQ(h.core().workers().size(), 1u);
 }
 
+TEST(CoreWorkersTest, WhatADeadDaemonSaidLateDoesNotTurnItsSuccessorAway) {
+  CoreHarness h;
+  h.say("first", registration("same", 1, 2));
+  h.say("second", registration("same", 2, 2));
+  h.clear();
+  h.say("first", registration("same", 1, 2));
+  ASSERT_EQ(h.messages.size(), 1u);
+  EXPECT_EQ(h.messages[0].peer, "peer-first");
+  EXPECT_FALSE(std::get<Registered>(h.messages[0].message).refusal.empty());
+  EXPECT_EQ(h.core().workers().begin()->second.record.incarnation, 2u);
+}
+
 TEST(CoreWorkersTest, ALateOrRepeatedHeartbeatIsDropped) {
   CoreHarness h;
   h.add_worker("w0", 4);

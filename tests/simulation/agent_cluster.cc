@@ -119,6 +119,10 @@ void AgentCluster::rest() {
   for (const Instant rested = now_ + kRest; now_ < rested && violation_.empty();) tick();
   for (const Worker& worker : workers_) {
     if (worker.agent->kept() > 0) violate(worker.name + " keeps what it has told");
+    for (const auto& [of, held] : worker.memory) {
+      if (held.steps.empty()) continue;
+      violate(fmt::format("{} holds the state of job {}, which has ended", worker.name, of.first));
+    }
   }
   for (const auto& [id, worker] : core_->workers()) {
     if (worker.state != WorkerState::kUp) violate(worker.record.name + " is up, but not so known");

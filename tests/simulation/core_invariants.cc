@@ -79,6 +79,7 @@ std::string CoreInvariants::after_event(Instant now, const Event* event, const C
   check_commits(core, effects);
   check_orders(core, effects);
   check_jobs(core, effects);
+  check_incarnations(core);
   return violation_;
 }
 
@@ -267,6 +268,24 @@ void CoreInvariants::check_begin(const Job& job, const BeginTraining& order) {
   if (std::ssize(order.addresses) != job.world_size()) {
     violate(fmt::format("job {} begins with {} addresses", order.job, order.addresses.size()));
   }
+}
+
+// ---- workers
+
+// A daemon that another one took the place of never comes back.
+void CoreInvariants::check_incarnations(const Coordinator& core) {
+  const auto* said = event_ == nullptr ? nullptr : std::get_if<WorkerMessage>(event_);
+  const auto* registration = said == nullptr ? nullptr : std::get_if<Register>(&said->message);
+  const Worker* const worker =
+      registration == nullptr ? nullptr : core.find_worker(registration->name);
+  if (worker == nullptr) return;
+  std::vector<uint64_t>& known = incarnations_[worker->record.id];
+  const uint64_t current = worker->record.incarnation;
+  if (!known.empty() && known.back() == current) return;
+  if (std::find(known.begin(), known.end(), current) != known.end()) {
+    violate(fmt::format("worker {} is its daemon of before again", worker->record.name));
+  }
+  known.push_back(current);
 }
 
 // ---- jobs as they are

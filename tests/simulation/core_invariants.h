@@ -58,6 +58,7 @@ class CoreInvariants {
   void check_job(const Coordinator& core, const Job& job);
   void check_placement(const Coordinator& core, const Job& job);
   void check_bounds(const Coordinator& core, const Job& job);
+  void check_incarnations(const Coordinator& core);
   void violate(std::string what);
 
   const Event* event_ = nullptr;  // that is being checked
@@ -69,6 +70,7 @@ class CoreInvariants {
   std::map<JobId, JobHistory> jobs_;
   std::map<std::pair<WorkerId, int32_t>, JobId> devices_;
   std::map<JobId, std::vector<RankPlacement>> placements_;
+  std::map<WorkerId, std::vector<uint64_t>> incarnations_;  // that were the one on record
 };
 
 }  // namespace penstock

@@ -25,6 +25,26 @@ TEST_F(AgentMemoryTest, AStopThatKeepsTheStateIsAnsweredWithWhatIsHeld) {
   EXPECT_TRUE(dropped.empty());
 }
 
+TEST_F(AgentMemoryTest, WhatIsHeldIsSaidAgainOnEveryConnectionUntilItIsLetGo) {
+  register_agent();
+  run_rank(key(1, 0));
+  held = {{Rank{0}, {8, 9}}};
+  coordinator(StopRanks{kJob, {1}, 0, "recovers", true});
+  agent->on_rank_exit(now, key(1, 0), {-1, SIGKILL}, "");
+  const auto reconnect = [&] {
+    sent.clear();
+    agent->on_disconnected();
+    agent->on_connected(now);
+    coordinator(Registered{{3}, 1000, ""});
+  };
+  reconnect();
+  ASSERT_EQ(sent_of<RanksStopped>().size(), 1u);
+  EXPECT_EQ(sent_of<RanksStopped>()[0], (RanksStopped{kJob, {1}, held}));
+  coordinator(StopRanks{kJob, {1}, 0, "its state is not needed"});
+  reconnect();
+  EXPECT_TRUE(sent_of<RanksStopped>().empty());
+}
+
 TEST_F(AgentMemoryTest, AnyOtherStopLetsGoOfIt) {
   register_agent();
   held = {{Rank{0}, {8, 9}}};

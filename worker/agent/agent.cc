@@ -14,7 +14,6 @@ namespace {
 // A job's fence matters while messages of its old epochs may still be on their way. Jobs are
 // numbered upwards, so the lowest ones are the oldest.
 constexpr size_t kFencesMax = 10'000;
-constexpr Epoch kLastEpoch{std::numeric_limits<uint32_t>::max()};
 
 template <typename Message>
 RankKey key_of(const Message& message) {
@@ -128,6 +127,7 @@ void Agent::handle(int64_t now_ns, const Registered& message) {
   reports_.mark_all_unsent();
   for (auto& [key, exit] : exits_) exit.resend_at_ns = now_ns;
   flush(now_ns);
+  tell_what_is_held();
 }
 
 void Agent::handle(int64_t now_ns, const StartRank& message) {
@@ -186,6 +186,7 @@ void Agent::spawn(int64_t now_ns, const RankKey& key) {
 
 void Agent::handle(int64_t, const BeginTraining& message) {
   actions_.drop_state_before(message.job, message.epoch);
+  holding_.erase(message.job);
   reports_.forget_if([&](const ControlMessage& report) {
     const auto* ready = std::get_if<RankReady>(&report);
     return ready != nullptr && ready->job == message.job && ready->epoch == message.epoch;
@@ -285,8 +286,10 @@ void Agent::answer_stops() {
     // A newer attempt may run here by now: what is held is its then.
     if (stop.keep_state) {
       if (!runs_at_or_below(job, kLastEpoch)) answer.held = actions_.held_state(job);
+      if (!answer.held.empty()) holding_[job] = stop.epoch;
     } else {
       actions_.drop_state_before(job, Epoch{stop.epoch.value + 1});
+      holding_.erase(job);
     }
     // Not kept when it cannot be sent: the coordinator repeats StopRanks until it is answered.
     const Status sent = send(answer);

@@ -44,6 +44,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -171,6 +172,7 @@ class Agent {
     bool acknowledged = false;  // and gone once it is told
   };
   using Ranks = std::map<RankKey, RankEntry>;
+  static constexpr Epoch kLastEpoch{std::numeric_limits<uint32_t>::max()};
 
   void handle(int64_t now_ns, const Registered& message);
   void handle(int64_t now_ns, const StartRank& message);
@@ -204,6 +206,7 @@ class Agent {
   void end_rank(int64_t now_ns, const RankKey& key, const ExitStatus& status,
                 const std::string& reason, const std::string& log_tail = {});
   void answer_stops();
+  void tell_what_is_held();
   void end_ranks(int64_t now_ns, Duration grace);
   void keep_leaving(int64_t now_ns);
   void exit_when_empty();
@@ -236,6 +239,7 @@ class Agent {
     bool keep_state = false;
   };
   std::map<JobId, OwedStop> stops_to_answer_;  // RanksStopped is owed once the last rank is reaped
+  std::map<JobId, Epoch> holding_;             // attempts whose state is kept for the next start
   std::map<RankKey, PendingExit> exits_;       // not acknowledged yet
   ReportQueue reports_;
   std::deque<LogChunk> log_chunks_;  // not sent yet

@@ -69,6 +69,16 @@ void Agent::repeat_what_was_said(int64_t now_ns, const RankKey& key, const RankE
   report(now_ns, *entry.ready);
 }
 
+// On a new connection: the order to let go of it may have been lost with the one before, or with
+// the coordinator that knew of it.
+void Agent::tell_what_is_held() {
+  for (const auto& [job, epoch] : holding_) {
+    if (runs_at_or_below(job, kLastEpoch)) continue;  // its end will say it
+    const Status sent = send(RanksStopped{job, epoch, actions_.held_state(job)});
+    if (!sent.ok()) log_debug("RanksStopped of job {} not sent: {}", job, sent.to_string());
+  }
+}
+
 // In the order things happened: a rank's reports, then its end; output last, because nobody decides
 // by it.
 void Agent::flush(int64_t now_ns) {
