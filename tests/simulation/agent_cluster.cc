@@ -5,6 +5,9 @@
 
 #include <algorithm>
 
+#include "coordinator/core/failure.h"
+#include "coordinator/core/hang_verdict.h"
+
 namespace penstock {
 namespace {
 
@@ -379,7 +382,7 @@ void AgentCluster::check(const Effects& effects) {
     violate("when everything has ended, there still is news: " + effects.events[0].reason.message);
   }
   check_steps(effects);
-  check_verdicts(effects);
+  check_causes(effects);
   for (const WorkerRecord& record : effects.workers) {
     if (record.lost) check_lost(record);
   }
@@ -409,6 +412,7 @@ void AgentCluster::check_steps(const Effects& effects) {
   for (const OutgoingMessage& out : effects.messages) {
     const auto* start = std::get_if<StartRank>(&out.message);
     if (start == nullptr || !start->from_memory) continue;
+    check_memory_start(out.peer, *start);
     if (start->restore_step > core_->find_job(start->job)->record.highest_step) {
       violate(fmt::format("job {} goes on from step {}, which is not recorded", start->job,
                           start->restore_step));
@@ -416,13 +420,43 @@ void AgentCluster::check_steps(const Effects& effects) {
   }
 }
 
-void AgentCluster::check_verdicts(const Effects& effects) {
+// Where there is no such state, the daemon must be another one by now.
+void AgentCluster::check_memory_start(const std::string& peer, const StartRank& order) {
+  const auto known = worker_by_peer_.find(peer);
+  if (known == worker_by_peer_.end()) return;
+  const Worker& worker = *known->second;
+  const penstock::Worker* const of_core = core_->find_worker(worker.name);
+  if (of_core->record.incarnation != static_cast<uint64_t>(worker.incarnation)) return;
+  const auto held = worker.memory.find({order.job, order.rank});
+  // What was ordered before may have trained on since, or have ended.
+  const bool repeated = held != worker.memory.end() && held->second.epoch == order.epoch;
+  const bool there = held != worker.memory.end() && held->second.steps.contains(order.restore_step);
+  if (!there && !repeated) {
+    violate(fmt::format("job {} epoch {} rank {} is to go on from step {}, which {} does not hold",
+                        order.job, order.epoch, order.rank, order.restore_step, worker.name));
+  }
+}
+
+// What is given as the cause of a failure has happened.
+void AgentCluster::check_causes(const Effects& effects) {
   for (const JobEvent& event : effects.events) {
-    if (event.reason.code != "rank_hung" || event.state != JobState::kRecovering) continue;
-    const Process* const named = find_process({event.job, event.epoch, *event.rank});
-    if (named == nullptr || named->hangs()) continue;
-    violate(fmt::format("rank {} of job {} is well, but: {}", *event.rank, event.job,
-                        event.reason.message));
+    if (event.state == JobState::kRecovering) check_cause(event);
+  }
+}
+
+void AgentCluster::check_cause(const JobEvent& event) {
+  static const std::set<std::string> kEnds = {"rank_killed", "rank_exited", "peer_lost",
+                                              "unreachable", "not_found"};
+  const std::string& code = event.reason.code;
+  if (!event.rank) return;
+  const RankKey key = {event.job, event.epoch, *event.rank};
+  if (kEnds.contains(code) && !ended_.contains(key)) {
+    violate(fmt::format("{} has not ended, but: {}", to_string(key), event.reason.message));
+  }
+  const Process* const named = find_process(key);
+  const bool is_well = named != nullptr && !named->hangs();
+  if (is_well && (code == kCauseRankHung || code == "rank_missing")) {
+    violate(fmt::format("{} is well, but: {}", to_string(key), event.reason.message));
   }
 }
 

@@ -147,7 +147,9 @@ class AgentCluster final : public SimulatedCoordinator {
   void send(OutgoingMessage out) override;
   void check(const Effects& effects) override;
   void check_steps(const Effects& effects);
-  void check_verdicts(const Effects& effects);
+  void check_memory_start(const std::string& peer, const StartRank& order);
+  void check_causes(const Effects& effects);
+  void check_cause(const JobEvent& event);
   void check_lost(const WorkerRecord& lost);
   void check_silence(const Worker& worker);
   void rest();
@@ -188,6 +190,7 @@ class AgentCluster final : public SimulatedCoordinator {
   std::map<std::tuple<JobId, Epoch, int64_t>, Trained> saved_;
   std::map<JobId, std::pair<Epoch, int64_t>> recorded_;  // the newest step
   bool core_is_new_ = true;
+  std::set<RankKey> ended_;              // processes that did, or never came to be
   const Worker* proven_gone_ = nullptr;  // whose end the core is being told
   int32_t last_pid_ = 100;
   bool resting_ = false;  // everything has ended: only heartbeats may be heard

@@ -27,6 +27,7 @@ Result<int32_t> AgentCluster::spawn(Worker& worker, const StartRank& start) {
   const RankKey key = {start.job, start.epoch, start.rank};
   if (faulty_ && chance(options_.failed_spawns)) {
     count(Fault::kSpawnFailed);
+    ended_.insert(key);
     trace(worker.name, "cannot start {}", to_string(key));
     return resource_exhausted("too many processes");
   }
@@ -227,6 +228,7 @@ void AgentCluster::advance_processes(Worker& worker) {
       trace(worker.name, "{} has ended, code {} signal {}", to_string(key), status.exit_code,
             status.signal);
       worker.processes.erase(key);
+      ended_.insert(key);
       leave_memory(worker, key, status);
       ++counts_.worker_events;
       worker.agent->on_rank_exit(now_ns(), key, status, "sim");

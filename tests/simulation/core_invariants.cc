@@ -73,13 +73,17 @@ void CoreInvariants::violate(std::string what) {
 std::string CoreInvariants::after_event(Instant now, const Event* event, const Coordinator& core,
                                         const Effects& effects) {
   event_ = event;
+  if (const auto* done = event == nullptr ? nullptr : std::get_if<CheckpointDone>(event)) {
+    jobs_[done->job].commits_on_way.erase({done->epoch, done->step});
+  }
   check_answers(core, effects);
   check_events(now, core, effects);
   check_steps(core, effects);
   check_commits(core, effects);
   check_orders(core, effects);
   check_jobs(core, effects);
-  check_incarnations(core);
+  check_exit(core, effects);
+  check_incarnations(now, core);
   return violation_;
 }
 
@@ -93,6 +97,8 @@ std::string CoreInvariants::after_restart(const Coordinator& core) {
     }
     const JobRecord& record = job->record;
     history.failed_at.reset();
+    history.commits.clear();
+    history.commits_on_way.clear();
     history.cursor = record.last_step ? record.last_step->cursor() : 0;
     history.failures_without_step =
         std::min(history.failures_without_step, record.failures_without_step);
@@ -113,8 +119,14 @@ void CoreInvariants::check_answers(const Coordinator& core, const Effects& effec
       jobs_[answer.job];
     } else if (std::holds_alternative<CancelJob>(*event_)) {
       jobs_[answer.job].cancelled = true;
+    } else if (std::holds_alternative<SuspendJob>(*event_)) {
+      jobs_[answer.job].suspend = core.find_job(answer.job)->record.state != JobState::kSuspended;
+    } else if (const auto* scale = std::get_if<ScaleJob>(event_)) {
+      jobs_[answer.job].width = scale->data;
     } else if (std::holds_alternative<ResumeJob>(*event_)) {
       JobHistory& history = jobs_[answer.job];
+      history.failures = 0;
+      history.suspend = false;
       history.cancelled = false;
       history.ended.reset();
       history.failures_without_step = 0;
@@ -140,7 +152,8 @@ void CoreInvariants::check_events(Instant now, const Coordinator& core, const Ef
       violate(fmt::format("event {} follows event {}", event.sequence, last_event_));
     }
     last_event_ = event.sequence;
-    if (event.from) check_transition(now, event);
+    if (event.from) check_transition(now, core, event);
+    if (event.reason.code == "scale_dropped") jobs_[event.job].width.reset();
     if (event.from && event.state == JobState::kSuspended) check_suspended(core, event);
   }
 }
@@ -157,7 +170,7 @@ void CoreInvariants::check_suspended(const Coordinator& core, const JobEvent& ev
   }
 }
 
-void CoreInvariants::check_transition(Instant now, const JobEvent& event) {
+void CoreInvariants::check_transition(Instant now, const Coordinator& core, const JobEvent& event) {
   JobHistory& history = jobs_[event.job];
   const std::string& code = event.reason.code;
   if (!is_legal(*event.from, *event.state, code)) {
@@ -166,8 +179,11 @@ void CoreInvariants::check_transition(Instant now, const JobEvent& event) {
   }
   if (*event.state == JobState::kRecovering && is_failure(code)) {
     ++history.failures_without_step;
+    ++history.failures;
     history.failed_at = now;
   }
+  if (is_final(*event.state) || *event.state == JobState::kSuspended) history.suspend = false;
+  if (is_final(*event.state)) history.width.reset();
   if (*event.state != JobState::kPlacing) return;
   if (event.epoch.value != history.epoch.value + 1) {
     violate(fmt::format("job {} starts epoch {} after epoch {}", event.job, event.epoch,
@@ -175,11 +191,36 @@ void CoreInvariants::check_transition(Instant now, const JobEvent& event) {
   }
   history.epoch = event.epoch;
   history.order.reset();
+  check_placing(now, *core.find_job(event.job));
+}
+
+void CoreInvariants::check_placing(Instant now, const Job& job) {
+  const JobHistory& history = jobs_[job.record.id];
+  const JobId id = job.record.id;
   const Duration wait = backoff_after(history.failures_without_step);
   if (history.failed_at && now - *history.failed_at < wait) {
-    violate(fmt::format("job {} starts {:.1f} s after failure {} without a step", event.job,
+    violate(fmt::format("job {} starts {:.1f} s after failure {} without a step", id,
                         to_seconds(now - *history.failed_at), history.failures_without_step));
   }
+  if (!history.commits_on_way.empty()) {
+    violate(fmt::format("job {} starts while its checkpoint of step {} is being committed", id,
+                        history.commits_on_way.begin()->second));
+  }
+  check_promises(job);
+}
+
+// What users asked for is done before the next start; only what is in memory is saved first.
+void CoreInvariants::check_promises(const Job& job) {
+  if (job.record.restored_from_memory) return;
+  JobHistory& history = jobs_[job.record.id];
+  if (history.suspend) {
+    violate(fmt::format("job {} starts, though it was to be suspended", job.record.id));
+  }
+  if (history.width && *history.width != job.spec.parallelism.data) {
+    violate(fmt::format("job {} starts with data {}, though {} was asked for", job.record.id,
+                        job.spec.parallelism.data, *history.width));
+  }
+  history.width.reset();
 }
 
 void CoreInvariants::check_steps(const Coordinator& core, const Effects& effects) {
@@ -218,6 +259,11 @@ void CoreInvariants::check_commits(const Coordinator& core, const Effects& effec
       violate(fmt::format("job {} commits step {} with segments of {} ranks", commit.job,
                           commit.step, ranks.size()));
     }
+    JobHistory& history = jobs_[commit.job];
+    if (!history.commits.insert({commit.epoch, commit.step}).second) {
+      violate(fmt::format("job {} commits step {} twice", commit.job, commit.step));
+    }
+    history.commits_on_way.insert({commit.epoch, commit.step});
     const auto& newest = record.checkpoint;
     if (newest && newest->epoch == record.epoch && commit.step <= newest->step) {
       violate(fmt::format("job {} commits step {} after step {}", commit.job, commit.step,
@@ -272,8 +318,28 @@ void CoreInvariants::check_begin(const Job& job, const BeginTraining& order) {
 
 // ---- workers
 
-// A daemon that another one took the place of never comes back.
-void CoreInvariants::check_incarnations(const Coordinator& core) {
+// The end of a rank ends its attempt at once.
+void CoreInvariants::check_exit(const Coordinator& core, const Effects& effects) {
+  const auto* said = event_ == nullptr ? nullptr : std::get_if<WorkerMessage>(event_);
+  const auto* exited = said == nullptr ? nullptr : std::get_if<RankExited>(&said->message);
+  if (exited == nullptr || (exited->exit_code == 0 && exited->signal == 0)) return;
+  const Job* const job = core.find_job(exited->job);
+  if (job == nullptr || job->record.epoch != exited->epoch) return;
+  if (!wants_ranks(job->record.state)) return;
+  if (job->ranks.at(static_cast<size_t>(exited->rank.value)).finished) return;
+  const bool asked_who_it_is =
+      std::any_of(effects.messages.begin(), effects.messages.end(), [&](const auto& out) {
+        const auto* answer = std::get_if<Registered>(&out.message);
+        return out.peer == said->peer && answer != nullptr && answer->worker.value == 0;
+      });
+  if (asked_who_it_is) return;
+  violate(fmt::format("rank {} of job {} has ended, and the job is {}", exited->rank, exited->job,
+                      job_state_name(job->record.state)));
+}
+
+// A daemon that another one took the place of never comes back, and with it went its ranks and what
+// it held.
+void CoreInvariants::check_incarnations(Instant now, const Coordinator& core) {
   const auto* said = event_ == nullptr ? nullptr : std::get_if<WorkerMessage>(event_);
   const auto* registration = said == nullptr ? nullptr : std::get_if<Register>(&said->message);
   const Worker* const worker =
@@ -286,6 +352,18 @@ void CoreInvariants::check_incarnations(const Coordinator& core) {
     violate(fmt::format("worker {} is its daemon of before again", worker->record.name));
   }
   known.push_back(current);
+  for (const auto& [id, job] : core.jobs()) {
+    const auto of_it = [&](const auto& at) { return at.worker == worker->record.id; };
+    const auto& placement = job.record.placement;
+    const bool hosts = std::any_of(placement.begin(), placement.end(), of_it);
+    if (known.size() > 1 && hosts && wants_ranks(job.record.state) && job.epoch_began != now) {
+      violate(fmt::format("job {} is {} with ranks of a daemon that is gone", id,
+                          job_state_name(job.record.state)));
+    }
+    const bool holds = std::any_of(job.held.begin(), job.held.end(),
+                                   [&](const auto& held) { return of_it(held.second); });
+    if (holds) violate(fmt::format("job {} relies on the memory of a daemon that is gone", id));
+  }
 }
 
 // ---- jobs as they are
@@ -318,7 +396,7 @@ void CoreInvariants::check_job(const Coordinator& core, const Job& job) {
     violate(fmt::format("job {} is in epoch {}, which was never placed", id, record.epoch));
   }
   const int64_t restarts_max = job.spec.recovery.max_restarts;
-  const bool goes_on = !ends && record.failures > restarts_max;
+  const bool goes_on = !ends && std::max(record.failures, history.failures) > restarts_max;
   if (goes_on || record.failures > restarts_max + 1) {
     violate(fmt::format("job {} goes on after {} failures, with max_restarts {}", id,
                         record.failures, restarts_max));
@@ -371,6 +449,13 @@ void CoreInvariants::check_bounds(const Coordinator& core, const Job& job) {
       std::ssize(job.held) <= job.world_size() && job.awaiting.size() <= core.workers().size() &&
       (record.proof || (job.recorded.empty() && job.uncompared.empty()));
   if (!bounded) violate(fmt::format("job {} keeps more and more", record.id));
+  for (const auto& [step, round] : job.rounds) {
+    const auto& newest = record.checkpoint;
+    const bool overtaken = newest && newest->epoch == record.epoch && step < newest->step;
+    if (overtaken && !round.committing) {
+      violate(fmt::format("job {} still waits for the checkpoint of step {}", record.id, step));
+    }
+  }
   const bool idle = !job.placed() && record.state != JobState::kRecovering;
   if (idle && !(job.rounds.empty() && job.failed_rounds.empty() && job.held.empty() &&
                 job.awaiting.empty())) {

@@ -43,11 +43,19 @@ class CoreInvariants {
     std::optional<StartRank> order;  // the first of `epoch`
     int64_t failures_without_step = 0;
     std::optional<Instant> failed_at;  // by this core
+    int64_t failures = 0;              // since it was submitted or resumed
+    using Commit = std::pair<Epoch, int64_t>;
+    std::set<Commit> commits;         // that this core ordered
+    std::set<Commit> commits_on_way;  // and of these those that it has heard nothing of
+    bool suspend = false;             // a user was promised that it will be
+    std::optional<int64_t> width;     // likewise, of its next start
   };
 
   void check_events(Instant now, const Coordinator& core, const Effects& effects);
   void check_suspended(const Coordinator& core, const JobEvent& event);
-  void check_transition(Instant now, const JobEvent& event);
+  void check_transition(Instant now, const Coordinator& core, const JobEvent& event);
+  void check_placing(Instant now, const Job& job);
+  void check_promises(const Job& job);
   void check_answers(const Coordinator& core, const Effects& effects);
   void check_steps(const Coordinator& core, const Effects& effects);
   void check_commits(const Coordinator& core, const Effects& effects);
@@ -58,7 +66,8 @@ class CoreInvariants {
   void check_job(const Coordinator& core, const Job& job);
   void check_placement(const Coordinator& core, const Job& job);
   void check_bounds(const Coordinator& core, const Job& job);
-  void check_incarnations(const Coordinator& core);
+  void check_exit(const Coordinator& core, const Effects& effects);
+  void check_incarnations(Instant now, const Coordinator& core);
   void violate(std::string what);
 
   const Event* event_ = nullptr;  // that is being checked

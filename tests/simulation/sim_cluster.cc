@@ -400,7 +400,7 @@ void SimCluster::train(JobId job, Epoch epoch) {
     segment.pauses = pauses;
     if (pauses) member(at).paused_at = step;
     ControlMessage message = segment;
-    if (step != kSimSteps && chance(0.02)) {
+    if (chance(0.02)) {
       count(Fault::kSaveFailed);
       message = SaveFailed{job, epoch, number, step, "disk full"};
     }

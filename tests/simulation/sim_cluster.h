@@ -27,8 +27,10 @@ struct SimOptions {
   double removals = 0.0;  // of jobs that ended; per tick
   int64_t max_restarts = 1000;
   bool strange_data = false;  // the first worker's copy of the data is another one
-  CoordinatorFaults coordinator = {
-      .crashes = 0.006, .longest_down = std::chrono::seconds(6), .commit_failures = 0.05};
+  CoordinatorFaults coordinator = {.crashes = 0.006,
+                                   .longest_down = std::chrono::seconds(6),
+                                   .commit_failures = 0.05,
+                                   .last_commit_fails = true};
   double drains = 0.0;       // chance per tick of each worker; it is undrained some time later
   double scalings = 0.0;     // of each job, to another data-parallel width
   double suspensions = 0.0;  // likewise of a job, which is resumed

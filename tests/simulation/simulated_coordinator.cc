@@ -256,7 +256,8 @@ void SimulatedCoordinator::act(Effects effects) {
     done.epoch = commit.epoch;
     done.step = commit.step;
     done.checkpoint.manifest = manifest_path(commit.job, commit.step, commit.epoch);
-    if (commit.step != kSimSteps && faulty_ && chance(coordinator_faults_.commit_failures)) {
+    const bool may_fail = commit.step != kSimSteps || coordinator_faults_.last_commit_fails;
+    if (may_fail && faulty_ && chance(coordinator_faults_.commit_failures)) {
       count(Fault::kCommitFailed);
       done.status = resource_exhausted("disk full");
     }

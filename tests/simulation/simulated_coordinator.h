@@ -42,8 +42,9 @@ struct CoordinatorFaults {
   Duration longest_down = std::chrono::seconds(5);
   double stalls = 0.0;  // like SIGSTOP, and SIGCONT some time later
   Duration longest_stall = std::chrono::seconds(20);
-  double commit_failures = 0.0;  // never of the last step
-  double damage = 0.0;           // of a committed checkpoint, found by a start that wants it
+  double commit_failures = 0.0;
+  bool last_commit_fails = false;  // that of the last step may, too: then its job has failed
+  double damage = 0.0;             // of a committed checkpoint, found by a start that wants it
 };
 
 class SimulatedCoordinator {
