@@ -20,6 +20,7 @@ constexpr Duration kDelayMax = milliseconds(200);
 constexpr Duration kHeardWithin = milliseconds(4500);
 const CoreConfig kCoreConfig;
 // A worker that cannot be heard is given up after it, and not long after it.
+const Duration kSilent = kCoreConfig.silent_beats * kCoreConfig.heartbeat_interval;
 const Duration kLease = kCoreConfig.lease + kCoreConfig.lease_margin;
 constexpr Duration kLeaseSlack = milliseconds(1500);
 constexpr Duration kSettle = seconds(8);
@@ -109,10 +110,11 @@ bool AgentCluster::all_succeeded() const {
 // again, and nothing kept that nobody needs.
 void AgentCluster::rest() {
   faulty_ = false;
-  const Instant settled_by = now_ + options_.longest_cut + seconds(20) + kSettle;
+  const Instant settled_by =
+      now_ + options_.longest_cut + options_.longest_stall + seconds(20) + kSettle;
   const auto everybody_is_back = [&] {
-    return std::all_of(workers_.begin(), workers_.end(), [](const Worker& worker) {
-      return worker.agent && worker.agent->registered();
+    return std::all_of(workers_.begin(), workers_.end(), [&](const Worker& worker) {
+      return worker.agent && worker.agent->registered() && now_ns() > worker.disturbed_until_ns;
     });
   };
   while (now_ < settled_by && !(core_hears() && everybody_is_back())) tick();
@@ -257,20 +259,22 @@ void AgentCluster::put(Line& line, ControlMessage message) {
 
 void AgentCluster::deliver_to_core() {
   if (!core_hears()) return;
-  std::vector<WorkerMessage> arriving;
+  std::vector<std::pair<Worker*, WorkerMessage>> arriving;
   for (auto& [peer, line] : to_core_) {
     if (now_ns() < line.stalled_until_ns) continue;
     while (!line.flights.empty() && line.flights.front().at_ns <= now_ns()) {
-      arriving.push_back({peer, std::move(line.flights.front().message)});
+      arriving.push_back({line.worker, {peer, std::move(line.flights.front().message)}});
       line.flights.pop_front();
-      line.worker->heard_ns = now_ns();
-      if (peer == line.worker->peer) line.worker->heard_newest_ns = now_ns();
     }
   }
   std::erase_if(to_core_, [this](const auto& line) {
     return line.second.flights.empty() && !worker_by_peer_.contains(line.first);
   });
-  for (WorkerMessage& message : arriving) feed(std::move(message));
+  for (auto& [worker, message] : arriving) {
+    worker->heard_ns = now_ns();
+    if (message.peer == worker->peer) worker->heard_newest_ns = now_ns();
+    feed(std::move(message));
+  }
 }
 
 void AgentCluster::deliver_to(Worker& worker) {
@@ -383,6 +387,9 @@ void AgentCluster::check(const Effects& effects) {
   }
   check_steps(effects);
   check_causes(effects);
+  for (const JobEvent& event : effects.events) {
+    if (event.from && event.state == JobState::kPlacing) check_placing(event);
+  }
   for (const WorkerRecord& record : effects.workers) {
     if (record.lost) check_lost(record);
   }
@@ -434,6 +441,23 @@ void AgentCluster::check_memory_start(const std::string& peer, const StartRank& 
   if (!there && !repeated) {
     violate(fmt::format("job {} epoch {} rank {} is to go on from step {}, which {} does not hold",
                         order.job, order.epoch, order.rank, order.restore_step, worker.name));
+  }
+}
+
+// Older ranks may be left only where nobody can have heard of them: on a worker that is lost, or
+// silent.
+void AgentCluster::check_placing(const JobEvent& event) {
+  for (const Worker& worker : workers_) {
+    const penstock::Worker* const known = core_->find_worker(worker.name);
+    if (known == nullptr || known->state == WorkerState::kLost) continue;
+    if (known->state == WorkerState::kUp && now_ns() - worker.heard_newest_ns > kSilent.count()) {
+      continue;
+    }
+    for (const auto& [key, process] : worker.processes) {
+      if (key.job != event.job || key.epoch >= event.epoch || process.ends) continue;
+      violate(fmt::format("job {} epoch {} is placed while {} runs on {}", event.job, event.epoch,
+                          to_string(key), worker.name));
+    }
   }
 }
 

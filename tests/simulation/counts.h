@@ -21,6 +21,7 @@ enum class Fault : uint8_t {
   kMessageLost,
   kMessageRepeated,
   kMessageOvertaken,
+  kMessageLate,
   kCoordinatorCrashed,
   kCrashedInEvent,
   kCoordinatorStalled,
@@ -31,7 +32,7 @@ enum class Fault : uint8_t {
   kCheckpointDamaged,
   kLossSpike,
 };
-inline constexpr std::array<std::string_view, 22> kFaultNames = {
+inline constexpr std::array<std::string_view, 23> kFaultNames = {
     "rank killed",
     "rank crashed",
     "rank hung",
@@ -45,6 +46,7 @@ inline constexpr std::array<std::string_view, 22> kFaultNames = {
     "message lost",
     "message repeated",
     "message overtaken by a later one",
+    "message that took seconds",
     "coordinator crashed",
     "of these within an event: before its records were written, or after it and before it acted",
     "coordinator stopped for a while",

@@ -52,7 +52,9 @@ void SimCluster::post(InFlight flight) {
   if (repeated) count(Fault::kMessageRepeated);
   flight.number = ++sent_;
   for (int i = 0; i < (repeated ? 2 : 1); ++i) {
-    network_.emplace(now_ + milliseconds_below(faulty_ ? 400 : 50), flight);
+    const bool late = faulty_ && chance(options_.lateness);
+    if (late) count(Fault::kMessageLate);
+    network_.emplace(now_ + milliseconds_below(late ? 30'000 : faulty_ ? 400 : 50), flight);
   }
 }
 
@@ -494,8 +496,10 @@ bool SimCluster::may_still_run(const SimWorker& worker, JobId job, Epoch epoch) 
   }
   const Worker* const known = core_->find_worker(worker.name);
   if (known == nullptr) return false;
+  const CoreConfig defaults;
+  const bool silent = now_ - known->last_seen > defaults.silent_beats * defaults.heartbeat_interval;
   return known->state == WorkerState::kLost ||
-         (known->stale.contains(job) && running < world_.at({job, epoch}));
+         (known->stale.contains(job) && silent && running < world_.at({job, epoch}));
 }
 
 // When an epoch starts, no rank of an older one is left but on workers that nobody can reach.
