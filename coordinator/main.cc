@@ -50,6 +50,14 @@ int run(int argc, char** argv) {
                  "how long ranks go on whose worker cannot be reached, before they end and their "
                  "job moves elsewhere; default 15 heartbeats, at least 3 s")
       ->check(CLI::Range(kLeaseMsMin, int64_t{3'600'000}));
+  app.add_option("--quarantine-failures", options.quarantine_failures,
+                 "so many failures that point to one host put its worker in quarantine; 0: never")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 8));
+  app.add_option("--quarantine-seconds", options.quarantine_seconds,
+                 "within that time, and it stays there as long")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 100 * 24 * 3600));
   app.add_option("--scrub-rate", options.scrub_bytes_per_second,
                  "bytes a second, such as 20MiB, at which each running job's checkpoints are read "
                  "over in the background, and those of all ended jobs together; 0: not at all")

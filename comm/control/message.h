@@ -168,6 +168,9 @@ struct RanksStopped {
 // because it ends.
 inline constexpr std::string_view kStoppedByDaemon = "stopped by its daemon: ";
 
+// How it begins when there was no process, because the host could not make one.
+inline constexpr std::string_view kCouldNotStart = "could not start the rank: ";
+
 // Daemon -> coordinator: a rank process ended. Repeated until acknowledged by StopRanks or a newer
 // epoch, and told at least once.
 struct RankExited {

@@ -56,6 +56,10 @@ struct CoreConfig {
   Duration backoff_most = std::chrono::seconds(30);
   Duration forget_worker_after =
       std::chrono::minutes(10);  // lost longer: its devices count no more
+  // So many failures that point to one host, within that time, put its worker in quarantine, for as
+  // long again; 0: never.
+  int64_t quarantine_failures = 3;
+  Duration quarantine_window = std::chrono::hours(1);
 };
 
 // What start() rebuilds from.
@@ -85,6 +89,8 @@ class Coordinator {
   std::vector<int32_t> free_devices(WorkerId id) const;
   // Whether that process of that worker counts as up, so that its pulses are taken note of.
   bool hears(WorkerId id, uint64_t incarnation) const;
+  // Not heard for some beats, and not lost yet.
+  bool is_silent(const Worker& worker) const;
   uint64_t last_event_sequence() const { return event_sequence_; }
   // What RebalanceJob would do by the newest measured load. kFailedPrecondition says why it would
   // do nothing.
@@ -120,6 +126,18 @@ class Coordinator {
   void on_left(Worker& worker);
   const Worker* drained_host(const Job& job) const;
   static std::string drained_words(const Worker& worker);
+
+  // coordinator_health.cc: workers whose hosts are not trusted with ranks.
+  void on_event(const QuarantineWorker& quarantine);
+  void blame_host(Job& job, Failure failure);
+  void suspect(const Job& job, const Failure& failure);
+  void exonerate(const Job& job, const Failure& failure);
+  std::vector<HostEvidence> counted_evidence(const Worker& worker) const;
+  std::string why_trusted_on(const Worker& worker) const;
+  void quarantine_unless_needed(Worker& worker, Reason reason, std::optional<Instant> until);
+  void put_in_quarantine(Worker& worker, Quarantine quarantine, const std::string& actor);
+  void readmit(Worker& worker, const std::string& actor, const std::string& why);
+  void watch_health(Worker& worker);
 
   // coordinator_scaling.cc: other data-parallel widths.
   void on_event(const ScaleJob& scale);
@@ -197,7 +215,6 @@ class Coordinator {
   void observe_ranks(Worker& worker, const std::vector<RankStatus>& ranks);
   void observe_rank(Worker& worker, const RankStatus& status);
   void hear(Worker& worker);
-  bool is_silent(const Worker& worker) const;
   bool lease_is_over(const Worker& worker) const;
   Failure failure_of_silent(const Worker& worker) const;
   void do_without_silent(Job& job);

@@ -113,16 +113,20 @@ void Coordinator::on_left(Worker& worker) {
   schedule_needed_ = true;
 }
 
-// Of the workers of a job the first that is being drained.
+// Of the workers of a job the first that is to have no ranks.
 const Worker* Coordinator::drained_host(const Job& job) const {
   for (const WorkerId id : hosts(job)) {
     const Worker& worker = workers_.at(id);
-    if (worker.record.drain || worker.leaving) return &worker;
+    if (worker.record.drain || worker.record.quarantine || worker.leaving) return &worker;
   }
   return nullptr;
 }
 
 std::string Coordinator::drained_words(const Worker& worker) {
+  if (const auto& quarantine = worker.record.quarantine; quarantine && !worker.record.drain) {
+    return fmt::format("worker {}, which is in quarantine ({})", worker.record.name,
+                       quarantine->reason.message);
+  }
   if (!worker.record.drain) {
     return fmt::format("worker {}, which is asked to end", worker.record.name);
   }

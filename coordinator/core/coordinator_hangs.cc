@@ -111,7 +111,9 @@ void Coordinator::conclude_inquiry(Job& job) {
   failure.rank = verdict->rank;
   failure.worker = names[verdict->rank.value];
   failure.reason = {hung ? kCauseRankHung : kCauseWorkerLost, verdict->message, verdict->log_tail};
-  fail(job, std::move(failure));
+  failure.host_suspect = hung && (ranks[verdict->rank.value]->process == ProcessState::kStopped ||
+                                  ranks[verdict->rank.value]->process == ProcessState::kDiskSleep);
+  blame_host(job, std::move(failure));
 }
 
 // How long nothing may be heard of the job before its hosts are asked.

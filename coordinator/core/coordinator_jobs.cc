@@ -86,16 +86,21 @@ void Coordinator::schedule() {
 std::string Coordinator::why_no_room(const Job& job) const {
   int64_t devices = 0;
   int64_t drained = 0;
+  int64_t quarantined = 0;
   size_t free = 0;
   for (const auto& [id, worker] : workers_) {
     if (worker.state != WorkerState::kUp) continue;
-    (worker.takes_ranks() ? devices : drained) += worker.record.device_count;
+    int64_t& others = worker.record.quarantine ? quarantined : drained;
+    (worker.takes_ranks() ? devices : others) += worker.record.device_count;
   }
+  const auto more = [](int64_t count, const char* where) {
+    return count == 0 ? "" : fmt::format("; {} more on {}", counted(count, "device"), where);
+  };
   for (const FreeDevices& worker : free_on_workers()) free += worker.devices.size();
-  return fmt::format(
-      "needs {}; of the {} on workers that are up, {} free{}", counted(job.world_size(), "device"),
-      counted(devices, "device"), free == 1 ? "1 is" : fmt::format("{} are", free),
-      drained == 0 ? "" : fmt::format("; {} more on drained workers", counted(drained, "device")));
+  return fmt::format("needs {}; of the {} on workers that are up, {} free{}{}",
+                     counted(job.world_size(), "device"), counted(devices, "device"),
+                     free == 1 ? "1 is" : fmt::format("{} are", free),
+                     more(drained, "drained workers"), more(quarantined, "workers in quarantine"));
 }
 
 void Coordinator::wait(Job& job, Reason reason) {

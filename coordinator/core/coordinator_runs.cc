@@ -79,7 +79,7 @@ void Coordinator::on_message(Worker& worker, const RankExited& message) {
       if (is_silent(workers_.at(host))) failure = failure_of_silent(workers_.at(host));
     }
   }
-  fail(*job, std::move(failure));
+  blame_host(*job, std::move(failure));
 }
 
 void Coordinator::on_message(Worker& worker, const RanksStopped& message) {

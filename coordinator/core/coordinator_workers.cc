@@ -278,6 +278,7 @@ void Coordinator::on_event(const Tick&) {
     const bool stop_due = !worker.stale.empty() && now_ - worker.stale_ordered_at >= two_beats();
     if (stop_due && worker.state == WorkerState::kUp) stop_stale(worker);
     conclude_drain(worker);
+    watch_health(worker);
   }
   for (const JobId id : std::set<JobId>(open_jobs_)) {
     Job& job = jobs_.at(id);
@@ -381,7 +382,8 @@ void Coordinator::check_deadlines(Job& job) {
     failure.reason = {"start_timeout",
                       fmt::format("rank {} on {} did not start within {:.0f} s", index,
                                   failure.worker, to_seconds(config_.start_timeout))};
-    return fail(job, std::move(failure));
+    failure.host_suspect = true;
+    return blame_host(job, std::move(failure));
   }
   for (const auto& [step, round] : std::map<int64_t, CheckpointRound>(job.rounds)) {
     if (round.committing || now_ - round.opened <= config_.checkpoint_timeout) continue;

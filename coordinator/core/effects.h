@@ -47,6 +47,13 @@ struct DrainWorker {
   std::string worker;
   std::optional<std::string> reason;  // may be empty
 };
+// The worker of that name is not trusted with ranks any more; without a reason, it is again. Its
+// answer names no job.
+struct QuarantineWorker {
+  RequestId request;
+  std::string worker;
+  std::optional<std::string> reason;
+};
 // Go on with another data-parallel width.
 struct ScaleJob {
   RequestId request;
@@ -122,10 +129,10 @@ struct CheckpointDamaged {
 // Time passed. Sent at least every CoreConfig::heartbeat_interval / 2.
 struct Tick {};
 
-using Event =
-    std::variant<SubmitJob, CancelJob, ResumeJob, SuspendJob, ScaleJob, DrainWorker, RebalanceJob,
-                 RemoveJob, WorkerMessage, WorkerPulse, WorkerGone, CheckpointDone, CheckpointFound,
-                 StepsRead, CheckpointDamaged, CheckpointsRemoved, Tick>;
+using Event = std::variant<SubmitJob, CancelJob, ResumeJob, SuspendJob, ScaleJob, DrainWorker,
+                           QuarantineWorker, RebalanceJob, RemoveJob, WorkerMessage, WorkerPulse,
+                           WorkerGone, CheckpointDone, CheckpointFound, StepsRead,
+                           CheckpointDamaged, CheckpointsRemoved, Tick>;
 
 // ---- out
 

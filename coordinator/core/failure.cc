@@ -36,6 +36,16 @@ std::string code_of(const RankExited& exited) {
   }
 }
 
+// A crash, or a start that the host refused. SIGKILL is somebody's doing, and all other ends have a
+// cause in the data, the numbers or a peer.
+bool points_to_host(const RankExited& exited) {
+  constexpr int kCrashes[] = {4, 6, 7, 11};  // SIGILL, SIGABRT, SIGBUS, SIGSEGV
+  if (std::find(std::begin(kCrashes), std::end(kCrashes), exited.signal) != std::end(kCrashes)) {
+    return true;
+  }
+  return exited.signal == 0 && exited.reason.starts_with(kCouldNotStart);
+}
+
 bool is_fatal(const std::string& code, RankPhase phase) {
   if (code == "usage" || code == kCauseDiverged) return true;
   if (code == kCauseDataCorrupt) return phase != RankPhase::kRestoring;
@@ -58,6 +68,7 @@ Failure failure_of(const RankExited& exited, const std::string& worker_name, Ran
   failure.rank = exited.rank;
   failure.worker = worker_name;
   failure.fatal = is_fatal(failure.reason.code, phase);
+  failure.host_suspect = points_to_host(exited);
   return failure;
 }
 

@@ -138,7 +138,9 @@ struct Worker {
   std::map<JobId, Epoch> stale;
   Instant stale_ordered_at;
   bool leaving = false;  // its daemon, of this incarnation, is asked to end
-  bool takes_ranks() const { return state == WorkerState::kUp && !record.drain && !leaving; }
+  bool takes_ranks() const {
+    return state == WorkerState::kUp && !record.drain && !record.quarantine && !leaving;
+  }
   bool was_replaced(uint64_t incarnation) const;
   void note_replaced();  // the incarnation on record is about to be
 };

@@ -62,7 +62,8 @@ json to_json(const Failure& failure) {
           {"rank", failure.rank ? json(failure.rank->value) : json()},
           {"worker", failure.worker},
           {"step", failure.step},
-          {"fatal", failure.fatal}};
+          {"fatal", failure.fatal},
+          {"host_suspect", failure.host_suspect}};
 }
 Failure to_failure(const json& value) {
   Failure failure;
@@ -71,6 +72,7 @@ Failure to_failure(const json& value) {
   failure.worker = value.at("worker");
   failure.step = value.at("step");
   failure.fatal = value.at("fatal");
+  failure.host_suspect = value.value("host_suspect", false);
   return failure;
 }
 
@@ -283,6 +285,40 @@ DataRecord to_data(const json& value) {
   return record;
 }
 
+json to_json(const HostEvidence& evidence) {
+  return {{"at_ns", evidence.at.nanoseconds},
+          {"code", evidence.code},
+          {"job", evidence.job.value},
+          {"epoch", evidence.epoch.value},
+          {"rank", evidence.rank ? json(evidence.rank->value) : json()},
+          {"step", evidence.step},
+          {"message", evidence.message}};
+}
+HostEvidence to_evidence(const json& value) {
+  HostEvidence evidence;
+  evidence.at = {value.at("at_ns")};
+  evidence.code = value.at("code");
+  evidence.job = {value.at("job")};
+  evidence.epoch = {value.at("epoch")};
+  if (!value.at("rank").is_null()) evidence.rank = Rank{value.at("rank").get<int32_t>()};
+  evidence.step = value.at("step");
+  evidence.message = value.at("message");
+  return evidence;
+}
+
+json to_json(const Quarantine& quarantine) {
+  return {{"reason", to_json(quarantine.reason)},
+          {"by_user", quarantine.by_user},
+          {"since_ns", quarantine.since.nanoseconds},
+          {"until_ns", optional_instant(quarantine.until)}};
+}
+Quarantine to_quarantine(const json& value) {
+  return {to_reason(value.at("reason")),
+          value.at("by_user"),
+          {value.at("since_ns")},
+          to_optional_instant(value.at("until_ns"))};
+}
+
 WorkerRecord to_worker(const json& value) {
   WorkerRecord worker = {{value.at("id")},
                          value.at("name"),
@@ -291,6 +327,12 @@ WorkerRecord to_worker(const json& value) {
                          value.at("lost")};
   if (value.contains("drain")) worker.drain = value.at("drain");
   worker.drain_done = value.value("drain_done", false);
+  if (value.contains("quarantine")) worker.quarantine = to_quarantine(value.at("quarantine"));
+  if (value.contains("evidence")) {
+    for (const json& evidence : value.at("evidence")) {
+      worker.evidence.push_back(to_evidence(evidence));
+    }
+  }
   return worker;
 }
 
@@ -450,6 +492,10 @@ Record record_of(const WorkerRecord& worker) {
                 {"lost", worker.lost}};
   if (worker.drain) value["drain"] = *worker.drain;
   if (worker.drain_done) value["drain_done"] = true;
+  if (worker.quarantine) value["quarantine"] = to_json(*worker.quarantine);
+  for (const HostEvidence& evidence : worker.evidence) {
+    value["evidence"].push_back(to_json(evidence));
+  }
   return {std::string(kWorkerPrefix) + key_number(worker.id.value), dump(value)};
 }
 

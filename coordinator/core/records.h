@@ -73,9 +73,10 @@ struct Reason {
 struct Failure {
   Reason reason;
   std::optional<Rank> rank;
-  std::string worker;  // its name, or empty
-  int64_t step = 0;    // last one reported before
-  bool fatal = false;  // a retry cannot help
+  std::string worker;         // its name, or empty
+  int64_t step = 0;           // last one reported before
+  bool fatal = false;         // a retry cannot help
+  bool host_suspect = false;  // what happened points to the host
   bool operator==(const Failure&) const = default;
 };
 
@@ -205,6 +206,27 @@ struct DataRecord {
   std::vector<DataIdentity> data;
 };
 
+// A failure that points to the host it happened on.
+struct HostEvidence {
+  Instant at;
+  std::string code;  // of the failure
+  JobId job;
+  Epoch epoch;
+  std::optional<Rank> rank;
+  int64_t step = 0;
+  std::string message;
+  bool operator==(const HostEvidence&) const = default;
+};
+
+// Why a worker is not trusted with ranks.
+struct Quarantine {
+  Reason reason;  // one of kQuarantineCauses, and the evidence
+  bool by_user = false;
+  Instant since;
+  std::optional<Instant> until;  // it is over then; none: not before penstock release
+  bool operator==(const Quarantine&) const = default;
+};
+
 struct WorkerRecord {
   WorkerId id;
   std::string name;
@@ -213,7 +235,18 @@ struct WorkerRecord {
   bool lost = false;
   std::optional<std::string> drain = {};  // it is to have no ranks; why, which may be empty
   bool drain_done = false;                // it had none any more
+  std::optional<Quarantine> quarantine = {};
+  std::vector<HostEvidence> evidence = {};  // oldest first, at most kHostEvidenceMax
 };
+
+// What puts a worker in quarantine: somebody asked for it, a rank on it was found to compute
+// wrongly, failures that point to it added up.
+inline constexpr const char* kQuarantineRequested = "requested";
+inline constexpr const char* kQuarantineMiscomputes = "silent_corruption";
+inline constexpr const char* kQuarantineFailures = "host_failures";
+inline constexpr const char* kQuarantineCauses[] = {kQuarantineRequested, kQuarantineMiscomputes,
+                                                    kQuarantineFailures};
+inline constexpr size_t kHostEvidenceMax = 8;
 
 // One transition or noteworthy fact. The command line, the page and the metrics all read these.
 struct JobEvent {

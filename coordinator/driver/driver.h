@@ -21,6 +21,8 @@ struct DriverOptions {
   int64_t heartbeat_interval_ms = 1000;
   // As in Registered, at least kLeaseMsMin; 0: 15 heartbeats.
   int64_t lease_ms = 0;
+  int64_t quarantine_failures = 3;  // as in CoreConfig
+  int64_t quarantine_seconds = 3600;
   uint64_t scrub_bytes_per_second = 8 << 20;  // as in ScrubOptions; 0: not at all
   int64_t scrub_pause_seconds = 3600;         // from the end of one pass to the next
 };

@@ -396,17 +396,27 @@ void RunMetrics::refresh(Instant now) {
                {{"state", std::string(job_state_name(state))}})
         .set(runs[state]);
   }
-  double up = 0;
-  double lost = 0;
+  std::map<std::string, double> workers = {
+      {"up", 0}, {"silent", 0}, {"quarantined", 0}, {"lost", 0}};
   double free_devices = 0;
   double held_devices = 0;
   double drained_devices = 0;
+  double quarantined_devices = 0;
+  std::map<std::string, double> quarantines;
+  for (const char* cause : kQuarantineCauses) quarantines[cause] = 0;
   for (const auto& [id, worker] : core_.workers()) {
     const bool is_up = worker.state == WorkerState::kUp;
-    (is_up ? up : lost) += 1;
+    const bool quarantined = worker.record.quarantine.has_value();
+    if (quarantined) ++quarantines[worker.record.quarantine->reason.code];
+    ++workers[!is_up                    ? "lost"
+              : core_.is_silent(worker) ? "silent"
+              : quarantined             ? "quarantined"
+                                        : "up"];
     if (is_up) {
       const auto free = static_cast<double>(core_.free_devices(id).size());
-      (worker.record.drain ? drained_devices : free_devices) += free;
+      (quarantined           ? quarantined_devices
+       : worker.record.drain ? drained_devices
+                             : free_devices) += free;
       held_devices += worker.record.device_count - free;
     }
     registry_
@@ -414,15 +424,24 @@ void RunMetrics::refresh(Instant now) {
                "When the worker was last heard.", {{"node", worker.record.name}})
         .set(seconds_of(worker.last_seen));
   }
+  for (const auto& [cause, count] : quarantines) {
+    registry_
+        .gauge("penstock_coordinator_quarantined_workers", "Workers in quarantine, by cause.",
+               {{"cause", cause}})
+        .set(count);
+  }
   const auto set = [&](const char* name, const char* help, const char* state, double value) {
     registry_.gauge(name, help, {{"state", state}}).set(value);
   };
-  set("penstock_coordinator_workers", "Worker daemons known, by state.", "up", up);
-  set("penstock_coordinator_workers", "Worker daemons known, by state.", "lost", lost);
+  for (const auto& [state, count] : workers) {
+    set("penstock_coordinator_workers", "Worker daemons known, by state.", state.c_str(), count);
+  }
   set("penstock_coordinator_devices", "Devices of workers that are up.", "free", free_devices);
   set("penstock_coordinator_devices", "Devices of workers that are up.", "held", held_devices);
   set("penstock_coordinator_devices", "Devices of workers that are up.", "drained",
       drained_devices);
+  set("penstock_coordinator_devices", "Devices of workers that are up.", "quarantined",
+      quarantined_devices);
   std::erase_if(created_, [&](const auto& entry) {
     const JobId id = entry.first;
     const JobRecord& job = core_.find_job(id)->record;

@@ -130,21 +130,27 @@ void Api::dispatch(const HttpRequest& request, HttpResponder respond, std::strin
 void Api::dispatch_worker(const HttpRequest& request, const std::vector<std::string>& path,
                           HttpResponder respond, std::string* route) {
   const std::string& action = path[4];
-  if (action != "drain" && action != "undrain") {
+  const bool takes_reason = action == "drain" || action == "quarantine";
+  if (!takes_reason && action != "undrain" && action != "release") {
     return respond(
         error_response(not_found("there is no such call; GET /openapi.json lists what there is")));
   }
   *route = "/api/v1/workers/{worker}/" + action;
   const std::string name = path[3];
   std::optional<std::string> reason;
-  if (action == "drain") reason = std::string(request.parameter("reason").value_or(""));
+  if (takes_reason) reason = std::string(request.parameter("reason").value_or(""));
   if (reason && reason->size() > kDrainReasonBytesMax) {
     return respond(error_response(
         invalid_argument(fmt::format("reason is longer than {} bytes", kDrainReasonBytesMax))));
   }
+  if (action == "quarantine" && reason->empty()) {
+    return respond(error_response(invalid_argument("say why: quarantine?reason=TEXT")));
+  }
+  const bool drains = action == "drain" || action == "undrain";
   actions_.command(
-      [name, reason](RequestId given) {
-        return DrainWorker{given, name, reason};
+      [name, reason, drains](RequestId given) {
+        return drains ? Event(DrainWorker{given, name, reason})
+                      : Event(QuarantineWorker{given, name, reason});
       },
       [this, name, respond = std::move(respond)](const Answer& answer) {
         if (!answer.status.ok()) return respond(error_response(answer.status));

@@ -218,11 +218,36 @@ json page_of(const char* kind, json items, uint64_t next_after, bool terminal) {
   return body;
 }
 
-const char* worker_state_name(const Worker& worker) {
+const char* worker_state_name(const Coordinator& core, const Worker& worker) {
   if (worker.state != WorkerState::kUp) return worker.leaving ? "left" : "lost";
   if (worker.leaving) return "leaving";
-  if (!worker.record.drain) return "up";
-  return worker.record.drain_done ? "drained" : "draining";
+  if (worker.record.drain) return worker.record.drain_done ? "drained" : "draining";
+  if (core.is_silent(worker)) return "silent";
+  return worker.record.quarantine ? "quarantined" : "up";
+}
+
+json quarantine_json(const Worker& worker) {
+  const auto& quarantine = worker.record.quarantine;
+  if (!quarantine) return json();
+  return {{"code", quarantine->reason.code},
+          {"reason", quarantine->reason.message},
+          {"by", quarantine->by_user ? "user" : "coordinator"},
+          {"since", time_of(quarantine->since)},
+          {"until", quarantine->until ? json(time_of(*quarantine->until)) : json()}};
+}
+
+json evidence_json(const Worker& worker) {
+  json items = json::array();
+  for (const HostEvidence& evidence : worker.record.evidence) {
+    items.push_back({{"time", time_of(evidence.at)},
+                     {"code", evidence.code},
+                     {"job", evidence.job.value},
+                     {"epoch", evidence.epoch.value},
+                     {"rank", evidence.rank ? json(evidence.rank->value) : json()},
+                     {"step", evidence.step},
+                     {"message", evidence.message}});
+  }
+  return items;
 }
 
 json worker_body(const Coordinator& core, const Worker& worker) {
@@ -243,8 +268,11 @@ json worker_body(const Coordinator& core, const Worker& worker) {
   return {{"id", id.value},
           {"name", worker.record.name},
           {"host", worker.host},
-          {"state", worker_state_name(worker)},
+          {"state", worker_state_name(core, worker)},
+          {"silent_since", core.is_silent(worker) ? json(time_of(worker.last_seen)) : json()},
           {"drain_reason", worker.record.drain ? json(*worker.record.drain) : json()},
+          {"quarantine", quarantine_json(worker)},
+          {"host_failures", evidence_json(worker)},
           {"devices", worker.record.device_count},
           {"free_devices", usable ? core.free_devices(id).size() : 0},
           {"device_kind", worker.device_kind},
@@ -457,7 +485,7 @@ std::string page_document(const Coordinator& core) {
   for (const auto& [id, worker] : core.workers()) {
     workers += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
                            html_escape(worker.record.name), html_escape(worker.host),
-                           worker_state_name(worker), worker.record.device_count);
+                           worker_state_name(core, worker), worker.record.device_count);
   }
   return fmt::format(
       "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Penstock</title>"

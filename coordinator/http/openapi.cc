@@ -114,6 +114,12 @@ json build() {
                     json::array({worker, query("reason", "string", "why, for people")}))}};
   paths["/api/v1/workers/{worker}/undrain"] = {
       {"post", call("Let it take ranks again", "202", "application/json", json::array({worker}))}};
+  paths["/api/v1/workers/{worker}/quarantine"] = {
+      {"post", call("Trust it with no ranks, and move those it has", "202", "application/json",
+                    json::array({worker, query("reason", "string", "why, for people")}))}};
+  paths["/api/v1/workers/{worker}/release"] = {
+      {"post",
+       call("Take it out of quarantine", "202", "application/json", json::array({worker}))}};
   paths["/api/v1/backups"] = {
       {"post", call("Begin a backup of the records", "201", "application/json", none)}};
   const json backup = {{"name", "backup"},

@@ -1,4 +1,4 @@
-// penstock workers, drain, undrain, version.
+// penstock workers, drain, undrain, quarantine, release, version.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -17,6 +17,13 @@ namespace penstock {
 
 namespace {
 
+// Why the worker gets no ranks.
+std::string off_for(const Json& worker) {
+  const Json quarantine = worker.value("quarantine", Json());
+  if (!quarantine.is_object()) return field_string(worker, "drain_reason");
+  return field_string(quarantine, "reason");
+}
+
 Result<ExitCode> list_workers(Cli& cli) {
   PENSTOCK_TRY_ASSIGN(const Json list, cli.client().get("/api/v1/workers"));
   cli.out.document(list);
@@ -27,9 +34,9 @@ Result<ExitCode> list_workers(Cli& cli) {
          cli.out.coloured_state(field_text(worker, "state")),
          fmt::format("{}/{}", field_text(worker, "free_devices"), field_text(worker, "devices")),
          field_text(worker, "device_kind"), field_text(worker, "http_address"),
-         field_age(worker, "last_heartbeat"), field_string(worker, "drain_reason")});
+         field_age(worker, "last_heartbeat"), off_for(worker)});
   }
-  cli.out.table({"ID", "NAME", "HOST", "STATE", "FREE", "KIND", "METRICS", "HEARD", "DRAINED FOR"},
+  cli.out.table({"ID", "NAME", "HOST", "STATE", "FREE", "KIND", "METRICS", "HEARD", "OFF FOR"},
                 rows);
   return ExitCode::kOk;
 }
@@ -106,6 +113,41 @@ Result<ExitCode> undrain(Cli& cli, const std::string& name) {
                       client.post(fmt::format("/api/v1/workers/{}/undrain", name)));
   cli.out.document(worker);
   cli.out.answer(name);
+  if (worker.value("quarantine", Json()).is_object()) {
+    cli.out.note(fmt::format("worker {} is drained no more, but in quarantine: penstock release {}",
+                             name, name));
+  } else {
+    cli.out.note(fmt::format("worker {} takes ranks again", name));
+  }
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> quarantine(Cli& cli, const std::string& name, const std::string& reason) {
+  const Client client = cli.client();
+  PENSTOCK_TRY(find_worker(client, name).status());
+  PENSTOCK_TRY_ASSIGN(const Json worker,
+                      client.post(fmt::format("/api/v1/workers/{}/quarantine?reason={}", name,
+                                              percent_encode(reason))));
+  cli.out.document(worker);
+  cli.out.answer(name);
+  cli.out.note(
+      fmt::format("worker {} gets no ranks; those it has finish their step, save, and go "
+                  "on elsewhere as soon as there is room",
+                  name));
+  cli.out.note("next: penstock workers; penstock release " + name);
+  return ExitCode::kOk;
+}
+
+Result<ExitCode> release(Cli& cli, const std::string& name) {
+  const Client client = cli.client();
+  PENSTOCK_TRY_ASSIGN(const Json known, find_worker(client, name));
+  if (!known.value("quarantine", Json()).is_object()) {
+    return failed_precondition(fmt::format("worker {} is not in quarantine", name));
+  }
+  PENSTOCK_TRY_ASSIGN(const Json worker,
+                      client.post(fmt::format("/api/v1/workers/{}/release", name)));
+  cli.out.document(worker);
+  cli.out.answer(name);
   cli.out.note(fmt::format("worker {} takes ranks again", name));
   return ExitCode::kOk;
 }
@@ -126,6 +168,24 @@ void add_drain_verbs(CLI::App& app, Cli& cli) {
   undrain_verb->add_option("worker", flags->worker, "Its name")->required();
   undrain_verb->callback(
       [&cli, flags] { cli.action = [&cli, flags] { return undrain(cli, flags->worker); }; });
+}
+
+void add_quarantine_verbs(CLI::App& app, Cli& cli) {
+  auto flags = std::make_shared<DrainFlags>();
+  CLI::App* quarantine_verb = add_verb(
+      app, "quarantine", "Trust a worker's host with no ranks: its jobs save and move elsewhere",
+      "penstock quarantine gpu-07 --reason \"ECC errors since Monday\"");
+  quarantine_verb->add_option("worker", flags->worker, "Its name")->required();
+  quarantine_verb->add_option("--reason", flags->reason, "What speaks against it")->required();
+  quarantine_verb->callback([&cli, flags] {
+    cli.action = [&cli, flags] { return quarantine(cli, flags->worker, flags->reason); };
+  });
+
+  CLI::App* release_verb =
+      add_verb(app, "release", "Take a worker out of quarantine", "penstock release gpu-07");
+  release_verb->add_option("worker", flags->worker, "Its name")->required();
+  release_verb->callback(
+      [&cli, flags] { cli.action = [&cli, flags] { return release(cli, flags->worker); }; });
 }
 
 // Answers without a coordinator too: the server's version is then null.
@@ -154,6 +214,7 @@ void add_cluster_verbs(CLI::App& app, Cli& cli) {
   workers->callback([&cli] { cli.action = [&cli] { return list_workers(cli); }; });
 
   add_drain_verbs(app, cli);
+  add_quarantine_verbs(app, cli);
 
   CLI::App* version_verb =
       add_verb(app, "version", "Print the versions of this program and the coordinator",

@@ -488,6 +488,44 @@ TEST_F(ApiTest, WorkersAreListedWithWhatTheyRun) {
   EXPECT_EQ(get("/api/v1/workers")["items"][0]["state"], "lost");
 }
 
+TEST_F(ApiTest, AWorkerThatIsNotHeardIsSilentSinceItWas) {
+  CoreConfig config = CoreHarness::test_config();
+  config.lease = std::chrono::seconds(60);
+  Coordinator core(config);
+  const Instant heard{1'000'000'000'000};
+  ASSERT_TRUE(core.start(heard, {}).ok());
+  Register message;
+  message.name = "w0";
+  message.incarnation = 1;
+  message.device_count = 1;
+  core.step(heard, WorkerMessage{"peer", message});
+  const auto worker = [&] { return Json::parse(worker_list_document(core))["items"][0]; };
+  EXPECT_EQ(worker()["state"], "up");
+  EXPECT_TRUE(worker()["silent_since"].is_null());
+  for (int i = 1; i <= 8; ++i) core.step(heard + std::chrono::milliseconds(500 * i), Tick{});
+  EXPECT_EQ(worker()["state"], "silent");
+  EXPECT_EQ(worker()["silent_since"], format_utc(heard));
+}
+
+TEST_F(ApiTest, AWorkerIsQuarantinedWithAReasonAndReleased) {
+  running_job();
+  EXPECT_EQ(call("POST", "/api/v1/workers/w0/quarantine").status, 400);
+  const HttpResponse answer =
+      call("POST", "/api/v1/workers/w0/quarantine", {{"reason", "ECC errors"}});
+  EXPECT_EQ(answer.status, 202);
+  const Json worker = Json::parse(answer.body);
+  EXPECT_EQ(worker["state"], "quarantined");
+  EXPECT_EQ(worker["quarantine"]["reason"], "ECC errors");
+  EXPECT_EQ(worker["quarantine"]["by"], "user");
+  EXPECT_EQ(worker["quarantine"]["code"], "requested");
+  EXPECT_TRUE(worker["quarantine"]["until"].is_null());
+  EXPECT_EQ(worker["free_devices"], 0);
+  EXPECT_EQ(call("POST", "/api/v1/workers/w9/release").status, 404);
+  const HttpResponse released = call("POST", "/api/v1/workers/w0/release");
+  EXPECT_EQ(released.status, 202);
+  EXPECT_TRUE(Json::parse(released.body)["quarantine"].is_null());
+}
+
 TEST_F(ApiTest, PrometheusFindsTheWorkersThatAreUp) {
   EXPECT_EQ(get("/api/v1/prometheus/targets"),
             Json::parse(R"([{"targets":["127.0.0.1:90"],"labels":{"penstock_node":"w0"}}])"));
@@ -544,7 +582,7 @@ TEST_F(ApiTest, EveryRouteOfTheOpenApiDocumentExists) {
           << method << " " << path;
     }
   }
-  EXPECT_EQ(calls, 29u);
+  EXPECT_EQ(calls, 31u);
   EXPECT_NE(call("DELETE", "/api/v1/jobs/tiny").status, 404);
 }
 

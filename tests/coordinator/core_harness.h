@@ -144,6 +144,14 @@ class CoreHarness {
     feed(DrainWorker{{++request_}, worker, {}});
     return last_answer();
   }
+  Answer quarantine(const std::string& worker, const std::string& reason) {
+    feed(QuarantineWorker{{++request_}, worker, reason});
+    return last_answer();
+  }
+  Answer release(const std::string& worker) {
+    feed(QuarantineWorker{{++request_}, worker, {}});
+    return last_answer();
+  }
   Answer scale(JobId job, int64_t data) {
     feed(ScaleJob{{++request_}, job, data});
     return last_answer();
@@ -257,6 +265,9 @@ class CoreHarness {
     rank_exited(job, rank, static_cast<int32_t>(code), 0, reason);
   }
   void kill_rank(JobId job, int32_t rank) { rank_exited(job, rank, -1, 9, {}); }
+  void crash_rank(JobId job, int32_t rank, int32_t signal = 11) {
+    rank_exited(job, rank, -1, signal, {});
+  }
   // Its daemon ends it.
   void stop_rank(JobId job, int32_t rank) {
     rank_exited(job, rank, -1, 9, std::string(kStoppedByDaemon) + "this attempt is over");

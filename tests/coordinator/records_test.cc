@@ -34,7 +34,7 @@ JobRecord full_job() {
   job.saving = SavingRecord{{0.5, 0.1, 0.2, 3.0, 4, 5000.0, 2}, {340, 1e4, 0.005, "why"}, 6};
   job.proof = ProofRecord{50, {2}, 40, 60, 60, 12, 300, 60};
   job.checkpoint = CheckpointRecord{60, {2}, "/c/7/60.manifest", 1ull << 40, "00ff", {9}};
-  job.last_failure = Failure{{"rank_killed", "rank 2", "a\nb\n"}, Rank{2}, "w1", 61, true};
+  job.last_failure = Failure{{"rank_killed", "rank 2", "a\nb\n"}, Rank{2}, "w1", 61, true, true};
   StepRecord step;
   step.job = {7};
   step.epoch = {3};
@@ -148,6 +148,21 @@ TEST(RecordsTest, AnEventIsStoredInOrderAndByJob) {
   EXPECT_EQ(read->rank, Rank{2});
   event.job = {};
   EXPECT_EQ(records_of(event).size(), 1u);
+}
+
+TEST(RecordsTest, AQuarantineAndItsEvidenceReadBackAsWritten) {
+  WorkerRecord worker;
+  worker.id = {3};
+  worker.name = "w3";
+  worker.quarantine = Quarantine{{kQuarantineFailures, "3 failures"}, true, {5}, Instant{9}};
+  worker.evidence = {{{4}, "rank_killed", {7}, {2}, Rank{1}, 60, "signal 11"},
+                     {{5}, "start_timeout", {8}, {1}, {}, 0, "did not start"}};
+  const auto read = decode_worker(record_of(worker).value);
+  ASSERT_TRUE(read.ok()) << read.status().to_string();
+  EXPECT_EQ(read->quarantine, worker.quarantine);
+  EXPECT_EQ(read->evidence, worker.evidence);
+  worker.quarantine->until.reset();
+  EXPECT_EQ(decode_worker(record_of(worker).value)->quarantine, worker.quarantine);
 }
 
 TEST(RecordsTest, WorkersAndEvaluationsReadBackAsWritten) {

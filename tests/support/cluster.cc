@@ -128,10 +128,17 @@ void Cluster::start_coordinator() {
   const Path endpoints = state / "endpoints.json";
   std::error_code ignored;
   std::filesystem::remove(endpoints, ignored);
-  spawn("coordinator",
-        {binary("penstock-coordinator"), "--state-dir", state.string(), "--http-port",
-         std::to_string(http_port_), "--control-port", std::to_string(control_port_),
-         "--heartbeat-interval-ms", std::to_string(options_.heartbeat_interval_ms)});
+  std::vector<std::string> argv = {binary("penstock-coordinator"),
+                                   "--state-dir",
+                                   state.string(),
+                                   "--http-port",
+                                   std::to_string(http_port_),
+                                   "--control-port",
+                                   std::to_string(control_port_),
+                                   "--heartbeat-interval-ms",
+                                   std::to_string(options_.heartbeat_interval_ms)};
+  for (const std::string& more : options_.coordinator_arguments) argv.push_back(more);
+  spawn("coordinator", std::move(argv));
   const bool started = wait_until(
       [&] {
         const auto text = read_file(endpoints, 4096);

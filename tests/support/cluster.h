@@ -61,6 +61,7 @@ struct ClusterOptions {
   int devices_per_worker = 1;
   int heartbeat_interval_ms = 500;
   bool allow_chaos = false;  // workers let themselves be cut off from the coordinator
+  std::vector<std::string> coordinator_arguments = {};  // more of them
 };
 inline const ClusterOptions kTwoByTwo{.worker_count = 2, .devices_per_worker = 2};
 

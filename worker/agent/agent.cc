@@ -178,7 +178,7 @@ void Agent::spawn(int64_t now_ns, const RankKey& key) {
   const Result<int32_t> pid = actions_.spawn_rank(entry.start);
   if (!pid.ok()) {
     return end_rank(now_ns, key, {static_cast<int>(ExitCode::kFailure), 0},
-                    fmt::format("could not start the rank: {}", pid.status().message()));
+                    std::string(kCouldNotStart) + pid.status().message());
   }
   entry.pid = *pid;
   log_info("{} runs as process {} on device {}", to_string(key), *pid, entry.start.device);
