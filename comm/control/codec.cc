@@ -63,6 +63,10 @@ Result<ControlMessage> to_message(wire::ControlMessage::Reader reader) {
       return taken<WorkerLeaving>(reader.getWorkerLeaving());
     case wire::ControlMessage::WORKER_RELEASED:
       return taken<WorkerReleased>(reader.getWorkerReleased());
+    case wire::ControlMessage::CHECK_HOST:
+      return taken<CheckHost>(reader.getCheckHost());
+    case wire::ControlMessage::HOST_CHECKED:
+      return taken<HostChecked>(reader.getHostChecked());
     case wire::ControlMessage::PAUSE_RANKS:
       return taken<PauseRanks>(reader.getPauseRanks());
     case wire::ControlMessage::SAVE_INTERVAL:
@@ -139,6 +143,12 @@ auto init(wire::ControlMessage::Builder b, const WorkerLeaving&) {
 }
 auto init(wire::ControlMessage::Builder b, const WorkerReleased&) {
   return b.initWorkerReleased();
+}
+auto init(wire::ControlMessage::Builder b, const CheckHost&) {
+  return b.initCheckHost();
+}
+auto init(wire::ControlMessage::Builder b, const HostChecked&) {
+  return b.initHostChecked();
 }
 auto init(wire::ControlMessage::Builder b, const PauseRanks&) {
   return b.initPauseRanks();

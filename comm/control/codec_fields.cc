@@ -203,12 +203,14 @@ void put(wire::Heartbeat::Builder builder, const Heartbeat& message) {
   builder.setIncarnation(message.incarnation);
   builder.setSequence(message.sequence);
   put_ranks(builder.initRanks(message.ranks.size()), message.ranks);
+  builder.setSentAtNs(message.sent_at_ns);
 }
 void take(wire::Heartbeat::Reader reader, Heartbeat& message) {
   message.worker.value = reader.getWorker();
   message.incarnation = reader.getIncarnation();
   message.sequence = reader.getSequence();
   message.ranks = take_ranks(reader.getRanks());
+  message.sent_at_ns = reader.getSentAtNs();
 }
 
 void put(wire::StartRank::Builder builder, const StartRank& message) {
@@ -475,6 +477,24 @@ void put(wire::WorkerReleased::Builder builder, const WorkerReleased& message) {
 }
 void take(wire::WorkerReleased::Reader reader, WorkerReleased& message) {
   message.worker = {reader.getWorker()};
+}
+
+void put(wire::CheckHost::Builder builder, const CheckHost& message) {
+  builder.setRequest(message.request);
+}
+void take(wire::CheckHost::Reader reader, CheckHost& message) {
+  message.request = reader.getRequest();
+}
+
+void put(wire::HostChecked::Builder builder, const HostChecked& message) {
+  builder.setRequest(message.request);
+  builder.setPassed(message.passed);
+  builder.setReport(text(message.report));
+}
+void take(wire::HostChecked::Reader reader, HostChecked& message) {
+  message.request = reader.getRequest();
+  message.passed = reader.getPassed();
+  message.report = take_text(reader.getReport());
 }
 
 void put(wire::ExpertLoadReport::Builder builder, const ExpertLoadReport& message) {

@@ -40,6 +40,8 @@ struct ControlMessage {
     pauseRanks        @22 :PauseRanks;
     workerLeaving     @23 :WorkerLeaving;
     workerReleased    @24 :WorkerReleased;
+    checkHost         @25 :CheckHost;
+    hostChecked       @26 :HostChecked;
   }
 }
 
@@ -88,6 +90,7 @@ struct Heartbeat {
   incarnation @1 :UInt64;
   sequence    @2 :UInt64;            # strictly increasing per incarnation; repeats dropped
   ranks       @3 :List(RankStatus);  # as in Register
+  sentAtNs    @4 :Int64;             # the worker's wall clock; 0: unknown
 }
 
 struct StartRank {
@@ -312,6 +315,18 @@ struct WorkerLeaving {
 struct WorkerReleased {
   # Coordinator -> worker: nothing of it is needed any more. Sent for every WorkerLeaving.
   worker @0 :UInt64;  # never 0
+}
+
+struct CheckHost {
+  # Coordinator -> worker: check the host. Repeated until HostChecked.
+  request @0 :UInt64;  # never 0; another one asks for another check
+}
+
+struct HostChecked {
+  # Worker -> coordinator, in answer to each CheckHost once that check has ended.
+  request @0 :UInt64;  # never 0
+  passed  @1 :Bool;
+  report  @2 :Text;    # what is wrong, else what was measured; at most 4 KiB
 }
 
 struct RankFinished {

@@ -28,13 +28,14 @@
 
 namespace penstock {
 
-inline constexpr uint32_t kProtocolVersion = 5;
+inline constexpr uint32_t kProtocolVersion = 6;
 
 // Bounds of what a frame may carry; a frame beyond one is refused whole.
 inline constexpr size_t kFrameBytesMax = 16 << 20;
 inline constexpr size_t kTextBytesMax = 1 << 20;  // spec, log chunk
 inline constexpr size_t kNameBytesMax = 4096;     // names, paths, reasons
 inline constexpr size_t kLogTailBytesMax = 2048;
+inline constexpr size_t kCheckReportBytesMax = 4096;
 inline constexpr size_t kRanksMax = 1 << 20;
 inline constexpr size_t kSlicesMax = 1 << 20;
 inline constexpr size_t kInstructionsMax = 1 << 20;
@@ -89,6 +90,7 @@ struct Heartbeat {
   uint64_t incarnation = 0;
   uint64_t sequence = 0;  // strictly increasing per incarnation; gaps legal, repeats dropped
   std::vector<RankStatus> ranks;
+  int64_t sent_at_ns = 0;  // the worker's wall clock; 0: it does not say
   bool operator==(const Heartbeat&) const = default;
 };
 
@@ -340,6 +342,21 @@ struct WorkerReleased {
   bool operator==(const WorkerReleased&) const = default;
 };
 
+// Coordinator -> worker: check your host (worker/rank/host_check.h), beside what runs there. The
+// coordinator repeats it until it is answered; the daemon runs one check at a time.
+struct CheckHost {
+  uint64_t request = 0;  // never 0
+  bool operator==(const CheckHost&) const = default;
+};
+
+// Worker -> coordinator, the answer. Not resent, but repeated with the question.
+struct HostChecked {
+  uint64_t request = 0;  // of CheckHost
+  bool passed = false;
+  std::string report;  // what is wrong with the host; passed: what was measured
+  bool operator==(const HostChecked&) const = default;
+};
+
 // Rank -> daemon -> coordinator: every step is done, and (rank by rank) the digest of its final
 // weights.
 struct RankFinished {
@@ -393,7 +410,7 @@ using ControlMessage =
                  RankExited, StepReport, EvaluationReport, SegmentSaved, SaveFailed,
                  CheckpointOutcome, RankFinished, LogChunk, RankHello, RankProgress, RanksStopped,
                  ExpertLoadReport, SaveInterval, InspectRanks, RanksInspected, PauseRanks,
-                 WorkerLeaving, WorkerReleased>;
+                 WorkerLeaving, WorkerReleased, CheckHost, HostChecked>;
 
 // The message's name, for logs and metrics: "step_report".
 std::string_view message_name(const ControlMessage& message);

@@ -328,6 +328,15 @@ Status check(const WorkerReleased& message) {
   return check_that(message.worker.value != 0, "worker", "is 0");
 }
 
+Status check(const CheckHost& message) {
+  return check_that(message.request != 0, "request", "is 0");
+}
+
+Status check(const HostChecked& message) {
+  PENSTOCK_TRY(check_that(message.request != 0, "request", "is 0"));
+  return check_text("report", message.report, kCheckReportBytesMax);
+}
+
 Status check(const PauseRanks& message) {
   return check_attempt(message);
 }

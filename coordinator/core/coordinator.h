@@ -60,6 +60,7 @@ struct CoreConfig {
   // long again; 0: never.
   int64_t quarantine_failures = 3;
   Duration quarantine_window = std::chrono::hours(1);
+  Duration clock_offset_most = std::chrono::milliseconds(500);  // before it is an event
 };
 
 // What start() rebuilds from.
@@ -137,6 +138,13 @@ class Coordinator {
   void quarantine_unless_needed(Worker& worker, Reason reason, std::optional<Instant> until);
   void put_in_quarantine(Worker& worker, Quarantine quarantine, const std::string& actor);
   void readmit(Worker& worker, const std::string& actor, const std::string& why);
+  void release_when_sound(Worker& worker, const std::string& actor);
+  void ask_for_check(Worker& worker);
+  void on_message(Worker& worker, const HostChecked& message);
+  void refuse_host(Worker& worker, const std::string& report);
+  bool awaits_check(const Job& job) const;
+  void compare_clock(Worker& worker, Instant sent);
+  bool is_being_checked(const Worker& worker) const;
   void watch_health(Worker& worker);
 
   // coordinator_scaling.cc: other data-parallel widths.

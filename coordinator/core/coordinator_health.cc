@@ -1,8 +1,9 @@
 // Health: hosts that are not trusted with ranks.
 //
-//   failure that points to its host ─► evidence, on record ─► enough of it, or a rank that computes
-//        wrongly ─► quarantine: jobs move off, nothing new is placed
-//        ─► it is over, or penstock release ─► takes ranks again
+//   failure that points to its host ─► evidence, on record; nothing new is placed ─► CheckHost
+//        ├─ passed, and there is not enough evidence ─► takes ranks again
+//        └─ failed, or enough evidence, or a rank computed wrongly ─► quarantine: jobs move off
+//             ─► it is over, or penstock release ─► CheckHost ─► passed ─► takes ranks again
 //
 // Evidence is forgotten after CoreConfig::quarantine_window, and failures that follow a job from
 // host to host are the job's, not its hosts'. What is put in quarantine here, rather than by a
@@ -20,6 +21,10 @@ constexpr size_t kEvidenceBytesMax = 500;
 // At most one worker in so many is put in quarantine without a user's doing, so that what befalls
 // every host alike (a broken driver, a bad build) does not take them all.
 constexpr int64_t kWorkersPerQuarantine = 4;
+// Heartbeats that were long on their way, or waited while this process was stopped, look like a
+// clock that is behind: the quickest of so many, of so long, counts.
+constexpr int64_t kClockBeats = 5;
+constexpr Duration kClockSpan = std::chrono::seconds(10);
 
 std::string described(const HostEvidence& evidence) {
   return fmt::format("{} {}, job {} after step {}: {}", format_utc(evidence.at), evidence.code,
@@ -40,7 +45,7 @@ void Coordinator::on_event(const QuarantineWorker& quarantine) {
   Worker& worker = workers_.at(named->second);
   effects_.answers.push_back({quarantine.request, {}, {}});
   if (!quarantine.reason) {
-    if (worker.record.quarantine) readmit(worker, "user", "released");
+    if (worker.record.quarantine) release_when_sound(worker, "user");
     return;
   }
   const Quarantine asked{{kQuarantineRequested, *quarantine.reason}, true, now_, std::nullopt};
@@ -73,6 +78,9 @@ void Coordinator::suspect(const Job& job, const Failure& failure) {
   if (evidence.size() == kHostEvidenceMax) evidence.erase(evidence.begin());
   evidence.push_back({now_, failure.reason.code, job.record.id, job.record.epoch, failure.rank,
                       failure.step, failure.reason.message.substr(0, kEvidenceBytesMax)});
+  worker.check_request = 0;
+  worker.record.check_due |= !worker.record.quarantine.has_value();
+  ask_for_check(worker);
   effects_.workers.push_back(worker.record);
   exonerate(job, failure);
   if (worker.record.quarantine) return;
@@ -142,14 +150,14 @@ std::string Coordinator::why_trusted_on(const Worker& worker) const {
     ++up;
     const auto& quarantine = other.record.quarantine;
     if (quarantine && !quarantine->by_user) ++taken;
-    if (other.takes_ranks()) devices += other.record.device_count;
+    if (other.is_trusted()) devices += other.record.device_count;
   }
   const int64_t most = std::max<int64_t>(1, up / kWorkersPerQuarantine);
   if (taken > most) {
     return fmt::format("of {} that are up, {} at most are put in quarantine without being asked",
                        counted(up, "worker"), most);
   }
-  const int64_t left = devices - (worker.takes_ranks() ? worker.record.device_count : 0);
+  const int64_t left = devices - (worker.is_trusted() ? worker.record.device_count : 0);
   if (left == 0) return "no other worker takes ranks";
   int64_t wanted = 0;
   for (const JobId id : open_jobs_) {
@@ -184,6 +192,7 @@ void Coordinator::put_in_quarantine(Worker& worker, Quarantine quarantine,
                        fmt::format("worker {} is in quarantine {}: {}", worker.record.name, until,
                                    quarantine.reason.message)});
   worker.record.quarantine = std::move(quarantine);
+  worker.record.check_due = false;  // before it is released there is one
   effects_.workers.push_back(worker.record);
   schedule_needed_ = true;
   std::set<JobId> moving;
@@ -195,17 +204,109 @@ void Coordinator::put_in_quarantine(Worker& worker, Quarantine quarantine,
 void Coordinator::readmit(Worker& worker, const std::string& actor, const std::string& why) {
   worker.record.quarantine.reset();
   worker.record.evidence.clear();
+  worker.record.check_due = false;
   effects_.workers.push_back(worker.record);
   schedule_needed_ = true;
   note_cluster(actor, {"worker_released",
                        fmt::format("worker {} takes ranks again: {}", worker.record.name, why)});
 }
 
+// REQUIRES: it is in quarantine. A worker that cannot be asked now is asked when it is back.
+void Coordinator::release_when_sound(Worker& worker, const std::string& actor) {
+  Quarantine& quarantine = *worker.record.quarantine;
+  if (quarantine.releasing) return;
+  quarantine.releasing = true;
+  worker.record.check_due = true;
+  worker.check_request = 0;
+  effects_.workers.push_back(worker.record);
+  note_cluster(actor, {"worker_release_asked",
+                       fmt::format("worker {} takes ranks again as soon as its host has passed a "
+                                   "check",
+                                   worker.record.name)});
+  ask_for_check(worker);
+}
+
 void Coordinator::watch_health(Worker& worker) {
   const auto& quarantine = worker.record.quarantine;
   if (quarantine && quarantine->until && now_ >= *quarantine->until) {
-    readmit(worker, "coordinator", "its quarantine is over");
+    release_when_sound(worker, "coordinator");
   }
+  if (worker.record.check_due && now_ - worker.check_asked_at >= two_beats()) {
+    ask_for_check(worker);
+  }
+}
+
+void Coordinator::ask_for_check(Worker& worker) {
+  if (!worker.record.check_due || worker.state != WorkerState::kUp) return;
+  // No coordinator, this one or an earlier one, has asked with the same number.
+  if (worker.check_request == 0) {
+    worker.check_request = static_cast<uint64_t>(now_.nanoseconds);
+  }
+  worker.check_asked_at = now_;
+  send(worker.record.id, CheckHost{worker.check_request});
+}
+
+void Coordinator::on_message(Worker& worker, const HostChecked& message) {
+  if (!worker.record.check_due || message.request != worker.check_request) return;
+  worker.check_request = 0;
+  worker.record.check_due = false;
+  schedule_needed_ = true;
+  if (!message.passed) return refuse_host(worker, message.report);
+  if (worker.record.quarantine) {
+    return readmit(worker, "worker " + worker.record.name,
+                   "its host passed its check (" + message.report + ")");
+  }
+  effects_.workers.push_back(worker.record);
+  note_cluster("worker " + worker.record.name,
+               {"host_checked", fmt::format("the host of worker {} passed a check after a failure "
+                                            "there ({})",
+                                            worker.record.name, message.report)});
+}
+
+void Coordinator::refuse_host(Worker& worker, const std::string& report) {
+  Reason reason{kQuarantineCheck, "its host failed a check: " + report};
+  effects_.workers.push_back(worker.record);
+  if (!worker.record.quarantine) {
+    return quarantine_unless_needed(worker, std::move(reason), std::nullopt);
+  }
+  put_in_quarantine(worker, {std::move(reason), worker.record.quarantine->by_user, now_, {}},
+                    "worker " + worker.record.name);
+}
+
+bool Coordinator::is_being_checked(const Worker& worker) const {
+  return worker.is_trusted() && worker.record.check_due && !is_silent(worker);
+}
+
+// What the job could go on from is in the memory of a host that is being checked, which takes no
+// longer than anything else it could go on from.
+bool Coordinator::awaits_check(const Job& job) const {
+  return std::any_of(job.held.begin(), job.held.end(), [&](const auto& held) {
+    return is_being_checked(workers_.at(held.second.worker));
+  });
+}
+
+void Coordinator::compare_clock(Worker& worker, Instant sent) {
+  if (worker.clock_beats++ == 0) worker.clock_since = now_;
+  worker.clock_least = std::min(worker.clock_least, now_ - sent);
+  if (worker.clock_beats < kClockBeats || now_ - worker.clock_since < kClockSpan) return;
+  const Duration behind = std::exchange(worker.clock_least, Duration::max());
+  worker.clock_beats = 0;
+  worker.clock_behind = behind;
+  const bool off = std::chrono::abs(behind) > config_.clock_offset_most;
+  if (off == worker.clock_is_off) return;
+  worker.clock_is_off = off;
+  const std::string& name = worker.record.name;
+  if (!off) {
+    return note_cluster("coordinator", {"clock_agrees", fmt::format("the clock of worker {} agrees "
+                                                                    "with the coordinator's again",
+                                                                    name)});
+  }
+  note_cluster("coordinator",
+               {"clock_offset",
+                fmt::format("the clock of worker {} is {:.3f} s {} the coordinator's: times in its "
+                            "logs are off by that; nothing is decided by them, but synchronise it",
+                            name, std::abs(to_seconds(behind)),
+                            behind < Duration::zero() ? "ahead of" : "behind")});
 }
 
 }  // namespace penstock

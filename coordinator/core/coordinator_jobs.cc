@@ -59,7 +59,7 @@ void Coordinator::schedule() {
   }
   int64_t devices_up = 0;
   for (const auto& [id, worker] : workers_) {
-    if (worker.takes_ranks()) devices_up += worker.record.device_count;
+    if (worker.takes_ranks() || is_being_checked(worker)) devices_up += worker.record.device_count;
   }
   const Job* blocker = nullptr;
   for (Job* job : waiting) {
@@ -87,20 +87,24 @@ std::string Coordinator::why_no_room(const Job& job) const {
   int64_t devices = 0;
   int64_t drained = 0;
   int64_t quarantined = 0;
+  int64_t checked = 0;
   size_t free = 0;
   for (const auto& [id, worker] : workers_) {
     if (worker.state != WorkerState::kUp) continue;
-    int64_t& others = worker.record.quarantine ? quarantined : drained;
+    int64_t& others = worker.is_trusted()        ? checked
+                      : worker.record.quarantine ? quarantined
+                                                 : drained;
     (worker.takes_ranks() ? devices : others) += worker.record.device_count;
   }
   const auto more = [](int64_t count, const char* where) {
     return count == 0 ? "" : fmt::format("; {} more on {}", counted(count, "device"), where);
   };
   for (const FreeDevices& worker : free_on_workers()) free += worker.devices.size();
-  return fmt::format("needs {}; of the {} on workers that are up, {} free{}{}",
+  return fmt::format("needs {}; of the {} on workers that are up, {} free{}{}{}",
                      counted(job.world_size(), "device"), counted(devices, "device"),
                      free == 1 ? "1 is" : fmt::format("{} are", free),
-                     more(drained, "drained workers"), more(quarantined, "workers in quarantine"));
+                     more(drained, "drained workers"), more(quarantined, "workers in quarantine"),
+                     more(checked, "workers that are being checked"));
 }
 
 void Coordinator::wait(Job& job, Reason reason) {
@@ -124,6 +128,7 @@ bool Coordinator::ready_to_place(Job& job) {
              })) {
     return false;  // a rank of an older epoch may still run there
   }
+  if (awaits_check(job)) return false;
   // Until the start, what is held may become unreachable, or its devices be taken.
   const bool held = !job.held.empty() && job.restore != Restore::kSearching;
   if (held && !restore_from_held(job)) job.restore = Restore::kUnknown;

@@ -110,6 +110,10 @@ bool Coordinator::scale_unplaced(Job& job) {
 // Of a job that may shrink and has no room as it is: the widest one that has, which it takes over.
 // REQUIRES: nothing of the job is placed, and what it restores from is known.
 std::optional<std::vector<RankPlacement>> Coordinator::place_narrower(Job& job) {
+  const bool room_to_come = std::any_of(workers_.begin(), workers_.end(), [&](const auto& entry) {
+    return is_being_checked(entry.second);
+  });
+  if (room_to_come) return std::nullopt;  // in less time than a narrower width costs
   const ParallelismSpec& grid = job.spec.parallelism;
   if (grid.elastic == ElasticSpec() || job.record.proof || job.record.restored_from_memory)
     return {};

@@ -189,6 +189,7 @@ void Coordinator::on_message(Worker& worker, const Heartbeat& message) {
   if (message.sequence <= worker.heartbeat_sequence) return;  // late or repeated
   worker.heartbeat_sequence = message.sequence;
   send(worker.record.id, welcome(worker.record.id, message.sequence));
+  if (message.sent_at_ns != 0) compare_clock(worker, {message.sent_at_ns});
   observe_ranks(worker, message.ranks);
   if (!worker.stale.empty() && now_ - worker.stale_ordered_at >= two_beats()) stop_stale(worker);
 }

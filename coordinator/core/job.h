@@ -138,9 +138,20 @@ struct Worker {
   std::map<JobId, Epoch> stale;
   Instant stale_ordered_at;
   bool leaving = false;  // its daemon, of this incarnation, is asked to end
-  bool takes_ranks() const {
+  // The newest CheckHost, while WorkerRecord::check_due; asked by this coordinator.
+  uint64_t check_request = 0;
+  Instant check_asked_at;
+  // What its heartbeats say of its clock: by how much ours is ahead of it, and the way to here; the
+  // least of some seconds. Then, and whether it was too much.
+  Instant clock_since;
+  int64_t clock_beats = 0;
+  Duration clock_least = Duration::max();
+  std::optional<Duration> clock_behind;
+  bool clock_is_off = false;
+  bool is_trusted() const {
     return state == WorkerState::kUp && !record.drain && !record.quarantine && !leaving;
   }
+  bool takes_ranks() const { return is_trusted() && !record.check_due; }
   bool was_replaced(uint64_t incarnation) const;
   void note_replaced();  // the incarnation on record is about to be
 };

@@ -310,13 +310,15 @@ json to_json(const Quarantine& quarantine) {
   return {{"reason", to_json(quarantine.reason)},
           {"by_user", quarantine.by_user},
           {"since_ns", quarantine.since.nanoseconds},
-          {"until_ns", optional_instant(quarantine.until)}};
+          {"until_ns", optional_instant(quarantine.until)},
+          {"releasing", quarantine.releasing}};
 }
 Quarantine to_quarantine(const json& value) {
   return {to_reason(value.at("reason")),
           value.at("by_user"),
           {value.at("since_ns")},
-          to_optional_instant(value.at("until_ns"))};
+          to_optional_instant(value.at("until_ns")),
+          value.value("releasing", false)};
 }
 
 WorkerRecord to_worker(const json& value) {
@@ -327,6 +329,7 @@ WorkerRecord to_worker(const json& value) {
                          value.at("lost")};
   if (value.contains("drain")) worker.drain = value.at("drain");
   worker.drain_done = value.value("drain_done", false);
+  worker.check_due = value.value("check_due", false);
   if (value.contains("quarantine")) worker.quarantine = to_quarantine(value.at("quarantine"));
   if (value.contains("evidence")) {
     for (const json& evidence : value.at("evidence")) {
@@ -492,6 +495,7 @@ Record record_of(const WorkerRecord& worker) {
                 {"lost", worker.lost}};
   if (worker.drain) value["drain"] = *worker.drain;
   if (worker.drain_done) value["drain_done"] = true;
+  if (worker.check_due) value["check_due"] = true;
   if (worker.quarantine) value["quarantine"] = to_json(*worker.quarantine);
   for (const HostEvidence& evidence : worker.evidence) {
     value["evidence"].push_back(to_json(evidence));

@@ -224,6 +224,7 @@ struct Quarantine {
   bool by_user = false;
   Instant since;
   std::optional<Instant> until;  // it is over then; none: not before penstock release
+  bool releasing = false;        // as soon as its host has passed a check
   bool operator==(const Quarantine&) const = default;
 };
 
@@ -237,15 +238,17 @@ struct WorkerRecord {
   bool drain_done = false;                // it had none any more
   std::optional<Quarantine> quarantine = {};
   std::vector<HostEvidence> evidence = {};  // oldest first, at most kHostEvidenceMax
+  bool check_due = false;                   // its host gets no ranks before it has passed a check
 };
 
 // What puts a worker in quarantine: somebody asked for it, a rank on it was found to compute
-// wrongly, failures that point to it added up.
+// wrongly, failures that point to it added up, its host failed a check.
 inline constexpr const char* kQuarantineRequested = "requested";
 inline constexpr const char* kQuarantineMiscomputes = "silent_corruption";
 inline constexpr const char* kQuarantineFailures = "host_failures";
+inline constexpr const char* kQuarantineCheck = "host_check";
 inline constexpr const char* kQuarantineCauses[] = {kQuarantineRequested, kQuarantineMiscomputes,
-                                                    kQuarantineFailures};
+                                                    kQuarantineFailures, kQuarantineCheck};
 inline constexpr size_t kHostEvidenceMax = 8;
 
 // One transition or noteworthy fact. The command line, the page and the metrics all read these.

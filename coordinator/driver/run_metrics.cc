@@ -406,8 +406,8 @@ void RunMetrics::refresh(Instant now) {
   for (const char* cause : kQuarantineCauses) quarantines[cause] = 0;
   for (const auto& [id, worker] : core_.workers()) {
     const bool is_up = worker.state == WorkerState::kUp;
-    const bool quarantined = worker.record.quarantine.has_value();
-    if (quarantined) ++quarantines[worker.record.quarantine->reason.code];
+    const bool quarantined = worker.record.quarantine || (is_up && worker.record.check_due);
+    if (worker.record.quarantine) ++quarantines[worker.record.quarantine->reason.code];
     ++workers[!is_up                    ? "lost"
               : core_.is_silent(worker) ? "silent"
               : quarantined             ? "quarantined"
@@ -423,6 +423,12 @@ void RunMetrics::refresh(Instant now) {
         .gauge("penstock_coordinator_worker_last_heartbeat_timestamp_seconds",
                "When the worker was last heard.", {{"node", worker.record.name}})
         .set(seconds_of(worker.last_seen));
+    if (!worker.clock_behind) continue;
+    registry_
+        .gauge("penstock_coordinator_worker_clock_offset_seconds",
+               "By how much the worker's clock is ahead of the coordinator's.",
+               {{"node", worker.record.name}})
+        .set(-to_seconds(*worker.clock_behind));
   }
   for (const auto& [cause, count] : quarantines) {
     registry_

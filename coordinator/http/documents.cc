@@ -223,7 +223,8 @@ const char* worker_state_name(const Coordinator& core, const Worker& worker) {
   if (worker.leaving) return "leaving";
   if (worker.record.drain) return worker.record.drain_done ? "drained" : "draining";
   if (core.is_silent(worker)) return "silent";
-  return worker.record.quarantine ? "quarantined" : "up";
+  if (worker.record.quarantine) return "quarantined";
+  return worker.record.check_due ? "checking" : "up";
 }
 
 json quarantine_json(const Worker& worker) {
@@ -233,7 +234,8 @@ json quarantine_json(const Worker& worker) {
           {"reason", quarantine->reason.message},
           {"by", quarantine->by_user ? "user" : "coordinator"},
           {"since", time_of(quarantine->since)},
-          {"until", quarantine->until ? json(time_of(*quarantine->until)) : json()}};
+          {"until", quarantine->until ? json(time_of(*quarantine->until)) : json()},
+          {"releasing", quarantine->releasing}};
 }
 
 json evidence_json(const Worker& worker) {
@@ -279,6 +281,8 @@ json worker_body(const Coordinator& core, const Worker& worker) {
           {"incarnation", fmt::format("{:016x}", worker.record.incarnation)},
           {"http_address", worker.http_address},
           {"last_heartbeat", time_of(worker.last_seen)},
+          {"clock_offset_seconds",
+           worker.clock_behind ? json(-to_seconds(*worker.clock_behind)) : json()},
           {"ranks", std::move(ranks)}};
 }
 

@@ -148,7 +148,10 @@ Result<ExitCode> release(Cli& cli, const std::string& name) {
                       client.post(fmt::format("/api/v1/workers/{}/release", name)));
   cli.out.document(worker);
   cli.out.answer(name);
-  cli.out.note(fmt::format("worker {} takes ranks again", name));
+  cli.out.note(
+      fmt::format("worker {} takes ranks again as soon as its host has passed a check: "
+                  "penstock workers",
+                  name));
   return ExitCode::kOk;
 }
 

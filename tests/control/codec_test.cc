@@ -83,6 +83,12 @@ TEST(CodecTest, WorkerLeavingSurvivesTheWire) {
 TEST(CodecTest, WorkerReleasedSurvivesTheWire) {
   expect_round_trip<WorkerReleased>();
 }
+TEST(CodecTest, CheckHostSurvivesTheWire) {
+  expect_round_trip<CheckHost>();
+}
+TEST(CodecTest, HostCheckedSurvivesTheWire) {
+  expect_round_trip<HostChecked>();
+}
 TEST(CodecTest, PauseRanksSurvivesTheWire) {
   expect_round_trip<PauseRanks>();
 }

@@ -127,6 +127,7 @@ void fill(Heartbeat& message, Random& random) {
   message.incarnation = number<uint64_t>(random, 1);
   message.sequence = random.next();
   message.ranks = rank_statuses(random);
+  message.sent_at_ns = number<int64_t>(random, 0);
 }
 
 void fill(StartRank& message, Random& random) {
@@ -251,6 +252,16 @@ void fill(WorkerLeaving& message, Random& random) {
 
 void fill(WorkerReleased& message, Random& random) {
   message.worker = {random.next() | 1};
+}
+
+void fill(CheckHost& message, Random& random) {
+  message.request = random.next() | 1;
+}
+
+void fill(HostChecked& message, Random& random) {
+  message.request = random.next() | 1;
+  message.passed = random.below(2) == 0;
+  message.report = any_bytes(random, 100);
 }
 
 void fill(PauseRanks& message, Random& random) {

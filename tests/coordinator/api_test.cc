@@ -523,7 +523,9 @@ TEST_F(ApiTest, AWorkerIsQuarantinedWithAReasonAndReleased) {
   EXPECT_EQ(call("POST", "/api/v1/workers/w9/release").status, 404);
   const HttpResponse released = call("POST", "/api/v1/workers/w0/release");
   EXPECT_EQ(released.status, 202);
-  EXPECT_TRUE(Json::parse(released.body)["quarantine"].is_null());
+  EXPECT_EQ(Json::parse(released.body)["quarantine"]["releasing"], true);
+  h.check_hosts();
+  EXPECT_TRUE(get("/api/v1/workers")["items"][0]["quarantine"].is_null());
 }
 
 TEST_F(ApiTest, PrometheusFindsTheWorkersThatAreUp) {

@@ -42,6 +42,9 @@ class CoreHarness {
     uint64_t incarnation = 1;
     uint64_t sequence = 0;
     bool alive = true;  // sends heartbeats in pass()
+    bool sound = true;  // its host passes checks
+    bool answers_checks = true;
+    Duration clock_ahead = {};
     std::map<std::tuple<JobId, Epoch, Rank>, RankStatus> ranks;
   };
 
@@ -96,6 +99,7 @@ class CoreHarness {
     Heartbeat beat;
     beat.incarnation = worker.incarnation;
     beat.sequence = ++worker.sequence;
+    beat.sent_at_ns = (now_ + worker.clock_ahead).nanoseconds;
     for (const auto& [key, status] : worker.ranks) beat.ranks.push_back(status);
     say(name, beat);
   }
@@ -107,7 +111,22 @@ class CoreHarness {
         if (worker.alive) heartbeat(name);
       }
       feed(Tick{});
+      check_hosts();
     }
+  }
+  // Every host that was asked to is checked.
+  void check_hosts() {
+    for (const OutgoingMessage& out : std::vector<OutgoingMessage>(messages)) {
+      const auto* asked = std::get_if<CheckHost>(&out.message);
+      const std::string name = out.peer.substr(5);
+      if (asked == nullptr || !workers.at(name).answers_checks) continue;
+      const bool sound = workers.at(name).sound;
+      say(name, HostChecked{asked->request, sound, sound ? "all fine" : "memory: a word changed"});
+    }
+    std::erase_if(messages, [&](const OutgoingMessage& out) {
+      return std::holds_alternative<CheckHost>(out.message) &&
+             workers.at(out.peer.substr(5)).answers_checks;
+    });
   }
   // Time passes and nothing runs.
   void jump(Duration span) { now_ = now_ + span; }

@@ -47,6 +47,7 @@ class CoreHealthTest : public ::testing::Test {
   }
   const WorkerRecord& worker(const std::string& name) { return h.core().find_worker(name)->record; }
   bool quarantined(const std::string& name) { return worker(name).quarantine.has_value(); }
+  int64_t job_hang_seconds() const { return h.job(job).spec.recovery.hang_timeout + 1; }
   const JobEvent* event(const std::string& code) {
     for (const JobEvent& one : h.events) {
       if (one.reason.code == code) return &one;
@@ -84,6 +85,8 @@ TEST_F(CoreHealthTest, JobsMoveOffAWorkerThatAUserQuarantinesUntilItIsReleased) 
   ASSERT_TRUE(h.undrain(host).status.ok());
   EXPECT_TRUE(quarantined(host)) << "that ends maintenance, and says nothing of its health";
   ASSERT_TRUE(h.release(host).status.ok());
+  EXPECT_TRUE(quarantined(host)) << "until its host has passed a check";
+  h.check_hosts();
   EXPECT_FALSE(quarantined(host));
   EXPECT_TRUE(h.core().find_worker(host)->takes_ranks());
   EXPECT_EQ(h.quarantine("w9", "x").status.code(), Code::kNotFound);
@@ -230,9 +233,162 @@ TEST_F(CoreHealthTest, AHostThatCannotStartRanksIsSuspected) {
   EXPECT_TRUE(quarantined(host));
 }
 
+TEST_F(CoreHealthTest, AHostWithAFailureGetsNoRanksBeforeItHasPassedACheck) {
+  start();
+  const std::string host = h.host_of(job, 0);
+  h.workers.at(host).answers_checks = false;
+  h.crash_rank(job, 0);
+  ASSERT_EQ(h.sent<CheckHost>().size(), 1u) << "that host alone";
+  h.confirm_stops(job);
+  h.answer_find();
+  ASSERT_EQ(h.state(job), JobState::kStarting) << "others have room, and are not waited for";
+  for (int32_t rank = 0; rank < 4; ++rank) EXPECT_NE(h.host_of(job, rank), host);
+  h.pass(seconds(3));
+  EXPECT_GE(h.sent<CheckHost>().size(), 1u) << "asked until it is answered";
+  EXPECT_FALSE(h.core().find_worker(host)->takes_ranks());
+  h.restart_coordinator();
+  for (const auto& [name, known] : h.workers) h.register_worker(name);
+  EXPECT_FALSE(h.core().find_worker(host)->takes_ranks()) << "on record";
+  h.clear();
+  h.pass(seconds(2));
+  ASSERT_FALSE(h.sent<CheckHost>().empty());
+  h.say(host, HostChecked{1, false, "of another question"});
+  EXPECT_FALSE(h.core().find_worker(host)->takes_ranks());
+  EXPECT_FALSE(quarantined(host));
+  h.workers.at(host).answers_checks = true;
+  h.check_hosts();
+  EXPECT_TRUE(h.core().find_worker(host)->takes_ranks());
+  EXPECT_TRUE(h.has_event("host_checked"));
+}
+
+TEST_F(CoreHealthTest, AHostThatFailsItsCheckIsInQuarantineWithWhatTheCheckSaid) {
+  start();
+  const std::string host = h.host_of(job, 0);
+  h.workers.at(host).sound = false;
+  h.crash_rank(job, 0);
+  h.check_hosts();
+  ASSERT_TRUE(quarantined(host));
+  EXPECT_EQ(worker(host).quarantine->reason.code, kQuarantineCheck);
+  EXPECT_NE(worker(host).quarantine->reason.message.find("a word changed"), std::string::npos);
+  ASSERT_TRUE(h.release(host).status.ok());
+  h.check_hosts();
+  EXPECT_TRUE(quarantined(host)) << "it fails again";
+  h.workers.at(host).sound = true;
+  h.pass(minutes(2));
+  EXPECT_TRUE(quarantined(host)) << "nobody asked";
+  ASSERT_TRUE(h.release(host).status.ok());
+  h.check_hosts();
+  EXPECT_FALSE(quarantined(host));
+}
+
+TEST_F(CoreHealthTest, AFailureWhileItIsToBeReleasedAsksForAnotherCheckFirst) {
+  start();
+  const std::string host = h.host_of(job, 0);
+  h.workers.at(host).answers_checks = false;
+  ASSERT_TRUE(h.quarantine(host, "x").status.ok());
+  ASSERT_TRUE(h.release(host).status.ok());
+  const uint64_t first = h.sent<CheckHost>().back().request;
+  h.jump(std::chrono::milliseconds(1));
+  h.crash_rank(job, 0);
+  ASSERT_NE(h.sent<CheckHost>().back().request, first);
+  h.say(host, HostChecked{first, true, "of before"});
+  EXPECT_TRUE(quarantined(host));
+  h.workers.at(host).answers_checks = true;
+  h.check_hosts();
+  EXPECT_FALSE(quarantined(host));
+}
+
+TEST_F(CoreHealthTest, AnOrdinaryKilledRankWaitsForNoCheck) {
+  start();
+  h.kill_rank(job, 0);
+  EXPECT_TRUE(h.sent<CheckHost>().empty());
+  for (const auto& [name, known] : h.workers) {
+    EXPECT_TRUE(h.core().find_worker(name)->takes_ranks()) << name;
+  }
+}
+
+TEST_F(CoreHealthTest, WithoutAnotherHostTheJobWaitsForTheCheckAndNoLonger) {
+  for (const char* name : {"w2", "w3"}) ASSERT_TRUE(h.drain(name, "").status.ok());
+  start();
+  const std::string host = h.host_of(job, 0);
+  h.workers.at(host).answers_checks = false;
+  h.crash_rank(job, 0);
+  h.confirm_stops(job);
+  h.answer_find();
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+  EXPECT_NE(h.record(job).reason.message.find("being checked"), std::string::npos)
+      << h.record(job).reason.message;
+  h.pass(seconds(1));
+  h.workers.at(host).answers_checks = true;
+  h.clear();
+  h.pass(seconds(3));
+  EXPECT_EQ(h.state(job), JobState::kStarting);
+}
+
+TEST_F(CoreHealthTest, StateHeldOnAHostThatIsCheckedIsWaitedFor) {
+  start();
+  h.train(job, 1, 10);
+  const std::string host = h.host_of(job, 3);
+  h.workers.at(host).answers_checks = false;
+  RankActivity stopped{
+      .rank = Rank{3}, .process = ProcessState::kStopped, .state = {}, .quiet_ms = 3'600'000};
+  h.pass(seconds(job_hang_seconds()));
+  ASSERT_FALSE(h.sent<InspectRanks>().empty());
+  const InspectRanks asked = h.sent<InspectRanks>().back();
+  for (const auto& name : {h.host_of(job, 0), h.host_of(job, 3)}) {
+    RanksInspected answer{job, h.record(job).epoch, asked.request, {}};
+    if (name == host) answer.ranks.push_back(stopped);
+    h.say(name, answer);
+  }
+  ASSERT_EQ(h.record(job).reason.code, "rank_hung");
+  ASSERT_EQ(worker(host).evidence.size(), 1u) << "it hangs because it is stopped";
+  h.confirm_stops(job, {9, 10});
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+  h.workers.at(host).answers_checks = true;
+  h.clear();
+  h.pass(seconds(3));
+  ASSERT_EQ(h.state(job), JobState::kStarting);
+  EXPECT_TRUE(h.record(job).restored_from_memory);
+}
+
+TEST_F(CoreHealthTest, AClockThatIsOffIsAnEventOnceAndAgainWhenItAgrees) {
+  h.workers.at("w1").clock_ahead = std::chrono::milliseconds(1500);
+  h.workers.at("w2").clock_ahead = -seconds(90);
+  h.workers.at("w3").clock_ahead = std::chrono::milliseconds(200);
+  h.pass(seconds(40));
+  std::vector<std::string> said;
+  for (const JobEvent& one : h.events) {
+    if (one.reason.code == "clock_offset") said.push_back(one.reason.message);
+  }
+  ASSERT_EQ(said.size(), 2u);
+  EXPECT_NE(said[0].find("worker w1 is 1.500 s ahead of"), std::string::npos) << said[0];
+  EXPECT_NE(said[1].find("worker w2 is 90.000 s behind"), std::string::npos) << said[1];
+  h.workers.at("w1").clock_ahead = {};
+  h.pass(seconds(40));
+  EXPECT_TRUE(h.has_event("clock_agrees"));
+  EXPECT_EQ(h.core().find_worker("w2")->clock_behind, Duration(seconds(90)));
+}
+
+// Heartbeats that waited while nobody took them are no evidence of a clock.
+TEST_F(CoreHealthTest, HeartbeatsThatComeLateDoNotMakeAClockOff) {
+  h.pass(seconds(3));
+  const Instant stopped = h.now();
+  h.jump(seconds(30));
+  for (int i = 0; i < 30; ++i) {
+    Heartbeat late;
+    late.incarnation = 1;
+    late.sequence = ++h.workers.at("w1").sequence;
+    late.sent_at_ns = (stopped + seconds(i)).nanoseconds;
+    h.say("w1", late);
+  }
+  h.pass(seconds(30));
+  EXPECT_FALSE(h.has_event("clock_offset"));
+}
+
 TEST_F(CoreHealthTest, AnOldRecordHasNeitherQuarantineNorEvidence) {
   ASSERT_TRUE(h.quarantine("w0", "x").status.ok());
   ASSERT_TRUE(h.release("w0").status.ok());
+  h.check_hosts();
   const std::string& stored = h.store.at(record_of(worker("w0")).key);
   EXPECT_EQ(stored.find("quarantine"), std::string::npos);
   EXPECT_EQ(stored.find("evidence"), std::string::npos);

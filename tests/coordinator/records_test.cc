@@ -154,13 +154,15 @@ TEST(RecordsTest, AQuarantineAndItsEvidenceReadBackAsWritten) {
   WorkerRecord worker;
   worker.id = {3};
   worker.name = "w3";
-  worker.quarantine = Quarantine{{kQuarantineFailures, "3 failures"}, true, {5}, Instant{9}};
+  worker.quarantine = Quarantine{{kQuarantineFailures, "3 failures"}, true, {5}, Instant{9}, true};
+  worker.check_due = true;
   worker.evidence = {{{4}, "rank_killed", {7}, {2}, Rank{1}, 60, "signal 11"},
                      {{5}, "start_timeout", {8}, {1}, {}, 0, "did not start"}};
   const auto read = decode_worker(record_of(worker).value);
   ASSERT_TRUE(read.ok()) << read.status().to_string();
   EXPECT_EQ(read->quarantine, worker.quarantine);
   EXPECT_EQ(read->evidence, worker.evidence);
+  EXPECT_TRUE(read->check_due);
   worker.quarantine->until.reset();
   EXPECT_EQ(decode_worker(record_of(worker).value)->quarantine, worker.quarantine);
 }

@@ -66,6 +66,46 @@ TEST_F(HealthTest, AJobMovesOffAHostWhereItsRanksCrashAndEndsWithTheSameWeights)
   EXPECT_EQ(weights, final_weights(submit("undisturbed")));
 }
 
+// Its hosts fail their checks while a file is there.
+TEST(HostCheckTest, AHostThatFailsItsCheckAfterACrashGetsNoRanksBeforeItPassesOne) {
+  const ScratchFolder folder;
+  const Path broken = folder.path() / "broken";
+  Cluster cluster(
+      {.worker_count = 2,
+       .rank_program = fmt::format("if [ \"$1\" = check-host ] && [ -e {} ]; then\n"
+                                   "  echo 'memory: a word changed'; exit 19\nfi\nexec {} \"$@\"\n",
+                                   broken.string(), binary("penstock-rank").string())});
+  const auto workers = [&] { return cluster.get("/api/v1/workers").at("items"); };
+  const std::string id = cluster.submit(tiny_job_yaml(
+      cluster.folder(), {.expert = 1, .steps = 300, .checkpoint_interval = 10}));
+  ASSERT_TRUE(cluster.wait_for_step(id, 15)) << cluster.describe(id);
+  const std::string host = cluster.job(id).at("ranks").at(0).at("worker");
+  const auto named = [&](const Json& worker) { return worker.at("name") == host; };
+  const auto state = [&] {
+    const Json all = workers();
+    return std::find_if(all.begin(), all.end(), named)->at("state").get<std::string>();
+  };
+  ASSERT_TRUE(replace_file_durably(broken, {}).ok());
+  ASSERT_EQ(kill(cluster.rank_pid(id, 0), SIGSEGV), 0);
+  ASSERT_TRUE(wait_until([&] { return state() == "quarantined"; }, kPatience)) << workers().dump(1);
+  EXPECT_NE(penstock(cluster, {"workers"}).out.find("failed a check: memory: a word changed"),
+            std::string::npos);
+  ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
+  ASSERT_EQ(penstock(cluster, {"release", host}).exit_code, 0);
+  ASSERT_TRUE(wait_until(
+      [&] {
+        const Json events = cluster.get("/api/v1/events?limit=10000");
+        return std::count_if(
+                   events.at("items").begin(), events.at("items").end(),
+                   [](const Json& event) { return event.at("code") == "worker_quarantined"; }) == 2;
+      },
+      kPatience))
+      << "it fails again";
+  std::filesystem::remove(broken);
+  ASSERT_EQ(penstock(cluster, {"release", host}).exit_code, 0);
+  EXPECT_TRUE(wait_until([&] { return state() == "up"; }, kPatience)) << workers().dump(1);
+}
+
 TEST_F(HealthTest, AUserQuarantinesAWorkerAndReleasesIt) {
   EXPECT_EQ(penstock(cluster_, {"quarantine", "worker-1"}).exit_code, 2) << "why?";
   const ProgramRun run = penstock(cluster_, {"quarantine", "worker-1", "--reason", "ECC errors"});

@@ -267,6 +267,8 @@ void SimCluster::on_order(SimWorker& worker, const ControlMessage& message) {
       rank.pause = false;
       rank.paused_at = -1;
     }
+  } else if (const auto* check = std::get_if<CheckHost>(&message)) {
+    say(worker, HostChecked{check->request, true, "simulated"});
   } else if (const auto* pause = std::get_if<PauseRanks>(&message)) {
     for (auto& [key, rank] : worker.ranks) {
       const bool meant = std::get<0>(key) == pause->job && std::get<1>(key) == pause->epoch;

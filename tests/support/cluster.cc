@@ -176,6 +176,13 @@ void Cluster::start_worker(int index) {
                                    "--state-dir",
                                    (folder_.path() / name).string()};
   if (options_.allow_chaos) argv.push_back("--allow-chaos");
+  if (!options_.rank_program.empty()) {
+    const Path program = folder_.path() / "penstock-rank.sh";
+    PENSTOCK_CHECK(
+        replace_file_durably(program, as_bytes("#!/bin/sh\n" + options_.rank_program)).ok());
+    std::filesystem::permissions(program, std::filesystem::perms::owner_all);
+    argv.insert(argv.end(), {"--rank-binary", program.string()});
+  }
   spawn(name, std::move(argv));
 }
 

@@ -62,6 +62,8 @@ struct ClusterOptions {
   int heartbeat_interval_ms = 500;
   bool allow_chaos = false;  // workers let themselves be cut off from the coordinator
   std::vector<std::string> coordinator_arguments = {};  // more of them
+  std::string rank_program =
+      {};  // a shell script that workers run as penstock-rank, "$@" its words
 };
 inline const ClusterOptions kTwoByTwo{.worker_count = 2, .devices_per_worker = 2};
 

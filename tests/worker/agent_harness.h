@@ -90,6 +90,11 @@ class AgentTest : public ::testing::Test {
       return RankActivity{
           .rank = of.rank, .process = ProcessState::kStopped, .state = {}, .quiet_ms = 7000};
     };
+    actions.check_host = [this] {
+      ++checks_begun;
+      return check_result;
+    };
+    actions.wall_clock = [this] { return wall; };
     actions.exit = [this](ExitCode code, const std::string& why) { exits.emplace_back(code, why); };
     agent = std::make_unique<Agent>(config, actions);
   }
@@ -126,6 +131,9 @@ class AgentTest : public ::testing::Test {
   int64_t now = 1000 * kMs;
   Status send_result;
   Status spawn_result;
+  int checks_begun = 0;
+  Status check_result;
+  Instant wall{1'700'000'000'000'000'000};
   int spawn_failures = 0;  // so many fail first
   std::vector<ControlMessage> sent;
   std::vector<std::pair<RankKey, ControlMessage>> sent_to_ranks;

@@ -102,6 +102,11 @@ struct AgentActions {
   std::function<void(int64_t sent_ns)> heard;
   // Of a rank that has a process.
   std::function<RankActivity(const RankKey&)> inspect_rank;
+  // Begins a check of this host, whose end is told by on_host_checked. Empty: this daemon cannot
+  // check, and says that its host passes.
+  std::function<Status()> check_host = {};
+  // Empty: the coordinator is not told how late it is here.
+  std::function<Instant()> wall_clock = {};
   std::function<void(ExitCode, const std::string& why)> exit;  // ends the daemon's loop
 };
 
@@ -115,10 +120,10 @@ class Agent {
   void on_connected(int64_t now_ns);
   void on_disconnected();
   // The coordinator may only send Registered, StartRank, BeginTraining, StopRanks,
-  // CheckpointOutcome, SaveInterval, PauseRanks and InspectRanks; ranks only RankReady, StepReport,
-  // EvaluationReport, ExpertLoadReport, SegmentSaved, SaveFailed, RankFinished, RankProgress (and
-  // RankHello, which comes through on_rank_hello).
-  // Anything else is logged and dropped.
+  // CheckpointOutcome, SaveInterval, PauseRanks, InspectRanks and CheckHost; ranks only RankReady,
+  // StepReport, EvaluationReport, ExpertLoadReport, SegmentSaved, SaveFailed, RankFinished,
+  // RankProgress (and RankHello, which comes through on_rank_hello). Anything else is logged and
+  // dropped.
   void on_coordinator_message(int64_t now_ns, const ControlMessage& message);
   void on_rank_message(int64_t now_ns, const RankKey& from, const ControlMessage& message);
   // Whether the hello fits a process spawned here. When true, the caller lets send_to_rank reach
@@ -132,6 +137,9 @@ class Agent {
                     const std::string& last_words, const std::string& log_tail = {});
   // Lines of a rank's output; `offset` is their first byte's position in that rank's log.
   void on_rank_output(const RankKey& key, uint64_t offset, std::string text);
+
+  // The check that check_host began has ended.
+  void on_host_checked(bool passed, std::string report);
 
   // Does whatever is due: heartbeat, Register, resends, SIGKILL after a grace. Returns when to be
   // called next at the latest; any other call may make that earlier, so tick after each.
@@ -183,6 +191,8 @@ class Agent {
   void handle(int64_t now_ns, const PauseRanks& message);
   void handle(int64_t now_ns, const WorkerReleased& message);
   void handle(int64_t now_ns, const InspectRanks& message);
+  void handle(int64_t now_ns, const CheckHost& message);
+  void begin_check();
   // To every rank of its job and epoch that can be reached.
   template <typename Message>
   void pass_on(const Message& message);
@@ -246,6 +256,9 @@ class Agent {
   size_t log_bytes_ = 0;
   uint64_t log_lines_dropped_ = 0;
   bool dropping_reports_ = false;  // said so in the log
+  uint64_t check_asked_ = 0;       // the newest CheckHost::request
+  uint64_t check_running_ = 0;     // for that one; 0: none runs
+  HostChecked checked_;            // the newest result
 };
 
 }  // namespace penstock

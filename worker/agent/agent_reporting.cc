@@ -35,10 +35,12 @@ void Agent::send_register(int64_t now_ns) {
 void Agent::send_heartbeat(int64_t now_ns) {
   next_heartbeat_ns_ = now_ns + heartbeat_interval_.count();
   heartbeat_sent_ns_[++heartbeat_sequence_ % heartbeat_sent_ns_.size()] = now_ns;
+  const int64_t wall_ns = actions_.wall_clock ? actions_.wall_clock().nanoseconds : 0;
   const Status sent = send(Heartbeat{.worker = worker_,
                                      .incarnation = config_.incarnation,
                                      .sequence = heartbeat_sequence_,
-                                     .ranks = rank_statuses()});
+                                     .ranks = rank_statuses(),
+                                     .sent_at_ns = wall_ns});
   if (!sent.ok()) log_warning("heartbeat not sent: {}", sent.to_string());
 }
 

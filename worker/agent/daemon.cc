@@ -76,7 +76,11 @@ Daemon::Daemon(DaemonOptions options)
                     log_warning("logs stay over their bounds: {}", bounded.message());
                 }),
       metrics_(options_.name),
-      traces_(options_.state_dir / "traces", static_cast<size_t>(options_.device_count)) {}
+      traces_(options_.state_dir / "traces", static_cast<size_t>(options_.device_count)),
+      checker_(loop_, {.rank_binary = options_.rank_binary, .directory = options_.state_dir},
+               [this](bool passed, std::string report) {
+                 with_tick([&](int64_t) { agent_->on_host_checked(passed, std::move(report)); });
+               }) {}
 
 Daemon::~Daemon() {
   for (auto& [key, process] : processes_) {
@@ -167,6 +171,8 @@ void Daemon::make_agent() {
   };
   actions.heard = [this](int64_t sent_ns) { pulses_->heard(sent_ns); };
   actions.inspect_rank = [this](const RankKey& key) { return inspect_rank(key); };
+  actions.check_host = [this] { return checker_.begin(); };
+  actions.wall_clock = [] { return wall_now(); };
   actions.exit = [this](ExitCode code, const std::string& why) {
     log_line(code == ExitCode::kOk ? LogLevel::kInfo : LogLevel::kError, why);
     exit_code_ = code;

@@ -20,6 +20,7 @@
 #include "comm/control/pulse_thread.h"
 #include "worker/agent/agent.h"
 #include "worker/agent/agent_metrics.h"
+#include "worker/agent/host_checker.h"
 #include "worker/agent/rank_output.h"
 #include "worker/agent/state_holders.h"
 #include "worker/agent/trace_store.h"
@@ -107,6 +108,7 @@ class Daemon {
   AgentMetrics metrics_;
   const TraceStore traces_;
   StateHolders state_;
+  HostChecker checker_;
   std::unique_ptr<Agent> agent_;
   std::map<RankKey, Process> processes_;
   std::map<PeerId, RankKey> ranks_by_peer_;

@@ -2,6 +2,7 @@
 // attempt.
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <new>
 #include <string_view>
@@ -20,8 +21,10 @@ int check_host(int argc, char** argv) {
                "penstock-rank check-host");
   penstock::Path directory;
   bool thorough = false;
+  bool report = false;
   app.add_option("--directory", directory, "where the disk is checked")->required();
   app.add_flag("--thorough", thorough, "half of the free memory, every processor for 30 s");
+  app.add_flag("--report", report, "print what failed, or else everything, and log nothing");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -30,7 +33,18 @@ int check_host(int argc, char** argv) {
   const auto effort = thorough ? penstock::CheckEffort::kThorough : penstock::CheckEffort::kQuick;
   penstock::start_logging("host check");
   ExitCode code = ExitCode::kOk;
-  for (const penstock::HostCheck& check : penstock::check_host(effort, directory)) {
+  const auto checks = penstock::check_host(effort, directory);
+  if (report) {
+    const bool passed = std::all_of(checks.begin(), checks.end(),
+                                    [](const penstock::HostCheck& one) { return one.passed(); });
+    for (const penstock::HostCheck& check : checks) {
+      if (!passed && check.passed()) continue;
+      std::printf("%s: %s\n", check.name.c_str(),
+                  (passed ? check.measured : check.problem).c_str());
+    }
+    return static_cast<int>(passed ? ExitCode::kOk : ExitCode::kUnhealthy);
+  }
+  for (const penstock::HostCheck& check : checks) {
     if (!check.passed()) {
       penstock::log_error("{}: {}", check.name, check.problem);
       code = ExitCode::kUnhealthy;
