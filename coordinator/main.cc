@@ -25,6 +25,22 @@ int fail(const Status& status) {
   return static_cast<int>(exit_code_of(status));
 }
 
+void add_health_options(CLI::App& app, DriverOptions& options) {
+  app.add_option("--quarantine-failures", options.quarantine_failures,
+                 "so many failures that point to one host put its worker in quarantine; 0: never")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 8));
+  app.add_option("--quarantine-seconds", options.quarantine_seconds,
+                 "within that time, and it stays there as long")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 100 * 24 * 3600));
+  app.add_option("--slow-ratio", options.slow_ratio,
+                 "a rank that computes so many times as long as those that do the same is slow; 0: "
+                 "none is")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1000.0));
+}
+
 int run(int argc, char** argv) {
   CLI::App app(
       "Accepts training jobs over HTTP, runs them on worker daemons and keeps them alive. Jobs go "
@@ -50,14 +66,7 @@ int run(int argc, char** argv) {
                  "how long ranks go on whose worker cannot be reached, before they end and their "
                  "job moves elsewhere; default 15 heartbeats, at least 3 s")
       ->check(CLI::Range(kLeaseMsMin, int64_t{3'600'000}));
-  app.add_option("--quarantine-failures", options.quarantine_failures,
-                 "so many failures that point to one host put its worker in quarantine; 0: never")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 8));
-  app.add_option("--quarantine-seconds", options.quarantine_seconds,
-                 "within that time, and it stays there as long")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 100 * 24 * 3600));
+  add_health_options(app, options);
   app.add_option("--scrub-rate", options.scrub_bytes_per_second,
                  "bytes a second, such as 20MiB, at which each running job's checkpoints are read "
                  "over in the background, and those of all ended jobs together; 0: not at all")
@@ -80,6 +89,12 @@ int run(int argc, char** argv) {
                  "penstock-coordinator: --lease-ms %" PRId64
                  " is less than four times --heartbeat-interval-ms %" PRId64 "\n",
                  options.lease_ms, options.heartbeat_interval_ms);
+    return static_cast<int>(ExitCode::kUsage);
+  }
+  if (options.slow_ratio != 0.0 && options.slow_ratio <= 1.0) {
+    std::fprintf(stderr,
+                 "penstock-coordinator: --slow-ratio %g: above 1, or 0 for none to be slow\n",
+                 options.slow_ratio);
     return static_cast<int>(ExitCode::kUsage);
   }
   if (options.state_dir.empty()) options.state_dir = default_state_dir("coordinator");

@@ -57,6 +57,9 @@ void put_ranks(capnp::List<wire::RankStatus>::Builder list, const std::vector<Ra
     put_rank_key(builder, ranks[i]);
     builder.setState(static_cast<wire::RankState>(ranks[i].state));
     builder.setStep(ranks[i].step);
+    builder.setTimedSteps(ranks[i].pace.steps);
+    builder.setBusySeconds(ranks[i].pace.busy_seconds);
+    builder.setWaitSeconds(ranks[i].pace.wait_seconds);
   }
 }
 std::vector<RankStatus> take_ranks(capnp::List<wire::RankStatus>::Reader list) {
@@ -68,6 +71,7 @@ std::vector<RankStatus> take_ranks(capnp::List<wire::RankStatus>::Reader list) {
     rank.state =
         static_cast<RankState>(bounded_enumerant(static_cast<uint16_t>(reader.getState())));
     rank.step = reader.getStep();
+    rank.pace = {reader.getTimedSteps(), reader.getBusySeconds(), reader.getWaitSeconds()};
   }
   return ranks;
 }

@@ -52,6 +52,9 @@ struct RankStatus {
   rank  @2 :Int32;
   state @3 :RankState;
   step  @4 :Int64;     # last finished; 0 before the first
+  timedSteps  @5 :Int64;    # >= 0; of these, added up since the rank began:
+  busySeconds @6 :Float64;  # computing; finite, >= 0
+  waitSeconds @7 :Float64;  # for other ranks; finite, >= 0
 }
 
 enum RankState {

@@ -45,6 +45,14 @@ inline constexpr size_t kDataSetsMax = 2048;  // training and validation sources
 
 enum class RankState : uint8_t { kStarting, kReady, kTraining, kFinished };
 
+// What a rank has spent its steps with since it began, added up.
+struct RankPace {
+  int64_t steps = 0;          // that it has timed
+  double busy_seconds = 0.0;  // computing
+  double wait_seconds = 0.0;  // for other ranks, reductions included
+  bool operator==(const RankPace&) const = default;
+};
+
 // One running rank process, as its daemon sees it.
 struct RankStatus {
   JobId job;
@@ -52,6 +60,7 @@ struct RankStatus {
   Rank rank;
   RankState state = RankState::kStarting;
   int64_t step = 0;  // last finished
+  RankPace pace = {};
   bool operator==(const RankStatus&) const = default;
 };
 

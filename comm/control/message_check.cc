@@ -84,6 +84,9 @@ Status check_ranks(const std::vector<RankStatus>& ranks) {
     PENSTOCK_TRY(check_rank_key(rank));
     PENSTOCK_TRY(check_that(rank.state <= RankState::kFinished, "state", "is unknown"));
     PENSTOCK_TRY(check_that(rank.step >= 0, "step", "is negative"));
+    PENSTOCK_TRY(check_that(rank.pace.steps >= 0, "timed steps", "is negative"));
+    PENSTOCK_TRY(check_amount("busy_seconds", rank.pace.busy_seconds));
+    PENSTOCK_TRY(check_amount("wait_seconds", rank.pace.wait_seconds));
   }
   return {};
 }

@@ -209,6 +209,7 @@ void read_rest(MappingReader& document, JobSpec& spec) {
   recovery.integer("max_restarts", 0, 1'000'000, spec.recovery.max_restarts);
   recovery.integer("hang_timeout", 0, 86'400, spec.recovery.hang_timeout);
   recovery.boolean("from_memory", spec.recovery.from_memory);
+  recovery.boolean("replace_slow", spec.recovery.replace_slow);
   recovery.finish();
 }
 

@@ -162,6 +162,8 @@ struct RecoverySpec {
   // After a failure of processes, go on from the state that the daemons of the hosts that are left
   // hold in memory, when they hold all of it.
   bool from_memory = true;
+  // Move off the host of a rank that the others wait for, when another has room.
+  bool replace_slow = false;
   bool operator==(const RecoverySpec&) const = default;
 };
 

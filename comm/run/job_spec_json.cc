@@ -180,7 +180,8 @@ std::string to_json(const JobSpec& spec) {
                      {"recovery",
                       {{"max_restarts", spec.recovery.max_restarts},
                        {"hang_timeout", spec.recovery.hang_timeout},
-                       {"from_memory", spec.recovery.from_memory}}},
+                       {"from_memory", spec.recovery.from_memory},
+                       {"replace_slow", spec.recovery.replace_slow}}},
                      {"guards", guards_json(spec.guards)}};
   // Indented, because people read it too. A spec that was not parsed here may hold bytes that are
   // not UTF-8.

@@ -60,6 +60,8 @@ struct CoreConfig {
   // long again; 0: never.
   int64_t quarantine_failures = 3;
   Duration quarantine_window = std::chrono::hours(1);
+  double slow_ratio = 1.5;                       // as in SlowLimits; 0: no rank is ever slow
+  Duration slow_span = std::chrono::seconds(3);  // of a window, at least
   Duration clock_offset_most = std::chrono::milliseconds(500);  // before it is an event
 };
 
@@ -146,6 +148,13 @@ class Coordinator {
   void compare_clock(Worker& worker, Instant sent);
   bool is_being_checked(const Worker& worker) const;
   void watch_health(Worker& worker);
+
+  // coordinator_pace.cc: ranks that the others wait for.
+  void forget_pace(Job& job);
+  void watch_pace(Job& job);
+  void note_pace(Job& job, Rank rank, const RankPaceVerdict& verdict);
+  void replace_slow(Job& job, Rank rank);
+  std::string why_slow_stays(const Job& job, const Worker& worker) const;
 
   // coordinator_scaling.cc: other data-parallel widths.
   void on_event(const ScaleJob& scale);

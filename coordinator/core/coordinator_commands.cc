@@ -199,6 +199,7 @@ void Coordinator::on_event(const ResumeJob& resume) {
   if (resume.spec) adopt_spec(job, *resume.spec);
   record.failures = 0;
   record.failures_without_step = 0;
+  record.replacements = 0;
   record.guards.rollbacks = 0;
   record.last_failure.reset();
   job.restore = Restore::kUnknown;

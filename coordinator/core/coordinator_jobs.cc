@@ -247,6 +247,7 @@ void Coordinator::release_devices(Job& job) {
   }
   job.record.placement.clear();
   job.ranks.clear();
+  forget_pace(job);
   job.rounds.clear();
   job.failed_rounds.clear();
   changed(job);
@@ -331,6 +332,7 @@ void Coordinator::advance(Job& job) {
 
 void Coordinator::begin_training(Job& job) {
   heard_of(job);
+  forget_pace(job);
   if (!job.record.started) job.record.started = now_;
   job.ordered_at = now_;
   transition(job, JobState::kRunning, "coordinator", {"running", "every rank is ready and trains"});

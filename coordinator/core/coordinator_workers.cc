@@ -254,6 +254,7 @@ void Coordinator::observe_rank(Worker& worker, const RankStatus& status) {
   if (status.state != rank->state || status.step > rank->step) heard_of(*job);
   rank->state = status.state;
   rank->step = std::max(rank->step, status.step);
+  if (status.pace.steps > rank->pace.steps) rank->pace = status.pace;
   if (status.state == RankState::kFinished) rank->finished = true;
 }
 
@@ -285,6 +286,7 @@ void Coordinator::on_event(const Tick&) {
     Job& job = jobs_.at(id);
     check_deadlines(job);
     watch_for_hang(job);
+    watch_pace(job);
     do_without_silent(job);
     pause_when_wanted(job);
     repeat_orders(job);

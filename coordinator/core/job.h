@@ -12,6 +12,7 @@
 #include "comm/control/message.h"
 #include "comm/run/job_spec.h"
 #include "coordinator/core/records.h"
+#include "coordinator/core/slow_ranks.h"
 
 namespace penstock {
 
@@ -25,6 +26,8 @@ struct RankView {
   std::optional<std::string> address;  // from RankReady
   RankState state = RankState::kStarting;
   int64_t step = 0;
+  RankPace pace;                         // newest
+  RankPace pace_at;                      // when the window of Job::paces that is open began
   std::optional<Instant> missing_since;  // its daemon no longer lists it, and has not said why
 };
 
@@ -60,6 +63,20 @@ inline constexpr const char* kScaling = "scaling";
 inline constexpr const char* kPauseOver = "pause_over";
 // Of the event that tells of the new width.
 inline constexpr const char* kScaled = "scaled";
+
+// Of the events that tell of a rank that is slow, and that it is no more.
+inline constexpr const char* kSlowRank = "slow_rank";
+inline constexpr const char* kSlowRankOver = "slow_rank_over";
+
+// A rank that computes longer than those that do the same (coordinator/core/slow_ranks.h).
+struct SlowRank {
+  int64_t since_step = 0;
+  double ratio = 0.0;
+  double busy_seconds = 0.0;  // of a step
+  double usual_seconds = 0.0;
+  std::string words;         // as in the event
+  std::string kept_because;  // with recovery.replace_slow: what the newest event said
+};
 
 // What a daemon holds in memory of a rank of the attempt that ended.
 struct HeldAt {
@@ -97,6 +114,12 @@ struct Job {
   std::optional<HangInquiry> inquiry;
   uint64_t inquiries = 0;
   int64_t stop_grace_ms = 0;
+  // While it runs: windows that were measured in this epoch, newest last; the one that is open;
+  // whether one was closed before it; and what came of them.
+  std::deque<PaceWindow> paces;
+  Instant pace_since;
+  bool pace_begun = false;
+  std::map<Rank, SlowRank> slow;
   std::deque<StepRecord> recent_steps;       // newest last, of this epoch, at most kRecentStepsMax
   std::deque<EvaluationRecord> evaluations;  // newest last, at most kEvaluationsMax
 

@@ -254,6 +254,7 @@ JobRecord to_job(const json& value) {
   job.restored_from_memory = value.value("restored_from_memory", false);  // as the next one
   job.rebalance = value.value("rebalance", false);  // absent from older records
   job.suspend = value.value("suspend", false);
+  job.replacements = value.value("replacements", int64_t{0});
   job.scale_to = value.value("scale_to", int64_t{0});
   job.rebalanced_step = value.value("rebalanced_step", int64_t{0});
   if (value.contains("saving")) job.saving = to_saving(value.at("saving"));
@@ -460,6 +461,7 @@ Record record_of(const JobRecord& job) {
       {"last_step", job.last_step ? to_json(*job.last_step) : json()},
   };
   if (job.suspend) value["suspend"] = true;
+  if (job.replacements > 0) value["replacements"] = job.replacements;
   if (job.scale_to > 0) value["scale_to"] = job.scale_to;
   if (job.saving) value["saving"] = to_json(*job.saving);
   if (job.proof) value["proof"] = to_json(*job.proof);

@@ -180,6 +180,7 @@ struct JobRecord {
   std::string restore_manifest;  // of `epoch`; empty: initial weights
   int64_t restore_step = 0;
   bool restored_from_memory = false;  // `epoch`: from what daemons held of restore_step
+  int64_t replacements = 0;           // of slow ranks, since the user last submitted or resumed
   bool suspend = false;    // asked for: the epoch is to end with its state saved, as SUSPENDED
   int64_t scale_to = 0;    // the data-parallel width that the next epoch is to have; 0: as it is
   bool rebalance = false;  // asked for: experts are to move when the next checkpoint is committed
@@ -242,13 +243,15 @@ struct WorkerRecord {
 };
 
 // What puts a worker in quarantine: somebody asked for it, a rank on it was found to compute
-// wrongly, failures that point to it added up, its host failed a check.
+// wrongly, failures that point to it added up, its host failed a check, a rank there was slow.
 inline constexpr const char* kQuarantineRequested = "requested";
 inline constexpr const char* kQuarantineMiscomputes = "silent_corruption";
 inline constexpr const char* kQuarantineFailures = "host_failures";
 inline constexpr const char* kQuarantineCheck = "host_check";
+inline constexpr const char* kQuarantineSlow = "slow_rank";
 inline constexpr const char* kQuarantineCauses[] = {kQuarantineRequested, kQuarantineMiscomputes,
-                                                    kQuarantineFailures, kQuarantineCheck};
+                                                    kQuarantineFailures, kQuarantineCheck,
+                                                    kQuarantineSlow};
 inline constexpr size_t kHostEvidenceMax = 8;
 
 // One transition or noteworthy fact. The command line, the page and the metrics all read these.

@@ -57,6 +57,7 @@ struct Driver::Impl {
     config.lease = options.lease_ms > 0
                        ? Duration(std::chrono::milliseconds(options.lease_ms))
                        : std::max<Duration>(kLeaseBeats * config.heartbeat_interval, kLeaseMin);
+    config.slow_ratio = options.slow_ratio;
     config.quarantine_failures = options.quarantine_failures;
     config.quarantine_window = std::chrono::seconds(options.quarantine_seconds);
     return config;

@@ -23,6 +23,7 @@ struct DriverOptions {
   int64_t lease_ms = 0;
   int64_t quarantine_failures = 3;  // as in CoreConfig
   int64_t quarantine_seconds = 3600;
+  double slow_ratio = 1.5;
   uint64_t scrub_bytes_per_second = 8 << 20;  // as in ScrubOptions; 0: not at all
   int64_t scrub_pause_seconds = 3600;         // from the end of one pass to the next
 };

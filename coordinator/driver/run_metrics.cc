@@ -250,7 +250,12 @@ void RunMetrics::create(const Job& job) {
 
 void RunMetrics::forget(JobId job) {
   created_.erase(job);
+  forget_slow(job);
   registry_.remove_series("run", run_label(job));
+}
+
+void RunMetrics::forget_slow(JobId job) {
+  std::erase_if(slow_shown_, [&](const auto& shown) { return std::get<0>(shown) == job; });
 }
 
 void RunMetrics::set_state(const JobRecord& job) {
@@ -387,15 +392,28 @@ void RunMetrics::observe_step(const StepRecord& step) {
       .set(step.learning_rate);
 }
 
-void RunMetrics::refresh(Instant now) {
-  std::map<JobState, int> runs;
-  for (const auto& [id, job] : core_.jobs()) ++runs[job.record.state];
-  for (const JobState state : kJobStates) {
-    registry_
-        .gauge("penstock_coordinator_runs", "Runs known, by state.",
-               {{"state", std::string(job_state_name(state))}})
-        .set(runs[state]);
+// Of a rank that is slow, and 0 of one that was.
+void RunMetrics::show_slow_ranks() {
+  const auto gauge = [&](JobId job, Rank rank, const std::string& node) {
+    return registry_.gauge(
+        "penstock_run_slow_rank_ratio",
+        "Time that a slow rank computes over that of those that do the same; 0: "
+        "slow no more.",
+        {{"run", run_label(job)}, {"rank", fmt::format("{}", rank)}, {"node", node}});
+  };
+  for (const auto& [job, rank, node] : slow_shown_) gauge(job, rank, node).set(0);
+  for (const auto& [id, spec] : created_) {
+    const Job& job = *core_.find_job(id);
+    for (const auto& [rank, slow] : job.slow) {
+      const WorkerId worker = job.record.placement[static_cast<size_t>(rank.value)].worker;
+      const std::string& node = core_.find_worker(worker)->record.name;
+      gauge(id, rank, node).set(slow.ratio);
+      slow_shown_.insert({id, rank, node});
+    }
   }
+}
+
+void RunMetrics::refresh_workers() {
   std::map<std::string, double> workers = {
       {"up", 0}, {"silent", 0}, {"quarantined", 0}, {"lost", 0}};
   double free_devices = 0;
@@ -448,11 +466,27 @@ void RunMetrics::refresh(Instant now) {
       drained_devices);
   set("penstock_coordinator_devices", "Devices of workers that are up.", "quarantined",
       quarantined_devices);
+}
+
+void RunMetrics::refresh(Instant now) {
+  show_slow_ranks();
+  std::map<JobState, int> runs;
+  for (const auto& [id, job] : core_.jobs()) ++runs[job.record.state];
+  for (const JobState state : kJobStates) {
+    registry_
+        .gauge("penstock_coordinator_runs", "Runs known, by state.",
+               {{"state", std::string(job_state_name(state))}})
+        .set(runs[state]);
+  }
+  refresh_workers();
   std::erase_if(created_, [&](const auto& entry) {
     const JobId id = entry.first;
     const JobRecord& job = core_.find_job(id)->record;
     const bool over = job.finished && now - *job.finished > kSeriesGrace;
-    if (over) registry_.remove_series("run", run_label(id));
+    if (over) {
+      registry_.remove_series("run", run_label(id));
+      forget_slow(id);
+    }
     return over;
   });
 }

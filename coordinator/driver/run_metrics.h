@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <tuple>
 
 #include "comm/control/metrics.h"
 #include "coordinator/core/coordinator.h"
@@ -39,11 +40,15 @@ class RunMetrics {
   void observe_transition(Instant now, const JobEvent& event);
   void observe_step(const StepRecord& step);
   void forget(JobId job);
+  void show_slow_ranks();
+  void refresh_workers();
+  void forget_slow(JobId job);
   void set_state(const JobRecord& job);
 
   MetricRegistry& registry_;
   const Coordinator& core_;
   std::map<JobId, Digest> created_;  // jobs that have series, and the spec these say
+  std::set<std::tuple<JobId, Rank, std::string>> slow_shown_;  // that have a series
   std::map<JobId, Instant> recovering_since_;
   std::map<JobId, Instant> queued_since_;
 };

@@ -143,6 +143,21 @@ json guard_of(const StepRecord& step) {
           {"limit", number(step.guard.limit)}};
 }
 
+json slow_ranks_of(const Coordinator& core, const Job& job) {
+  json items = json::array();
+  for (const auto& [rank, slow] : job.slow) {
+    const WorkerId worker = job.record.placement[static_cast<size_t>(rank.value)].worker;
+    items.push_back({{"rank", rank.value},
+                     {"worker", core.find_worker(worker)->record.name},
+                     {"since_step", slow.since_step},
+                     {"ratio", number(slow.ratio)},
+                     {"busy_seconds", number(slow.busy_seconds)},
+                     {"usual_seconds", number(slow.usual_seconds)},
+                     {"message", slow.words}});
+  }
+  return items;
+}
+
 json proof_of(const JobRecord& record) {
   if (!record.proof) return {};
   const ProofRecord& proof = *record.proof;
@@ -201,6 +216,7 @@ json job_body(const Coordinator& core, const Job& job) {
           {"checkpoint_interval", interval_of(job)},
           {"proof", proof_of(record)},
           {"guards", guards_of(record)},
+          {"slow_ranks", slow_ranks_of(core, job)},
           {"last_failure", failure_of(record)},
           {"checkpoint_dir", record.checkpoint_dir}};
 }

@@ -113,6 +113,9 @@ void describe_facts(Output& out, const Json& job) {
                               static_cast<int64_t>(field_number(job["proof"], "from")) + 1,
                               field_text(job["proof"], "through")));
   }
+  for (const Json& slow : job.value("slow_ranks", Json::array())) {
+    fact("slow", field_string(slow, "message"));
+  }
   fact("guards", guards_text(job.value("guards", Json::object())));
   if (job.value("rebalance_requested", false)) {
     fact("rebalance", "requested: experts move when the next checkpoint is committed");

@@ -248,6 +248,24 @@ std::string operation_in(const std::string& message) {
   return {};
 }
 
+// Ranks that were slow when the newest of these events happened: a new attempt begins without.
+Json slow_ranks_in(const std::vector<Json>& events) {
+  std::map<std::string, Json> slow;
+  for (const Json& event : events) {
+    const std::string code = field_string(event, "code");
+    if (!field_string(event, "from").empty()) slow.clear();
+    if (code == "slow_rank_over") slow.erase(field_text(event, "rank"));
+    if (code == "slow_rank") {
+      slow[field_text(event, "rank")] = {{"rank", event.value("rank", Json())},
+                                         {"time", event.value("time", Json())},
+                                         {"message", event.value("message", Json())}};
+    }
+  }
+  Json items = Json::array();
+  for (auto& [rank, item] : slow) items.push_back(std::move(item));
+  return items;
+}
+
 Json verdict_of(const JobHistory& history, bool offline) {
   const Json& job = history.job;
   const std::vector<Json> failures = failures_in(history.events);
@@ -269,6 +287,7 @@ Json verdict_of(const JobHistory& history, bool offline) {
       {"failure", failure},
       {"checkpoint", checkpoint_of(job)},
       {"recovery", failure.is_object() ? recovery_after(failure, history.events) : Json()},
+      {"slow_ranks", slow_ranks_in(history.events)},
       {"offline", offline},
       {"failures", std::move(items)}};
   const Advice what = advice(verdict, job, offline);
@@ -296,6 +315,9 @@ std::string verdict_text(const Json& verdict, const std::string& state_in_colour
       fact("when",
            fmt::format("{} ({} ago)", field_string(*failure, "time"), field_age(*failure, "time")));
     }
+  }
+  for (const Json& slow : verdict.value("slow_ranks", Json::array())) {
+    fact("slow", field_string(slow, "message"));
   }
   if (const auto saved = object_of(verdict, "checkpoint")) {
     fact("checkpoint",

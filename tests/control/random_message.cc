@@ -45,6 +45,7 @@ std::vector<RankStatus> rank_statuses(Random& random) {
     fill_key(rank, random);
     rank.state = static_cast<RankState>(random.below(4));
     rank.step = number<int64_t>(random, 0);
+    rank.pace = {number<int64_t>(random, 0), random.uniform(), random.uniform()};
   }
   return ranks;
 }

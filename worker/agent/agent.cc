@@ -368,6 +368,10 @@ void Agent::on_rank_message(int64_t now_ns, const RankKey& from, const ControlMe
   RankEntry& entry = rank->second;
   if (const auto* progress = std::get_if<RankProgress>(&message)) {
     entry.step = std::max(entry.step, progress->step);
+    ++entry.pace.steps;
+    entry.pace.busy_seconds += progress->compute_seconds + progress->optimizer_seconds;
+    entry.pace.wait_seconds +=
+        progress->expert_wait_seconds + progress->pipeline_wait_seconds + progress->reduce_seconds;
     return;
   }
   if (const auto* ready = std::get_if<RankReady>(&message)) {

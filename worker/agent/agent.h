@@ -164,6 +164,7 @@ class Agent {
     int32_t pid = 0;  // 0: waits until the ranks of lower epochs are gone
     RankState state = RankState::kStarting;
     int64_t step = 0;
+    RankPace pace;
     bool bound = false;                  // its connection is known
     std::optional<RankReady> ready;      // what it said, to repeat
     std::optional<BeginTraining> begin;  // sent on, or waiting for it to bind

@@ -13,7 +13,7 @@ std::vector<RankStatus> Agent::rank_statuses() const {
   std::vector<RankStatus> statuses;
   statuses.reserve(ranks_.size());
   for (const auto& [key, entry] : ranks_) {
-    statuses.push_back({key.job, key.epoch, key.rank, entry.state, entry.step});
+    statuses.push_back({key.job, key.epoch, key.rank, entry.state, entry.step, entry.pace});
   }
   return statuses;
 }
