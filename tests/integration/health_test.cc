@@ -71,7 +71,7 @@ TEST(HostCheckTest, AHostThatFailsItsCheckAfterACrashGetsNoRanksBeforeItPassesOn
   const ScratchFolder folder;
   const Path broken = folder.path() / "broken";
   Cluster cluster(
-      {.worker_count = 2,
+      {.worker_count = 3,
        .rank_program = fmt::format("if [ \"$1\" = check-host ] && [ -e {} ]; then\n"
                                    "  echo 'memory: a word changed'; exit 19\nfi\nexec {} \"$@\"\n",
                                    broken.string(), binary("penstock-rank").string())});
