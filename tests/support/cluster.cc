@@ -177,7 +177,8 @@ void Cluster::start_worker(int index) {
                                    (folder_.path() / name).string()};
   if (options_.allow_chaos) argv.push_back("--allow-chaos");
   if (!options_.rank_program.empty()) {
-    const Path program = folder_.path() / "penstock-rank.sh";
+    const Path program = folder_.path() / name / "penstock-rank.sh";  // its own: others run theirs
+    std::filesystem::create_directories(program.parent_path());
     PENSTOCK_CHECK(
         replace_file_durably(program, as_bytes("#!/bin/sh\n" + options_.rank_program)).ok());
     std::filesystem::permissions(program, std::filesystem::perms::owner_all);
