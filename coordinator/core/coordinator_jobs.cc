@@ -115,7 +115,7 @@ void Coordinator::wait(Job& job, Reason reason) {
 }
 
 bool Coordinator::ready_to_place(Job& job) {
-  if (job.placed() || job.commit_in_flight() || suspend_unplaced(job)) return false;
+  if (job.placed() || suspend_unplaced(job)) return false;
   scale_unplaced(job);
   if (now_ < job.place_after) return false;
   if (job.record.epoch.value == 0) {

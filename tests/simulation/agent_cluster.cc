@@ -16,11 +16,13 @@ using std::chrono::seconds;
 
 constexpr Duration kTick = milliseconds(50);
 constexpr Duration kDelayMax = milliseconds(200);
+constexpr Duration kOvertakenMax = seconds(10);
 // Some beats, what is on its way, and the ticks between: who is not disturbed is heard.
 constexpr Duration kHeardWithin = milliseconds(4500);
 const CoreConfig kCoreConfig;
 // A worker that cannot be heard is given up after it, and not long after it.
 const Duration kSilent = kCoreConfig.silent_beats * kCoreConfig.heartbeat_interval;
+const Duration kTimeToTell = 2 * kCoreConfig.heartbeat_interval;
 const Duration kLease = kCoreConfig.lease + kCoreConfig.lease_margin;
 constexpr Duration kLeaseSlack = milliseconds(1500);
 constexpr Duration kSettle = seconds(8);
@@ -160,11 +162,11 @@ void AgentCluster::start_daemon(Worker& worker) {
 }
 
 void AgentCluster::kill_daemon(Worker& worker) {
-  trace(worker.name, "daemon killed");
-  count(Fault::kDaemonKilled);
+  trace(worker.name, "daemon gone");
   disconnect(worker);
   worker.agent.reset();
   worker.gave_up = false;
+  worker.leaves = false;
   worker.processes.clear();  // they die with it
   worker.lease_end_ns = LeaseFile::kEndless;
   worker.inbox.clear();
@@ -242,19 +244,33 @@ AgentActions AgentCluster::actions_of(Worker& worker) {
   };
   actions.heard = [&worker](int64_t sent_ns) { extend_lease(worker, sent_ns); };
   actions.inspect_rank = [this, &worker](const RankKey& key) { return inspect(worker, key); };
-  actions.exit = [this, &worker](ExitCode, const std::string& why) {
+  actions.exit = [this, &worker](ExitCode code, const std::string& why) {
     // Of two daemons whose first words come late and in turn nobody can say which is the newer one.
     trace(worker.name, "gave up: {}", why);
-    if (worker.incarnation == 1) violate(worker.name + " gave up: " + why);
+    if (worker.incarnation == 1 && code == ExitCode::kConflict) {
+      violate(worker.name + " gave up: " + why);
+    }
+    if (code != ExitCode::kConflict) worker.left = worker.incarnation;
     worker.gave_up = true;
   };
   return actions;
 }
 
 void AgentCluster::put(Line& line, ControlMessage message) {
-  int64_t at_ns = within(kDelayMax);
-  if (!line.flights.empty()) at_ns = std::max(at_ns, line.flights.back().at_ns);
-  line.flights.push_back({at_ns, std::move(message)});
+  const int64_t at_ns = std::max(within(kDelayMax), line.newest_at_ns);
+  line.newest_at_ns = at_ns;
+  const auto after = std::find_if(line.flights.rbegin(), line.flights.rend(),
+                                  [&](const Flight& flight) { return flight.at_ns <= at_ns; });
+  line.flights.insert(after.base(), {at_ns, std::move(message)});
+}
+
+// Worse than ZeroMQ over TCP: an order that later ones overtake.
+void AgentCluster::put_out_of_order(Line& line, ControlMessage message) {
+  count(Fault::kMessageOvertaken);
+  const int64_t at_ns = within(kOvertakenMax);
+  const auto after = std::find_if(line.flights.begin(), line.flights.end(),
+                                  [&](const Flight& flight) { return flight.at_ns > at_ns; });
+  line.flights.insert(after, {at_ns, std::move(message)});
 }
 
 void AgentCluster::deliver_to_core() {
@@ -302,7 +318,17 @@ void AgentCluster::faults() {
 void AgentCluster::worker_faults(Worker& worker) {
   const Duration undisturbed(now_ns() - worker.disturbed_until_ns);
   if (options_.restarts_nothing && undisturbed < kHeardWithin) return;  // one after the other
-  if (chance(options_.daemon_kills)) return kill_daemon(worker);
+  if (chance(options_.daemon_kills)) {
+    count(Fault::kDaemonKilled);
+    return kill_daemon(worker);
+  }
+  const bool in_a_hurry = worker.leaves && !options_.restarts_nothing;
+  if (chance(options_.departures) && (!worker.leaves || in_a_hurry)) {
+    worker.leaves = true;
+    count(Fault::kDaemonAskedToEnd);
+    trace(worker.name, "daemon asked to end");
+    worker.agent->shut_down(now_ns());
+  }
   if (chance(options_.cuts) && worker.connected) {
     disconnect(worker);
     count(Fault::kConnectionCut);
@@ -376,7 +402,11 @@ void AgentCluster::on_core_crash() {
 void AgentCluster::send(OutgoingMessage out) {
   hear_resting(out.message, "the coordinator");
   if (!worker_by_peer_.contains(out.peer)) return;
-  put(to_workers_[out.peer], std::move(out.message));
+  Line& line = to_workers_[out.peer];
+  if (faulty_ && chance(options_.overtaking)) {
+    return put_out_of_order(line, std::move(out.message));
+  }
+  put(line, std::move(out.message));
 }
 
 // ---- what must hold
@@ -389,6 +419,7 @@ void AgentCluster::check(const Effects& effects) {
   check_causes(effects);
   for (const JobEvent& event : effects.events) {
     if (event.from && event.state == JobState::kPlacing) check_placing(event);
+    if (event.from && event.state == JobState::kLoading) check_loading(event);
   }
   for (const WorkerRecord& record : effects.workers) {
     if (record.lost) check_lost(record);
@@ -461,6 +492,14 @@ void AgentCluster::check_placing(const JobEvent& event) {
   }
 }
 
+void AgentCluster::check_loading(const JobEvent& event) {
+  for (int32_t rank = 0; rank < static_cast<int32_t>(kSimWorldSize); ++rank) {
+    if (started_.contains({event.job, event.epoch, Rank{rank}})) continue;
+    violate(fmt::format("job {} epoch {} loads before its rank {} is started", event.job,
+                        event.epoch, rank));
+  }
+}
+
 // What is given as the cause of a failure has happened.
 void AgentCluster::check_causes(const Effects& effects) {
   for (const JobEvent& event : effects.events) {
@@ -477,6 +516,11 @@ void AgentCluster::check_cause(const JobEvent& event) {
   if (kEnds.contains(code) && !ended_.contains(key)) {
     violate(fmt::format("{} has not ended, but: {}", to_string(key), event.reason.message));
   }
+  const auto ended = ended_.find(key);
+  if (code == "rank_missing" && ended != ended_.end() && now_ - ended->second < kTimeToTell) {
+    violate(fmt::format("{} has just ended, which its daemon is about to tell, but: {}",
+                        to_string(key), event.reason.message));
+  }
   const Process* const named = find_process(key);
   const bool is_well = named != nullptr && !named->hangs();
   if (is_well && (code == kCauseRankHung || code == "rank_missing")) {
@@ -491,6 +535,7 @@ void AgentCluster::check_lost(const WorkerRecord& lost) {
     return candidate.name == lost.name;
   });
   if (&*worker == proven_gone_) return;
+  if (lost.incarnation == static_cast<uint64_t>(worker->left)) return;  // and says so
   const Duration silence(now_ns() - worker->heard_newest_ns);
   if (silence < kLease) {
     violate(fmt::format("{} is given up after {:.1f} s, before its lease is over", lost.name,

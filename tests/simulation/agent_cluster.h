@@ -7,7 +7,7 @@
 // coordinator a beginning still arrives, which may be long after the worker's next connection was
 // made, and the coordinator is not told. It may be held up, in one direction or both, and then
 // hand over everything at once. Repeats and gaps come from what both sides send again after a new
-// connection.
+// connection. It is worse where orders are to overtake each other.
 #pragma once
 
 #include <deque>
@@ -39,6 +39,8 @@ struct AgentClusterOptions {
   double daemon_stalls = 0.0;  // like SIGSTOP, and SIGCONT some time later
   double cuts = 0.01;          // of a connection
   double link_stalls = 0.003;
+  double overtaking = 0.0;   // of each order: it takes up to 10 s, and later ones come before it
+  double departures = 0.0;   // of a daemon that is asked to end, and is started anew later
   double cancels = 0.0;      // of a job, by its user, who resumes it later
   double suspensions = 0.0;  // likewise
   Duration longest_slow = std::chrono::seconds(10);
@@ -97,6 +99,8 @@ class AgentCluster final : public SimulatedCoordinator {
     int incarnation = 0;
     std::unique_ptr<Agent> agent;  // null while the daemon is down
     bool gave_up = false;          // and is about to be down
+    bool leaves = false;           // as it was asked to
+    int left = 0;                  // the newest incarnation that has
     int64_t back_at_ns = 0;
     int64_t stalled_until_ns = 0;
     int64_t disturbed_until_ns = 0;  // by any fault that keeps it from being heard
@@ -119,7 +123,8 @@ class AgentCluster final : public SimulatedCoordinator {
   // One direction of a connection.
   struct Line {
     Worker* worker = nullptr;
-    std::deque<Flight> flights;
+    std::deque<Flight> flights;  // in the order in which they arrive
+    int64_t newest_at_ns = 0;    // when the newest arrives that keeps its turn
     int64_t stalled_until_ns = 0;
   };
   using Member = std::pair<Worker*, RankKey>;
@@ -137,6 +142,7 @@ class AgentCluster final : public SimulatedCoordinator {
   void prove_gone(const Worker& worker);
   AgentActions actions_of(Worker& worker);
   void put(Line& line, ControlMessage message);
+  void put_out_of_order(Line& line, ControlMessage message);
   void deliver_to_core();
   void deliver_to(Worker& worker);
   void faults();
@@ -149,6 +155,7 @@ class AgentCluster final : public SimulatedCoordinator {
   void check_steps(const Effects& effects);
   void check_memory_start(const std::string& peer, const StartRank& order);
   void check_placing(const JobEvent& event);
+  void check_loading(const JobEvent& event);
   void check_causes(const Effects& effects);
   void check_cause(const JobEvent& event);
   void check_lost(const WorkerRecord& lost);
@@ -191,7 +198,8 @@ class AgentCluster final : public SimulatedCoordinator {
   std::map<std::tuple<JobId, Epoch, int64_t>, Trained> saved_;
   std::map<JobId, std::pair<Epoch, int64_t>> recorded_;  // the newest step
   bool core_is_new_ = true;
-  std::set<RankKey> ended_;              // processes that did, or never came to be
+  std::set<RankKey> started_;            // rank processes that were, or were meant to be
+  std::map<RankKey, Instant> ended_;     // when they were gone
   const Worker* proven_gone_ = nullptr;  // whose end the core is being told
   int32_t last_pid_ = 100;
   bool resting_ = false;  // everything has ended: only heartbeats may be heard

@@ -27,7 +27,8 @@ Result<int32_t> AgentCluster::spawn(Worker& worker, const StartRank& start) {
   const RankKey key = {start.job, start.epoch, start.rank};
   if (faulty_ && chance(options_.failed_spawns)) {
     count(Fault::kSpawnFailed);
-    ended_.insert(key);
+    started_.insert(key);
+    ended_[key] = now_;
     trace(worker.name, "cannot start {}", to_string(key));
     return resource_exhausted("too many processes");
   }
@@ -58,6 +59,7 @@ Result<int32_t> AgentCluster::spawn(Worker& worker, const StartRank& start) {
   process.moved_at_ns = now_ns();
   process.hello_at_ns = within(milliseconds(300));
   worker.processes[key] = process;
+  started_.insert(key);
   return process.pid;
 }
 
@@ -228,7 +230,7 @@ void AgentCluster::advance_processes(Worker& worker) {
       trace(worker.name, "{} has ended, code {} signal {}", to_string(key), status.exit_code,
             status.signal);
       worker.processes.erase(key);
-      ended_.insert(key);
+      ended_[key] = now_;
       leave_memory(worker, key, status);
       ++counts_.worker_events;
       worker.agent->on_rank_exit(now_ns(), key, status, "sim");

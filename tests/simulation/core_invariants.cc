@@ -102,6 +102,7 @@ std::string CoreInvariants::after_restart(const Coordinator& core) {
     history.cursor = record.last_step ? record.last_step->cursor() : 0;
     history.failures_without_step =
         std::min(history.failures_without_step, record.failures_without_step);
+    history.failures_counted = record.failures_without_step;
     if (record.epoch < history.epoch) violate(fmt::format("job {} forgot its epoch", id));
   }
   return violation_;
@@ -130,6 +131,7 @@ void CoreInvariants::check_answers(const Coordinator& core, const Effects& effec
       history.cancelled = false;
       history.ended.reset();
       history.failures_without_step = 0;
+      history.failures_counted = 0;
       history.failed_at.reset();
     }
   }
@@ -179,6 +181,7 @@ void CoreInvariants::check_transition(Instant now, const Coordinator& core, cons
   }
   if (*event.state == JobState::kRecovering && is_failure(code)) {
     ++history.failures_without_step;
+    ++history.failures_counted;
     ++history.failures;
     history.failed_at = now;
   }
@@ -235,6 +238,7 @@ void CoreInvariants::check_steps(const Coordinator& core, const Effects& effects
     }
     history.cursor = step.cursor();
     history.failures_without_step = 0;
+    history.failures_counted = 0;
   }
 }
 
@@ -401,6 +405,13 @@ void CoreInvariants::check_job(const Coordinator& core, const Job& job) {
     violate(fmt::format("job {} goes on after {} failures, with max_restarts {}", id,
                         record.failures, restarts_max));
   }
+  const bool counts_too_many =
+      record.failures > history.failures || record.failures_without_step > history.failures_counted;
+  if (!ends && counts_too_many) {
+    violate(fmt::format("job {} has {} failures on record, {} without a step, of {} and {}", id,
+                        record.failures, record.failures_without_step, history.failures,
+                        history.failures_counted));
+  }
   check_placement(core, job);
   check_bounds(core, job);
 }
@@ -457,8 +468,8 @@ void CoreInvariants::check_bounds(const Coordinator& core, const Job& job) {
     }
   }
   const bool idle = !job.placed() && record.state != JobState::kRecovering;
-  if (idle && !(job.rounds.empty() && job.failed_rounds.empty() && job.held.empty() &&
-                job.awaiting.empty())) {
+  const bool saves = !job.rounds.empty() || !job.failed_rounds.empty();
+  if ((!job.placed() && saves) || (idle && !(job.held.empty() && job.awaiting.empty()))) {
     violate(fmt::format("job {} is {} and keeps what was of an attempt", record.id,
                         job_state_name(record.state)));
   }

@@ -8,10 +8,11 @@
 //                 it ended until it is resumed; a cancelled one never runs on
 //   gangs         placed whole or not at all, on free devices of workers that are up; all ranks of
 //                 an epoch get the same order; training begins when every rank is ready; a commit
-//                 has a segment of every rank
+//                 has a segment of every rank, is ordered once, and over before the next start
 //   progress      states follow the diagram of coordinator.h; the restart budget and the back-off
 //                 hold; who is lost hosts nothing that is to run; what is suspended holds no
-//                 device and has its last step saved
+//                 device and has its last step saved; what users were promised comes before the
+//                 next start
 //   bounds        what is kept for a job, and what one event sends
 #pragma once
 
@@ -44,6 +45,7 @@ class CoreInvariants {
     int64_t failures_without_step = 0;
     std::optional<Instant> failed_at;  // by this core
     int64_t failures = 0;              // since it was submitted or resumed
+    int64_t failures_counted = 0;      // likewise, without a step, as they are to be on record
     using Commit = std::pair<Epoch, int64_t>;
     std::set<Commit> commits;         // that this core ordered
     std::set<Commit> commits_on_way;  // and of these those that it has heard nothing of

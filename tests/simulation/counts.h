@@ -14,6 +14,7 @@ enum class Fault : uint8_t {
   kRankSlow,
   kSpawnFailed,
   kDaemonKilled,
+  kDaemonAskedToEnd,
   kDaemonStalled,
   kConnectionCut,
   kLinkStalled,
@@ -32,13 +33,14 @@ enum class Fault : uint8_t {
   kCheckpointDamaged,
   kLossSpike,
 };
-inline constexpr std::array<std::string_view, 23> kFaultNames = {
+inline constexpr std::array<std::string_view, 24> kFaultNames = {
     "rank killed",
     "rank crashed",
     "rank hung",
     "rank slow",
     "rank could not be started",
     "worker daemon killed",
+    "worker daemon asked to end",
     "worker daemon stopped for a while",
     "connection cut",
     "link held up",

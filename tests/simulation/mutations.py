@@ -33,47 +33,47 @@ MINUTES_MAX = 5
 
 
 def run(source, numbers, seeds, scenarios=()):
-    """How many seeds it took, and what was violated; None: nothing was."""
+    """How many seeds it took, which one it was, and what was violated; None: nothing was."""
     command = [source / "build/release/bin/simulate", "--seeds", str(seeds), "--stop"]
     environment = dict(os.environ, MUTANT=" ".join(map(str, numbers)))
     try:
         done = subprocess.run(command + list(scenarios), capture_output=True, text=True, errors="replace", env=environment,
                               timeout=60 * MINUTES_MAX)
     except subprocess.TimeoutExpired:
-        return 1, "a seed does not end"
+        return 1, "", "a seed does not end"
     if done.returncode == 0:
         return None
-    aborted = re.search(r"aborted in seed .* after (\d+) seeds", done.stderr)
+    aborted = re.search(r"aborted in seed (\d+) of scenario (\S+), after (\d+) seeds", done.stderr)
     if aborted:
         check = re.search(r"check failed: ([^\n]*)|([^\n]*)\n", done.stderr)
-        return int(aborted[1]), "a check: " + (check[1] or check[2]).strip()
-    found = re.search(r"scenario (\S+), seed \d+, after (\d+) seeds: (?:at [\d.]+ s: )?([^\n]*)", done.stderr)
+        return int(aborted[3]), f"{aborted[2]} {aborted[1]}", "a check: " + (check[1] or check[2]).strip()
+    found = re.search(r"scenario (\S+), seed (\d+), after (\d+) seeds: (?:at [\d.]+ s: )?([^\n]*)", done.stderr)
     if not found:
-        return 1, f"ends with code {done.returncode}"
-    return int(found[2]), found[3]
+        return 1, "", f"ends with code {done.returncode}"
+    return int(found[3]), f"{found[1]} {found[2]}", found[4]
 
 
 def try_one(source, mutation, seeds):
     found = run(source, mutants.numbers_of(MUTATIONS, mutation), seeds)
-    print(f"{mutation.what}: " + ("LIVES" if found is None else f"{found[0]} seeds: {found[1]}"), flush=True)
+    print(f"{mutation.what}: " + ("LIVES" if found is None else f"{found[0]} seeds, {found[1]}: {found[2]}"), flush=True)
     return found
 
 
 def words(found, mutation):
     if found is None:
-        return f"none: {mutation.harmless}" if mutation.harmless else "**none**", ""
-    what = re.sub(r"\|", "/", found[1])
-    return str(found[0]), what if len(what) <= 160 else what[:157] + "…"
+        return "none", "", mutation.harmless or "**nothing**"
+    what = re.sub(r"\|", "/", found[2])
+    return str(found[0]), found[1], what if len(what) <= 160 else what[:157] + "…"
 
 
 def page(results, seeds):
     counts = sorted(found[0] for found in results.values() if found)
     text = HEAD.format(noticed=len(counts), all=len(results), median=counts[len(counts) // 2] if counts else 0, seeds=seeds)
     for title, section in SECTIONS.items():
-        text += f"\n## {title}\n\n| taken away | in | seeds | what was violated |\n|---|---|---|---|\n"
+        text += f"\n## {title}\n\n| taken away | in | seeds | the last | what was violated |\n|---|---|---|---|---|\n"
         for mutation in section:
-            count, what = words(results[mutation], mutation)
-            text += f"| {mutation.what} | `{mutation.file}` | {count} | {what} |\n"
+            count, seed, what = words(results[mutation], mutation)
+            text += f"| {mutation.what} | `{mutation.file}` | {count} | {seed} | {what} |\n"
     return text
 
 

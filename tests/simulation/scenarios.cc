@@ -79,6 +79,14 @@ AgentClusterOptions calm_suspensions() {
   return options;
 }
 
+AgentClusterOptions calm_departures() {
+  AgentClusterOptions options = calm();
+  options.worker_count = 5;
+  options.departures = 0.001;
+  options.restarts_nothing = true;
+  return options;
+}
+
 AgentClusterOptions moving_experts() {
   AgentClusterOptions options = calm();
   options.rebalance_threshold = 1.1;
@@ -113,6 +121,10 @@ std::vector<Scenario> make_scenarios() {
              calm_suspensions()),
       agents("experts", "experts move through every fault", {.rebalance_threshold = 1.1}),
       agents("experts-calm", "experts move, which is no failure", moving_experts()),
+      agents("departures", "daemons are asked to end, through every fault", {.departures = 0.002}),
+      agents("departures-calm", "daemons are asked to end, which is no failure", calm_departures()),
+      agents("overtaking", "orders that later ones overtake, and that take up to 10 s",
+             {.rank_hangs = 0.001, .overtaking = 0.05, .cancels = 0.002, .hang_timeout = 5}),
       agents("rollbacks", "loss spikes that rollbacks leave out, through every fault",
              {.spikes = {3, 7, 10}}),
       agents("users", "users cancel jobs and resume them",

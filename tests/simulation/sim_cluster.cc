@@ -102,7 +102,7 @@ void SimCluster::faults() {
       kill_worker(worker);
     }
     if (worker.alive && chance(options_.partitions)) {
-      worker.partitioned_until = now_ + milliseconds_below(12'000);
+      worker.partitioned_until = now_ + milliseconds_below(25'000);
       count(Fault::kWorkerCutOff);
       trace(worker.name, "cut off for {:.1f} s", to_seconds(worker.partitioned_until - now_));
     }

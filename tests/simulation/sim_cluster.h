@@ -21,7 +21,7 @@ struct SimOptions {
   int job_count = 2;
   double loss = 0.05;  // of each message
   double repetition = 0.05;
-  double lateness = 0.003;    // likewise: it comes up to half a minute later
+  double lateness = 0.01;     // likewise: it comes up to half a minute later
   double rank_kills = 0.006;  // chances per tick and worker
   double worker_kills = 0.004;
   double partitions = 0.003;

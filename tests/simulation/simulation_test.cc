@@ -13,7 +13,7 @@ namespace penstock {
 namespace {
 
 #if defined(NDEBUG) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-constexpr double kSeeds = 400;
+constexpr double kSeeds = 350;
 #else
 constexpr double kSeeds = 50;  // ten times slower
 #endif
