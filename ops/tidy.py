@@ -55,7 +55,7 @@ HOMES = [
 BANNED = [
     (r"std::chrono::(system|steady|high_resolution)_clock", r"comm/base/clock\.cc$", "comm/base/clock.h"),
     (r"\bstd::(thread|jthread|async)\b",
-     r"comm/data/(ucx_|loopback_)|comm/control/|worker/(rank|engine)/|coordinator/(main|driver|http)|tests/|ops/",
+     r"comm/data/(ucx_|loopback_)|comm/control/|worker/(rank|engine|agent/state_\w+)/?|coordinator/(main|driver|http)|tests/|ops/",
      "the event loop, or the transport's progress thread"),
     (r"\b(rand|srand|random|drand48)\(\)", r"$^", "comm/base/random.h"),
     (r"std::(mt19937|random_device)", r"tests/", "comm/base/random.h"),

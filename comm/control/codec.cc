@@ -71,6 +71,10 @@ Result<ControlMessage> to_message(wire::ControlMessage::Reader reader) {
       return taken<PauseRanks>(reader.getPauseRanks());
     case wire::ControlMessage::SAVE_INTERVAL:
       return taken<SaveInterval>(reader.getSaveInterval());
+    case wire::ControlMessage::MIRROR_RANKS:
+      return taken<MirrorRanks>(reader.getMirrorRanks());
+    case wire::ControlMessage::RANKS_MIRRORED:
+      return taken<RanksMirrored>(reader.getRanksMirrored());
     case wire::ControlMessage::INSPECT_RANKS:
       return taken<InspectRanks>(reader.getInspectRanks());
     case wire::ControlMessage::RANKS_INSPECTED:
@@ -155,6 +159,12 @@ auto init(wire::ControlMessage::Builder b, const PauseRanks&) {
 }
 auto init(wire::ControlMessage::Builder b, const SaveInterval&) {
   return b.initSaveInterval();
+}
+auto init(wire::ControlMessage::Builder b, const MirrorRanks&) {
+  return b.initMirrorRanks();
+}
+auto init(wire::ControlMessage::Builder b, const RanksMirrored&) {
+  return b.initRanksMirrored();
 }
 auto init(wire::ControlMessage::Builder b, const InspectRanks&) {
   return b.initInspectRanks();

@@ -140,6 +140,30 @@ std::vector<int64_t> take_extents(capnp::List<int64_t>::Reader list) {
   return extents;
 }
 
+void put_place(wire::StatePlace::Builder builder, const StatePlace& place) {
+  builder.setAddress(text(place.address));
+  builder.setKeyLow(place.key.low);
+  builder.setKeyHigh(place.key.high);
+}
+StatePlace take_place(wire::StatePlace::Reader reader) {
+  return {take_text(reader.getAddress()), {reader.getKeyLow(), reader.getKeyHigh()}};
+}
+
+void put_held(capnp::List<wire::HeldRank>::Builder list, const std::vector<HeldRank>& ranks) {
+  for (unsigned i = 0; i < ranks.size(); ++i) {
+    list[i].setRank(ranks[i].rank.value);
+    put_extents(list[i].initSteps(ranks[i].steps.size()), ranks[i].steps);
+  }
+}
+std::vector<HeldRank> take_held(capnp::List<wire::HeldRank>::Reader list) {
+  std::vector<HeldRank> ranks;
+  ranks.reserve(list.size());
+  for (const wire::HeldRank::Reader reader : list) {
+    ranks.push_back({{reader.getRank()}, take_extents(reader.getSteps())});
+  }
+  return ranks;
+}
+
 void put_slice(wire::SavedSlice::Builder builder, const SavedSlice& slice) {
   builder.setName(text(slice.name));
   builder.setDtype(text(slice.dtype));
@@ -175,6 +199,7 @@ void put(wire::Register::Builder builder, const Register& message) {
   builder.setDeviceKind(text(message.device_kind));
   builder.setHttpAddress(text(message.http_address));
   put_ranks(builder.initRanks(message.ranks.size()), message.ranks);
+  put_place(builder.initStatePlace(), {message.state_address, message.state_key});
 }
 void take(wire::Register::Reader reader, Register& message) {
   message.protocol_version = reader.getProtocolVersion();
@@ -185,6 +210,9 @@ void take(wire::Register::Reader reader, Register& message) {
   message.device_kind = take_text(reader.getDeviceKind());
   message.http_address = take_text(reader.getHttpAddress());
   message.ranks = take_ranks(reader.getRanks());
+  const StatePlace place = take_place(reader.getStatePlace());
+  message.state_address = place.address;
+  message.state_key = place.key;
 }
 
 void put(wire::Registered::Builder builder, const Registered& message) {
@@ -240,6 +268,7 @@ void put(wire::StartRank::Builder builder, const StartRank& message) {
   builder.setSaveInterval(message.save_interval);
   builder.setFromMemory(message.from_memory);
   builder.setSavedStep(message.saved_step);
+  put_place(builder.initStateFrom(), message.state_from);
   capnp::List<wire::StepRange>::Builder left_out = builder.initLeftOut(message.left_out.size());
   for (size_t i = 0; i < message.left_out.size(); ++i) {
     left_out[i].setFirst(message.left_out[i].first);
@@ -266,6 +295,7 @@ void take(wire::StartRank::Reader reader, StartRank& message) {
   message.save_interval = reader.getSaveInterval();
   message.from_memory = reader.getFromMemory();
   message.saved_step = reader.getSavedStep();
+  message.state_from = take_place(reader.getStateFrom());
   for (const wire::StepRange::Reader range : reader.getLeftOut()) {
     message.left_out.push_back({range.getFirst(), range.getLast()});
   }
@@ -337,21 +367,13 @@ void take(wire::RankExited::Reader reader, RankExited& message) {
 
 void put(wire::RanksStopped::Builder builder, const RanksStopped& message) {
   put_attempt(builder, message);
-  capnp::List<wire::HeldRank>::Builder list = builder.initHeld(message.held.size());
-  for (unsigned i = 0; i < message.held.size(); ++i) {
-    const HeldRank& held = message.held[i];
-    list[i].setRank(held.rank.value);
-    capnp::List<int64_t>::Builder steps = list[i].initSteps(held.steps.size());
-    for (unsigned s = 0; s < held.steps.size(); ++s) steps.set(s, held.steps[s]);
-  }
+  put_held(builder.initHeld(message.held.size()), message.held);
+  put_held(builder.initCopies(message.copies.size()), message.copies);
 }
 void take(wire::RanksStopped::Reader reader, RanksStopped& message) {
   take_attempt(reader, message);
-  for (const wire::HeldRank::Reader entry : reader.getHeld()) {
-    HeldRank& held = message.held.emplace_back();
-    held.rank.value = entry.getRank();
-    for (const int64_t step : entry.getSteps()) held.steps.push_back(step);
-  }
+  message.held = take_held(reader.getHeld());
+  message.copies = take_held(reader.getCopies());
 }
 
 void put(wire::StepReport::Builder builder, const StepReport& message) {
@@ -578,6 +600,43 @@ void take(wire::RankProgress::Reader reader, RankProgress& message) {
   message.checkpoint_seconds = reader.getCheckpointSeconds();
   message.bytes_sent = reader.getBytesSent();
   message.arena_bytes = reader.getArenaBytes();
+}
+
+void put(wire::MirrorRanks::Builder builder, const MirrorRanks& message) {
+  put_attempt(builder, message);
+  builder.setStep(message.step);
+  builder.setKeptStep(message.kept_step);
+  builder.setBytesPerSecond(message.bytes_per_second);
+  capnp::List<wire::MirrorTarget>::Builder list = builder.initSend(message.send.size());
+  for (unsigned i = 0; i < message.send.size(); ++i) {
+    list[i].setRank(message.send[i].rank.value);
+    put_place(list[i].initTo(), message.send[i].to);
+  }
+  capnp::List<int32_t>::Builder keep = builder.initKeep(message.keep.size());
+  for (unsigned i = 0; i < message.keep.size(); ++i) keep.set(i, message.keep[i].value);
+}
+void take(wire::MirrorRanks::Reader reader, MirrorRanks& message) {
+  take_attempt(reader, message);
+  message.step = reader.getStep();
+  message.kept_step = reader.getKeptStep();
+  message.bytes_per_second = reader.getBytesPerSecond();
+  for (const wire::MirrorTarget::Reader target : reader.getSend()) {
+    message.send.push_back({{target.getRank()}, take_place(target.getTo())});
+  }
+  for (const int32_t rank : reader.getKeep()) message.keep.push_back({rank});
+}
+
+void put(wire::RanksMirrored::Builder builder, const RanksMirrored& message) {
+  put_attempt(builder, message);
+  builder.setStep(message.step);
+  builder.setFailure(text(message.failure));
+  builder.setMissed(message.missed);
+}
+void take(wire::RanksMirrored::Reader reader, RanksMirrored& message) {
+  take_attempt(reader, message);
+  message.step = reader.getStep();
+  message.failure = take_text(reader.getFailure());
+  message.missed = reader.getMissed();
 }
 
 void put(wire::InspectRanks::Builder builder, const InspectRanks& message) {

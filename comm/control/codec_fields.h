@@ -33,6 +33,8 @@ void put(wire::RankHello::Builder builder, const RankHello& message);
 void put(wire::RankProgress::Builder builder, const RankProgress& message);
 void put(wire::RanksStopped::Builder builder, const RanksStopped& message);
 void put(wire::ExpertLoadReport::Builder builder, const ExpertLoadReport& message);
+void put(wire::MirrorRanks::Builder builder, const MirrorRanks& message);
+void put(wire::RanksMirrored::Builder builder, const RanksMirrored& message);
 void put(wire::InspectRanks::Builder builder, const InspectRanks& message);
 void put(wire::RanksInspected::Builder builder, const RanksInspected& message);
 
@@ -61,6 +63,8 @@ void take(wire::RankHello::Reader reader, RankHello& message);
 void take(wire::RankProgress::Reader reader, RankProgress& message);
 void take(wire::RanksStopped::Reader reader, RanksStopped& message);
 void take(wire::ExpertLoadReport::Reader reader, ExpertLoadReport& message);
+void take(wire::MirrorRanks::Reader reader, MirrorRanks& message);
+void take(wire::RanksMirrored::Reader reader, RanksMirrored& message);
 void take(wire::InspectRanks::Reader reader, InspectRanks& message);
 void take(wire::RanksInspected::Reader reader, RanksInspected& message);
 

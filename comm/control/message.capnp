@@ -42,6 +42,8 @@ struct ControlMessage {
     workerReleased    @24 :WorkerReleased;
     checkHost         @25 :CheckHost;
     hostChecked       @26 :HostChecked;
+    mirrorRanks       @27 :MirrorRanks;
+    ranksMirrored     @28 :RanksMirrored;
   }
 }
 
@@ -75,6 +77,7 @@ struct Register {
   deviceKind      @5 :Text;            # "cpu" or the GPU's name
   httpAddress     @6 :Text;            # host:port of /metrics
   ranks           @7 :List(RankStatus);  # the whole truth: what is absent does not run there
+  statePlace      @8 :StatePlace;      # where it takes in copies of ranks' state; or nowhere
 }
 
 struct Registered {
@@ -115,6 +118,14 @@ struct StartRank {
   fromMemory          @12 :Bool;              # restoreStep is held by the daemon; then no manifest
   savedStep           @13 :Int64;             # >= 0; of the newest committed checkpoint; 0: none
   leftOut             @14 :List(StepRange);   # steps that change nothing; at most 1 Mi
+  stateFrom           @15 :StatePlace;        # fromMemory: of whom the state is to be fetched
+}
+
+struct StatePlace {
+  # A daemon that keeps, or is to keep, a copy of a rank's state (comm/control/state_stream.h).
+  address @0 :Text;    # host:port; empty: nowhere
+  keyLow  @1 :UInt64;  # the daemon's own, which it gave to the coordinator
+  keyHigh @2 :UInt64;
 }
 
 struct StepRange {
@@ -384,12 +395,39 @@ struct RanksStopped {
   job   @0 :UInt64;
   epoch @1 :UInt32;
   held  @2 :List(HeldRank);  # at most 4096, each rank once
+  copies @3 :List(HeldRank);  # of that epoch's state, also of others' ranks; likewise
 }
 
 struct HeldRank {
   # What the daemon holds in memory of a rank that ended.
   rank  @0 :Int32;
   steps @1 :List(Int64);  # 1 to 3, ascending, >= 0
+}
+
+struct MirrorRanks {
+  # Coordinator -> worker: copy the state of your ranks after that step. Repeated until answered by
+  # RanksMirrored, or replaced by one of a later step.
+  job            @0 :UInt64;
+  epoch          @1 :UInt32;
+  step           @2 :Int64;   # >= 1
+  keptStep       @3 :Int64;   # 0 .. step - 1; copies of other steps go
+  bytesPerSecond @4 :Int64;   # >= 1, of all that the worker sends
+  send           @5 :List(MirrorTarget);  # the worker's own ranks, each once; at most 4096
+  keep           @6 :List(Int32);         # ranks of others, of which it takes in copies; each once
+}
+
+struct MirrorTarget {
+  rank @0 :Int32;
+  to   @1 :StatePlace;  # never nowhere
+}
+
+struct RanksMirrored {
+  # Worker -> coordinator, in answer to MirrorRanks. Not resent.
+  job     @0 :UInt64;
+  epoch   @1 :UInt32;
+  step    @2 :Int64;  # >= 1
+  failure @3 :Text;   # one sentence; empty: every copy is where it is to be
+  missed  @4 :Bool;   # the ranks were faster than the daemon
 }
 
 struct ExpertLoadReport {

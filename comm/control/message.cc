@@ -13,7 +13,8 @@ constexpr std::array<std::string_view, std::variant_size_v<ControlMessage>> kMes
     "checkpoint_outcome", "rank_finished",     "log_chunk",          "rank_hello",
     "rank_progress",      "ranks_stopped",     "expert_load_report", "save_interval",
     "inspect_ranks",      "ranks_inspected",   "pause_ranks",        "worker_leaving",
-    "worker_released",    "check_host",        "host_checked"};
+    "worker_released",    "check_host",        "host_checked",       "mirror_ranks",
+    "ranks_mirrored"};
 
 }  // namespace
 

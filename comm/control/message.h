@@ -75,6 +75,9 @@ struct Register {
   std::string device_kind;   // "cpu" or the GPU's name
   std::string http_address;  // host:port of the daemon's /metrics
   std::vector<RankStatus> ranks;
+  // Where it takes in copies of ranks' state (state_stream.h), and its key; empty: nowhere.
+  std::string state_address = {};
+  Digest state_key = {};
   bool operator==(const Register&) const = default;
 };
 
@@ -103,6 +106,13 @@ struct Heartbeat {
   bool operator==(const Heartbeat&) const = default;
 };
 
+// Where a copy of a rank's state is to be had, or kept (state_stream.h).
+struct StatePlace {
+  std::string address;  // of a daemon, "host:port"; empty: nowhere
+  Digest key = {};      // of that daemon
+  bool operator==(const StatePlace&) const = default;
+};
+
 // Coordinator -> worker: start one rank process. Idempotent per (job, epoch, rank): repeated for a
 // rank that is already loaded, the daemon repeats its RankReady (or RankExited). Refused, by
 // silence, at or below an epoch that StopRanks named.
@@ -119,6 +129,9 @@ struct StartRank {
   // of it, and of every other rank, at this step.
   int64_t restore_step = 0;
   bool from_memory = false;
+  // With from_memory, where the state is when it is not in the memory that the rank's daemon holds
+  // for it: a copy, made in the epoch before this one.
+  StatePlace state_from = {};
   int64_t saved_step = 0;  // of the newest committed checkpoint; 0: none
   int64_t first_unreported_step =
       0;  // steps below were recorded by an earlier attempt (replay is reported all the same)
@@ -172,6 +185,9 @@ struct RanksStopped {
   JobId job;
   Epoch epoch;
   std::vector<HeldRank> held = {};  // with StopRanks::keep_state
+  // Likewise: copies of that epoch's state, of any rank (MirrorRanks).
+  std::vector<HeldRank> copies = {};
+  bool holds_any() const { return !held.empty() || !copies.empty(); }
   bool operator==(const RanksStopped&) const = default;
 };
 
@@ -336,6 +352,36 @@ struct PauseRanks {
   bool operator==(const PauseRanks&) const = default;
 };
 
+// Coordinator -> worker: copy the state of your ranks after `step`, to stay with you and with
+// others, and take in the copies of others' ranks. Repeated until RanksMirrored answers it; a newer
+// step takes its place.
+struct MirrorTarget {
+  Rank rank;
+  StatePlace to;
+  bool operator==(const MirrorTarget&) const = default;
+};
+struct MirrorRanks {
+  JobId job;
+  Epoch epoch;
+  int64_t step = 0;
+  int64_t kept_step = 0;  // copies of this step stay until then, of others they go; 0: of none
+  int64_t bytes_per_second = 0;    // of the sending of this worker, at most
+  std::vector<MirrorTarget> send;  // ranks of this worker, each once
+  std::vector<Rank> keep;          // ranks of others
+  bool operator==(const MirrorRanks&) const = default;
+};
+
+// Worker -> coordinator, the answer: the copies of all its ranks are here and there, or why not.
+// Not kept: the order is repeated.
+struct RanksMirrored {
+  JobId job;
+  Epoch epoch;
+  int64_t step = 0;
+  std::string failure;  // one sentence; empty: none
+  bool missed = false;  // only that a rank was faster than its daemon
+  bool operator==(const RanksMirrored&) const = default;
+};
+
 // Worker -> coordinator: this daemon was asked to end (SIGTERM). Its ranks are to save and move, as
 // from a drained worker; repeated until WorkerReleased. `left`: it ends now, and none of its ranks
 // runs any more; not resent, silence says it otherwise.
@@ -419,7 +465,7 @@ using ControlMessage =
                  RankExited, StepReport, EvaluationReport, SegmentSaved, SaveFailed,
                  CheckpointOutcome, RankFinished, LogChunk, RankHello, RankProgress, RanksStopped,
                  ExpertLoadReport, SaveInterval, InspectRanks, RanksInspected, PauseRanks,
-                 WorkerLeaving, WorkerReleased, CheckHost, HostChecked>;
+                 WorkerLeaving, WorkerReleased, CheckHost, HostChecked, MirrorRanks, RanksMirrored>;
 
 // The message's name, for logs and metrics: "step_report".
 std::string_view message_name(const ControlMessage& message);

@@ -169,6 +169,7 @@ Status check(const Register& message) {
   PENSTOCK_TRY(check_that(message.device_count >= 1, "device_count", "is below 1"));
   PENSTOCK_TRY(check_name("device_kind", message.device_kind));
   PENSTOCK_TRY(check_text("http_address", message.http_address, kNameBytesMax));
+  PENSTOCK_TRY(check_text("state_address", message.state_address, kNameBytesMax));
   return check_ranks(message.ranks);
 }
 
@@ -199,6 +200,7 @@ Status check(const StartRank& message) {
     PENSTOCK_TRY(check_that(message.restore_manifest.empty(), "restore_manifest",
                             "is given, and memory, too"));
     PENSTOCK_TRY(check_that(message.restore_step >= 1, "restore_step", "is below 1"));
+    PENSTOCK_TRY(check_text("state_from", message.state_from.address, kNameBytesMax));
   } else if (message.restore_manifest.empty()) {
     PENSTOCK_TRY(
         check_that(message.restore_step == 0, "restore_step", "is given without a manifest"));
@@ -258,23 +260,56 @@ Status check(const RankExited& message) {
   return check_text("reason", message.reason, kNameBytesMax);
 }
 
-Status check(const RanksStopped& message) {
-  PENSTOCK_TRY(check_attempt(message));
-  PENSTOCK_TRY(
-      check_that(message.held.size() <= kRanksPerWorkerMax, "held", "has too many entries"));
-  std::set<Rank> ranks;
-  for (const HeldRank& held : message.held) {
-    const bool rank_sound =
-        held.rank.value >= 0 && static_cast<size_t>(held.rank.value) < kRanksMax;
-    PENSTOCK_TRY(check_that(rank_sound, "rank", "is out of range"));
-    PENSTOCK_TRY(check_that(ranks.insert(held.rank).second, "rank", "is there twice"));
+Status check_distinct(std::string_view field, const std::vector<Rank>& ranks) {
+  PENSTOCK_TRY(check_that(ranks.size() <= kRanksPerWorkerMax, field, "has too many entries"));
+  std::set<Rank> seen;
+  for (const Rank rank : ranks) {
+    const bool sound = rank.value >= 0 && static_cast<size_t>(rank.value) < kRanksMax;
+    PENSTOCK_TRY(check_that(sound, "rank", "is out of range"));
+    PENSTOCK_TRY(check_that(seen.insert(rank).second, "rank", "is there twice"));
+  }
+  return {};
+}
+
+// Steps of ranks whose state is held.
+Status check_held(std::string_view field, const std::vector<HeldRank>& ranks) {
+  std::vector<Rank> numbers;
+  for (const HeldRank& held : ranks) {
+    numbers.push_back(held.rank);
     const bool bounded = !held.steps.empty() && held.steps.size() <= kStateGenerations;
     PENSTOCK_TRY(check_that(bounded, "steps", "is empty or has too many entries"));
     PENSTOCK_TRY(check_that(held.steps.front() >= 0, "steps", "has a negative one"));
     const bool ascending = std::is_sorted(held.steps.begin(), held.steps.end());
     PENSTOCK_TRY(check_that(ascending, "steps", "is not ascending"));
   }
-  return {};
+  return check_distinct(field, numbers);
+}
+
+Status check(const RanksStopped& message) {
+  PENSTOCK_TRY(check_attempt(message));
+  PENSTOCK_TRY(check_held("held", message.held));
+  return check_held("copies", message.copies);
+}
+
+Status check(const MirrorRanks& message) {
+  PENSTOCK_TRY(check_attempt(message));
+  PENSTOCK_TRY(check_that(message.step >= 1, "step", "is below 1"));
+  PENSTOCK_TRY(check_that(message.kept_step >= 0 && message.kept_step < message.step, "kept_step",
+                          "is not in 0 .. step - 1"));
+  PENSTOCK_TRY(check_that(message.bytes_per_second >= 1, "bytes_per_second", "is below 1"));
+  std::vector<Rank> sent;
+  for (const MirrorTarget& target : message.send) {
+    PENSTOCK_TRY(check_name("address", target.to.address));
+    sent.push_back(target.rank);
+  }
+  PENSTOCK_TRY(check_distinct("send", sent));
+  return check_distinct("keep", message.keep);
+}
+
+Status check(const RanksMirrored& message) {
+  PENSTOCK_TRY(check_attempt(message));
+  PENSTOCK_TRY(check_that(message.step >= 1, "step", "is below 1"));
+  return check_text("failure", message.failure, kNameBytesMax);
 }
 
 Status check(const StepReport& message) {

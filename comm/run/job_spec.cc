@@ -210,6 +210,9 @@ void read_rest(MappingReader& document, JobSpec& spec) {
   recovery.integer("hang_timeout", 0, 86'400, spec.recovery.hang_timeout);
   recovery.boolean("from_memory", spec.recovery.from_memory);
   recovery.boolean("replace_slow", spec.recovery.replace_slow);
+  spec.recovery.mirror_automatic =
+      recovery.integer_or_word("mirror", 0, kStepsMax, "auto", spec.recovery.mirror);
+  recovery.integer("mirror_rate", 1, 1 << 20, spec.recovery.mirror_rate);
   recovery.finish();
 }
 

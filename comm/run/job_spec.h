@@ -164,6 +164,12 @@ struct RecoverySpec {
   bool from_memory = true;
   // Move off the host of a rank that the others wait for, when another has room.
   bool replace_slow = false;
+  // Steps from one whose state is copied into the memory of other workers to the next, at least; 0:
+  // none is. "auto": as often as the rate allows; `mirror` is 0 then.
+  int64_t mirror = 0;
+  bool mirror_automatic = false;
+  int64_t mirror_rate = 256;  // MiB/s, at most, that each worker sends for it
+  bool mirrors() const { return mirror_automatic || mirror > 0; }
   bool operator==(const RecoverySpec&) const = default;
 };
 

@@ -150,6 +150,10 @@ Json guards_json(const GuardsSpec& guards) {
           {"duplicate_every", guards.duplicate_every}};
 }
 
+Json mirror_json(const RecoverySpec& recovery) {
+  return recovery.mirror_automatic ? Json("auto") : Json(recovery.mirror);
+}
+
 }  // namespace
 
 std::string to_json(const ModelConfig& model) {
@@ -181,6 +185,8 @@ std::string to_json(const JobSpec& spec) {
                       {{"max_restarts", spec.recovery.max_restarts},
                        {"hang_timeout", spec.recovery.hang_timeout},
                        {"from_memory", spec.recovery.from_memory},
+                       {"mirror", mirror_json(spec.recovery)},
+                       {"mirror_rate", spec.recovery.mirror_rate},
                        {"replace_slow", spec.recovery.replace_slow}}},
                      {"guards", guards_json(spec.guards)}};
   // Indented, because people read it too. A spec that was not parsed here may hold bytes that are

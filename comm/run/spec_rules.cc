@@ -177,6 +177,9 @@ void check_spec_rules(const JobSpec& spec, SpecProblems& problems) {
       spec.training.evaluation_interval == 0 || !spec.data.validation.empty(),
       "training.evaluation_interval needs data.validation; add a held-out data set or remove "
       "the key");
+  problems.rule("recovery.mirror", spec.recovery.from_memory || !spec.recovery.mirrors(),
+                "recovery.mirror copies the state that workers hold in memory, which "
+                "recovery.from_memory: false does without; leave one of them out");
 }
 
 }  // namespace penstock

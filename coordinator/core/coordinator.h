@@ -189,12 +189,27 @@ class Coordinator {
 
   // coordinator_memory.cc: going on from what daemons hold of the ranks that ended.
   static bool wants_held_state(const Job& job);
-  void keep_held(Job& job, WorkerId worker, const std::vector<HeldRank>& ranks);
-  static std::optional<int64_t> held_step(const Job& job);
-  std::optional<std::vector<RankPlacement>> held_placement(const Job& job) const;
+  using Usable = std::map<WorkerId, std::vector<int32_t>>;  // workers, and their free devices
+  void keep_held(Job& job, WorkerId worker, const RanksStopped& message);
+  Usable usable_workers() const;
+  static std::optional<WorkerId> copy_of(const Job& job, Rank rank, int64_t step,
+                                         const Usable& usable);
+  static std::optional<int64_t> held_step(const Job& job, const Usable& usable);
+  std::optional<std::vector<RankPlacement>> held_placement(Job& job, int64_t step) const;
+  std::string start_source(const Job& job) const;
+  std::string copies_used(const Job& job) const;
+  static void forget_held(Job& job, WorkerId worker);
   bool restore_from_held(Job& job);
   void drop_held(Job& job, const std::set<WorkerId>& kept);
   void let_go_of_held(const Worker& worker, const RanksStopped& message);
+
+  // coordinator_mirrors.cc: copies of ranks' state in other workers' memory.
+  static bool wants_mirror(const Job& job);
+  std::map<Rank, WorkerId> choose_buddies(const Job& job) const;
+  static int64_t mirror_lead(const Job& job);
+  void keep_mirroring(Job& job);
+  void send_mirror(const Job& job, WorkerId worker);
+  void on_message(Worker& worker, const RanksMirrored& message);
 
   // coordinator_proof.cc: a resume that compares the steps it trains again with what is recorded.
   Status begin_proof(Job& job, int64_t steps);

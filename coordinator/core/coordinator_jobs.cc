@@ -71,7 +71,7 @@ void Coordinator::schedule() {
       continue;
     }
     auto placement = job->record.restored_from_memory
-                         ? held_placement(*job)
+                         ? held_placement(*job, job->record.restore_step)
                          : place(job->spec.parallelism, free_on_workers());
     if (!placement) placement = place_narrower(*job);
     if (placement) {
@@ -130,8 +130,11 @@ bool Coordinator::ready_to_place(Job& job) {
   }
   if (awaits_check(job)) return false;
   // Until the start, what is held may become unreachable, or its devices be taken.
-  const bool held = !job.held.empty() && job.restore != Restore::kSearching;
-  if (held && !restore_from_held(job)) job.restore = Restore::kUnknown;
+  const bool held =
+      (!job.held.empty() || !job.copies.empty()) && job.restore != Restore::kSearching;
+  if (held && !restore_from_held(job) && job.record.restored_from_memory) {
+    job.restore = Restore::kUnknown;
+  }
   if (suspend_unplaced(job)) return false;
   scale_unplaced(job);
   if (job.restore == Restore::kUnknown) {
@@ -269,6 +272,7 @@ void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
   job.recent_steps.clear();
   job.pause_after = {};
   job.saves = {};
+  job.mirror = {};
   choose_interval(job);
   job.epoch_began = now_;
   job.ordered_at = now_;
@@ -280,15 +284,8 @@ void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
   transition(
       job, JobState::kPlacing, "coordinator",
       {"placed", fmt::format("{} on {}", counted(std::ssize(record.placement), "rank"), where)});
-  const std::string& folder = job.spec.checkpoint.init_from;
-  std::string from = folder.empty() ? "initial weights" : "the weights in " + folder;
-  if (record.restored_from_memory) {
-    from =
-        fmt::format("the state of step {}, which the workers held in memory", record.restore_step);
-  } else if (!record.restore_manifest.empty()) {
-    from = fmt::format("the checkpoint of step {}", record.restore_step);
-  }
-  transition(job, JobState::kStarting, "coordinator", {"starting", "starting from " + from});
+  transition(job, JobState::kStarting, "coordinator",
+             {"starting", "starting from " + start_source(job)});
   for (int32_t rank = 0; rank < std::ssize(record.placement); ++rank) send_start(job, Rank{rank});
 }
 
@@ -307,6 +304,9 @@ void Coordinator::send_start(const Job& job, Rank rank) {
   order.restore_manifest = record.restore_manifest;
   order.restore_step = record.restore_step;
   order.from_memory = record.restored_from_memory;
+  if (at.state_from.value != 0) order.state_from = workers_.at(at.state_from).state_place;
+  // That worker has not registered with this coordinator yet: repeated when it has.
+  if (at.state_from.value != 0 && order.state_from.address.empty()) return;
   order.saved_step = record.checkpoint ? record.checkpoint->step : 0;
   order.first_unreported_step = record.highest_step + 1;
   order.seats = seats_for(job, pipeline_index);

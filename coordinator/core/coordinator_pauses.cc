@@ -131,7 +131,9 @@ void Coordinator::on_save_failed(Job& job, const std::string& reason) {
 bool Coordinator::suspend_unplaced(Job& job) {
   JobRecord& record = job.record;
   const bool waits = record.state == JobState::kQueued || record.state == JobState::kRecovering;
-  if (!record.suspend || !waits || job.placed() || !job.held.empty()) return false;
+  if (!record.suspend || !waits || job.placed() || !job.held.empty() || !job.copies.empty()) {
+    return false;
+  }
   record.suspend = false;
   const std::string from =
       record.checkpoint

@@ -52,6 +52,7 @@ void Coordinator::on_message(Worker& worker, const RankExited& message) {
   }
   RankView* rank = hosted_rank(*job, message.rank, worker.record.id);
   if (!rank) return;
+  if (!leaves_sound_state(message)) job->untrusted.insert(message.rank);
   const bool clean = message.exit_code == 0 && message.signal == 0;
   if (clean || rank->finished) {
     rank->finished = true;
@@ -89,7 +90,7 @@ void Coordinator::on_message(Worker& worker, const RanksStopped& message) {
     schedule_needed_ = true;
   }
   if (Job* job = current_epoch(message.job, message.epoch)) {
-    if (wants_held_state(*job)) keep_held(*job, worker.record.id, message.held);
+    if (wants_held_state(*job)) keep_held(*job, worker.record.id, message);
     worker_stopped(*job, worker.record.id);
   }
   let_go_of_held(worker, message);
@@ -138,6 +139,7 @@ void Coordinator::on_message(Worker& worker, const StepReport& message) {
   if (!left_out) measure_step(*job, step);
   note_guard(*job, step);
   compare_step(*job, step);
+  keep_mirroring(*job);
 }
 
 void Coordinator::on_message(Worker& worker, const EvaluationReport& message) {

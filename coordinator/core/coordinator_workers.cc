@@ -162,6 +162,7 @@ void Coordinator::adopt_connection(Worker& worker, const std::string& peer,
   worker.host = message.host;
   worker.device_kind = message.device_kind;
   worker.http_address = message.http_address;
+  worker.state_place = {message.state_address, message.state_key};
   worker.last_seen = now_;
 }
 
@@ -170,9 +171,7 @@ void Coordinator::on_new_incarnation(Worker& worker, bool cluster_restarted) {
   const std::string& name = worker.record.name;
   for (const JobId id : std::set<JobId>(open_jobs_)) {
     Job& job = jobs_.at(id);
-    // What it held in memory is gone, too.
-    std::erase_if(job.held,
-                  [&](const auto& held) { return held.second.worker == worker.record.id; });
+    forget_held(job, worker.record.id);
     if (!hosts(job).contains(worker.record.id)) continue;
     Failure failure;
     failure.reason = {cluster_restarted ? kCauseClusterRestarted : "worker_restarted",
@@ -289,6 +288,7 @@ void Coordinator::on_event(const Tick&) {
     watch_pace(job);
     do_without_silent(job);
     pause_when_wanted(job);
+    keep_mirroring(job);
     repeat_orders(job);
     if (!job.placed() && now_ >= job.place_after && job.restore == Restore::kUnknown) {
       schedule_needed_ = true;

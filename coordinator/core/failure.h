@@ -34,6 +34,11 @@ enum class RankPhase : uint8_t {
   kTraining,
 };
 
+// Whether a rank that ended like this has left its state as it was, wherever there are copies of
+// it: it was killed or told to stop, a peer of it was gone, or its lease was over. One that crashed
+// or gave up may have written anything.
+bool leaves_sound_state(const RankExited& exited);
+
 // The failure that an exit other than a clean one is. Fatal, because a retry meets the same: wrong
 // usage; a loss or gradient norm that is not finite; damaged data, but while restoring, when it may
 // be the checkpoint's and an older one may do; data that is missing or may not be read at the first

@@ -2,6 +2,7 @@
 // can be lost and is learned again.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <optional>
@@ -82,6 +83,27 @@ struct SlowRank {
 struct HeldAt {
   WorkerId worker;
   std::vector<int64_t> steps;  // ascending
+  bool holds(int64_t step) const {
+    return std::find(steps.begin(), steps.end(), step) != steps.end();
+  }
+};
+
+// The worker whose copy of its state a rank goes on from.
+struct CopyUse {
+  WorkerId worker;
+  bool rescued = false;  // the worker that ran the rank is gone
+};
+
+// Copies of ranks' state in other workers' memory, of the epoch that runs.
+struct MirrorState {
+  std::map<Rank, WorkerId> buddies;  // who keeps the copy of a rank; empty: not chosen
+  int64_t step = 0;                  // the newest that was named to the workers
+  std::set<WorkerId> awaiting;       // who have not said that its copies are where they are to be
+  int64_t kept_step = 0;             // the newest of which they are; 0: none
+  Instant ordered_at;
+  Instant not_before;  // of the next one
+  int64_t haste = 1;   // a step is named so many times as far ahead as would do
+  std::string told;    // the failure of which there was an event
 };
 
 struct Job {
@@ -102,8 +124,14 @@ struct Job {
   std::set<WorkerId> awaiting;  // workers that have not confirmed the stop of the epoch yet
   std::map<int64_t, CheckpointRound> rounds;     // by step
   std::map<int64_t, std::string> failed_rounds;  // step to reason, of this epoch
-  RequestId removing;           // the RemoveJob that waits for its checkpoints to be gone; 0: none
-  std::map<Rank, HeldAt> held;  // from the stop of an attempt to the next start
+  RequestId removing;  // the RemoveJob that waits for its checkpoints to be gone; 0: none
+  // From the stop of an attempt to the next start: what the daemon of each rank holds of it, who
+  // has copies of it, and of which ranks nothing may be used: they may have written anything.
+  std::map<Rank, HeldAt> held;
+  std::map<Rank, std::vector<HeldAt>> copies;
+  std::set<Rank> untrusted;
+  std::map<Rank, CopyUse> copied_from;  // of a start from memory: ranks whose state is a copy
+  MirrorState mirror;
   Restore restore = Restore::kUnknown;
   Instant place_after;  // back-off
   Instant epoch_began;  // StartRanks sent, or adopted after a restart of the coordinator
@@ -152,7 +180,8 @@ struct Worker {
   std::string host;
   std::string device_kind;
   std::string http_address;
-  Instant last_seen;  // kExpected: when this coordinator started
+  StatePlace state_place;  // where it takes in copies of ranks' state
+  Instant last_seen;       // kExpected: when this coordinator started
   uint64_t heartbeat_sequence = 0;
   std::vector<HostedRank> hosted;  // what holds its devices
   // Attempts that are over, but not known to be stopped here: it was lost or silent while it hosted

@@ -246,7 +246,8 @@ JobRecord to_job(const json& value) {
   job.failures_without_step = value.at("failures_without_step");
   job.highest_step = value.at("highest_step");
   for (const json& at : value.at("placement")) {
-    job.placement.push_back({{at.at("worker")}, at.at("device")});
+    job.placement.push_back(
+        {{at.at("worker")}, at.at("device"), {at.value("state_from", uint64_t{0})}});
   }
   job.checkpoint_dir = value.at("checkpoint_dir");
   job.restore_manifest = value.at("restore_manifest");
@@ -432,7 +433,8 @@ std::optional<JobId> job_of_spec_key(std::string_view key) {
 Record record_of(const JobRecord& job) {
   json placement = json::array();
   for (const RankPlacement& at : job.placement) {
-    placement.push_back({{"worker", at.worker.value}, {"device", at.device}});
+    placement.push_back(
+        {{"worker", at.worker.value}, {"device", at.device}, {"state_from", at.state_from.value}});
   }
   json value = {
       {"id", job.id.value},

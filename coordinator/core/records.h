@@ -58,6 +58,9 @@ bool wants_ranks(JobState state);
 struct RankPlacement {
   WorkerId worker;
   int32_t device = 0;
+  // Of a start from memory: who has the copy of its state that the rank fetches; 0: it is in the
+  // memory that its own worker holds for it.
+  WorkerId state_from = {};
   bool operator==(const RankPlacement&) const = default;
 };
 

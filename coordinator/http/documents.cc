@@ -210,6 +210,7 @@ json job_body(const Coordinator& core, const Job& job) {
           {"ranks", ranks_of(core, job)},
           {"data", data_of(job)},
           {"checkpoint", checkpoint_of(record)},
+          {"mirrored_step", job.mirror.kept_step > 0 ? json(job.mirror.kept_step) : json()},
           {"evaluations", evaluations_of(job)},
           {"suspend_requested", record.suspend},
           {"rebalance_requested", record.rebalance},

@@ -105,6 +105,10 @@ void describe_facts(Output& out, const Json& job) {
          fmt::format("step {} at {} ({} ago)", field_text(job["checkpoint"], "step"),
                      field_text(job["checkpoint"], "path"), field_age(job["checkpoint"], "time")));
   }
+  if (job.value("mirrored_step", Json()).is_number()) {
+    fact("copies", fmt::format("step {}, in the memory of two workers each",
+                               field_text(job, "mirrored_step")));
+  }
   const Json interval = job.value("checkpoint_interval", Json::object());
   fact("interval", field_string(interval, "reason"));
   if (job.contains("proof") && job["proof"].is_object()) {

@@ -11,6 +11,8 @@ partition    the host of a worker with ranks is cut off from all others, on a ne
 durability   killed 0 to 5 s after it answered a submission, and started again: is the job there?
 false-kills  busy cores, synchronous writes, a stopped coordinator, lost packets: is anything killed that is healthy, and
              a killed rank missed? Only where --only names it: with the default --minutes it takes over an hour
+copies       runs with and without copies of the state in other workers' memory: cost of a step, and daemons killed. Only
+             where --only names it
 
 native, trainer and node need --torch-python and take turns with the parts they stand beside; --quick leaves the last
 two out, since eight processes that import PyTorch take longer than it may.
@@ -28,6 +30,7 @@ import sys
 import tempfile
 import time
 
+import copies
 import false_kills
 from cluster import Cluster, PATIENCE_SECONDS, seconds
 from network_cluster import NetworkCluster, wait_for
@@ -38,7 +41,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FAULTS = ("ranks", "daemons", "coordinator", "stop")
 BESIDE = {"native": "ranks", "trainer": "ranks", "node": "daemons"}
 PARTS = (*FAULTS, "partition", "durability", *BESIDE)
-LONG_PARTS = ("false-kills",)
+LONG_PARTS = ("false-kills", "copies")
 RANKS, WORKERS, DEVICES = 8, 5, 2  # one worker is the spare
 TRAINER_KILLS = 2  # a round: each takes as long as PyTorch takes to start
 HANG_TIMEOUT_SECONDS = 3  # of the job, whose steps take some 0.03 s
@@ -68,14 +71,15 @@ def add_arguments(parser):
 class Run:
     """A job and what is known of its steps and events."""
 
-    def __init__(self, cluster, spec, name, steps, interval):
+    def __init__(self, cluster, spec, name, steps, interval, recovery=None):
         self.cluster, self.name, self.steps = cluster, name, []
         # The quickstart's model on twice its ranks, with a quarter of its tokens: 512 a step.
         self.id = cluster.submit(spec, name, {
             "data": {"seq_length": 32}, "parallelism": {"pipeline": 4, "expert": 2, "microbatches": 8,
                                                         "micro_batch_size": 1},
             "training": {"steps": steps, "evaluation_interval": 0}, "checkpoint": {"interval": interval},
-            "recovery": {"max_restarts": 100000, "hang_timeout": HANG_TIMEOUT_SECONDS}})
+            "recovery": {"max_restarts": 100000, "hang_timeout": HANG_TIMEOUT_SECONDS,
+                         **(recovery or {})}})
         self.cursor = 0
 
     def wait(self, what, enough, patience=PATIENCE_SECONDS):
@@ -501,5 +505,8 @@ def run(options):
     if "false-kills" in parts:
         false_kills.measure(bench, lambda cluster, name, steps: Run(cluster, options.spec, name, steps, options.interval),
                             options.minutes or (0.05 if options.quick else 10))
+    if "copies" in parts:
+        copies.measure(bench, lambda: Cluster(options.build, DEVICES, WORKERS),
+                       lambda cluster, name, *rest: Run(cluster, options.spec, name, *rest), recover)
     return {"ranks": RANKS, "interval": options.interval, "seed": options.seed, "rows": bench.rows,
             "bars": bench.bars}

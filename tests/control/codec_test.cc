@@ -92,6 +92,12 @@ TEST(CodecTest, HostCheckedSurvivesTheWire) {
 TEST(CodecTest, PauseRanksSurvivesTheWire) {
   expect_round_trip<PauseRanks>();
 }
+TEST(CodecTest, MirrorRanksSurvivesTheWire) {
+  expect_round_trip<MirrorRanks>();
+}
+TEST(CodecTest, RanksMirroredSurvivesTheWire) {
+  expect_round_trip<RanksMirrored>();
+}
 TEST(CodecTest, RankFinishedSurvivesTheWire) {
   expect_round_trip<RankFinished>();
 }

@@ -133,6 +133,39 @@ TEST(MessageCheckTest, EpochZeroIsNone) {
   expect_refused(RanksStopped{{1}, {0}}, "epoch");
 }
 
+MirrorRanks sound_mirror() {
+  return {{1}, {1}, 9, 4, 1000, {{Rank{0}, {"host:1", {}}}, {Rank{1}, {"host:1", {}}}}, {Rank{2}}};
+}
+
+TEST(MessageCheckTest, OrdersToCopyNameStepsRanksOnceAndPlaces) {
+  EXPECT_TRUE(check_message(sound_mirror()).ok());
+  const auto refused = [](auto change, const std::string& field) {
+    MirrorRanks message = sound_mirror();
+    change(message);
+    expect_refused(message, field);
+  };
+  refused([](MirrorRanks& m) { m.step = 0; }, "step");
+  refused([](MirrorRanks& m) { m.kept_step = 9; }, "kept_step");
+  refused([](MirrorRanks& m) { m.kept_step = -1; }, "kept_step");
+  refused([](MirrorRanks& m) { m.bytes_per_second = 0; }, "bytes_per_second");
+  refused([](MirrorRanks& m) { m.send[1].rank = {0}; }, "rank");
+  refused([](MirrorRanks& m) { m.send[1].to.address.clear(); }, "address");
+  refused([](MirrorRanks& m) { m.keep = {{2}, {2}}; }, "rank");
+  refused([](MirrorRanks& m) { m.keep = {{-1}}; }, "rank");
+  refused([](MirrorRanks& m) { m.keep.resize(4097); }, "keep");
+}
+
+TEST(MessageCheckTest, CopiesAreBoundedAsWhatIsHeldIs) {
+  const auto stopped = [](std::vector<HeldRank> copies) {
+    return RanksStopped{{1}, {1}, {}, std::move(copies)};
+  };
+  EXPECT_TRUE(check_message(stopped({{Rank{0}, {3, 8}}, {Rank{9}, {8}}})).ok());
+  expect_refused(stopped({{Rank{0}, {8, 3}}}), "steps");
+  expect_refused(stopped({{Rank{0}, {}}}), "steps");
+  expect_refused(stopped({{Rank{0}, {1, 2, 3, 4}}}), "steps");
+  expect_refused(stopped({{Rank{0}, {3}}, {Rank{0}, {3}}}), "rank");
+}
+
 TEST(MessageCheckTest, RanksAreNotNegative) {
   expect_refused(RankFinished{{1}, {1}, {-1}, 1}, "rank");
 }

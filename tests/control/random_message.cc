@@ -110,6 +110,8 @@ void fill(Register& message, Random& random) {
   message.device_kind = name(random);
   message.http_address = any_bytes(random, 30);
   message.ranks = rank_statuses(random);
+  message.state_address = any_bytes(random, 30);
+  message.state_key = {random.next(), random.next()};
 }
 
 void fill(Registered& message, Random& random) {
@@ -149,6 +151,7 @@ void fill(StartRank& message, Random& random) {
   if (message.restore_manifest.empty() && random.below(2) == 0) {
     message.from_memory = true;
     message.restore_step = number<int64_t>(random, 1);
+    message.state_from = {any_bytes(random, 30), {random.next(), random.next()}};
   }
   message.saved_step = number<int64_t>(random, 0);
   message.first_unreported_step = number<int64_t>(random, 0);
@@ -299,16 +302,41 @@ void fill(RankProgress& message, Random& random) {
   message.arena_bytes = random.next();
 }
 
-void fill(RanksStopped& message, Random& random) {
-  fill_key(message, random);
+std::vector<HeldRank> held_ranks(Random& random) {
+  std::vector<HeldRank> ranks;
   for (int32_t rank = 0; random.below(3) != 0; ++rank) {
-    HeldRank& held = message.held.emplace_back();
+    HeldRank& held = ranks.emplace_back();
     held.rank = Rank{rank};
     for (int64_t step = 1 + static_cast<int64_t>(random.below(3)); step > 0; --step) {
       held.steps.push_back(number<int64_t>(random, 0));
     }
     std::sort(held.steps.begin(), held.steps.end());
   }
+  return ranks;
+}
+
+void fill(RanksStopped& message, Random& random) {
+  fill_key(message, random);
+  message.held = held_ranks(random);
+  message.copies = held_ranks(random);
+}
+
+void fill(MirrorRanks& message, Random& random) {
+  fill_key(message, random);
+  message.step = number<int64_t>(random, 1);
+  message.kept_step = static_cast<int64_t>(random.below(static_cast<uint64_t>(message.step)));
+  message.bytes_per_second = number<int64_t>(random, 1);
+  for (int32_t rank = 0; random.below(3) != 0; ++rank) {
+    message.send.push_back({{rank}, {name(random), {random.next(), random.next()}}});
+    message.keep.push_back({rank + 1000});
+  }
+}
+
+void fill(RanksMirrored& message, Random& random) {
+  fill_key(message, random);
+  message.step = number<int64_t>(random, 1);
+  message.failure = any_bytes(random, 100);
+  message.missed = random.below(2) == 0;
 }
 
 void fill(ExpertLoadReport& message, Random& random) {

@@ -41,6 +41,7 @@ class CoreHarness {
     int32_t devices = 0;
     uint64_t incarnation = 1;
     uint64_t sequence = 0;
+    bool takes_copies = true;
     bool alive = true;  // sends heartbeats in pass()
     bool sound = true;  // its host passes checks
     bool answers_checks = true;
@@ -84,6 +85,8 @@ class CoreHarness {
     message.device_count = worker.devices;
     message.device_kind = "cpu";
     message.http_address = "127.0.0.1:9" + name.substr(1);
+    message.state_address = worker.takes_copies ? "host-" + name + ":77" : "";
+    message.state_key = {worker.incarnation, 7};
     for (const auto& [key, status] : worker.ranks) message.ranks.push_back(status);
     say(name, message);
   }

@@ -44,6 +44,7 @@ TEST(JobSpecTest, KeysLeftOutTakeTheirDefaults) {
   EXPECT_EQ(spec->checkpoint.keep_last, 3);
   EXPECT_EQ(spec->recovery.max_restarts, 5);
   EXPECT_EQ(spec->recovery.hang_timeout, 60);
+  EXPECT_FALSE(spec->recovery.mirrors()) << "it takes memory: who wants it says so";
   EXPECT_EQ(spec->model.max_position_embeddings, 4096);
   EXPECT_TRUE(spec->checkpoint.dir.empty());
 }

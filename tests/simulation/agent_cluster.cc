@@ -96,6 +96,7 @@ void AgentCluster::tick_worker(Worker& worker) {
   if (chance(0.5)) hear_ranks(worker);
   advance_processes(worker);
   hear_ranks(worker);
+  move_copies(worker);
   worker.agent->on_tick(now_ns());
 }
 
@@ -156,6 +157,7 @@ void AgentCluster::start_daemon(Worker& worker) {
   config.incarnation = static_cast<uint64_t>(++worker.incarnation);
   config.host = worker.name;
   config.device_count = options_.devices_per_worker;
+  config.state_place = place_of(worker);
   worker.agent = std::make_unique<Agent>(std::move(config), actions_of(worker));
   worker.connect_at_ns = within(milliseconds(300));
   disturb(worker, worker.connect_at_ns);
@@ -171,6 +173,7 @@ void AgentCluster::kill_daemon(Worker& worker) {
   worker.lease_end_ns = LeaseFile::kEndless;
   worker.inbox.clear();
   worker.memory.clear();
+  worker.copies = {};
   worker.stalled_until_ns = 0;
   worker.back_at_ns = within(seconds(6));
   disturb(worker, worker.back_at_ns);
@@ -233,7 +236,11 @@ AgentActions AgentCluster::actions_of(Worker& worker) {
     }
     return held;
   };
+  copy_actions(worker, actions);
   actions.drop_state_before = [&worker](JobId job, Epoch epoch) {
+    std::erase_if(worker.copies.kept, [&](const auto& entry) {
+      return std::get<JobId>(entry.first) == job && std::get<Epoch>(entry.first) < epoch;
+    });
     std::erase_if(worker.memory, [&](const auto& entry) {
       return entry.first.first == job && entry.second.epoch < epoch;
     });
@@ -369,6 +376,7 @@ void AgentCluster::submit_jobs() {
   JobSpec spec = sim_spec(fmt::format("job{}", request.value));
   spec.parallelism.rebalance.threshold = options_.rebalance_threshold;
   spec.recovery.hang_timeout = options_.hang_timeout;
+  spec.recovery.mirror_automatic = options_.mirrors;
   if (!options_.spikes.empty()) {
     spec.guards.loss_spike.policy = GuardPolicy::kRollback;
     spec.guards.rollback_steps = 3;
@@ -468,7 +476,13 @@ void AgentCluster::check_memory_start(const std::string& peer, const StartRank& 
   const auto held = worker.memory.find({order.job, order.rank});
   // What was ordered before may have trained on since, or have ended.
   const bool repeated = held != worker.memory.end() && held->second.epoch == order.epoch;
-  const bool there = held != worker.memory.end() && held->second.steps.contains(order.restore_step);
+  bool there = held != worker.memory.end() && held->second.steps.contains(order.restore_step);
+  if (!order.state_from.address.empty()) {
+    const Worker* const keeper = find_worker(order.state_from);
+    if (keeper == nullptr) return;
+    there = keeper->copies.kept.contains(
+        {order.job, Epoch{order.epoch.value - 1}, order.rank, order.restore_step});
+  }
   if (!there && !repeated) {
     violate(fmt::format("job {} epoch {} rank {} is to go on from step {}, which {} does not hold",
                         order.job, order.epoch, order.rank, order.restore_step, worker.name));

@@ -50,6 +50,7 @@ struct AgentClusterOptions {
   int64_t hang_timeout = 60;  // of the spec's recovery
   // Of the spec's rebalance; with it, load is reported that is uneven in another way every time.
   double rebalance_threshold = 0.0;
+  bool mirrors = false;           // the spec's recovery does
   std::set<int64_t> spikes = {};  // steps whose loss is one, which a rollback must leave out
   bool restarts_nothing = false;  // these faults must not end any attempt
   Duration fault_time = std::chrono::seconds(40);   // faults happen
@@ -94,6 +95,25 @@ class AgentCluster final : public SimulatedCoordinator {
     Epoch epoch;  // the last it was for
     std::map<int64_t, Trained> steps;
   };
+  // What daemons copy of them, here and there (agent_copies.cc).
+  using CopyKey = std::tuple<JobId, Epoch, Rank, int64_t>;
+  struct Copies {
+    struct Round {
+      MirrorRanks order;
+      std::map<Rank, bool> ranks;  // that are copied; whether they are there, too
+      std::optional<RanksMirrored> outcome;
+    };
+    struct UnderWay {
+      int64_t at_ns = 0;
+      CopyKey key;
+      Trained trained = 0;
+      StatePlace to;
+    };
+    std::map<JobId, Round> rounds;
+    std::map<CopyKey, Trained> kept;
+    std::deque<UnderWay> under_way;
+    std::deque<RanksMirrored> to_say;
+  };
   struct Worker {
     std::string name;
     int incarnation = 0;
@@ -111,6 +131,7 @@ class AgentCluster final : public SimulatedCoordinator {
     std::map<RankKey, Process> processes;
     std::deque<std::pair<RankKey, ControlMessage>> inbox;  // from its ranks
     std::map<std::pair<JobId, Rank>, Held> memory;         // what the daemon holds
+    Copies copies;
     bool connected = false;
     std::string peer;  // of its newest connection: each has a name
     int connections = 0;
@@ -163,6 +184,16 @@ class AgentCluster final : public SimulatedCoordinator {
   void rest();
   void hear_resting(const ControlMessage& message, const std::string& who);
   bool all_succeeded() const;
+
+  // agent_copies.cc: copies of ranks' state.
+  void take_order(Worker& worker, const MirrorRanks& order);
+  void take_copy(Worker& worker, JobId job, Rank rank);
+  Worker* find_worker(const StatePlace& place);
+  static StatePlace place_of(const Worker& worker);
+  bool deliver_copy(Worker& worker, const Copies::UnderWay& copy);
+  void move_copies(Worker& worker);
+  void copy_actions(Worker& worker, AgentActions& actions);
+  bool fetch(const StartRank& start, Trained* trained);
 
   // agent_ranks.cc: rank processes.
   Result<int32_t> spawn(Worker& worker, const StartRank& start);

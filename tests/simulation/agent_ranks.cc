@@ -153,6 +153,11 @@ bool AgentCluster::restore(Worker& worker, const StartRank& start, Process& proc
   held.epoch = start.epoch;
   if (start.from_memory) {
     ++counts_.memory_starts;
+    if (!start.state_from.address.empty()) {
+      if (!fetch(start, &process.trained)) return false;
+      held.steps = {{start.restore_step, process.trained}};
+      return true;
+    }
     const auto state = held.steps.find(start.restore_step);
     if (state == held.steps.end()) return false;
     process.trained = state->second;
@@ -176,6 +181,9 @@ void AgentCluster::leave_memory(Worker& worker, const RankKey& key, const ExitSt
                      status == ended_with(ExitCode::kPreempted);
   if (!sound) {
     held.steps.clear();
+    std::erase_if(worker.copies.kept, [&](const auto& entry) {
+      return std::get<JobId>(entry.first) == key.job && std::get<Rank>(entry.first) == key.rank;
+    });
   } else if (status.signal == SIGKILL && held.steps.size() > 1 && chance(0.3)) {
     held.steps.erase(std::prev(held.steps.end()));
   }
@@ -401,6 +409,7 @@ void AgentCluster::take_step(const Member& member, int64_t step, bool spike, boo
   std::map<int64_t, Trained>& held = member.first->memory[{job, rank}].steps;
   held[step] = process.trained;
   if (held.size() > 2) held.erase(held.begin());
+  take_copy(*member.first, job, rank);
   say(RankProgress{.job = job, .epoch = epoch, .rank = rank, .step = step});
   if (pauses) process.paused_at = step;
   const bool saves =

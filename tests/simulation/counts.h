@@ -66,6 +66,8 @@ struct SimCounts {
   int64_t worker_events = 0;  // calls of worker agents but for idle ticks, or what stands for them
   int64_t restarts = 0;
   int64_t memory_starts = 0;  // ranks that went on from what their daemon held
+  int64_t mirrored = 0;       // rounds of a worker whose copies are there
+  int64_t fetched = 0;        // ranks that went on from a copy
   int64_t rebalances = 0;
   int64_t suspensions = 0;  // resumed since
   std::array<int64_t, kFaultNames.size()> faults = {};
@@ -76,6 +78,8 @@ struct SimCounts {
     worker_events += other.worker_events;
     restarts += other.restarts;
     memory_starts += other.memory_starts;
+    mirrored += other.mirrored;
+    fetched += other.fetched;
     rebalances += other.rebalances;
     suspensions += other.suspensions;
     for (size_t i = 0; i < faults.size(); ++i) faults[i] += other.faults[i];

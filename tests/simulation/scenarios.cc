@@ -40,6 +40,15 @@ AgentClusterOptions calm() {
           .coordinator = {.crashes = 0, .crashes_in_event = 0}};
 }
 
+AgentClusterOptions lost_daemons() {
+  AgentClusterOptions options;
+  options.worker_count = 4;
+  options.rank_kills = 0.002;
+  options.daemon_kills = 0.004;
+  options.mirrors = true;
+  return options;
+}
+
 AgentClusterOptions short_disturbances() {
   AgentClusterOptions options = calm();
   options.cuts = 0.005;
@@ -97,6 +106,8 @@ AgentClusterOptions moving_experts() {
 std::vector<Scenario> make_scenarios() {
   return {
       agents("faults", "every kind of fault but hangs, two jobs on three workers", {}),
+      agents("copies", "workers keep copies of each other's ranks, and daemons are killed",
+             lost_daemons()),
       agents("hangs", "ranks that are stopped or stuck beside them",
              {.rank_hangs = 0.004, .daemon_stalls = 0.001, .hang_timeout = 5}),
       agents("short", "short cuts, short stops and coordinator crashes: no attempt may end",

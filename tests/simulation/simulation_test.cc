@@ -69,6 +69,8 @@ TEST(SimulationTest, EveryKindOfFaultHappens) {
   for (size_t i = 0; i < kFaultNames.size(); ++i) EXPECT_GT(counts.faults[i], 0) << kFaultNames[i];
   EXPECT_GT(counts.restarts, 0);
   EXPECT_GT(counts.memory_starts, 0);
+  EXPECT_GT(counts.mirrored, 0);
+  EXPECT_GT(counts.fetched, 0);
   EXPECT_GT(counts.rebalances, 0);
   EXPECT_GT(counts.suspensions, 0);
 }

@@ -358,10 +358,10 @@ std::string tiny_job_yaml(const Path& folder, const TinyJob& job) {
       "schedule: {{warmup_steps: 2}}\n"
       "training: {{steps: {}, seed: 7, evaluation_batches: 1}}\n"
       "checkpoint: {{{}interval: {}}}\n"
-      "recovery: {{max_restarts: {}, hang_timeout: {}, from_memory: {}}}\n",
+      "recovery: {{max_restarts: {}, hang_timeout: {}, from_memory: {}, mirror: {}}}\n",
       job.name, job.hidden_size, job.seq_length, train, heldout, job.seq_length, job.pipeline,
       job.expert, job.data, job.microbatches, job.microbatch_ramp, job.steps, dir,
-      job.checkpoint_interval, job.max_restarts, job.hang_timeout, job.from_memory);
+      job.checkpoint_interval, job.max_restarts, job.hang_timeout, job.from_memory, job.mirror);
 }
 
 ProgramRun penstock(const Cluster& cluster, std::vector<std::string> arguments) {

@@ -139,6 +139,7 @@ struct TinyJob {
   int max_restarts = 5;
   int hang_timeout = 60;
   bool from_memory = true;
+  std::string mirror = "0";
   std::string checkpoint_dir = "";  // empty: the coordinator's choice
   std::string microbatch_ramp = "[]";
 };

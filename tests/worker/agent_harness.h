@@ -82,6 +82,13 @@ class AgentTest : public ::testing::Test {
     };
     actions.held_state = [this](JobId job) { return job == kJob ? held : std::vector<HeldRank>(); };
     actions.drop_state_before = [this](JobId job, Epoch epoch) { dropped.push_back({job, epoch}); };
+    actions.mirror = [this](const MirrorRanks& order) { mirrored.push_back(order); };
+    actions.held_copies = [this](JobId job, Epoch epoch) {
+      return job == kJob ? copies[epoch] : std::vector<HeldRank>();
+    };
+    actions.fence_copies = [this](JobId job, Epoch epoch) {
+      if (job == kJob) copies_fenced = epoch;
+    };
     actions.begin_pulses = [this](const PulseThread::Registration& registration) {
       registrations.push_back(registration);
     };
@@ -142,7 +149,10 @@ class AgentTest : public ::testing::Test {
   std::vector<std::pair<ExitCode, std::string>> exits;
   std::vector<PulseThread::Registration> registrations;
   std::vector<int64_t> heard_ns;
-  std::vector<HeldRank> held;  // in memory, of kJob
+  std::vector<HeldRank> held;                     // in memory, of kJob
+  std::map<Epoch, std::vector<HeldRank>> copies;  // likewise
+  Epoch copies_fenced;
+  std::vector<MirrorRanks> mirrored;  // orders
   std::vector<std::pair<JobId, Epoch>> dropped;
   std::unique_ptr<Agent> agent;
 };

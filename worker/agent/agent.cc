@@ -258,6 +258,7 @@ void Agent::fence(JobId job, Epoch epoch) {
   Epoch& fence = fences_[job];
   fence = std::max(fence, epoch);
   while (fences_.size() > kFencesMax) fences_.erase(fences_.begin());
+  actions_.fence_copies(job, fence);
   // One that was never told is, once: the order to stop may come right after a connection, before
   // the agent could say anything, and the end of this rank may be why the others must stop.
   const auto concerned = [&](const RankKey& key) { return key.job == job && key.epoch <= epoch; };
@@ -282,11 +283,11 @@ void Agent::answer_stops() {
   std::erase_if(stops_to_answer_, [this](const auto& owed) {
     const auto& [job, stop] = owed;
     if (runs_at_or_below(job, stop.epoch)) return false;
-    RanksStopped answer{job, stop.epoch, {}};
+    RanksStopped answer{job, stop.epoch, {}, {}};
     // A newer attempt may run here by now: what is held is its then.
     if (stop.keep_state) {
-      if (!runs_at_or_below(job, kLastEpoch)) answer.held = actions_.held_state(job);
-      if (!answer.held.empty()) holding_[job] = stop.epoch;
+      if (!runs_at_or_below(job, kLastEpoch)) answer = what_is_held(job, stop.epoch);
+      if (answer.holds_any()) holding_[job] = stop.epoch;
     } else {
       actions_.drop_state_before(job, Epoch{stop.epoch.value + 1});
       holding_.erase(job);

@@ -76,6 +76,7 @@ struct AgentConfig {
   int32_t device_count = 1;
   std::string device_kind = "cpu";
   std::string http_address;
+  StatePlace state_place;  // where it takes in copies of ranks' state
   Duration register_interval = std::chrono::milliseconds(500);  // between Registers until answered
   Duration resend_interval = std::chrono::seconds(1);           // of RankExited until acknowledged
   Duration leave_grace = std::chrono::seconds(25);    // for ranks to save, when asked to end
@@ -96,6 +97,11 @@ struct AgentActions {
   // attempts before `epoch` is not needed.
   std::function<std::vector<HeldRank>(JobId)> held_state;
   std::function<void(JobId, Epoch epoch)> drop_state_before;
+  // To copy ranks' state (worker/agent/state_mirror.h); what there is of an attempt that is over,
+  // and that attempts up to `epoch` are.
+  std::function<void(const MirrorRanks&)> mirror;
+  std::function<std::vector<HeldRank>(JobId, Epoch)> held_copies;
+  std::function<void(JobId, Epoch epoch)> fence_copies;
   // The coordinator has registered this daemon.
   std::function<void(const PulseThread::Registration&)> begin_pulses;
   // It has heard what was sent to it then.
@@ -120,10 +126,10 @@ class Agent {
   void on_connected(int64_t now_ns);
   void on_disconnected();
   // The coordinator may only send Registered, StartRank, BeginTraining, StopRanks,
-  // CheckpointOutcome, SaveInterval, PauseRanks, InspectRanks and CheckHost; ranks only RankReady,
-  // StepReport, EvaluationReport, ExpertLoadReport, SegmentSaved, SaveFailed, RankFinished,
-  // RankProgress (and RankHello, which comes through on_rank_hello). Anything else is logged and
-  // dropped.
+  // CheckpointOutcome, SaveInterval, PauseRanks, MirrorRanks, InspectRanks and CheckHost; ranks
+  // only RankReady, StepReport, EvaluationReport, ExpertLoadReport, SegmentSaved, SaveFailed,
+  // RankFinished, RankProgress (and RankHello, which comes through on_rank_hello). Anything else is
+  // logged and dropped.
   void on_coordinator_message(int64_t now_ns, const ControlMessage& message);
   void on_rank_message(int64_t now_ns, const RankKey& from, const ControlMessage& message);
   // Whether the hello fits a process spawned here. When true, the caller lets send_to_rank reach
@@ -137,6 +143,8 @@ class Agent {
                     const std::string& last_words, const std::string& log_tail = {});
   // Lines of a rank's output; `offset` is their first byte's position in that rank's log.
   void on_rank_output(const RankKey& key, uint64_t offset, std::string text);
+  // What became of actions.mirror.
+  void on_mirrored(const RanksMirrored& outcome);
 
   // The check that check_host began has ended.
   void on_host_checked(bool passed, std::string report);
@@ -194,6 +202,7 @@ class Agent {
   void handle(int64_t now_ns, const InspectRanks& message);
   void handle(int64_t now_ns, const CheckHost& message);
   void begin_check();
+  void handle(int64_t now_ns, const MirrorRanks& message);
   // To every rank of its job and epoch that can be reached.
   template <typename Message>
   void pass_on(const Message& message);
@@ -217,6 +226,7 @@ class Agent {
   void end_rank(int64_t now_ns, const RankKey& key, const ExitStatus& status,
                 const std::string& reason, const std::string& log_tail = {});
   void answer_stops();
+  RanksStopped what_is_held(JobId job, Epoch epoch) const;
   void tell_what_is_held();
   void end_ranks(int64_t now_ns, Duration grace);
   void keep_leaving(int64_t now_ns);

@@ -69,10 +69,19 @@ AgentMetrics::AgentMetrics(std::string node)
           "penstock_worker_log_lines_dropped_total",
           "Lines of rank output that did not reach the coordinator or the log file",
           {{"node", node_}})),
-      reports_dropped_(
-          registry_.counter("penstock_worker_reports_dropped_total",
-                            "Reports of ranks dropped because the coordinator was away too long",
-                            {{"node", node_}})) {
+      reports_dropped_(registry_.counter(
+          "penstock_worker_reports_dropped_total",
+          "Reports of ranks dropped because the coordinator was away too long", {{"node", node_}})),
+      copies_bytes_(registry_.gauge("penstock_worker_state_copies_bytes",
+                                    "Memory that copies of ranks' state take, own and others'",
+                                    {{"node", node_}})),
+      copies_sent_bytes_(registry_.counter("penstock_worker_state_copies_sent_bytes_total",
+                                           "Bytes of ranks' state sent to other workers to keep",
+                                           {{"node", node_}})),
+      copies_missed_(registry_.counter(
+          "penstock_worker_state_copies_missed_total",
+          "Copies of ranks' state given up because the rank overwrote it meanwhile",
+          {{"node", node_}})) {
   for (const char* kind : kErrorKinds) {
     fatal_errors_.emplace(kind, registry_.counter("penstock_worker_fatal_errors_total",
                                                   "Rank processes that ended abnormally",
@@ -179,6 +188,12 @@ void AgentMetrics::set_daemon(bool registered, uint64_t log_lines_dropped,
   registered_.set(registered ? 1.0 : 0.0);
   raise_to(log_lines_dropped_, log_lines_dropped);
   raise_to(reports_dropped_, reports_dropped);
+}
+
+void AgentMetrics::set_copies(uint64_t bytes, uint64_t bytes_sent, uint64_t missed) {
+  copies_bytes_.set(static_cast<double>(bytes));
+  raise_to(copies_sent_bytes_, bytes_sent);
+  raise_to(copies_missed_, missed);
 }
 
 void AgentMetrics::remove_finished(int64_t now_ns) {

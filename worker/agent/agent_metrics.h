@@ -29,6 +29,7 @@ class AgentMetrics {
   void rank_progressed(const RankProgress& progress);
   void rank_ended(int64_t now_ns, const RankKey& key, const ExitStatus& status);
   void set_daemon(bool registered, uint64_t log_lines_dropped, uint64_t reports_dropped);
+  void set_copies(uint64_t bytes, uint64_t bytes_sent, uint64_t missed);
 
   // The page, memory figures fresh, series past their grace gone.
   std::string render(int64_t now_ns);
@@ -62,6 +63,9 @@ class AgentMetrics {
   Gauge registered_;
   Counter log_lines_dropped_;
   Counter reports_dropped_;
+  Gauge copies_bytes_;
+  Counter copies_sent_bytes_;
+  Counter copies_missed_;
 };
 
 }  // namespace penstock

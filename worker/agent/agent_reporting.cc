@@ -27,7 +27,9 @@ void Agent::send_register(int64_t now_ns) {
                             .device_count = config_.device_count,
                             .device_kind = config_.device_kind,
                             .http_address = config_.http_address,
-                            .ranks = rank_statuses()};
+                            .ranks = rank_statuses(),
+                            .state_address = config_.state_place.address,
+                            .state_key = config_.state_place.key};
   const Status sent = actions_.send_to_coordinator(message);
   if (!sent.ok()) log_warning("Register not sent: {}", sent.to_string());
 }
@@ -76,7 +78,7 @@ void Agent::repeat_what_was_said(int64_t now_ns, const RankKey& key, const RankE
 void Agent::tell_what_is_held() {
   for (const auto& [job, epoch] : holding_) {
     if (runs_at_or_below(job, kLastEpoch)) continue;  // its end will say it
-    const Status sent = send(RanksStopped{job, epoch, actions_.held_state(job)});
+    const Status sent = send(what_is_held(job, epoch));
     if (!sent.ok()) log_debug("RanksStopped of job {} not sent: {}", job, sent.to_string());
   }
 }

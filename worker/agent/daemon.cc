@@ -30,6 +30,11 @@ constexpr int kDrainReadsMax = 32;
 constexpr Duration kLoopTurnInterval = std::chrono::seconds(1);
 constexpr size_t kSocketPathBytesMax = 107;  // sun_path, with its final zero
 
+uint64_t half_of_memory() {
+  const auto pages = static_cast<uint64_t>(std::max<long>(0, ::sysconf(_SC_PHYS_PAGES)));
+  return pages / 2 * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
 uint64_t random_incarnation() {
   uint64_t number = 0;
   while (number == 0) {
@@ -80,7 +85,12 @@ Daemon::Daemon(DaemonOptions options)
       checker_(loop_, {.rank_binary = options_.rank_binary, .directory = options_.state_dir},
                [this](bool passed, std::string report) {
                  with_tick([&](int64_t) { agent_->on_host_checked(passed, std::move(report)); });
-               }) {}
+               }),
+      mirror_(options_.copies_bytes_max > 0 ? options_.copies_bytes_max : half_of_memory(),
+              [this](const RanksMirrored& outcome) {
+                loop_.post(
+                    [this, outcome] { with_tick([&](int64_t) { agent_->on_mirrored(outcome); }); });
+              }) {}
 
 Daemon::~Daemon() {
   for (auto& [key, process] : processes_) {
@@ -97,6 +107,9 @@ Result<std::unique_ptr<Daemon>> Daemon::start(const DaemonOptions& options) {
   PENSTOCK_TRY_ASSIGN(LeaseFile lease, LeaseFile::create());
   PENSTOCK_TRY_ASSIGN(daemon->pulses_, PulseThread::start(options.coordinator, daemon->incarnation_,
                                                           std::move(lease)));
+  if (const Status listens = daemon->mirror_.listen(options.coordinator); !listens.ok()) {
+    log_warning("takes in no copies of other hosts' state: {}", listens.message());
+  }
   daemon->make_agent();
   PENSTOCK_TRY(daemon->connect_coordinator());
   return daemon;
@@ -155,6 +168,7 @@ void Daemon::make_agent() {
   // Prometheus comes from elsewhere: it needs a name that means this host there too.
   const bool everywhere = is_unspecified_address(options_.http_bind);
   config.http_address = host_and_port(everywhere ? config.host : options_.http_bind, http_->port());
+  config.state_place = {mirror_.address(), mirror_.key()};
   AgentActions actions;
   actions.send_to_coordinator = [this](const ControlMessage& message) {
     return coordinator_channel_ ? coordinator_channel_->send(message) : unavailable("cut off");
@@ -165,7 +179,13 @@ void Daemon::make_agent() {
   actions.spawn_rank = [this](const StartRank& start) { return spawn_rank(start); };
   actions.signal_rank = [this](const RankKey& key, int signal) { signal_rank(key, signal); };
   actions.held_state = [this](JobId job) { return state_.held(job); };
-  actions.drop_state_before = [this](JobId job, Epoch epoch) { state_.drop_before(job, epoch); };
+  actions.drop_state_before = [this](JobId job, Epoch epoch) {
+    state_.drop_before(job, epoch);
+    mirror_.drop_before(job, epoch);
+  };
+  actions.mirror = [this](const MirrorRanks& order) { mirror(order); };
+  actions.held_copies = [this](JobId job, Epoch epoch) { return mirror_.copies(job, epoch); };
+  actions.fence_copies = [this](JobId job, Epoch epoch) { mirror_.fence(job, epoch); };
   actions.begin_pulses = [this](const PulseThread::Registration& registration) {
     pulses_->registered(registration);
   };
@@ -181,6 +201,15 @@ void Daemon::make_agent() {
   log_info("{} device(s), metrics on http://{}/metrics, state in {}", config.device_count,
            config.http_address, options_.state_dir.string());
   agent_ = std::make_unique<Agent>(std::move(config), std::move(actions));
+}
+
+void Daemon::mirror(const MirrorRanks& order) {
+  std::map<Rank, FileDescriptor> memory;
+  for (const MirrorTarget& target : order.send) {
+    FileDescriptor held = state_.share(order.job, order.epoch, target.rank);
+    if (held.valid()) memory.emplace(target.rank, std::move(held));
+  }
+  mirror_.order(order, std::move(memory));
 }
 
 Status Daemon::connect_coordinator() {
@@ -349,6 +378,7 @@ void Daemon::on_rank_frame(const PeerId& peer, const ControlMessage& message) {
   }
   if (const auto* progress = std::get_if<RankProgress>(&message)) {
     metrics_.rank_progressed(*progress);
+    mirror_.progressed(*progress);
   }
   with_tick([&](int64_t now_ns) { agent_->on_rank_message(now_ns, rank->second, message); });
 }
@@ -407,7 +437,10 @@ void Daemon::on_process_end(const RankKey& key) {
     std::error_code ignored;
     std::filesystem::remove(process.flight_file, ignored);
     const std::string log_tail = process.output.log_tail();
-    if (!leaves_sound_state(*status)) state_.distrust(key.job, key.rank);
+    if (!leaves_sound_state(*status)) {
+      state_.distrust(key.job, key.rank);
+      mirror_.distrust(key.job, key.rank);
+    }
     processes_.erase(key);
     metrics_.rank_ended(now_ns, key, *status);
     agent_->on_rank_exit(now_ns, key, *status, last_words, log_tail);
@@ -425,6 +458,7 @@ void Daemon::handle_http(const HttpRequest& request, const HttpResponder& respon
   if (request.path == "/metrics") {
     metrics_.set_daemon(agent_->registered(), agent_->log_lines_dropped() + appender_.lines_lost(),
                         agent_->reports_dropped());
+    metrics_.set_copies(mirror_.byte_count(), mirror_.bytes_sent(), mirror_.copies_missed());
     return respond({.status = 200,
                     .content_type = kMetricsContentType,
                     .body = metrics_.render(monotonic_ns())});

@@ -23,6 +23,7 @@
 #include "worker/agent/host_checker.h"
 #include "worker/agent/rank_output.h"
 #include "worker/agent/state_holders.h"
+#include "worker/agent/state_mirror.h"
 #include "worker/agent/trace_store.h"
 
 namespace penstock {
@@ -41,12 +42,13 @@ struct DaemonOptions {
   std::string data_interface;
   // Let `penstock chaos` cut this daemon off from its coordinator. On dev clusters.
   bool allow_chaos = false;
-  int64_t grace_seconds = 25;  // for ranks to save when the daemon is asked to end
+  uint64_t copies_bytes_max = 0;  // of ranks' state, its own and others'; 0: half the memory
+  int64_t grace_seconds = 25;     // for ranks to save when the daemon is asked to end
 };
 
-// Single-threaded: everything on the loop of run(), but file writes and pulses, which have a thread
-// of their own each. Owns the rank processes: they end with it. Create and run it on the process's
-// main thread, because ranks die with the thread that spawned them.
+// Single-threaded: everything on the loop of run(), but file writes, pulses and copies of ranks'
+// state, which have threads of their own. Owns the rank processes: they end with it. Create and run
+// it on the process's main thread, because ranks die with the thread that spawned them.
 class Daemon {
  public:
   // Locks the state directory, binds the ports, begins connecting. kAlreadyExists when another
@@ -81,6 +83,7 @@ class Daemon {
   Status connect_coordinator();
   Status partition(const HttpRequest& request);
   void make_agent();
+  void mirror(const MirrorRanks& order);
 
   Result<int32_t> spawn_rank(const StartRank& start);
   void signal_rank(const RankKey& key, int signal);
@@ -109,6 +112,7 @@ class Daemon {
   const TraceStore traces_;
   StateHolders state_;
   HostChecker checker_;
+  StateMirror mirror_;
   std::unique_ptr<Agent> agent_;
   std::map<RankKey, Process> processes_;
   std::map<PeerId, RankKey> ranks_by_peer_;

@@ -92,6 +92,11 @@ int run(int argc, char** argv) {
                  "seconds for ranks to save after SIGTERM; more than a step and a save take")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{0}, int64_t{86'400}));
+  uint64_t copies_mib = 0;
+  app.add_option("--copies-mib", copies_mib,
+                 "memory for copies of ranks' state, of this host's and others' "
+                 "(recovery.mirror of a job spec); default half of this host's")
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 40));
   app.add_flag("--allow-chaos", options.allow_chaos,
                "let penstock chaos cut this worker off from its coordinator; for dev clusters");
   bool check = false;
@@ -105,6 +110,7 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUsage);
   }
+  options.copies_bytes_max = copies_mib << 20;
   start_logging("worker " + options.name);
   if (options.state_dir.empty()) options.state_dir = default_state_dir(options.name);
   if (options.data_interface.empty() && is_on_loopback(options.coordinator)) {

@@ -1,5 +1,6 @@
 #include "worker/agent/state_holders.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -42,6 +43,12 @@ Result<Path> StateHolders::hold(JobId job, Epoch epoch, Rank rank, bool from_mem
   }
   holder.epoch = epoch;
   return Path(fmt::format("/proc/{}/fd/{}", ::getpid(), holder.memory.get()));
+}
+
+FileDescriptor StateHolders::share(JobId job, Epoch epoch, Rank rank) const {
+  const auto found = holders_.find({job, rank});
+  if (found == holders_.end() || found->second.epoch != epoch) return {};
+  return FileDescriptor(::fcntl(found->second.memory.get(), F_DUPFD_CLOEXEC, 0));
 }
 
 std::vector<HeldRank> StateHolders::held(JobId job) const {

@@ -18,6 +18,8 @@ class StateHolders {
   // The path under which the rank opens its memory: of the attempt before it when `from_memory`,
   // and there is some, else new and empty.
   Result<Path> hold(JobId job, Epoch epoch, Rank rank, bool from_memory);
+  // The memory of a rank of this attempt, to read; not valid: there is none.
+  FileDescriptor share(JobId job, Epoch epoch, Rank rank) const;
   // What is whole of the ranks of this job. REQUIRES: none of them runs.
   std::vector<HeldRank> held(JobId job) const;
   // The process may have written anything to it: it is not to be used.

@@ -16,6 +16,7 @@
 #include "worker/engine/engine.h"
 #include "worker/model/linear.h"
 #include "worker/rank/control_link.h"
+#include "worker/rank/state_fetch.h"
 #include "worker/rank/trainer.h"
 
 namespace penstock {
@@ -99,11 +100,13 @@ Status load(RankRun& run) {
   if (!run.spec.data.validation.empty()) {
     PENSTOCK_TRY_ASSIGN(run.validation, open_validation_sampler(run.spec));
   }
+  const Path state_file = state_file_of(run);
+  if (!run.start.state_from.address.empty()) PENSTOCK_TRY(fetch_state(run.start, state_file));
   PENSTOCK_TRY_ASSIGN(
       run.engine, Engine::create(run.spec, run.options.rank, run.start.program, *run.kernels,
                                  run.transport.get(), *run.training,
                                  run.validation ? &*run.validation : nullptr, {}, run.start.seats,
-                                 &run.flight, {run.options.job, state_file_of(run)}));
+                                 &run.flight, {run.options.job, state_file}));
   log_place(run);
   if (!run.options.trace_file.empty()) {
     const Status kept = run.engine->recorder().keep_in(run.options.trace_file, run.options.job,

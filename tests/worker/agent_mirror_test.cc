@@ -1,0 +1,373 @@
+// Copies of ranks' state: taken while ranks train, kept by two daemons, and gone on from.
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <thread>
+
+#include "comm/base/clock.h"
+#include "tests/worker/agent_harness.h"
+#include "worker/agent/state_holders.h"
+#include "worker/agent/state_mirror.h"
+#include "worker/engine/state_memory.h"
+#include "worker/rank/state_fetch.h"
+
+namespace penstock {
+namespace {
+
+using std::chrono::seconds;
+
+constexpr Epoch kEpoch{1};
+constexpr uint64_t kStateBytes = (3 << 20) + 17;
+constexpr Duration kPatience = seconds(20);
+
+HeldStateIdentity identity(int32_t rank) {
+  return {kJob, Rank{rank}, {5, 6}};
+}
+
+// A rank's memory, and the rank: it trains when it is told to.
+class SimpleRank {
+ public:
+  SimpleRank(StateHolders& holders, int32_t rank, Epoch epoch = kEpoch,
+             uint64_t bytes = kStateBytes)
+      : memory_(*StateMemory::make(identity(rank), bytes,
+                                   *holders.hold(kJob, epoch, Rank{rank}, false))),
+        bytes_(bytes) {}
+  // Through that step; its state is a value that tells.
+  void train(int64_t step) {
+    while (step_ < step) {
+      ++step_;
+      const auto g = static_cast<size_t>(step_) % kStateGenerations;
+      memory_.begin_writing(g);
+      std::fill_n(memory_.generation(g), bytes_, value(step_));
+      memory_.publish(g, step_);
+    }
+  }
+  static std::byte value(int64_t step) { return static_cast<std::byte>(step * 7 + 1); }
+
+ private:
+  StateMemory memory_;
+  const uint64_t bytes_;
+  int64_t step_ = 0;
+};
+
+// A daemon's part in it, with what it says.
+struct Site {
+  explicit Site(uint64_t bytes_max = 1 << 30)
+      : mirror(bytes_max, [this](const RanksMirrored& outcome) {
+          const std::lock_guard lock(mutex);
+          said.push_back(outcome);
+        }) {
+    EXPECT_TRUE(mirror.listen("tcp://127.0.0.1:1").ok());
+  }
+  StatePlace place() const { return {mirror.address(), mirror.key()}; }
+  // The next thing that it says.
+  RanksMirrored next() {
+    const int64_t give_up_ns = monotonic_ns() + kPatience.count();
+    while (monotonic_ns() < give_up_ns) {
+      const std::lock_guard lock(mutex);
+      if (said.size() > heard) return said[heard++];
+    }
+    ADD_FAILURE() << "it says nothing";
+    return {};
+  }
+  void order(const MirrorRanks& order) {
+    std::map<Rank, FileDescriptor> memory;
+    for (const MirrorTarget& target : order.send) {
+      if (FileDescriptor held = holders.share(kJob, order.epoch, target.rank); held.valid()) {
+        memory.emplace(target.rank, std::move(held));
+      }
+    }
+    mirror.order(order, std::move(memory));
+  }
+
+  StateHolders holders;
+  std::mutex mutex;
+  std::vector<RanksMirrored> said;
+  size_t heard = 0;
+  StateMirror mirror;
+};
+
+class MirrorTest : public ::testing::Test {
+ protected:
+  // Rank 0 is a's, and b keeps its copy.
+  MirrorRanks order_of_a(int64_t step, int64_t kept = 0) {
+    return {kJob, kEpoch, step, kept, int64_t{1} << 40, {{Rank{0}, b.place()}}, {}};
+  }
+  MirrorRanks order_of_b(int64_t step, int64_t kept = 0) {
+    return {kJob, kEpoch, step, kept, int64_t{1} << 40, {}, {Rank{0}}};
+  }
+  void mirror(SimpleRank& rank, int64_t step, int64_t kept = 0) {
+    b.order(order_of_b(step, kept));
+    rank.train(step);
+    a.order(order_of_a(step, kept));
+    const RanksMirrored outcome = a.next();
+    EXPECT_EQ(outcome, (RanksMirrored{kJob, kEpoch, step, "", false})) << outcome.failure;
+  }
+  // What comes of a request that is not a rank's.
+  static Code ask(const Site& site, StreamRequest request) {
+    Result<StateConnection> caller = StateConnection::connect(site.mirror.address(), kPatience);
+    EXPECT_TRUE(caller.ok());
+    return caller->ask(request, kPatience).status().code();
+  }
+  StreamRequest fetch_request(int64_t step) {
+    return {.kind = StreamKind::kFetch,
+            .key = b.mirror.key(),
+            .job = kJob,
+            .epoch = kEpoch,
+            .rank = Rank{0},
+            .step = step};
+  }
+  StreamRequest store_request(int64_t step) {
+    StreamRequest request = fetch_request(step);
+    request.kind = StreamKind::kStore;
+    request.byte_count = 100;
+    return request;
+  }
+
+  Site a;
+  Site b;
+};
+
+TEST_F(MirrorTest, ACopyIsHereAndThereAndANewRankGoesOnFromIt) {
+  SimpleRank rank(a.holders, 0);
+  mirror(rank, 7);
+  const std::vector<HeldRank> copy = {{Rank{0}, {7}}};
+  EXPECT_EQ(a.mirror.copies(kJob, kEpoch), copy);
+  EXPECT_EQ(b.mirror.copies(kJob, kEpoch), copy);
+  EXPECT_GE(a.mirror.bytes_sent(), kStateBytes);
+
+  StartRank start = start_rank(2, 0);
+  start.from_memory = true;
+  start.restore_step = 7;
+  start.state_from = b.place();
+  const Path file = *b.holders.hold(kJob, {2}, Rank{0}, true);
+  const Status fetched = fetch_state(start, file);
+  ASSERT_TRUE(fetched.ok()) << fetched.to_string();
+  const Result<StateMemory> memory = StateMemory::make(identity(0), kStateBytes, file);
+  ASSERT_TRUE(memory.ok() && memory->find(7));
+  const std::byte* const state = memory->generation(*memory->find(7));
+  EXPECT_EQ(std::count(state, state + kStateBytes, SimpleRank::value(7)), kStateBytes);
+  EXPECT_EQ(b.holders.held(kJob), copy);
+}
+
+TEST_F(MirrorTest, ARankThatGetsThereLaterIsWaitedFor) {
+  SimpleRank rank(a.holders, 0);
+  rank.train(3);
+  b.order(order_of_b(5));
+  a.order(order_of_a(5));
+  rank.train(4);
+  a.mirror.progressed({.job = kJob, .epoch = kEpoch, .rank = {0}, .step = 4});
+  rank.train(5);
+  a.mirror.progressed({.job = kJob, .epoch = kEpoch, .rank = {0}, .step = 5});
+  EXPECT_EQ(a.next().failure, "");
+  EXPECT_EQ(a.mirror.copies(kJob, kEpoch), (std::vector<HeldRank>{{Rank{0}, {5}}}));
+}
+
+TEST_F(MirrorTest, AnOverwrittenStepIsMissedAndSaidSo) {
+  SimpleRank rank(a.holders, 0);
+  rank.train(9);
+  a.order(order_of_a(5));
+  const RanksMirrored outcome = a.next();
+  EXPECT_TRUE(outcome.missed);
+  EXPECT_NE(outcome.failure, "");
+  EXPECT_EQ(a.mirror.copies_missed(), 1u);
+  EXPECT_TRUE(a.mirror.copies(kJob, kEpoch).empty());
+  a.order(order_of_a(5));
+  EXPECT_EQ(a.next(), outcome) << "asked again, it says it again";
+}
+
+// The rank overwrites generations as fast as it can: each copy that is taken is of one step.
+TEST_F(MirrorTest, NoCopyIsOfTwoSteps) {
+  SimpleRank rank(a.holders, 0);
+  rank.train(1);
+  std::atomic<int64_t> newest = 1;
+  std::atomic<bool> enough = false;
+  std::thread trainer([&] {
+    while (!enough) {
+      rank.train(newest + 1);
+      ++newest;
+    }
+  });
+  StateCopies copies(1 << 30);
+  const FileDescriptor memory = a.holders.share(kJob, kEpoch, Rank{0});
+  const int64_t give_up_ns = monotonic_ns() + kPatience.count();
+  int whole = 0;
+  int missed = 0;
+  while ((whole < 20 || missed < 20) && monotonic_ns() < give_up_ns) {
+    const int64_t step = newest;
+    const auto copy = copy_held_state(memory, kJob, kEpoch, Rank{0}, step, copies);
+    if (!copy.ok()) {
+      missed += copy.status().code() == Code::kAborted;
+      continue;
+    }
+    ++whole;
+    const Bytes bytes = (*copy)->bytes();
+    ASSERT_EQ(std::count(bytes.begin(), bytes.end(), SimpleRank::value(step)), kStateBytes);
+  }
+  enough = true;
+  trainer.join();
+  EXPECT_GT(whole, 0);
+}
+
+TEST_F(MirrorTest, WhatTheOrderDoesNotNameGoes) {
+  SimpleRank rank(a.holders, 0);
+  mirror(rank, 3);
+  mirror(rank, 5, 3);
+  const std::vector<HeldRank> both = {{Rank{0}, {3, 5}}};
+  EXPECT_EQ(a.mirror.copies(kJob, kEpoch), both);
+  EXPECT_EQ(b.mirror.copies(kJob, kEpoch), both);
+  mirror(rank, 8, 5);
+  EXPECT_EQ(b.mirror.copies(kJob, kEpoch), (std::vector<HeldRank>{{Rank{0}, {5, 8}}}));
+  EXPECT_EQ(b.mirror.byte_count(), 2 * kStateBytes);
+  b.mirror.drop_before(kJob, {2});
+  EXPECT_EQ(b.mirror.byte_count(), 0u);
+}
+
+TEST_F(MirrorTest, WhoHasNotTheKeyGetsNothingAndLeavesNothing) {
+  SimpleRank rank(a.holders, 0);
+  mirror(rank, 7);
+  StreamRequest request = fetch_request(7);
+  EXPECT_EQ(ask(b, request), Code::kOk);
+  request.key.high ^= 1;
+  EXPECT_EQ(ask(b, request), Code::kPermissionDenied);
+  b.order(order_of_b(9, 7));
+  request = store_request(9);
+  request.key = {};
+  EXPECT_EQ(ask(b, request), Code::kPermissionDenied);
+}
+
+TEST_F(MirrorTest, OnlyWhatWasOrderedIsTakenIn) {
+  b.order(order_of_b(9));
+  EXPECT_EQ(ask(b, store_request(9)), Code::kOk);
+  EXPECT_EQ(ask(b, store_request(8)), Code::kFailedPrecondition) << "another step";
+  StreamRequest request = store_request(9);
+  request.epoch = {2};
+  EXPECT_EQ(ask(b, request), Code::kFailedPrecondition) << "another epoch";
+  request = store_request(9);
+  request.rank = {1};
+  EXPECT_EQ(ask(b, request), Code::kFailedPrecondition) << "another rank";
+  request = store_request(9);
+  request.job = {99};
+  EXPECT_EQ(ask(b, request), Code::kFailedPrecondition) << "another job";
+}
+
+TEST_F(MirrorTest, NothingOfAFencedEpochIsTakenInOrGivenOn) {
+  SimpleRank rank(a.holders, 0);
+  mirror(rank, 7);
+  b.order(order_of_b(9, 7));
+  Result<StateConnection> late = StateConnection::connect(b.mirror.address(), kPatience);
+  ASSERT_TRUE(late.ok() && late->ask(store_request(9), kPatience).ok());
+  b.mirror.fence(kJob, kEpoch);
+  const std::vector<std::byte> state(100, std::byte{1});
+  EXPECT_TRUE(late->send_state(state, kPatience).ok());
+  EXPECT_EQ(late->hear_answer(kPatience).status().code(), Code::kAborted);
+  EXPECT_EQ(ask(b, store_request(9)), Code::kFailedPrecondition);
+  EXPECT_EQ(b.mirror.copies(kJob, kEpoch), (std::vector<HeldRank>{{Rank{0}, {7}}}));
+  // A copy is asked for by the epoch that trained it.
+  StreamRequest request = fetch_request(7);
+  request.epoch = {2};
+  EXPECT_EQ(ask(b, request), Code::kNotFound);
+}
+
+// Whatever was being copied or received then.
+TEST(StateCopiesTest, NothingIsAddedToAFencedEpoch) {
+  StateCopies copies(1000);
+  const auto early = copies.make(identity(0), kEpoch, 7, 100);
+  const auto late = copies.make(identity(1), kEpoch, 7, 100);
+  const auto newer = copies.make(identity(1), {2}, 7, 100);
+  EXPECT_TRUE(copies.put(*early).ok());
+  copies.fence(kJob, kEpoch);
+  EXPECT_EQ(copies.put(*late).code(), Code::kAborted);
+  EXPECT_TRUE(copies.put(*newer).ok());
+  EXPECT_EQ(copies.list(kJob, kEpoch), (std::vector<HeldRank>{{Rank{0}, {7}}}));
+  EXPECT_EQ(copies.make(identity(0), {2}, 8, 701).status().code(), Code::kResourceExhausted);
+  EXPECT_TRUE(copies.make(identity(0), {2}, 8, 700).ok());
+}
+
+TEST_F(MirrorTest, ASenderThatIsFencedStops) {
+  SimpleRank rank(a.holders, 0);
+  rank.train(7);
+  MirrorRanks slow = order_of_a(7);
+  slow.bytes_per_second = 1;  // the first block, and then none for days
+  b.order(order_of_b(7));
+  a.order(slow);
+  const int64_t give_up_ns = monotonic_ns() + kPatience.count();
+  while (a.mirror.bytes_sent() == 0 && monotonic_ns() < give_up_ns) std::this_thread::yield();
+  a.mirror.fence(kJob, kEpoch);
+  EXPECT_TRUE(b.mirror.copies(kJob, kEpoch).empty());
+}
+
+TEST_F(MirrorTest, MoreThanTheBoundIsRefusedAndSaidSo) {
+  Site small(kStateBytes - 1);
+  SimpleRank rank(a.holders, 0);
+  rank.train(7);
+  small.order(order_of_b(7));
+  MirrorRanks order = order_of_a(7);
+  order.send[0].to = small.place();
+  a.order(order);
+  const RanksMirrored outcome = a.next();
+  EXPECT_NE(outcome.failure.find("resource_exhausted"), std::string::npos) << outcome.failure;
+  EXPECT_FALSE(outcome.missed);
+  EXPECT_EQ(small.mirror.byte_count(), 0u);
+}
+
+TEST_F(MirrorTest, ARankThatIsNotTrustedHasNoCopyHere) {
+  SimpleRank rank(a.holders, 0);
+  mirror(rank, 7);
+  a.mirror.distrust(kJob, Rank{0});
+  EXPECT_TRUE(a.mirror.copies(kJob, kEpoch).empty());
+}
+
+TEST_F(MirrorTest, ARankWithoutMemoryFailsTheRound) {
+  a.order(order_of_a(7));
+  EXPECT_NE(a.next().failure, "");
+}
+
+TEST_F(MirrorTest, WhatCannotBeFetchedSaysWhy) {
+  StartRank start = start_rank(2, 0);
+  start.from_memory = true;
+  start.restore_step = 7;
+  start.state_from = b.place();
+  const Path file = *a.holders.hold(kJob, {2}, Rank{0}, false);
+  EXPECT_EQ(fetch_state(start, file).code(), Code::kNotFound);
+  EXPECT_EQ(fetch_state(start, {}).code(), Code::kFailedPrecondition);
+  start.state_from.key.low ^= 1;
+  const Status refused = fetch_state(start, file);
+  EXPECT_EQ(refused.code(), Code::kPermissionDenied);
+  EXPECT_NE(refused.message().find(b.mirror.address()), std::string::npos) << refused.message();
+}
+
+using AgentMirrorTest = AgentTest;
+
+TEST_F(AgentMirrorTest, AnOrderIsPassedOnUntilItsEpochIsOver) {
+  register_agent();
+  run_rank(key(1, 0));
+  const MirrorRanks order = {kJob, {1}, 9, 0, 1000, {{Rank{0}, {"w1:1", {}}}}, {}};
+  coordinator(order);
+  EXPECT_EQ(mirrored, (std::vector<MirrorRanks>{order}));
+  const RanksMirrored outcome = {kJob, {1}, 9, "", false};
+  agent->on_mirrored(outcome);
+  EXPECT_EQ(sent_of<RanksMirrored>(), (std::vector<RanksMirrored>{outcome}));
+  coordinator(StopRanks{kJob, {1}, 0, "recovers", true});
+  EXPECT_EQ(copies_fenced, Epoch{1});
+  coordinator(order);
+  EXPECT_EQ(mirrored.size(), 1u);
+  agent->on_mirrored(outcome);
+  EXPECT_EQ(sent_of<RanksMirrored>().size(), 1u);
+}
+
+TEST_F(AgentMirrorTest, AStopThatKeepsTheStateIsAnsweredWithTheCopiesOfItsEpoch) {
+  register_agent();
+  copies[{2}] = {{Rank{0}, {8}}, {Rank{5}, {8}}};
+  copies[{1}] = {{Rank{0}, {3}}};
+  coordinator(StopRanks{kJob, {2}, 0, "recovers", true});
+  ASSERT_EQ(sent_of<RanksStopped>().size(), 1u);
+  EXPECT_EQ(sent_of<RanksStopped>()[0], (RanksStopped{kJob, {2}, {}, copies[{2}]}));
+  coordinator(StopRanks{kJob, {2}, 0, "cancelled"});
+  EXPECT_EQ(sent_of<RanksStopped>()[1], (RanksStopped{kJob, {2}, {}, {}}));
+}
+
+}  // namespace
+}  // namespace penstock
