@@ -42,7 +42,8 @@ int64_t wait_for_copies(const Cluster& cluster, const std::string& id) {
 
 std::vector<std::string> starts(const Cluster& cluster, const std::string& id) {
   std::vector<std::string> messages;
-  for (const Json& item : cluster.get("/api/v1/jobs/" + id + "/events?limit=1000").at("items")) {
+  const Json events = cluster.get("/api/v1/jobs/" + id + "/events?limit=1000");
+  for (const Json& item : events.at("items")) {
     if (item.at("code") == "starting") messages.push_back(item.at("message"));
   }
   return messages;
@@ -51,7 +52,7 @@ std::vector<std::string> starts(const Cluster& cluster, const std::string& id) {
 TEST(MirrorTest, ALostHostsRanksGoOnFromCopiesWithoutAnyCheckpoint) {
   Cluster cluster({.worker_count = 3, .devices_per_worker = 2});
   // No checkpoint before the last step: what is not in memory would be trained from the beginning.
-  const TinyJob job{.steps = 1000, .checkpoint_interval = 0, .mirror = "auto"};
+  const TinyJob job{.steps = 600, .checkpoint_interval = 0, .mirror = "auto"};
   const Outcome expected = undisturbed(cluster, job);
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
   const int64_t copied = wait_for_copies(cluster, id);
@@ -68,7 +69,7 @@ TEST(MirrorTest, ALostHostsRanksGoOnFromCopiesWithoutAnyCheckpoint) {
 
 TEST(MirrorTest, WhenTheHostWithTheCopiesIsLostTooTheCheckpointIsLeft) {
   Cluster cluster({.worker_count = 4, .devices_per_worker = 2});
-  const TinyJob job{.steps = 1000, .checkpoint_interval = 5, .mirror = "auto"};
+  const TinyJob job{.steps = 600, .checkpoint_interval = 5, .mirror = "auto"};
   const Outcome expected = undisturbed(cluster, job);
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
   wait_for_copies(cluster, id);
@@ -85,7 +86,7 @@ TEST(MirrorTest, WhenTheHostWithTheCopiesIsLostTooTheCheckpointIsLeft) {
 
 TEST(MirrorTest, AKilledRankStillGoesOnFromTheNewestStepOfItsOwnHost) {
   Cluster cluster({.worker_count = 2, .devices_per_worker = 2});
-  const TinyJob job{.steps = 1000, .checkpoint_interval = 0, .mirror = "10"};
+  const TinyJob job{.steps = 600, .checkpoint_interval = 0, .mirror = "10"};
   const Outcome expected = undisturbed(cluster, job);
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
   wait_for_copies(cluster, id);
