@@ -19,6 +19,7 @@ MAIN, EFFECTS, RECORDS = CORE + "coordinator.cc", CORE + "effects.h", CORE + "re
 AGENT, REPORTING, QUEUE = "worker/agent/agent.cc", "worker/agent/agent_reporting.cc", "worker/agent/report_queue.cc"
 take = Mutation
 WITH_EVENT = "an event is in the same batch"
+HANGS_FOR_GOOD = "a simulated rank that hangs does so for good; `tests/coordinator/core_hangs_test.cc`"
 
 SECTIONS = {"One epoch at a time": [
     take("what is not of the current epoch is refused", MAIN, "‹job->second.record.epoch == epoch› ? &job->second : nullptr",
@@ -88,13 +89,16 @@ SECTIONS = {"One epoch at a time": [
     take("the end of a placement is a change to be written", JOBS,
          "  job.failed_rounds.clear();\n‹  changed(job);\n›", ""),
     take("placements hold their devices after a restart", MAIN, "  hold_devices(job);\n", ""),
-    take("stops go on after a restart", MAIN, "  if (!wants_ranks(job.record.state)) await_stops(job);\n", ""),
+    take("stops go on after a restart", MAIN, "  if (!wants_ranks(job.record.state)) await_stops(job);\n", "",
+         "what still runs is listed when its worker registers, and stopped before the next start"),
     take("a worker that was lost before a restart is not waited for", MAIN,
-         "      if (worker->lost) known.state = WorkerState::kLost;\n", ""),
-    take("that a worker is lost is on record", WORKERS, "  worker.record.lost = true;\n", ""),
+         "      if (worker->lost) known.state = WorkerState::kLost;\n", "",
+         "it is waited for once more, for as long as its lease"),
+    take("that a worker is lost is on record", WORKERS, "  worker.record.lost = true;\n", "",
+         "it is waited for once more, for as long as its lease"),
     take("a job is asked for its newest checkpoint before every start", JOBS, "‹  job.restore = Restore::kUnknown;\n›  std::erase", ""),
     take("of a search only the newest answer counts", JOBS, " || ‹at->second.restore != Restore::kSearching›) return;",
-         "false"),
+         "false", "every answer is to what was asked last"),
     take("a final state is left by a resume only", COMMANDS,
          "  if (‹!waits›) {\n    return refuse(failed_precondition(\n        fmt::format(\"job {} \\\"{}\\\" is {}; only", "false"),
     take("a job that stops to be suspended can be cancelled", COMMANDS, "‹job.record.outcome == JobState::kSuspended›", "false"),
@@ -120,7 +124,8 @@ SECTIONS = {"One epoch at a time": [
          "JobState::kStopping, JobState::kSucceeded, kFinishedGraceMs,", "true"),
     take("success needs every rank to be done", JOBS, "‹job.record.state != JobState::kRunning || !all_finished› ||",
          "job.record.state != JobState::kRunning"),
-    take("what is left of rounds goes with the attempt", JOBS, "  job.rounds.clear();\n", ""),
+    take("what is left of rounds goes with the attempt", JOBS, "  job.rounds.clear();\n", "",
+         "what was not being committed went when the attempt was given up, and its end waits for commits"),
     take("what is said of failed rounds goes with the attempt", JOBS, "  job.failed_rounds.clear();\n", ""),
     take("a final checkpoint found on disk ends the job", JOBS,
          "  if (‹record.checkpoint && record.checkpoint->step >= record.target_steps›) {\n    // Committed, but", "false"),
@@ -138,7 +143,8 @@ SECTIONS = {"One epoch at a time": [
     take("and given back", JOBS, "[&](const HostedRank& hosted) { return ‹hosted.job == job.record.id›; }", "false"),
     take("one attempt of a job at a time", JOBS, "  if (‹job.placed()› || suspend_unplaced(job)", "false"),
     take("a rank that is gone ends the attempt", WORKERS,
-         "    if (‹!rank.missing_since› || now_ - *rank.missing_since", "true"),
+         "    if (‹!rank.missing_since› || now_ - *rank.missing_since", "true",
+         "a daemon says of every rank that it is gone; `tests/coordinator/core_recovery_test.cc`"),
     take("a daemon that is new has none of the old one's ranks", WORKERS, "  if (restarted) on_new_incarnation(worker, "
          "cluster_restarted);\n", ""),
     take("the end of a rank ends the attempt", RUNS, "‹  fail(*job, std::move(failure));\n›}\n\nvoid Coordinator::on_message(Worker& "
@@ -171,14 +177,15 @@ SECTIONS = {"One epoch at a time": [
     take("what a dead daemon said late does not turn its successor away", WORKERS,
          "‹restarted && worker.was_replaced(message.incarnation)›", "false"),
     take("a late or repeated heartbeat says nothing", WORKERS, "  if (‹message.sequence <= worker.heartbeat_sequence›) return;",
-         "false"),
+         "false", "the next heartbeat sets right what it said; `tests/coordinator/core_workers_test.cc`"),
     take("a rank that is not listed may be about to be reported", WORKERS,
          "‹now_ - *rank.missing_since < two_beats()›", "false"),
     take("a silent job is asked before it is judged", HANGS, "‹silence < limits_of(job).stopped› || now_ < job.ask_after",
-         "false"),
-    take("an answer to an old question is none", HANGS, "|| ‹job->inquiry->request != message.request›) return;", "false"),
+         "false", "to ask too soon costs messages; the verdict rests on how long ranks are found not to have moved"),
+    take("an answer to an old question is none", HANGS, "|| ‹job->inquiry->request != message.request›) return;", "false",
+         HANGS_FOR_GOOD),
     take("an answer that was long on its way is none", HANGS, "  if (‹now_ - job->inquiry->asked_at > two_beats()›) return;",
-         "false"),
+         "false", HANGS_FOR_GOOD),
     take("a rank that moves clears all that wait", VERDICT, "if (‹ranks_[rank] && !awaits_coordinator(*ranks_[rank]) && "
          "!is_quiet(rank)›) return {};", "false"),
     take("who waits for another is not the one to blame", VERDICT, "return activity && ‹!waits_for(rank)› &&", "true"),
