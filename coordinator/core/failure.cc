@@ -36,14 +36,20 @@ std::string code_of(const RankExited& exited) {
   }
 }
 
-// A crash, or a start that the host refused. SIGKILL is somebody's doing, and all other ends have a
-// cause in the data, the numbers or a peer.
+// EIO, in the words of errno_status.
+constexpr std::string_view kDeviceError = "Input/output error";
+
+// A crash, a disk that failed, or a start that the host refused. SIGKILL is somebody's doing, and
+// all other ends have a cause in the data, the numbers or a peer.
 bool points_to_host(const RankExited& exited) {
   constexpr int kCrashes[] = {4, 6, 7, 11};  // SIGILL, SIGABRT, SIGBUS, SIGSEGV
   if (std::find(std::begin(kCrashes), std::end(kCrashes), exited.signal) != std::end(kCrashes)) {
     return true;
   }
-  return exited.signal == 0 && exited.reason.starts_with(kCouldNotStart);
+  if (exited.signal != 0) return false;
+  const bool failed_disk = exited.exit_code == static_cast<int>(ExitCode::kFailure) &&
+                           exited.reason.find(kDeviceError) != std::string::npos;
+  return failed_disk || exited.reason.starts_with(kCouldNotStart);
 }
 
 bool is_fatal(const std::string& code, RankPhase phase) {

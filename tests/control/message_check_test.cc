@@ -109,6 +109,21 @@ TEST(MessageCheckTest, RankStepsAreNotNegative) {
   expect_refused(message, "step");
 }
 
+TEST(MessageCheckTest, WhatRanksSpendTheirStepsWithIsNoLessThanNothing) {
+  for (const RankPace& pace : {RankPace{-1, 0.0, 0.0}, RankPace{1, -1.0, 0.0},
+                               RankPace{1, 0.0, std::numeric_limits<double>::infinity()}}) {
+    Heartbeat message = {.worker = {1}, .incarnation = 1, .sequence = 1, .ranks = {}};
+    message.ranks.push_back({.job = {1}, .epoch = {1}, .rank = {0}, .pace = pace});
+    EXPECT_FALSE(check_message(message).ok());
+  }
+}
+
+TEST(MessageCheckTest, ChecksOfHostsAreNumberedAndTheirReportsBounded) {
+  expect_refused(CheckHost{0}, "request");
+  expect_refused(HostChecked{0, true, ""}, "request");
+  expect_refused(HostChecked{1, true, std::string(kCheckReportBytesMax + 1, 'x')}, "report");
+}
+
 TEST(MessageCheckTest, RegisteredMayAskToRegisterAgainOrRefuse) {
   EXPECT_TRUE(check_message(Registered{{0}, 1000, ""}).ok());
   EXPECT_TRUE(check_message(Registered{{0}, 0, "the protocol version differs"}).ok());

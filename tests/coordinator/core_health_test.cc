@@ -2,6 +2,8 @@
 // come out again.
 #include <gtest/gtest.h>
 
+#include <cerrno>
+
 #include "tests/coordinator/core_harness.h"
 
 namespace penstock {
@@ -222,12 +224,13 @@ TEST_F(CoreHealthTest, WhatBefallsEveryHostDoesNotEmptyTheCluster) {
   EXPECT_GE(struck.size(), 2u);
 }
 
-TEST_F(CoreHealthTest, AHostThatCannotStartRanksIsSuspected) {
+TEST_F(CoreHealthTest, AHostThatCannotStartRanksOrReadItsDiskIsSuspected) {
   start();
   const std::string host = h.host_of(job, 0);
-  for (int i = 0; i < 3; ++i) {
-    h.exit_rank(job, rank_on(host), ExitCode::kFailure,
-                std::string(kCouldNotStart) + "no such file");
+  const std::string refused = std::string(kCouldNotStart) + "no such file";
+  const Status unread = errno_status(EIO, "read /data/train.bin");
+  for (const std::string& reason : {refused, "exited with code 1: " + unread.message(), refused}) {
+    h.exit_rank(job, rank_on(host), ExitCode::kFailure, reason);
     go_on();
   }
   EXPECT_TRUE(quarantined(host));

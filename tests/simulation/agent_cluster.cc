@@ -67,6 +67,7 @@ void AgentCluster::tick() {
   submit_jobs();
   cancel_and_resume();
   suspend_and_resume(options_.suspensions, 0.02);
+  release_hosts();
   // A coordinator that was stopped has both waiting for it: the time that has passed, and messages.
   if (core_hears() && chance(0.5)) feed(Tick{});
   deliver_to_core();
@@ -97,6 +98,7 @@ void AgentCluster::tick_worker(Worker& worker) {
   advance_processes(worker);
   hear_ranks(worker);
   move_copies(worker);
+  end_check(worker);
   worker.agent->on_tick(now_ns());
 }
 
@@ -250,6 +252,7 @@ AgentActions AgentCluster::actions_of(Worker& worker) {
     extend_lease(worker, registration.asked_ns);
   };
   actions.heard = [&worker](int64_t sent_ns) { extend_lease(worker, sent_ns); };
+  actions.check_host = [this, &worker] { return begin_check(worker); };
   actions.inspect_rank = [this, &worker](const RankKey& key) { return inspect(worker, key); };
   actions.exit = [this, &worker](ExitCode code, const std::string& why) {
     // Of two daemons whose first words come late and in turn nobody can say which is the newer one.

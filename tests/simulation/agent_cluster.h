@@ -35,6 +35,7 @@ struct AgentClusterOptions {
   double rank_hangs = 0.0;       // stopped (SIGSTOP), or stuck: it does nothing any more
   double rank_slowness = 0.001;  // it takes as long as `longest_slow` for a step
   double failed_spawns = 0.01;   // of each
+  bool sick_worker = false;      // the first: ranks crash there, and its host may fail its checks
   double daemon_kills = 0.003;
   double daemon_stalls = 0.0;  // like SIGSTOP, and SIGCONT some time later
   double cuts = 0.01;          // of a connection
@@ -123,6 +124,8 @@ class AgentCluster final : public SimulatedCoordinator {
     int left = 0;                  // the newest incarnation that has
     int64_t back_at_ns = 0;
     int64_t stalled_until_ns = 0;
+    std::optional<int64_t> check_ends_ns;  // of its host, begun by that incarnation
+    int check_incarnation = 0;
     int64_t disturbed_until_ns = 0;  // by any fault that keeps it from being heard
     int64_t heard_ns = 0;            // by the coordinator
     int64_t heard_newest_ns = 0;     // likewise, on its newest connection
@@ -152,6 +155,12 @@ class AgentCluster final : public SimulatedCoordinator {
 
   int64_t now_ns() const { return now_.nanoseconds; }
   int64_t within(Duration longest) { return (now_ + below(longest)).nanoseconds; }
+
+  // agent_health.cc: a host that is sick.
+  bool is_sick(const Worker& worker) const;
+  Status begin_check(Worker& worker);
+  void end_check(Worker& worker);
+  void release_hosts();
 
   // agent_cluster.cc: daemons, connections, the coordinator's side.
   void tick();

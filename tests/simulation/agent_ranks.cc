@@ -13,6 +13,8 @@ using std::chrono::seconds;
 
 constexpr ExitStatus kKilled{-1, SIGKILL};
 
+constexpr double kSickCrashes = 0.02;  // per tick and rank
+
 ExitStatus ended_with(ExitCode code) {
   return {static_cast<int>(code), 0};
 }
@@ -197,7 +199,7 @@ void AgentCluster::rank_faults(Worker& worker) {
     if (chance(options_.rank_kills)) {
       count(Fault::kRankKilled);
       process.ends = kKilled;
-    } else if (chance(options_.rank_crashes)) {
+    } else if (chance(is_sick(worker) ? kSickCrashes : options_.rank_crashes)) {
       count(Fault::kRankCrashed);
       process.ends = chance(0.5) ? ended_with(ExitCode::kFailure) : ExitStatus{-1, SIGABRT};
     } else if (chance(options_.rank_hangs) && !process.hangs()) {

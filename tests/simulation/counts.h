@@ -70,6 +70,7 @@ struct SimCounts {
   int64_t fetched = 0;        // ranks that went on from a copy
   int64_t rebalances = 0;
   int64_t suspensions = 0;  // resumed since
+  int64_t quarantines = 0;
   std::array<int64_t, kFaultNames.size()> faults = {};
 
   int64_t& of(Fault fault) { return faults[static_cast<size_t>(fault)]; }
@@ -82,6 +83,7 @@ struct SimCounts {
     fetched += other.fetched;
     rebalances += other.rebalances;
     suspensions += other.suspensions;
+    quarantines += other.quarantines;
     for (size_t i = 0; i < faults.size(); ++i) faults[i] += other.faults[i];
     return *this;
   }

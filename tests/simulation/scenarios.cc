@@ -138,6 +138,8 @@ std::vector<Scenario> make_scenarios() {
              {.rank_hangs = 0.001, .overtaking = 0.05, .cancels = 0.002, .hang_timeout = 5}),
       agents("rollbacks", "loss spikes that rollbacks leave out, through every fault",
              {.spikes = {3, 7, 10}}),
+      agents("sick-host", "a host on which ranks crash, and which fails some of its checks",
+             {.worker_count = 4, .sick_worker = true}),
       agents("users", "users cancel jobs and resume them",
              {.daemon_stalls = 0.001, .cancels = 0.003}),
       agents("large", "1,200 workers and 60 jobs through every fault",

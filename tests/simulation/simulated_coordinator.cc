@@ -223,6 +223,7 @@ void SimulatedCoordinator::apply(const Event* event, Effects effects) {
     violate(broken);
   }
   check(effects);
+  check_health(effects);
   for (const OutgoingMessage& out : effects.messages) {
     if (const auto* start = std::get_if<StartRank>(&out.message)) check_start(*start);
   }

@@ -120,6 +120,7 @@ class SimulatedCoordinator {
   void write(const Effects& effects);
   void act(Effects effects);
   void check_start(const StartRank& order);
+  void check_health(const Effects& effects);  // simulated_health.cc
   void check_store();
   CheckpointFound look_for(const FindCheckpoint& find);
   void emit_from_disk(JobId job, Duration longest, Event event);

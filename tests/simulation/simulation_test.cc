@@ -73,6 +73,7 @@ TEST(SimulationTest, EveryKindOfFaultHappens) {
   EXPECT_GT(counts.fetched, 0);
   EXPECT_GT(counts.rebalances, 0);
   EXPECT_GT(counts.suspensions, 0);
+  EXPECT_GT(counts.quarantines, 0);
 }
 
 }  // namespace

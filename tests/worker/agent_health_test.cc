@@ -50,5 +50,27 @@ TEST_F(AgentHealthTest, AHeartbeatSaysWhatTimeItIsHere) {
   EXPECT_EQ(sent_of<Heartbeat>().back().sent_at_ns, wall.nanoseconds);
 }
 
+TEST_F(AgentHealthTest, AHeartbeatAddsUpWhatRanksComputedAndWaitedFor) {
+  register_agent();
+  run_rank(key(1, 0));
+  for (int64_t step = 1; step <= 3; ++step) {
+    rank_says(key(1, 0), RankProgress{.job = kJob,
+                                      .epoch = {1},
+                                      .rank = {0},
+                                      .step = step,
+                                      .compute_seconds = 0.25,
+                                      .expert_wait_seconds = 0.5,
+                                      .pipeline_wait_seconds = 1.0,
+                                      .reduce_seconds = 2.0,
+                                      .optimizer_seconds = 0.125,
+                                      .checkpoint_seconds = 64.0});
+  }
+  now += 1000 * kMs;
+  agent->on_tick(now);
+  const std::vector<RankStatus> ranks = sent_of<Heartbeat>().back().ranks;
+  ASSERT_EQ(ranks.size(), 1u);
+  EXPECT_EQ(ranks[0].pace, (RankPace{3, 3 * 0.375, 3 * 3.5}));
+}
+
 }  // namespace
 }  // namespace penstock
