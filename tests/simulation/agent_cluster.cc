@@ -298,7 +298,11 @@ void AgentCluster::deliver_to_core() {
   });
   for (auto& [worker, message] : arriving) {
     worker->heard_ns = now_ns();
-    if (message.peer == worker->peer) worker->heard_newest_ns = now_ns();
+    // What comes before its Register, the coordinator cannot know whom it is from.
+    const auto* const known = core_->find_worker(worker->name);
+    const bool introduced = std::holds_alternative<Register>(message.message) ||
+                            (known != nullptr && known->peer == message.peer);
+    if (message.peer == worker->peer && introduced) worker->heard_newest_ns = now_ns();
     feed(std::move(message));
   }
 }
@@ -474,15 +478,18 @@ void AgentCluster::check_memory_start(const std::string& peer, const StartRank& 
   const auto known = worker_by_peer_.find(peer);
   if (known == worker_by_peer_.end()) return;
   const Worker& worker = *known->second;
-  const penstock::Worker* const of_core = core_->find_worker(worker.name);
-  if (of_core->record.incarnation != static_cast<uint64_t>(worker.incarnation)) return;
+  const auto is_another = [&](const Worker& any) {
+    return core_->find_worker(any.name)->record.incarnation !=
+           static_cast<uint64_t>(any.incarnation);
+  };
+  if (is_another(worker)) return;
   const auto held = worker.memory.find({order.job, order.rank});
   // What was ordered before may have trained on since, or have ended.
   const bool repeated = held != worker.memory.end() && held->second.epoch == order.epoch;
   bool there = held != worker.memory.end() && held->second.steps.contains(order.restore_step);
   if (!order.state_from.address.empty()) {
     const Worker* const keeper = find_worker(order.state_from);
-    if (keeper == nullptr) return;
+    if (keeper == nullptr || keeper->agent == nullptr || is_another(*keeper)) return;
     there = keeper->copies.kept.contains(
         {order.job, Epoch{order.epoch.value - 1}, order.rank, order.restore_step});
   }

@@ -88,6 +88,8 @@ std::string CoreInvariants::after_event(Instant now, const Event* event, const C
 }
 
 std::string CoreInvariants::after_restart(const Coordinator& core) {
+  // Which daemons were replaced is on no record: one may come late, and the living one come back.
+  incarnations_.clear();
   answered_.clear();  // requests are of a client's connection, which broke
   for (auto& [id, history] : jobs_) {
     const Job* const job = core.find_job(id);

@@ -488,9 +488,15 @@ void SimCluster::check_drained(const JobEvent& event) {
 }
 
 // Where a gang has lost ranks the others make no progress, and a silent worker is not waited for.
+// Those of a worker that is lost ended with its lease, which is not simulated here.
 bool SimCluster::may_still_run(const SimWorker& worker, JobId job, Epoch epoch) const {
+  const auto is_lost = [&](const SimWorker& any) {
+    const Worker* const known = core_->find_worker(any.name);
+    return known != nullptr && known->state == WorkerState::kLost;
+  };
   size_t running = 0;
   for (const SimWorker& any : workers_) {
+    if (is_lost(any)) continue;
     running += static_cast<size_t>(
         std::count_if(any.ranks.begin(), any.ranks.end(), [&](const auto& rank) {
           return std::get<0>(rank.first) == job && std::get<1>(rank.first) == epoch;
@@ -500,7 +506,7 @@ bool SimCluster::may_still_run(const SimWorker& worker, JobId job, Epoch epoch) 
   if (known == nullptr) return false;
   const CoreConfig defaults;
   const bool silent = now_ - known->last_seen > defaults.silent_beats * defaults.heartbeat_interval;
-  return known->state == WorkerState::kLost ||
+  return is_lost(worker) ||
          (known->stale.contains(job) && silent && running < world_.at({job, epoch}));
 }
 
