@@ -195,6 +195,7 @@ TEST_F(MirrorTest, NoCopyIsOfTwoSteps) {
   const int64_t give_up_ns = monotonic_ns() + kPatience.count();
   int whole = 0;
   int missed = 0;
+  int torn = 0;
   while ((whole < 20 || missed < 20) && monotonic_ns() < give_up_ns) {
     const int64_t step = newest;
     const auto copy = copy_held_state(memory, kJob, kEpoch, Rank{0}, step, copies);
@@ -204,11 +205,13 @@ TEST_F(MirrorTest, NoCopyIsOfTwoSteps) {
     }
     ++whole;
     const Bytes bytes = (*copy)->bytes();
-    ASSERT_EQ(std::count(bytes.begin(), bytes.end(), SimpleRank::value(step)), kStateBytes);
+    const auto count = std::count(bytes.begin(), bytes.end(), SimpleRank::value(step));
+    torn += static_cast<uint64_t>(count) != kStateBytes;
   }
   enough = true;
   trainer.join();
   EXPECT_GT(whole, 0);
+  EXPECT_EQ(torn, 0);
 }
 
 TEST_F(MirrorTest, WhatTheOrderDoesNotNameGoes) {
