@@ -34,9 +34,8 @@ def measure(bench, new_cluster, new_run, recover):
 
 
 def kill_one(bench, cluster, run, turn):
-    """A daemon that runs ranks, when training has gone on for a while; another one is back from the kill before."""
-    if turn > 0:
-        cluster.up()
+    """A daemon that runs ranks, when training has gone on for a while; the one that was killed before is back."""
+    cluster.up()
     step = INTERVAL // 2 + turn * STRETCH + bench.random.randrange(STRETCH // 2)
     run.wait(f"step {step}", lambda: run.reached() >= step)
     return cluster.kill(bench.random.choice(cluster.get(f"jobs/{run.name}")["ranks"])["worker"])
