@@ -39,6 +39,7 @@ void Coordinator::on_message(Worker& worker, const RankReady& message) {
   }
   rank->seen = true;
   rank->missing_since.reset();
+  rank->missing_beats = 0;
   rank->address = message.address;
   if (rank->state == RankState::kStarting) rank->state = RankState::kReady;
   heard_of(*job);

@@ -219,7 +219,10 @@ void Coordinator::observe_ranks(Worker& worker, const std::vector<RankStatus>& r
     RankView& rank = job.ranks[hosted.rank.value];
     const bool must_run = wants_ranks(job.record.state) && !rank.finished &&
                           (rank.seen || job.record.state != JobState::kStarting);
-    if (must_run && !rank.missing_since) rank.missing_since = now_;  // unless it is listed, below
+    if (must_run) {  // unless it is listed, below
+      if (!rank.missing_since) rank.missing_since = now_;
+      ++rank.missing_beats;
+    }
     touched.insert(hosted.job);
   }
   for (const RankStatus& status : ranks) observe_rank(worker, status);
@@ -250,6 +253,7 @@ void Coordinator::observe_rank(Worker& worker, const RankStatus& status) {
   }
   rank->seen = true;
   rank->missing_since.reset();
+  rank->missing_beats = 0;
   if (status.state != rank->state || status.step > rank->step) heard_of(*job);
   rank->state = status.state;
   rank->step = std::max(rank->step, status.step);
@@ -366,7 +370,9 @@ void Coordinator::check_deadlines(Job& job) {
   if (!wants_ranks(record.state)) return;
   for (size_t i = 0; i < job.ranks.size(); ++i) {
     const RankView& rank = job.ranks[i];
-    if (!rank.missing_since || now_ - *rank.missing_since < two_beats()) continue;
+    // One heartbeat may be from before the rank was, and be the last word for long.
+    const bool said_again = rank.missing_beats > 1;
+    if (!said_again || now_ - *rank.missing_since < two_beats()) continue;
     Failure failure;
     failure.rank = Rank{static_cast<int32_t>(i)};
     failure.worker = worker_name(record.placement[i].worker);

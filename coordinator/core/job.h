@@ -29,7 +29,9 @@ struct RankView {
   int64_t step = 0;
   RankPace pace;                         // newest
   RankPace pace_at;                      // when the window of Job::paces that is open began
-  std::optional<Instant> missing_since;  // its daemon no longer lists it, and has not said why
+  // Its daemon no longer lists it, and has not said why: since then, and in so many heartbeats.
+  std::optional<Instant> missing_since;
+  int missing_beats = 0;
 };
 
 // Segments of one step's checkpoint on their way to a commit.

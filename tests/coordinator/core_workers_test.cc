@@ -97,6 +97,23 @@ TEST(CoreWorkersTest, ALateOrRepeatedHeartbeatIsDropped) {
   for (const RankView& rank : h.job(job).ranks) EXPECT_FALSE(rank.missing_since.has_value());
 }
 
+TEST(CoreWorkersTest, ARankThatOneHeartbeatDoesNotListIsNotMissingBeforeAnotherDoesNotEither) {
+  CoreHarness h;
+  h.add_worker("w0", 2);
+  h.add_worker("w1", 2);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.workers.at("w1").ranks.clear();
+  h.heartbeat("w1");
+  h.workers.at("w1").alive = false;
+  h.pass(std::chrono::milliseconds(2500));
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+  h.heartbeat("w1");
+  h.feed(Tick{});
+  ASSERT_EQ(h.state(job), JobState::kRecovering);
+  EXPECT_EQ(h.record(job).last_failure->reason.code, "rank_missing");
+}
+
 TEST(CoreWorkersTest, PulsesKeepAWorkerThatIsUpAndNoOther) {
   CoreHarness h;
   h.add_worker("w0", 2);

@@ -143,7 +143,7 @@ SECTIONS = {"One epoch at a time": [
     take("and given back", JOBS, "[&](const HostedRank& hosted) { return ‹hosted.job == job.record.id›; }", "false"),
     take("one attempt of a job at a time", JOBS, "  if (‹job.placed()› || suspend_unplaced(job)", "false"),
     take("a rank that is gone ends the attempt", WORKERS,
-         "    if (‹!rank.missing_since› || now_ - *rank.missing_since", "true",
+         "    if (‹!said_again› || now_ - *rank.missing_since", "true",
          "a daemon says of every rank that it is gone; `tests/coordinator/core_recovery_test.cc`"),
     take("a daemon that is new has none of the old one's ranks", WORKERS, "  if (restarted) on_new_incarnation(worker, "
          "cluster_restarted);\n", ""),
@@ -180,7 +180,7 @@ SECTIONS = {"One epoch at a time": [
          "false", "the next heartbeat sets right what it said; `tests/coordinator/core_workers_test.cc`"),
     take("a rank that is not listed may be about to be reported", WORKERS,
          "‹now_ - *rank.missing_since < two_beats()›", "false"),
-    take("a silent job is asked before it is judged", HANGS, "‹silence < limits_of(job).stopped› || now_ < job.ask_after",
+    take("a silent job is asked before it is judged", HANGS, "‹silence < patience_of(job)› || now_ < job.ask_after",
          "false", "to ask too soon costs messages; the verdict rests on how long ranks are found not to have moved"),
     take("an answer to an old question is none", HANGS, "|| ‹job->inquiry->request != message.request›) return;", "false",
          HANGS_FOR_GOOD),
