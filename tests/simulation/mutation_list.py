@@ -147,10 +147,10 @@ SECTIONS = {"One epoch at a time": [
          "a daemon says of every rank that it is gone; `tests/coordinator/core_recovery_test.cc`"),
     take("a daemon that is new has none of the old one's ranks", WORKERS, "  if (restarted) on_new_incarnation(worker, "
          "cluster_restarted);\n", ""),
-    take("the end of a rank ends the attempt", RUNS, "‹  fail(*job, std::move(failure));\n›}\n\nvoid Coordinator::on_message(Worker& "
+    take("the end of a rank ends the attempt", RUNS, "‹  blame_host(*job, std::move(failure));\n›}\n\nvoid Coordinator::on_message(Worker& "
          "worker, const RanksStopped", ""),
     take("a lost worker ends the attempts that it hosts", WORKERS,
-         "    failure.reason = {\"worker_lost\", why};\n    failure.worker = name;\n‹    fail(job, std::move(failure));\n›", ""),
+         "    failure.reason = {kCauseWorkerLost, why};\n    failure.worker = name;\n‹    fail(job, std::move(failure));\n›", ""),
     take("every rank has the data that the job began with", RUNS,
          "auto failure = ‹data_changed(job->data, message, worker.record.name)›", "std::optional<Failure>()"),
 ], "Unreachable is not dead": [
@@ -214,10 +214,10 @@ SECTIONS = {"One epoch at a time": [
     take("a job goes where its stop said", JOBS, "    transition(job, ‹job.record.outcome›, \"coordinator\"",
          "JobState::kSucceeded"),
 ], "Memory, rollbacks, experts": [
-    take("a start from memory needs the state of every rank", MEMORY, "  if (‹std::ssize(job.held) != job.world_size()›) return "
-         "std::nullopt;", "job.held.empty()"),
-    take("of one and the same step", MEMORY, "    if (‹everywhere› && step >= least && step <= most)", "true"),
-    take("that is no older than the newest checkpoint", MEMORY, "‹step >= least› && step <= most", "true"),
+    take("a start from memory needs the state of every rank", MEMORY, "rank < ‹job.world_size()›; ++rank) {\n      everywhere",
+         "1"),
+    take("of one and the same step", MEMORY, "    return here || ‹copy_of(job, rank, step, usable)›;", "true"),
+    take("that is no older than the newest checkpoint", MEMORY, "    if (‹*step < least› || *step > most) continue;", "false"),
     take("and on record", MEMORY, "std::min(‹record.highest_step›, record.target_steps - 1)", "record.target_steps - 1"),
     take("and not the last", MEMORY, "std::min(record.highest_step, ‹record.target_steps - 1›)", "record.target_steps"),
     take("what daemons hold counts only from those that hosted the rank", MEMORY,
@@ -232,7 +232,7 @@ SECTIONS = {"One epoch at a time": [
          "    send(worker, StopRanks{job.record.id, job.record.epoch, 0, \"its state is not needed\", false});\n", ""),
     take("and again, when one says that it still holds it", RUNS, "  let_go_of_held(worker, message);\n", ""),
     take("what was held for a job goes when it ends", JOBS, "    drop_held(job, {});\n", ""),
-    take("ranks start where their state is", JOBS, "‹job->record.restored_from_memory›\n                         ? held_placement(*job)", "false"),
+    take("ranks start where their state is", JOBS, "‹job->record.restored_from_memory›\n                         ? held_placement(*job, job", "false"),
     take("what a rollback leaves out stays left out", JOBS, "  order.left_out = left_out_of(job);\n", ""),
     take("a rollback is on record", GUARDS,
          "  guards.rolled_back.push_back({{first, found.step}, record.epoch});\n",
