@@ -436,8 +436,13 @@ void AgentCluster::check(const Effects& effects) {
     if (event.from && event.state == JobState::kPlacing) check_placing(event);
     if (event.from && event.state == JobState::kLoading) check_loading(event);
   }
+  // A record of one that is lost is also written for other reasons.
+  const bool gives_up =
+      std::any_of(effects.events.begin(), effects.events.end(), [](const JobEvent& event) {
+        return event.job.value == 0 && event.reason.code == kCauseWorkerLost;
+      });
   for (const WorkerRecord& record : effects.workers) {
-    if (record.lost) check_lost(record);
+    if (record.lost && gives_up) check_lost(record);
   }
 }
 
