@@ -200,6 +200,8 @@ void put(wire::Register::Builder builder, const Register& message) {
   builder.setHttpAddress(text(message.http_address));
   put_ranks(builder.initRanks(message.ranks.size()), message.ranks);
   put_place(builder.initStatePlace(), {message.state_address, message.state_key});
+  builder.setSequence(message.sequence);
+  builder.setChallenge(message.challenge);
 }
 void take(wire::Register::Reader reader, Register& message) {
   message.protocol_version = reader.getProtocolVersion();
@@ -213,6 +215,8 @@ void take(wire::Register::Reader reader, Register& message) {
   const StatePlace place = take_place(reader.getStatePlace());
   message.state_address = place.address;
   message.state_key = place.key;
+  message.sequence = reader.getSequence();
+  message.challenge = reader.getChallenge();
 }
 
 void put(wire::Registered::Builder builder, const Registered& message) {
@@ -221,6 +225,7 @@ void put(wire::Registered::Builder builder, const Registered& message) {
   builder.setRefusal(text(message.refusal));
   builder.setLeaseMs(message.lease_ms);
   builder.setHeardSequence(message.heard_sequence);
+  builder.setChallenge(message.challenge);
 }
 void take(wire::Registered::Reader reader, Registered& message) {
   message.worker.value = reader.getWorker();
@@ -228,6 +233,7 @@ void take(wire::Registered::Reader reader, Registered& message) {
   message.refusal = take_text(reader.getRefusal());
   message.lease_ms = reader.getLeaseMs();
   message.heard_sequence = reader.getHeardSequence();
+  message.challenge = reader.getChallenge();
 }
 
 void put(wire::Heartbeat::Builder builder, const Heartbeat& message) {

@@ -78,6 +78,8 @@ struct Register {
   httpAddress     @6 :Text;            # host:port of /metrics
   ranks           @7 :List(RankStatus);  # the whole truth: what is absent does not run there
   statePlace      @8 :StatePlace;      # where it takes in copies of ranks' state; or nowhere
+  sequence        @9 :UInt64;          # >= 1; counts with those of Heartbeat; older is dropped
+  challenge       @10 :UInt64;         # of the newest Registered that had one; 0: none had
 }
 
 struct Registered {
@@ -88,6 +90,7 @@ struct Registered {
   refusal             @2 :Text;    # not empty: the daemon prints it and exits
   leaseMs             @3 :Int64;   # 0 .. 3600000; ranks end so long after it last heard; 0: never
   heardSequence       @4 :UInt64;  # the Heartbeat this answers; 0: a Register
+  challenge           @5 :UInt64;  # 0, or with worker 0: to be repeated in the next Register
 }
 
 struct Heartbeat {

@@ -28,7 +28,7 @@
 
 namespace penstock {
 
-inline constexpr uint32_t kProtocolVersion = 6;
+inline constexpr uint32_t kProtocolVersion = 7;
 
 // Bounds of what a frame may carry; a frame beyond one is refused whole.
 inline constexpr size_t kFrameBytesMax = 16 << 20;
@@ -78,6 +78,8 @@ struct Register {
   // Where it takes in copies of ranks' state (state_stream.h), and its key; empty: nowhere.
   std::string state_address = {};
   Digest state_key = {};
+  uint64_t sequence = 0;   // counts with those of Heartbeat, from 1: what is older is dropped
+  uint64_t challenge = 0;  // of the newest Registered that had one; 0: none had
   bool operator==(const Register&) const = default;
 };
 
@@ -93,6 +95,9 @@ struct Registered {
   // 0: for ever, of an older coordinator.
   int64_t lease_ms = 0;
   uint64_t heard_sequence = 0;  // of the Heartbeat that this answers; 0: it answers Register
+  // With worker 0: another daemon of this name is known, and the words of one that ended come late;
+  // who repeats this number in its next Register lives. 0: nothing is asked.
+  uint64_t challenge = 0;
   bool operator==(const Registered&) const = default;
 };
 

@@ -170,11 +170,14 @@ Status check(const Register& message) {
   PENSTOCK_TRY(check_name("device_kind", message.device_kind));
   PENSTOCK_TRY(check_text("http_address", message.http_address, kNameBytesMax));
   PENSTOCK_TRY(check_text("state_address", message.state_address, kNameBytesMax));
+  PENSTOCK_TRY(check_that(message.sequence != 0, "sequence", "is 0"));
   return check_ranks(message.ranks);
 }
 
 Status check(const Registered& message) {
   PENSTOCK_TRY(check_text("refusal", message.refusal, kNameBytesMax));
+  const bool unknown = message.worker.value == 0;
+  PENSTOCK_TRY(check_that(unknown || message.challenge == 0, "challenge", "is of a known worker"));
   if (!message.refusal.empty()) return {};
   const bool in_range =
       message.heartbeat_interval_ms >= 1 && message.heartbeat_interval_ms <= kMillisecondsMax;

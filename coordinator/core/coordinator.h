@@ -243,6 +243,7 @@ class Coordinator {
   void on_register(const std::string& peer, const Register& message);
   std::string refusal_of(const Register& message) const;
   void adopt_connection(Worker& worker, const std::string& peer, const Register& message);
+  bool proves_alive(Worker& worker, const std::string& peer, const Register& message);
   void on_new_incarnation(Worker& worker, bool cluster_restarted);
   void observe_ranks(Worker& worker, const std::vector<RankStatus>& ranks);
   void observe_rank(Worker& worker, const RankStatus& status);

@@ -244,6 +244,7 @@ void Coordinator::hold_devices(const Job& job) {
 }
 
 void Coordinator::release_devices(Job& job) {
+  PENSTOCK_CHECK(job.rounds.empty());  // given up when the attempt was, and commits are over
   for (const WorkerId id : hosts(job)) {
     std::erase_if(workers_.at(id).hosted,
                   [&](const HostedRank& hosted) { return hosted.job == job.record.id; });
@@ -251,7 +252,6 @@ void Coordinator::release_devices(Job& job) {
   job.record.placement.clear();
   job.ranks.clear();
   forget_pace(job);
-  job.rounds.clear();
   job.failed_rounds.clear();
   changed(job);
   schedule_needed_ = true;

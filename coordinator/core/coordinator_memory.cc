@@ -210,7 +210,9 @@ void Coordinator::let_go_of_held(const Worker& worker, const RanksStopped& messa
       needed |= std::any_of(copies.begin(), copies.end(),
                             [&](const HeldAt& copy) { return copy.worker == id; });
     }
-    if (needed || hosts(job).contains(id)) return;  // an attempt that runs there says it, too
+    // An attempt that runs there, or is about to say what it left, is told by its own orders.
+    const bool of_newest = message.epoch == job.record.epoch && !wants_ranks(job.record.state);
+    if (needed || (hosts(job).contains(id) && !of_newest)) return;
   }
   send(id, StopRanks{message.job, message.epoch, 0, "its state is not needed", false});
 }

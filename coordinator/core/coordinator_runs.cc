@@ -69,7 +69,8 @@ void Coordinator::on_message(Worker& worker, const RankExited& message) {
     phase = restores ? RankPhase::kRestoring : RankPhase::kLoading;
   }
   Failure failure = failure_of(message, worker.record.name, phase);
-  if (worker.leaving && was_ordered(message)) failure.reason.code = kCauseWorkerLeft;
+  // Of an attempt that nobody here stops: its daemon is asked to end.
+  if (was_ordered(message)) failure.reason.code = kCauseWorkerLeft;
   if (failure.reason.code == kCauseDiverged) {
     const auto& checkpoint = job->record.checkpoint;
     failure.reason.message +=

@@ -95,8 +95,10 @@ void Coordinator::on_register(const std::string& peer, const Register& message) 
   const std::string successor = fmt::format(
       "another daemon named \"{}\" has registered since; names must be unique among workers",
       message.name);
-  // What a daemon said before it ended may come after its successor's first words.
   if (restarted && worker.was_replaced(message.incarnation)) return turn_away(peer, successor);
+  if (restarted && !proves_alive(worker, peer, message)) return;
+  const bool late = !is_new && !restarted && message.sequence <= worker.heard_sequence;
+  if (late) return;  // of an older connection of the same daemon, or repeated
   const bool replaced = restarted && worker.state == WorkerState::kUp && worker.peer != peer;
   if (replaced) turn_away(worker.peer, successor);
   if (restarted) worker.note_replaced();
@@ -128,6 +130,22 @@ Registered Coordinator::welcome(WorkerId id, uint64_t heard_sequence) const {
           heard_sequence};
 }
 
+// What a daemon said before it ended may come after its successor's first words, and by itself does
+// not tell which of them is the one that ended: only who lives can repeat what it is asked.
+bool Coordinator::proves_alive(Worker& worker, const std::string& peer, const Register& message) {
+  Worker::Challenge& challenge = worker.challenge;
+  if (challenge.incarnation != message.incarnation) {
+    challenge = {message.incarnation, static_cast<uint64_t>(now_.nanoseconds)};
+  } else if (challenge.number == message.challenge) {
+    challenge = {};
+    return true;
+  }
+  Registered question = welcome({});
+  question.challenge = challenge.number;
+  effects_.messages.push_back({peer, std::move(question)});
+  return false;
+}
+
 void Coordinator::stop_stale(Worker& worker) {
   worker.stale_ordered_at = now_;
   for (const auto& [job, epoch] : worker.stale) {
@@ -152,10 +170,10 @@ void Coordinator::adopt_connection(Worker& worker, const std::string& peer,
                               worker.record.lost;
   if (worker.record.incarnation != record.incarnation) {
     worker.stale.clear();
-    worker.heartbeat_sequence = 0;
     worker.leaving = false;
   }
   worker.record = record;
+  worker.heard_sequence = message.sequence;
   if (record_changed) effects_.workers.push_back(record);
   worker.state = WorkerState::kUp;
   worker.peer = peer;
@@ -185,8 +203,8 @@ void Coordinator::on_new_incarnation(Worker& worker, bool cluster_restarted) {
 
 void Coordinator::on_message(Worker& worker, const Heartbeat& message) {
   if (message.incarnation != worker.record.incarnation) return;
-  if (message.sequence <= worker.heartbeat_sequence) return;  // late or repeated
-  worker.heartbeat_sequence = message.sequence;
+  if (message.sequence <= worker.heard_sequence) return;  // late or repeated
+  worker.heard_sequence = message.sequence;
   send(worker.record.id, welcome(worker.record.id, message.sequence));
   if (message.sent_at_ns != 0) compare_clock(worker, {message.sent_at_ns});
   observe_ranks(worker, message.ranks);

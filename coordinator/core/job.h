@@ -27,8 +27,8 @@ struct RankView {
   std::optional<std::string> address;  // from RankReady
   RankState state = RankState::kStarting;
   int64_t step = 0;
-  RankPace pace;                         // newest
-  RankPace pace_at;                      // when the window of Job::paces that is open began
+  RankPace pace;     // newest
+  RankPace pace_at;  // when the window of Job::paces that is open began
   // Its daemon no longer lists it, and has not said why: since then, and in so many heartbeats.
   std::optional<Instant> missing_since;
   int missing_beats = 0;
@@ -182,9 +182,15 @@ struct Worker {
   std::string host;
   std::string device_kind;
   std::string http_address;
-  StatePlace state_place;  // where it takes in copies of ranks' state
-  Instant last_seen;       // kExpected: when this coordinator started
-  uint64_t heartbeat_sequence = 0;
+  StatePlace state_place;       // where it takes in copies of ranks' state
+  Instant last_seen;            // kExpected: when this coordinator started
+  uint64_t heard_sequence = 0;  // of the newest Register or Heartbeat of its daemon
+  // Who says that it is the next daemon, and the number that it is to repeat, if it lives.
+  struct Challenge {
+    uint64_t incarnation = 0;
+    uint64_t number = 0;
+  };
+  Challenge challenge;
   std::vector<HostedRank> hosted;  // what holds its devices
   // Attempts that are over, but not known to be stopped here: it was lost or silent while it hosted
   // them, or says that it still runs them. Until it confirms the stop it gets nothing new, and

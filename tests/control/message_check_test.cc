@@ -20,6 +20,7 @@ Register sound_register() {
   message.host = "host";
   message.device_count = 1;
   message.device_kind = "cpu";
+  message.sequence = 1;
   return message;
 }
 
@@ -89,6 +90,12 @@ TEST(MessageCheckTest, RegisterNeedsAnIncarnation) {
   expect_refused(message, "incarnation");
 }
 
+TEST(MessageCheckTest, RegisterNeedsASequence) {
+  Register message = sound_register();
+  message.sequence = 0;
+  expect_refused(message, "sequence");
+}
+
 TEST(MessageCheckTest, RegisterNeedsADevice) {
   Register message = sound_register();
   message.device_count = 0;
@@ -127,6 +134,11 @@ TEST(MessageCheckTest, ChecksOfHostsAreNumberedAndTheirReportsBounded) {
 TEST(MessageCheckTest, RegisteredMayAskToRegisterAgainOrRefuse) {
   EXPECT_TRUE(check_message(Registered{{0}, 1000, ""}).ok());
   EXPECT_TRUE(check_message(Registered{{0}, 0, "the protocol version differs"}).ok());
+}
+
+TEST(MessageCheckTest, OnlyWhoIsNotKnownIsAskedWhetherItLives) {
+  EXPECT_TRUE(check_message(Registered{{0}, 1000, "", 15'000, 0, 7}).ok());
+  expect_refused(Registered{{1}, 1000, "", 15'000, 0, 7}, "challenge");
 }
 
 TEST(MessageCheckTest, HeartbeatIntervalsAreBounded) {

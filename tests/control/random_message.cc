@@ -112,11 +112,14 @@ void fill(Register& message, Random& random) {
   message.ranks = rank_statuses(random);
   message.state_address = any_bytes(random, 30);
   message.state_key = {random.next(), random.next()};
+  message.sequence = number<uint64_t>(random, 1);
+  message.challenge = random.next();
 }
 
 void fill(Registered& message, Random& random) {
   if (random.below(2) == 0) {
     message.refusal = name(random);
+    message.challenge = random.next();
     return;
   }
   message.worker.value = number<uint64_t>(random, 1);

@@ -41,6 +41,7 @@ class CoreHarness {
     int32_t devices = 0;
     uint64_t incarnation = 1;
     uint64_t sequence = 0;
+    uint64_t challenge = 0;
     bool takes_copies = true;
     bool alive = true;  // sends heartbeats in pass()
     bool sound = true;  // its host passes checks
@@ -76,8 +77,20 @@ class CoreHarness {
     workers[name].devices = devices;
     register_worker(name);
   }
+  // As often as it is asked to.
   void register_worker(const std::string& name) {
-    const FakeWorker& worker = workers.at(name);
+    FakeWorker& worker = workers.at(name);
+    say(name, registration_of(worker));
+    for (const OutgoingMessage& out : std::vector<OutgoingMessage>(messages)) {
+      const auto* answer = std::get_if<Registered>(&out.message);
+      if (answer == nullptr || out.peer != "peer-" + name) continue;
+      if (answer->challenge == 0 || answer->challenge == worker.challenge) continue;
+      worker.challenge = answer->challenge;
+      say(name, registration_of(worker));
+    }
+  }
+  static Register registration_of(FakeWorker& worker) {
+    const std::string& name = worker.name;
     Register message;
     message.name = name;
     message.incarnation = worker.incarnation;
@@ -87,13 +100,16 @@ class CoreHarness {
     message.http_address = "127.0.0.1:9" + name.substr(1);
     message.state_address = worker.takes_copies ? "host-" + name + ":77" : "";
     message.state_key = {worker.incarnation, 7};
+    message.sequence = ++worker.sequence;
+    message.challenge = worker.challenge;
     for (const auto& [key, status] : worker.ranks) message.ranks.push_back(status);
-    say(name, message);
+    return message;
   }
   // The daemon process is replaced by a new one; its ranks are gone.
   void restart_worker(const std::string& name) {
     ++workers.at(name).incarnation;
     workers.at(name).sequence = 0;
+    workers.at(name).challenge = 0;
     workers.at(name).ranks.clear();
     register_worker(name);
   }

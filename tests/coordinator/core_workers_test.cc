@@ -9,8 +9,10 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-Register registration(const std::string& name, uint64_t incarnation, int32_t devices) {
+Register registration(const std::string& name, uint64_t incarnation, int32_t devices,
+                      uint64_t sequence = 1) {
   Register message;
+  message.sequence = sequence;
   message.name = name;
   message.incarnation = incarnation;
   message.host = "h";
@@ -57,11 +59,19 @@ TEST(CoreWorkersTest, AWorkerWithoutDevicesOrNameIsRefused) {
   EXPECT_TRUE(h.core().workers().empty());
 }
 
+// Registers a daemon of a name that another one had, and repeats what it is asked.
+void succeed(CoreHarness& h, const std::string& peer, Register message) {
+  h.say(peer, message);
+  message.challenge = h.sent<Registered>().back().challenge;
+  ++message.sequence;
+  h.clear();
+  h.say(peer, message);
+}
+
 TEST(CoreWorkersTest, TheOlderOfTwoDaemonsWithOneNameIsTurnedAway) {
   CoreHarness h;
   h.say("first", registration("same", 1, 2));
-  h.clear();
-  h.say("second", registration("same", 2, 2));
+  succeed(h, "second", registration("same", 2, 2));
   ASSERT_EQ(h.messages.size(), 2u);
   EXPECT_EQ(h.messages[0].peer, "peer-first");
   EXPECT_FALSE(std::get<Registered>(h.messages[0].message).refusal.empty());
@@ -72,13 +82,73 @@ TEST(CoreWorkersTest, TheOlderOfTwoDaemonsWithOneNameIsTurnedAway) {
 TEST(CoreWorkersTest, WhatADeadDaemonSaidLateDoesNotTurnItsSuccessorAway) {
   CoreHarness h;
   h.say("first", registration("same", 1, 2));
-  h.say("second", registration("same", 2, 2));
+  succeed(h, "second", registration("same", 2, 2));
   h.clear();
   h.say("first", registration("same", 1, 2));
   ASSERT_EQ(h.messages.size(), 1u);
   EXPECT_EQ(h.messages[0].peer, "peer-first");
   EXPECT_FALSE(std::get<Registered>(h.messages[0].message).refusal.empty());
   EXPECT_EQ(h.core().workers().begin()->second.record.incarnation, 2u);
+}
+
+// The words of a daemon that ended before it was ever heard come after its successor's.
+TEST(CoreWorkersTest, ADaemonThatDoesNotProveThatItLivesTakesNobodysPlace) {
+  CoreHarness h;
+  h.add_worker("w0", 4);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.clear();
+  for (const uint64_t sequence : {1, 2}) h.say("dead", registration("w0", 77, 4, sequence));
+  ASSERT_EQ(h.messages.size(), 2u);
+  const uint64_t challenge = h.sent<Registered>()[0].challenge;
+  EXPECT_NE(challenge, 0u);
+  EXPECT_EQ(h.sent<Registered>()[1].challenge, challenge);
+  EXPECT_EQ(h.sent<Registered>()[0].worker, WorkerId{});
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+  EXPECT_EQ(h.core().find_worker("w0")->peer, "peer-w0");
+  EXPECT_EQ(h.core().find_worker("w0")->record.incarnation, 1u);
+  // What one daemon was asked is no proof of another.
+  Register other = registration("w0", 78, 4);
+  other.challenge = challenge;
+  h.jump(seconds(1));
+  h.say("other", other);
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+  EXPECT_NE(h.sent<Registered>().back().challenge, challenge);
+  other.challenge = h.sent<Registered>().back().challenge;
+  h.say("other", other);
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+}
+
+// The same after a restart of the coordinator, which has heard nobody yet.
+TEST(CoreWorkersTest, AfterARestartADeadDaemonsWordsEndNoRanks) {
+  CoreHarness h;
+  h.add_worker("w0", 4);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.restart_coordinator();
+  h.say("dead", registration("w0", 77, 4));
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+  EXPECT_EQ(h.core().find_worker("w0")->state, WorkerState::kExpected);
+  h.register_worker("w0");
+  h.pass(seconds(5));
+  EXPECT_EQ(h.state(job), JobState::kRunning);
+}
+
+// What an older connection carried may come after the newer one's first words.
+TEST(CoreWorkersTest, ALateRegistrationOfTheSameDaemonIsDropped) {
+  CoreHarness h;
+  h.add_worker("w0", 4);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.clear();
+  for (const uint64_t sequence : {1, 2}) {
+    h.say("older", registration("w0", 1, 4, sequence));  // from before it had ranks
+  }
+  EXPECT_TRUE(h.messages.empty());
+  EXPECT_EQ(h.core().find_worker("w0")->peer, "peer-w0");
+  for (const RankView& rank : h.job(job).ranks) EXPECT_FALSE(rank.missing_since.has_value());
+  h.say("newer", registration("w0", 1, 4, 100));
+  EXPECT_EQ(h.core().find_worker("w0")->peer, "peer-newer");
 }
 
 TEST(CoreWorkersTest, ALateOrRepeatedHeartbeatIsDropped) {
@@ -214,7 +284,7 @@ TEST(CoreWorkersTest, AHeartbeatIsAnsweredOnceItCounts) {
   h.heartbeat("w0");
   h.heartbeat("w0");
   ASSERT_EQ(h.sent<Registered>().size(), 2U);
-  EXPECT_EQ(h.sent<Registered>().back().heard_sequence, 2U);
+  EXPECT_EQ(h.sent<Registered>().back().heard_sequence, 3U);  // the first was its Register's
   EXPECT_EQ(h.sent<Registered>().back().lease_ms, 15'000);
   h.clear();
   Heartbeat late;

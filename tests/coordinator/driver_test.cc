@@ -113,6 +113,7 @@ class ScriptedWorker {
     message.device_count = devices;
     message.device_kind = "cpu";
     message.http_address = "127.0.0.1:9";
+    message.sequence = ++sequence_;
     message.ranks = ranks_;
     send(message);
   }

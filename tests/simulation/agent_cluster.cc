@@ -298,12 +298,12 @@ void AgentCluster::deliver_to_core() {
   });
   for (auto& [worker, message] : arriving) {
     worker->heard_ns = now_ns();
-    // What comes before its Register, the coordinator cannot know whom it is from.
-    const auto* const known = core_ ? core_->find_worker(worker->name) : nullptr;  // it may crash
-    const bool introduced = std::holds_alternative<Register>(message.message) ||
-                            (known != nullptr && known->peer == message.peer);
-    if (message.peer == worker->peer && introduced) worker->heard_newest_ns = now_ns();
+    const std::string peer = message.peer;
     feed(std::move(message));
+    // Of what comes before it is introduced the coordinator cannot know whom it is from.
+    const auto* const known = core_ ? core_->find_worker(worker->name) : nullptr;  // it may crash
+    const bool introduced = known != nullptr && known->peer == peer;
+    if (peer == worker->peer && introduced) worker->heard_newest_ns = now_ns();
   }
 }
 
@@ -433,7 +433,8 @@ void AgentCluster::check(const Effects& effects) {
   check_steps(effects);
   check_causes(effects);
   for (const JobEvent& event : effects.events) {
-    if (event.from && event.state == JobState::kPlacing) check_placing(event);
+    const bool is_over = event.from == JobState::kStopping;
+    if (event.from && (is_over || event.state == JobState::kPlacing)) check_gone(event);
     if (event.from && event.state == JobState::kLoading) check_loading(event);
   }
   // A record of one that is lost is also written for other reasons.
@@ -490,7 +491,7 @@ void AgentCluster::check_memory_start(const std::string& peer, const StartRank& 
   if (is_another(worker)) return;
   const auto held = worker.memory.find({order.job, order.rank});
   // What was ordered before may have trained on since, or have ended.
-  const bool repeated = held != worker.memory.end() && held->second.epoch == order.epoch;
+  const bool repeated = started_.contains({order.job, order.epoch, order.rank});
   bool there = held != worker.memory.end() && held->second.steps.contains(order.restore_step);
   if (!order.state_from.address.empty()) {
     const Worker* const keeper = find_worker(order.state_from);
@@ -504,9 +505,9 @@ void AgentCluster::check_memory_start(const std::string& peer, const StartRank& 
   }
 }
 
-// Older ranks may be left only where nobody can have heard of them: on a worker that is lost, or
-// silent.
-void AgentCluster::check_placing(const JobEvent& event) {
+// When a job starts anew, or has been stopped, ranks of the attempt before may be left only where
+// nobody can have heard of them: on a worker that is lost, or silent.
+void AgentCluster::check_gone(const JobEvent& event) {
   for (const Worker& worker : workers_) {
     const penstock::Worker* const known = core_->find_worker(worker.name);
     if (known == nullptr || known->state == WorkerState::kLost) continue;
@@ -514,9 +515,12 @@ void AgentCluster::check_placing(const JobEvent& event) {
       continue;
     }
     for (const auto& [key, process] : worker.processes) {
-      if (key.job != event.job || key.epoch >= event.epoch || process.ends) continue;
-      violate(fmt::format("job {} epoch {} is placed while {} runs on {}", event.job, event.epoch,
-                          to_string(key), worker.name));
+      const bool starts = event.state == JobState::kPlacing;
+      const bool is_old = starts ? key.epoch < event.epoch
+                                 : key.epoch == event.epoch && !known->stale.contains(event.job);
+      if (key.job != event.job || !is_old || process.ends) continue;
+      violate(fmt::format("job {} epoch {} is {} while {} runs on {}", event.job, event.epoch,
+                          job_state_name(*event.state), to_string(key), worker.name));
     }
   }
 }

@@ -184,7 +184,7 @@ class AgentCluster final : public SimulatedCoordinator {
   void check(const Effects& effects) override;
   void check_steps(const Effects& effects);
   void check_memory_start(const std::string& peer, const StartRank& order);
-  void check_placing(const JobEvent& event);
+  void check_gone(const JobEvent& event);
   void check_loading(const JobEvent& event);
   void check_causes(const Effects& effects);
   void check_cause(const JobEvent& event);

@@ -185,6 +185,12 @@ void CoreInvariants::check_transition(Instant now, const Coordinator& core, cons
     ++history.failures_without_step;
     ++history.failures_counted;
     ++history.failures;
+    const Job& job = *core.find_job(event.job);
+    const auto& newest = job.record.checkpoint;
+    if (newest && newest->step >= job.record.target_steps && !job.record.proof) {
+      violate(fmt::format("job {} fails after its final checkpoint: {}", event.job,
+                          event.reason.message));
+    }
     history.failed_at = now;
   }
   if (is_final(*event.state) || *event.state == JobState::kSuspended) history.suspend = false;

@@ -124,8 +124,6 @@ SECTIONS = {"One epoch at a time": [
          "JobState::kStopping, JobState::kSucceeded, kFinishedGraceMs,", "true"),
     take("success needs every rank to be done", JOBS, "‹job.record.state != JobState::kRunning || !all_finished› ||",
          "job.record.state != JobState::kRunning"),
-    take("what is left of rounds goes with the attempt", JOBS, "  job.rounds.clear();\n", "",
-         "what was not being committed went when the attempt was given up, and its end waits for commits"),
     take("what is said of failed rounds goes with the attempt", JOBS, "  job.failed_rounds.clear();\n", ""),
     take("a final checkpoint found on disk ends the job", JOBS,
          "  if (‹record.checkpoint && record.checkpoint->step >= record.target_steps›) {\n    // Committed, but", "false"),
@@ -176,7 +174,11 @@ SECTIONS = {"One epoch at a time": [
          "    worker.stale[job.record.id] = job.record.epoch;\n", ""),
     take("what a dead daemon said late does not turn its successor away", WORKERS,
          "‹restarted && worker.was_replaced(message.incarnation)›", "false"),
-    take("a late or repeated heartbeat says nothing", WORKERS, "  if (‹message.sequence <= worker.heartbeat_sequence›) return;",
+    take("a daemon takes the place of another only when it is known to live", WORKERS,
+         "‹restarted && !proves_alive(worker, peer, message)›", "false"),
+    take("what an older connection of a daemon brings late is dropped", WORKERS,
+         "‹!is_new && !restarted && message.sequence <= worker.heard_sequence›", "false"),
+    take("a late or repeated heartbeat says nothing", WORKERS, "  if (‹message.sequence <= worker.heard_sequence›) return;",
          "false", "the next heartbeat sets right what it said; `tests/coordinator/core_workers_test.cc`"),
     take("a rank that is not listed may be about to be reported", WORKERS,
          "‹now_ - *rank.missing_since < two_beats()›", "false"),
@@ -288,7 +290,7 @@ SECTIONS = {"One epoch at a time": [
          "\n", ""),
     take("it is said on every new connection", AGENT, "  flush(now_ns);\n‹  tell_what_is_held();\n›", ""),
     take("and given up when training has begun without it", AGENT, "  actions_.drop_state_before(message.job, message.epoch);\n", ""),
-    take("a heartbeat lists what runs", REPORTING, ".sequence = heartbeat_sequence_,\n                                     "
+    take("a heartbeat lists what runs", REPORTING, ".sequence = sequence,\n                                     "
          ".ranks = ‹rank_statuses()›", "std::vector<RankStatus>()"),
 ]}
 

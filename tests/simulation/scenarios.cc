@@ -77,6 +77,7 @@ AgentClusterOptions gangs_cut_off_whole() {
   options.worker_count = 3;
   options.devices_per_worker = 4;  // a gang has one to itself
   options.daemon_kills = 0;
+  options.cancels = 0.001;
   options.longest_cut = seconds(40);
   return options;
 }

@@ -187,6 +187,7 @@ void SimCluster::start_worker(SimWorker& worker) {
   worker.peer = fmt::format("{}#{}", worker.name, worker.incarnation);
   worker_by_peer_[worker.peer] = static_cast<size_t>(&worker - workers_.data());
   worker.sequence = 0;
+  worker.challenge = 0;
   worker.next_beat = now_;
   worker.fences.clear();
 }
@@ -210,6 +211,8 @@ void SimCluster::send_register(SimWorker& worker) {
   message.incarnation = worker.incarnation;
   message.host = worker.name;
   message.device_count = options_.devices_per_worker;
+  message.sequence = ++worker.sequence;
+  message.challenge = worker.challenge;
   for (const auto& [key, rank] : worker.ranks) message.ranks.push_back(rank.status);
   say(worker, message);
 }
@@ -242,6 +245,7 @@ void SimCluster::on_order(SimWorker& worker, const ControlMessage& message) {
   if (const auto* registered = std::get_if<Registered>(&message)) {
     if (!registered->refusal.empty()) return kill_worker(worker);
     worker.registered = registered->worker.value != 0;
+    if (registered->challenge != 0) worker.challenge = registered->challenge;
     if (!worker.registered) send_register(worker);
   } else if (const auto* start = std::get_if<StartRank>(&message)) {
     on_start(worker, *start);
@@ -404,7 +408,7 @@ void SimCluster::train(JobId job, Epoch epoch) {
     segment.pauses = pauses;
     if (pauses) member(at).paused_at = step;
     ControlMessage message = segment;
-    if (chance(0.02)) {
+    if (chance(0.05)) {
       count(Fault::kSaveFailed);
       message = SaveFailed{job, epoch, number, step, "disk full"};
     }

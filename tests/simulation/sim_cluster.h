@@ -65,6 +65,7 @@ class SimCluster final : public SimulatedCoordinator {
     Instant back_at;
     Instant partitioned_until;
     uint64_t sequence = 0;
+    uint64_t challenge = 0;
     Instant next_beat;
     std::map<JobId, Epoch> fences;
     std::map<RankKey, SimRank> ranks;

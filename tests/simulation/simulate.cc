@@ -10,6 +10,7 @@
 
 #include <CLI/CLI.hpp>
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -55,10 +56,15 @@ std::vector<Item> items_of(uint64_t seeds, uint64_t first_seed, const Scenario* 
     if (only == nullptr || only == &scenario) shares += scenario.share;
   }
   std::vector<std::pair<double, Item>> placed;
+  double wanted = 0;
+  uint64_t given = 0;
   for (const Scenario& scenario : scenarios()) {
     if (only != nullptr && only != &scenario) continue;
-    const double wanted = static_cast<double>(seeds) * scenario.share / shares;
-    const uint64_t count = std::max<uint64_t>(1, static_cast<uint64_t>(wanted + 0.5));
+    // Rounded so that all of them are `seeds`.
+    wanted += static_cast<double>(seeds) * scenario.share / shares;
+    const auto due = static_cast<uint64_t>(std::llround(wanted));
+    const uint64_t count = due > given ? due - given : 1;
+    given += count;
     for (uint64_t i = 0; i < count; ++i) {
       const double at = (static_cast<double>(i) + 0.5) / static_cast<double>(count);
       placed.emplace_back(at, Item{&scenario, first_seed + i});

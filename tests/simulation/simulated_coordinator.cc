@@ -233,6 +233,12 @@ void SimulatedCoordinator::apply(const Event* event, Effects effects) {
 
 void SimulatedCoordinator::write(const Effects& effects) {
   for (Record& record : records_of(effects)) unsynced_.push_back(std::move(record));
+  for (const StepRecord& step : effects.steps) {
+    const std::string key = record_of(step).key;
+    const bool written = std::any_of(unsynced_.rbegin(), unsynced_.rend(),
+                                     [&](const Record& record) { return record.key == key; });
+    if (!written) violate(fmt::format("job {}: step {} is not written", step.job, step.step));
+  }
   if (!effects.must_sync()) return;
   for (const JobId job : effects.removed_jobs) {
     for (const std::string& prefix : prefixes_of(job)) {

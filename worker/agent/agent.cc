@@ -14,6 +14,7 @@ namespace {
 // A job's fence matters while messages of its old epochs may still be on their way. Jobs are
 // numbered upwards, so the lowest ones are the oldest.
 constexpr size_t kFencesMax = 10'000;
+constexpr const char* kDaemonStops = "the worker daemon is stopping";
 
 template <typename Message>
 RankKey key_of(const Message& message) {
@@ -100,18 +101,20 @@ void Agent::handle(int64_t now_ns, const Registered& message) {
     return actions_.exit(ExitCode::kConflict,
                          fmt::format("the coordinator refuses this worker: {}", message.refusal));
   }
-  if (message.worker.value == 0) {  // a restarted coordinator that does not know us
+  if (message.worker.value == 0) {  // it does not know us, or wants to know whether we live
     // It says so to every message that was on its way: one Register answers them all.
-    const bool first = registered_;
+    const bool asked = message.challenge != 0 && message.challenge != challenge_;
+    if (asked) challenge_ = message.challenge;
+    const bool first = registered_ || asked;
     registered_ = false;
     if (!first) return;
     asked_to_register_ns_ = now_ns;
     return send_register(now_ns);
   }
   if (message.heard_sequence != 0) {
-    const uint64_t age = heartbeat_sequence_ - message.heard_sequence;
-    if (message.heard_sequence > heartbeat_sequence_ || age >= heartbeat_sent_ns_.size()) return;
-    return actions_.heard(heartbeat_sent_ns_[message.heard_sequence % heartbeat_sent_ns_.size()]);
+    const uint64_t age = sequence_ - message.heard_sequence;
+    if (message.heard_sequence > sequence_ || age >= sent_ns_.size()) return;
+    return actions_.heard(sent_ns_[message.heard_sequence % sent_ns_.size()]);
   }
   heartbeat_interval_ = std::chrono::milliseconds(message.heartbeat_interval_ms);
   if (registered_) return;  // the answer to a repeated Register
@@ -149,8 +152,8 @@ void Agent::handle(int64_t now_ns, const StartRank& message) {
   }
   ranks_[key].start = message;
   if (shutting_down_) {
-    return end_rank(now_ns, key, {static_cast<int>(ExitCode::kFailure), 0},
-                    "this worker is shutting down");
+    return end_rank(now_ns, key, {static_cast<int>(ExitCode::kPreempted), 0},
+                    std::string(kStoppedByDaemon) + kDaemonStops);
   }
   if (message.device >= config_.device_count) {
     return end_rank(now_ns, key, {static_cast<int>(ExitCode::kFailure), 0},
@@ -479,7 +482,7 @@ void Agent::end_ranks(int64_t now_ns, Duration grace) {
   std::erase_if(ranks_, [](const auto& rank) { return !rank.second.has_process(); });
   if (!ranks_.empty()) exit_code_ = ExitCode::kPreempted;
   for (auto& [key, entry] : ranks_) {
-    stop(now_ns, key, entry, grace, "the worker daemon is stopping");
+    stop(now_ns, key, entry, grace, kDaemonStops);
   }
   exit_when_empty();
 }

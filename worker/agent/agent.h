@@ -208,6 +208,7 @@ class Agent {
   void pass_on(const Message& message);
 
   void send_register(int64_t now_ns);
+  uint64_t next_sequence(int64_t now_ns);
   void send_heartbeat(int64_t now_ns);
   Status send(const ControlMessage& message);
   void report(int64_t now_ns, const ControlMessage& message);
@@ -247,9 +248,10 @@ class Agent {
   bool exited_ = false;  // actions.exit was called
   WorkerId worker_;
   Duration heartbeat_interval_ = std::chrono::seconds(1);
-  uint64_t heartbeat_sequence_ = 0;
-  std::array<int64_t, 64> heartbeat_sent_ns_ = {};  // of the newest, by sequence
-  int64_t asked_to_register_ns_ = 0;                // first, of those that are not answered
+  uint64_t challenge_ = 0;                // the newest that the coordinator asked to repeat
+  uint64_t sequence_ = 0;                 // of the newest Register or Heartbeat
+  std::array<int64_t, 64> sent_ns_ = {};  // of the newest of them, by sequence
+  int64_t asked_to_register_ns_ = 0;      // first, of those that are not answered
   int64_t next_register_ns_ = 0;
   int64_t next_heartbeat_ns_ = 0;
 

@@ -20,6 +20,7 @@ std::vector<RankStatus> Agent::rank_statuses() const {
 
 void Agent::send_register(int64_t now_ns) {
   next_register_ns_ = now_ns + config_.register_interval.count();
+  const uint64_t sequence = next_sequence(now_ns);
   const Register message = {.protocol_version = kProtocolVersion,
                             .name = config_.name,
                             .incarnation = config_.incarnation,
@@ -29,18 +30,25 @@ void Agent::send_register(int64_t now_ns) {
                             .http_address = config_.http_address,
                             .ranks = rank_statuses(),
                             .state_address = config_.state_place.address,
-                            .state_key = config_.state_place.key};
+                            .state_key = config_.state_place.key,
+                            .sequence = sequence,
+                            .challenge = challenge_};
   const Status sent = actions_.send_to_coordinator(message);
   if (!sent.ok()) log_warning("Register not sent: {}", sent.to_string());
 }
 
+uint64_t Agent::next_sequence(int64_t now_ns) {
+  sent_ns_[++sequence_ % sent_ns_.size()] = now_ns;
+  return sequence_;
+}
+
 void Agent::send_heartbeat(int64_t now_ns) {
   next_heartbeat_ns_ = now_ns + heartbeat_interval_.count();
-  heartbeat_sent_ns_[++heartbeat_sequence_ % heartbeat_sent_ns_.size()] = now_ns;
+  const uint64_t sequence = next_sequence(now_ns);
   const int64_t wall_ns = actions_.wall_clock ? actions_.wall_clock().nanoseconds : 0;
   const Status sent = send(Heartbeat{.worker = worker_,
                                      .incarnation = config_.incarnation,
-                                     .sequence = heartbeat_sequence_,
+                                     .sequence = sequence,
                                      .ranks = rank_statuses(),
                                      .sent_at_ns = wall_ns});
   if (!sent.ok()) log_warning("heartbeat not sent: {}", sent.to_string());
