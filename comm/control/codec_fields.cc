@@ -637,12 +637,16 @@ void put(wire::RanksMirrored::Builder builder, const RanksMirrored& message) {
   builder.setStep(message.step);
   builder.setFailure(text(message.failure));
   builder.setMissed(message.missed);
+  builder.setOutdated(message.outdated);
+  builder.setKeptStep(message.kept_step);
 }
 void take(wire::RanksMirrored::Reader reader, RanksMirrored& message) {
   take_attempt(reader, message);
   message.step = reader.getStep();
   message.failure = take_text(reader.getFailure());
   message.missed = reader.getMissed();
+  message.outdated = reader.getOutdated();
+  message.kept_step = reader.getKeptStep();
 }
 
 void put(wire::InspectRanks::Builder builder, const InspectRanks& message) {

@@ -431,6 +431,8 @@ struct RanksMirrored {
   step    @2 :Int64;  # >= 1
   failure @3 :Text;   # one sentence; empty: every copy is where it is to be
   missed  @4 :Bool;   # the ranks were faster than the daemon
+  outdated @5 :Bool;  # the order was; then step and keptStep are of the newest one that came
+  keptStep @6 :Int64; # 0 .. step - 1
 }
 
 struct ExpertLoadReport {

@@ -376,14 +376,17 @@ struct MirrorRanks {
   bool operator==(const MirrorRanks&) const = default;
 };
 
-// Worker -> coordinator, the answer: the copies of all its ranks are here and there, or why not.
-// Not kept: the order is repeated.
+// Worker -> coordinator, the answer: the copies of all its ranks are here and there, or why not; or
+// that the worker knows of a later step or kept step of this attempt than the order, which is of a
+// coordinator that was restarted, or late. Not kept: the order is repeated.
 struct RanksMirrored {
   JobId job;
   Epoch epoch;
   int64_t step = 0;
-  std::string failure;  // one sentence; empty: none
-  bool missed = false;  // only that a rank was faster than its daemon
+  std::string failure;    // one sentence; empty: none
+  bool missed = false;    // only that a rank was faster than its daemon
+  bool outdated = false;  // the order was: `step` and `kept_step` are of the newest one here
+  int64_t kept_step = 0;  // 0 unless outdated
   bool operator==(const RanksMirrored&) const = default;
 };
 

@@ -45,6 +45,12 @@ Status check_amount(std::string_view field, double value) {
   return check_that(std::isfinite(value) && value >= 0.0, field, "is not a finite number >= 0");
 }
 
+// Sums of any number of them are finite.
+Status check_seconds_of_step(std::string_view field, double value) {
+  constexpr double kMost = 1e9;
+  return check_that(value >= 0.0 && value <= kMost, field, "is not in 0 .. 1e9");
+}
+
 Status check_absolute_path(std::string_view field, const std::string& path) {
   PENSTOCK_TRY(check_name(field, path));
   return check_that(path.front() == '/', field, "is not an absolute path");
@@ -189,6 +195,7 @@ Status check(const Registered& message) {
 Status check(const Heartbeat& message) {
   PENSTOCK_TRY(check_that(message.worker.value != 0, "worker", "is 0"));
   PENSTOCK_TRY(check_that(message.incarnation != 0, "incarnation", "is 0"));
+  PENSTOCK_TRY(check_that(message.sent_at_ns >= 0, "sent_at_ns", "is negative"));
   return check_ranks(message.ranks);
 }
 
@@ -312,6 +319,8 @@ Status check(const MirrorRanks& message) {
 Status check(const RanksMirrored& message) {
   PENSTOCK_TRY(check_attempt(message));
   PENSTOCK_TRY(check_that(message.step >= 1, "step", "is below 1"));
+  PENSTOCK_TRY(check_that(message.kept_step >= 0 && message.kept_step < message.step, "kept_step",
+                          "is not in 0 .. step - 1"));
   return check_text("failure", message.failure, kNameBytesMax);
 }
 
@@ -439,13 +448,13 @@ Status check(const RankHello& message) {
 Status check(const RankProgress& message) {
   PENSTOCK_TRY(check_rank_key(message));
   PENSTOCK_TRY(check_that(message.step >= 0, "step", "is negative"));
-  PENSTOCK_TRY(check_amount("step_seconds", message.step_seconds));
-  PENSTOCK_TRY(check_amount("compute_seconds", message.compute_seconds));
-  PENSTOCK_TRY(check_amount("expert_wait_seconds", message.expert_wait_seconds));
-  PENSTOCK_TRY(check_amount("pipeline_wait_seconds", message.pipeline_wait_seconds));
-  PENSTOCK_TRY(check_amount("reduce_seconds", message.reduce_seconds));
-  PENSTOCK_TRY(check_amount("optimizer_seconds", message.optimizer_seconds));
-  return check_amount("checkpoint_seconds", message.checkpoint_seconds);
+  PENSTOCK_TRY(check_seconds_of_step("step_seconds", message.step_seconds));
+  PENSTOCK_TRY(check_seconds_of_step("compute_seconds", message.compute_seconds));
+  PENSTOCK_TRY(check_seconds_of_step("expert_wait_seconds", message.expert_wait_seconds));
+  PENSTOCK_TRY(check_seconds_of_step("pipeline_wait_seconds", message.pipeline_wait_seconds));
+  PENSTOCK_TRY(check_seconds_of_step("reduce_seconds", message.reduce_seconds));
+  PENSTOCK_TRY(check_seconds_of_step("optimizer_seconds", message.optimizer_seconds));
+  return check_seconds_of_step("checkpoint_seconds", message.checkpoint_seconds);
 }
 
 }  // namespace

@@ -209,6 +209,7 @@ class Coordinator {
   static int64_t mirror_lead(const Job& job);
   void keep_mirroring(Job& job);
   void send_mirror(const Job& job, WorkerId worker);
+  void catch_up(Job& job, const RanksMirrored& message);
   void on_message(Worker& worker, const RanksMirrored& message);
 
   // coordinator_proof.cc: a resume that compares the steps it trains again with what is recorded.
@@ -329,6 +330,7 @@ class Coordinator {
 
   // Of the step in progress.
   Instant now_;
+  Instant arrived_;  // of the message that is being taken in, by this host's clock as it is set
   Effects effects_;
   std::set<JobId> changed_jobs_;  // to be written, synced
   std::set<JobId> relaxed_jobs_;  // to be written, not synced

@@ -82,9 +82,8 @@ void Coordinator::on_message(Worker& worker, const RanksInspected& message) {
   job->inquiry->awaiting.erase(worker.record.id);
   // Of a host that is silent no answer will come.
   const std::set<WorkerId>& awaiting = job->inquiry->awaiting;
-  const bool over = std::all_of(awaiting.begin(), awaiting.end(), [&](WorkerId other) {
-    return is_silent(workers_.at(other));
-  });
+  const bool over = std::all_of(awaiting.begin(), awaiting.end(),
+                                [&](WorkerId other) { return is_silent(workers_.at(other)); });
   if (over) conclude_inquiry(*job);
 }
 
@@ -111,8 +110,8 @@ void Coordinator::conclude_inquiry(Job& job) {
   failure.rank = verdict->rank;
   failure.worker = names[verdict->rank.value];
   failure.reason = {hung ? kCauseRankHung : kCauseWorkerLost, verdict->message, verdict->log_tail};
-  failure.host_suspect = hung && (ranks[verdict->rank.value]->process == ProcessState::kStopped ||
-                                  ranks[verdict->rank.value]->process == ProcessState::kDiskSleep);
+  // To stop a process is somebody's doing, as to kill it.
+  failure.host_suspect = hung && ranks[verdict->rank.value]->process == ProcessState::kDiskSleep;
   blame_host(job, std::move(failure));
 }
 

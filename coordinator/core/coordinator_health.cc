@@ -50,7 +50,9 @@ void Coordinator::on_event(const QuarantineWorker& quarantine) {
   }
   const Quarantine asked{{kQuarantineRequested, *quarantine.reason}, true, now_, std::nullopt};
   const auto& known = worker.record.quarantine;
-  if (known && known->by_user && known->reason == asked.reason) return;  // as it is
+  const bool as_it_is =
+      known && known->by_user && !known->releasing && known->reason == asked.reason;
+  if (as_it_is) return;
   put_in_quarantine(worker, asked, "user");
 }
 
@@ -200,10 +202,8 @@ void Coordinator::put_in_quarantine(Worker& worker, Quarantine quarantine,
   for (const JobId id : moving) pause_when_wanted(jobs_.at(id));
 }
 
-// What spoke against it is forgotten: it begins anew.
 void Coordinator::readmit(Worker& worker, const std::string& actor, const std::string& why) {
   worker.record.quarantine.reset();
-  worker.record.evidence.clear();
   worker.record.check_due = false;
   effects_.workers.push_back(worker.record);
   schedule_needed_ = true;
@@ -253,6 +253,7 @@ void Coordinator::on_message(Worker& worker, const HostChecked& message) {
   schedule_needed_ = true;
   if (!message.passed) return refuse_host(worker, message.report);
   if (worker.record.quarantine) {
+    worker.record.evidence.clear();  // it begins anew
     return readmit(worker, "worker " + worker.record.name,
                    "its host passed its check (" + message.report + ")");
   }
@@ -277,8 +278,7 @@ bool Coordinator::is_being_checked(const Worker& worker) const {
   return worker.is_trusted() && worker.record.check_due && !is_silent(worker);
 }
 
-// What the job could go on from is in the memory of a host that is being checked, which takes no
-// longer than anything else it could go on from.
+// What the job could go on from is in the memory of a host that is being checked.
 bool Coordinator::awaits_check(const Job& job) const {
   return std::any_of(job.held.begin(), job.held.end(), [&](const auto& held) {
     return is_being_checked(workers_.at(held.second.worker));
@@ -287,7 +287,7 @@ bool Coordinator::awaits_check(const Job& job) const {
 
 void Coordinator::compare_clock(Worker& worker, Instant sent) {
   if (worker.clock_beats++ == 0) worker.clock_since = now_;
-  worker.clock_least = std::min(worker.clock_least, now_ - sent);
+  worker.clock_least = std::min(worker.clock_least, arrived_ - sent);
   if (worker.clock_beats < kClockBeats || now_ - worker.clock_since < kClockSpan) return;
   const Duration behind = std::exchange(worker.clock_least, Duration::max());
   worker.clock_beats = 0;

@@ -251,6 +251,7 @@ void Coordinator::release_devices(Job& job) {
   }
   job.record.placement.clear();
   job.ranks.clear();
+  job.mirror = {};
   forget_pace(job);
   job.failed_rounds.clear();
   changed(job);
@@ -272,7 +273,6 @@ void Coordinator::start_epoch(Job& job, std::vector<RankPlacement> placement) {
   job.recent_steps.clear();
   job.pause_after = {};
   job.saves = {};
-  job.mirror = {};
   choose_interval(job);
   job.epoch_began = now_;
   job.ordered_at = now_;

@@ -27,7 +27,6 @@ bool Coordinator::wants_held_state(const Job& job) {
 // What a worker of the placement says it holds of the attempt that it stopped, others' ranks
 // included.
 void Coordinator::keep_held(Job& job, WorkerId worker, const RanksStopped& message) {
-  if (!job.placed()) return;  // it says again what is known
   forget_held(job, worker);
   for (const HeldRank& held : message.held) {
     if (hosted_rank(job, held.rank, worker)) job.held[held.rank] = {worker, held.steps};
@@ -183,8 +182,8 @@ bool Coordinator::restore_from_held(Job& job) {
   const std::optional<int64_t> step = held_step(job, usable_workers());
   if (!step || !held_placement(job, *step)) {
     job.copied_from.clear();
-    const bool may_come =
-        step && !job.record.suspend && !place(job.spec.parallelism, free_on_workers());
+    const bool may_come = step && !job.record.suspend && job.record.scale_to == 0 &&
+                          !place(job.spec.parallelism, free_on_workers());
     if (!may_come) drop_held(job, {});
     return false;
   }

@@ -115,10 +115,23 @@ void Coordinator::send_mirror(const Job& job, WorkerId worker) {
   send(worker, std::move(order));
 }
 
+// The coordinator before this one named a later step, or knew of copies that this one does not.
+void Coordinator::catch_up(Job& job, const RanksMirrored& message) {
+  MirrorState& mirror = job.mirror;
+  const bool is_news = message.step > mirror.step || message.kept_step > mirror.kept_step;
+  if (!is_news || mirror.awaiting.empty() || message.step >= job.record.target_steps) return;
+  mirror.step = std::max(mirror.step, message.step);
+  mirror.kept_step = std::max(mirror.kept_step, message.kept_step);
+  mirror.ordered_at = now_;
+  mirror.awaiting = hosts(job);
+  for (const WorkerId host : mirror.awaiting) send_mirror(job, host);
+}
+
 void Coordinator::on_message(Worker& worker, const RanksMirrored& message) {
   Job* job = current_epoch(message.job, message.epoch);
   if (!job || job->record.state != JobState::kRunning) return;
   MirrorState& mirror = job->mirror;
+  if (message.outdated) return catch_up(*job, message);
   if (message.step != mirror.step || !mirror.awaiting.contains(worker.record.id)) return;
   if (message.failure.empty()) {
     mirror.awaiting.erase(worker.record.id);

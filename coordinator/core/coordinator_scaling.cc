@@ -87,7 +87,8 @@ void Coordinator::ask_to_scale(Job& job, const JobSpec& next, const std::string&
 // another spec now.
 bool Coordinator::scale_unplaced(Job& job) {
   JobRecord& record = job.record;
-  if (record.scale_to == 0 || job.placed() || !job.held.empty()) return false;
+  const bool holds = !job.held.empty() || !job.copies.empty();
+  if (record.scale_to == 0 || job.placed() || holds) return false;
   const int64_t before = job.spec.parallelism.data;
   const Result<JobSpec> next = with_data_width(job.spec, std::exchange(record.scale_to, 0));
   changed(job);

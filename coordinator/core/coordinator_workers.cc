@@ -22,6 +22,7 @@ int64_t to_milliseconds(Duration span) {
 }  // namespace
 
 void Coordinator::on_event(const WorkerMessage& event) {
+  arrived_ = event.arrived.value_or(now_);
   if (const auto* registration = std::get_if<Register>(&event.message)) {
     return on_register(event.peer, *registration);
   }

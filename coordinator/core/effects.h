@@ -80,6 +80,8 @@ struct CheckpointsRemoved {
 struct WorkerMessage {
   std::string peer;
   ControlMessage message;
+  // By this host's clock as it is set, which the time of events does not follow; none: as they say.
+  std::optional<Instant> arrived = {};
 };
 // A worker shows that it is there (comm/control/pulse.h).
 struct WorkerPulse {

@@ -62,7 +62,8 @@ class Inquiry {
                                          Duration patience) const {
     std::vector<size_t> waiting(ranks_.size(), 0);
     for (size_t rank = 0; rank < ranks_.size(); ++rank) {
-      if (!ranks_[rank]) continue;
+      if (!ranks_[rank] && unheard[rank]) continue;
+      if (!ranks_[rank]) return {};  // it may move
       if (!awaits_coordinator(*ranks_[rank]) && quiet(rank) < patience) return {};
       const size_t end = end_of(rank);
       if (!ranks_[end] && unheard[end]) ++waiting[end];

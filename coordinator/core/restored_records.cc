@@ -48,7 +48,7 @@ Result<std::vector<Record>> restored_records(const StoredState& stored, Instant 
     if (job.epoch.value > std::numeric_limits<uint32_t>::max() / 2) {
       return data_loss(fmt::format("job {} is said to have been started {} times", id, job.epoch));
     }
-    if (job.epoch.value > 0) job.epoch.value += kRestoredEpochGap;
+    job.epoch.value += kRestoredEpochGap;  // one that waited may have run since
     if (has_ranks_to_stop(job)) {
       const JobState from = std::exchange(job.state, JobState::kRecovering);
       job.reason = reason;

@@ -143,7 +143,7 @@ void Driver::Impl::choose_scrubbed(const Job& job) {
 Status Driver::Impl::listen() {
   RouterChannel::Handlers handlers;
   handlers.on_message = [this](const PeerId& peer, ControlMessage message) {
-    feed(WorkerMessage{peer, std::move(message)});
+    feed(WorkerMessage{peer, std::move(message), wall_now()});
   };
   handlers.on_rejected = [this](const Rejection& rejection) {
     metrics->frame_rejected(rejection.peer.empty() ? "connection" : "frame");

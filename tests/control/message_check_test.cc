@@ -109,6 +109,22 @@ TEST(MessageCheckTest, RankStatesAreKnownOnes) {
   expect_refused(message, "state");
 }
 
+TEST(MessageCheckTest, TimesOfHeartbeatsAreNotNegative) {
+  Heartbeat message = {.worker = {1}, .incarnation = 1, .sequence = 1, .ranks = {}};
+  message.sent_at_ns = std::numeric_limits<int64_t>::min();
+  expect_refused(message, "sent_at_ns");
+}
+
+// Their sums are reported, too.
+TEST(MessageCheckTest, SecondsOfStepsAreBounded) {
+  RankProgress message{.job = {1}, .epoch = {1}, .rank = {0}, .step = 1};
+  EXPECT_TRUE(check_message(message).ok());
+  for (const double seconds : {-1.0, 1e10, kNan}) {
+    message.compute_seconds = seconds;
+    expect_refused(message, "compute_seconds");
+  }
+}
+
 TEST(MessageCheckTest, RankStepsAreNotNegative) {
   Heartbeat message = {.worker = {1}, .incarnation = 1, .sequence = 1, .ranks = {}};
   message.ranks.push_back({.job = {1}, .epoch = {1}, .rank = {0}});

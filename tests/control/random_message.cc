@@ -340,6 +340,8 @@ void fill(RanksMirrored& message, Random& random) {
   message.step = number<int64_t>(random, 1);
   message.failure = any_bytes(random, 100);
   message.missed = random.below(2) == 0;
+  message.outdated = random.below(2) == 0;
+  message.kept_step = static_cast<int64_t>(random.below(static_cast<uint64_t>(message.step)));
 }
 
 void fill(ExpertLoadReport& message, Random& random) {

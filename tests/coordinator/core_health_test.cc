@@ -18,8 +18,10 @@ class CoreHealthTest : public ::testing::Test {
     for (const char* name : {"w0", "w1", "w2", "w3"}) h.add_worker(name, 2);
   }
   // On two of the four workers.
-  void start() {
-    job = h.submit_ok(four_rank_spec());
+  void start(int64_t max_restarts = 5) {
+    JobSpec spec = four_rank_spec();
+    spec.recovery.max_restarts = max_restarts;
+    job = h.submit_ok(spec);
     h.run(job);
   }
   // A rank on that worker crashes, and the job goes on: there again, as nothing speaks against it.
@@ -49,7 +51,20 @@ class CoreHealthTest : public ::testing::Test {
   }
   const WorkerRecord& worker(const std::string& name) { return h.core().find_worker(name)->record; }
   bool quarantined(const std::string& name) { return worker(name).quarantine.has_value(); }
-  int64_t job_hang_seconds() const { return h.job(job).spec.recovery.hang_timeout + 1; }
+  // Rank 3 is found to hang, its process in that state.
+  void expect_hang(ProcessState state) {
+    const RankActivity hung{.rank = Rank{3}, .process = state, .state = {}, .quiet_ms = 3'600'000};
+    h.pass(seconds(h.job(job).spec.recovery.hang_timeout + 1));
+    ASSERT_FALSE(h.sent<InspectRanks>().empty());
+    const InspectRanks asked = h.sent<InspectRanks>().back();
+    const std::string host = h.host_of(job, 3);
+    for (const auto& name : {h.host_of(job, 0), host}) {
+      RanksInspected answer{job, h.record(job).epoch, asked.request, {}};
+      if (name == host) answer.ranks.push_back(hung);
+      h.say(name, answer);
+    }
+    EXPECT_EQ(h.state(job), JobState::kRecovering);
+  }
   const JobEvent* event(const std::string& code) {
     for (const JobEvent& one : h.events) {
       if (one.reason.code == code) return &one;
@@ -170,7 +185,7 @@ TEST_F(CoreHealthTest, AHostThatComputesWronglyIsOutAtOnceAndUntilSomebodyReleas
 }
 
 TEST_F(CoreHealthTest, AJobThatCrashesWhereverItRunsIsNotItsHostsFault) {
-  start();
+  start(100);
   const std::string first = h.host_of(job, 0);
   for (int i = 0; i < 3; ++i) crash_on(first);
   ASSERT_TRUE(quarantined(first));
@@ -180,13 +195,32 @@ TEST_F(CoreHealthTest, AJobThatCrashesWhereverItRunsIsNotItsHostsFault) {
   EXPECT_FALSE(quarantined(first)) << "it crashes elsewhere in the same way";
   EXPECT_NE(event("worker_released")->reason.message.find("in the same way"), std::string::npos);
   EXPECT_FALSE(quarantined(second));
+  for (int i = 0; i < 2; ++i) crash_on(second);
+  EXPECT_FALSE(quarantined(second)) << "no more than the first host is it to blame";
+}
+
+TEST_F(CoreHealthTest, AQuarantineThatComesAfterAReleaseHolds) {
+  ASSERT_TRUE(h.quarantine("w0", "ECC errors").status.ok());
+  h.workers.at("w0").answers_checks = false;
+  ASSERT_TRUE(h.release("w0").status.ok());
+  ASSERT_TRUE(h.quarantine("w0", "ECC errors").status.ok());
+  h.workers.at("w0").answers_checks = true;
+  h.check_hosts();
+  h.pass(seconds(5));
+  EXPECT_TRUE(quarantined("w0")) << "what was asked last counts";
+  EXPECT_FALSE(worker("w0").quarantine->releasing);
+}
+
+// Somebody stopped it, which says as little of its host as that somebody killed it.
+TEST_F(CoreHealthTest, AProcessThatIsStoppedIsNoEvidenceAgainstItsHost) {
+  start();
+  h.train(job, 1, 10);
+  expect_hang(ProcessState::kStopped);
+  EXPECT_TRUE(worker(h.host_of(job, 3)).evidence.empty());
 }
 
 TEST_F(CoreHealthTest, AJobThatCrashesOnAllItsHostsByTurnsPutsNoneInQuarantine) {
-  JobSpec spec = four_rank_spec();
-  spec.recovery.max_restarts = 100;
-  job = h.submit_ok(spec);
-  h.run(job);
+  start(100);
   for (int i = 0; i < 5; ++i) {
     crash_rank(0);
     crash_rank(3);
@@ -333,16 +367,7 @@ TEST_F(CoreHealthTest, StateHeldOnAHostThatIsCheckedIsWaitedFor) {
   h.train(job, 1, 10);
   const std::string host = h.host_of(job, 3);
   h.workers.at(host).answers_checks = false;
-  RankActivity stopped{
-      .rank = Rank{3}, .process = ProcessState::kStopped, .state = {}, .quiet_ms = 3'600'000};
-  h.pass(seconds(job_hang_seconds()));
-  ASSERT_FALSE(h.sent<InspectRanks>().empty());
-  const InspectRanks asked = h.sent<InspectRanks>().back();
-  for (const auto& name : {h.host_of(job, 0), h.host_of(job, 3)}) {
-    RanksInspected answer{job, h.record(job).epoch, asked.request, {}};
-    if (name == host) answer.ranks.push_back(stopped);
-    h.say(name, answer);
-  }
+  expect_hang(ProcessState::kDiskSleep);
   ASSERT_EQ(h.record(job).reason.code, "rank_hung");
   ASSERT_EQ(worker(host).evidence.size(), 1u) << "it hangs because it is stopped";
   h.confirm_stops(job, {9, 10});
@@ -370,6 +395,21 @@ TEST_F(CoreHealthTest, AClockThatIsOffIsAnEventOnceAndAgainWhenItAgrees) {
   h.pass(seconds(40));
   EXPECT_TRUE(h.has_event("clock_agrees"));
   EXPECT_EQ(h.core().find_worker("w2")->clock_behind, Duration(seconds(90)));
+}
+
+// The time of events does not follow a step of this host's clock; the workers' clocks do.
+TEST_F(CoreHealthTest, WorkersAreComparedWithTheClockAsItIsSet) {
+  for (int i = 0; i < 30; ++i) {
+    h.pass(seconds(1));
+    const Instant set = h.now() + seconds(90);
+    Heartbeat beat;
+    beat.incarnation = 1;
+    beat.sequence = ++h.workers.at("w1").sequence;
+    beat.sent_at_ns = set.nanoseconds;
+    h.workers.at("w1").alive = false;
+    h.feed(WorkerMessage{"peer-w1", beat, set});
+  }
+  EXPECT_FALSE(h.has_event("clock_offset"));
 }
 
 // Heartbeats that waited while nobody took them are no evidence of a clock.

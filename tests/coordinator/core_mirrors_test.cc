@@ -366,5 +366,59 @@ TEST_F(CoreMirrorsTest, AfterARecoveryCopiesAreMadeAnew) {
   EXPECT_EQ(newest_order("w2").kept_step, 0);
 }
 
+// A restarted coordinator knows neither what it named last nor what is kept.
+TEST_F(CoreMirrorsTest, AfterARestartCopiesGoOnFromWhatTheWorkersKnow) {
+  start();
+  const int64_t step = newest_order("w0").step;
+  h.restart_coordinator();
+  h.register_worker("w0");
+  h.register_worker("w1");
+  h.clear();
+  train_to(32);
+  ASSERT_LT(newest_order("w0").kept_step, first);
+  h.clear();
+  const RanksMirrored outdated{job, Epoch{1}, 500, {}, false, true, first};
+  h.say("w0", outdated);
+  for (const char* worker : {"w0", "w1"}) {
+    EXPECT_EQ(newest_order(worker).step, 500);
+    EXPECT_EQ(newest_order(worker).kept_step, first);
+  }
+  h.clear();
+  h.say("w1", outdated);
+  EXPECT_TRUE(h.sent<MirrorRanks>().empty()) << "it is known by now";
+  for (const std::string worker : {"w0", "w1"}) answer(worker, 500);
+  EXPECT_EQ(h.job(job).mirror.kept_step, 500);
+  EXPECT_LT(step, 500);
+}
+
+TEST_F(CoreMirrorsTest, AWidthThatIsAskedForWhileThereIsNoRoomIsTakenOver) {
+  spec = flat_spec("flat", 4);
+  spec.recovery.mirror_automatic = true;
+  spec.training.steps = 1000;
+  start();
+  h.workers.at("w2").alive = false;
+  lose("w2");
+  const int64_t step = mirror();
+  train_to(60);
+  lose("w1");
+  stopped({}, copies_of(step));
+  h.pass(seconds(2));
+  ASSERT_EQ(h.state(job), JobState::kRecovering) << "there is no room";
+  ASSERT_TRUE(h.scale(job, 2).status.ok());
+  h.pass(seconds(2));
+  if (!h.finds.empty()) h.answer_find();
+  EXPECT_EQ(h.state(job), JobState::kStarting) << h.record(job).reason.message;
+  EXPECT_EQ(h.job(job).spec.parallelism.data, 2);
+  EXPECT_FALSE(h.record(job).restored_from_memory) << "the copies are of another layout";
+}
+
+TEST_F(CoreMirrorsTest, WhatIsKeptIsNotShownOnceTheAttemptIsOver) {
+  start();
+  EXPECT_EQ(h.job(job).mirror.kept_step, first);
+  h.kill_rank(job, 0);
+  h.confirm_stops(job);
+  EXPECT_EQ(h.job(job).mirror.kept_step, 0);
+}
+
 }  // namespace
 }  // namespace penstock

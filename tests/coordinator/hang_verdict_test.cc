@@ -185,6 +185,9 @@ TEST_F(HangVerdictTest, NobodyIsUnreachableWhileSomebodyMovesOrIsHeard) {
   EXPECT_FALSE(unreachable({false, false, false, true}, seconds(101)));
   said[1].quiet_ms = 10;
   EXPECT_FALSE(unreachable({false, false, false, true}, seconds(90)));
+  known[1] = false;
+  EXPECT_FALSE(unreachable({false, false, false, true}, seconds(90))) << "its answer came too late";
+  EXPECT_TRUE(unreachable({false, true, false, true}, seconds(90)));
 }
 
 TEST_F(HangVerdictTest, AHostThatNobodyWaitsForIsNotGivenUp) {

@@ -18,10 +18,14 @@ constexpr Duration kRetry = milliseconds(300);
 void AgentCluster::take_order(Worker& worker, const MirrorRanks& order) {
   Copies& copies = worker.copies;
   Copies::Round& round = copies.rounds[order.job];
-  const std::pair asked{order.epoch, order.step};
-  const std::pair last{round.order.epoch, round.order.step};
-  if (asked < last) return;
-  if (asked == last) {
+  const MirrorRanks& last = round.order;
+  if (order.epoch < last.epoch) return;
+  const bool same = order.epoch == last.epoch;
+  if (same && (order.step < last.step || order.kept_step < last.kept_step)) {
+    return copies.to_say.push_back(
+        {order.job, last.epoch, last.step, {}, false, true, last.kept_step});
+  }
+  if (same && order.step == last.step) {
     if (round.outcome) copies.to_say.push_back(*round.outcome);
     return;
   }
@@ -126,6 +130,9 @@ void AgentCluster::copy_actions(Worker& worker, AgentActions& actions) {
     if (found != worker.copies.rounds.end() && found->second.order.epoch <= epoch) {
       worker.copies.rounds.erase(found);
     }
+    std::erase_if(worker.copies.kept, [&](const auto& entry) {
+      return std::get<JobId>(entry.first) == job && std::get<Epoch>(entry.first) < epoch;
+    });
   };
 }
 

@@ -228,6 +228,30 @@ TEST_F(MirrorTest, WhatTheOrderDoesNotNameGoes) {
   EXPECT_EQ(b.mirror.byte_count(), 0u);
 }
 
+// Of a coordinator that was restarted, and does not know what is kept.
+TEST_F(MirrorTest, AnOrderThatKnowsLessTakesNothingAwayAndIsToldSo) {
+  SimpleRank rank(a.holders, 0);
+  mirror(rank, 3);
+  mirror(rank, 5, 3);
+  const RanksMirrored outdated{kJob, kEpoch, 5, "", false, true, 3};
+  for (const auto& [step, kept] : {std::pair<int64_t, int64_t>{4, 3}, {9, 0}, {5, 0}}) {
+    a.order(order_of_a(step, kept));
+    EXPECT_EQ(a.next(), outdated) << step;
+    EXPECT_EQ(a.mirror.copies(kJob, kEpoch), (std::vector<HeldRank>{{Rank{0}, {3, 5}}}));
+  }
+  a.order(order_of_a(5, 3));
+  EXPECT_EQ(a.next(), (RanksMirrored{kJob, kEpoch, 5, "", false})) << "it is done";
+}
+
+TEST_F(MirrorTest, CopiesOfAttemptsBeforeTheOneThatIsOverGo) {
+  SimpleRank rank(a.holders, 0);
+  mirror(rank, 3);
+  b.mirror.fence(kJob, kEpoch);
+  EXPECT_GT(b.mirror.byte_count(), 0u) << "what is over may be gone back to";
+  b.mirror.fence(kJob, {kEpoch.value + 1});
+  EXPECT_EQ(b.mirror.byte_count(), 0u);
+}
+
 TEST_F(MirrorTest, WhoHasNotTheKeyGetsNothingAndLeavesNothing) {
   SimpleRank rank(a.holders, 0);
   mirror(rank, 7);

@@ -41,16 +41,20 @@ Status StateMirror::listen(const std::string& coordinator) {
 }
 
 void StateMirror::order(const MirrorRanks& order, std::map<Rank, FileDescriptor> memory) {
-  std::optional<RanksMirrored> known;
+  std::optional<RanksMirrored> known;  // and nothing is to be done
   {
     const std::lock_guard lock(mutex_);
     const auto found = rounds_.find(order.job);
     if (found != rounds_.end()) {
       const MirrorRanks& last = found->second.order;
       if (order.epoch < last.epoch) return;
-      if (order.epoch == last.epoch && order.step < last.step) return;
-      if (order.epoch == last.epoch && order.step == last.step) known = found->second.outcome;
-      if (order.epoch == last.epoch && order.step == last.step && !known) return;
+      const bool same = order.epoch == last.epoch;
+      if (same && (order.step < last.step || order.kept_step < last.kept_step)) {
+        known = {order.job, last.epoch, last.step, {}, false, true, last.kept_step};
+      } else if (same && order.step == last.step) {
+        known = found->second.outcome;
+        if (!known) return;
+      }
     }
     if (!known) {
       Round& round = rounds_[order.job];
@@ -92,6 +96,7 @@ void StateMirror::distrust(JobId job, Rank rank) {
 
 void StateMirror::fence(JobId job, Epoch epoch) {
   copies_.fence(job, epoch);
+  copies_.drop_before(job, epoch);
   if (server_) server_->fence(job, epoch);
   const std::lock_guard lock(mutex_);
   const auto found = rounds_.find(job);

@@ -45,7 +45,8 @@ class StateMirror {
   Digest key() const { return server_ ? server_->key() : Digest(); }
 
   // `memory` of those of this worker's ranks that have any (StateHolders). Repeated for a step that
-  // is done, it is said again that it is.
+  // is done, it is said again that it is. One that knows of an earlier step or kept step than an
+  // order before it is answered with those.
   void order(const MirrorRanks& order, std::map<Rank, FileDescriptor> memory);
   void progressed(const RankProgress& progress);
 
@@ -53,7 +54,8 @@ class StateMirror {
   std::vector<HeldRank> copies(JobId job, Epoch epoch) const { return copies_.list(job, epoch); }
   // That rank of this worker may have written anything to its memory.
   void distrust(JobId job, Rank rank);
-  // Attempts up to this one are over: copies() of them do not change any more.
+  // Attempts up to this one are over: copies() of them do not change any more, and those of lower
+  // ones, which nobody goes back to, go.
   void fence(JobId job, Epoch epoch);
   void drop_before(JobId job, Epoch epoch) { copies_.drop_before(job, epoch); }
 
