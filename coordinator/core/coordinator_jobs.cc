@@ -142,6 +142,7 @@ bool Coordinator::ready_to_place(Job& job) {
         job.record.last_failure && job.record.last_failure->reason.code == kCauseDataCorrupt;
     job.restore = Restore::kSearching;
     FindCheckpoint find{job.record.id, job.record.checkpoint_dir, refused_by_rank};
+    find.number = ++job.searches;
     find.rolled_back = job.record.guards.rolled_back;
     if (job.record.guards.rolling_back) {
       find.before = find.rolled_back.back().steps;
@@ -159,6 +160,7 @@ void Coordinator::on_event(const CheckpointFound& found) {
   const auto at = jobs_.find(found.job);
   if (at == jobs_.end() || at->second.restore != Restore::kSearching) return;
   Job& job = at->second;
+  if (found.number != job.searches) return;  // it was asked anew since
   JobRecord& record = job.record;
   job.restore = Restore::kUnknown;
   const bool waits = record.state == JobState::kQueued || record.state == JobState::kRecovering;

@@ -113,6 +113,7 @@ struct CheckpointFound {
   std::string manifest;              // absolute path
   std::vector<std::string> refused;  // newer ones passed over, one sentence each
   std::vector<int64_t> steps;        // of every checkpoint whose manifest can be read
+  uint64_t number = 0;               // as in the effect
 };
 // The end of a ReadSteps effect.
 struct StepsRead {
@@ -177,6 +178,7 @@ struct FindCheckpoint {
   // For a rollback that leaves out these steps: the newest of a step before them. Where there is
   // none, the oldest of a step before the last of them.
   std::optional<StepRange> before = {};
+  uint64_t number = 0;  // of this search, to be repeated in its answer
 };
 // Read what is recorded of steps `first` to `last` in epochs up to `epoch`, but by no replay.
 struct ReadSteps {

@@ -135,6 +135,7 @@ struct Job {
   std::map<Rank, CopyUse> copied_from;  // of a start from memory: ranks whose state is a copy
   MirrorState mirror;
   Restore restore = Restore::kUnknown;
+  uint64_t searches = 0;  // for a checkpoint; the newest one's answer counts
   Instant place_after;  // back-off
   Instant epoch_began;  // StartRanks sent, or adopted after a restart of the coordinator
   Instant pause_after;  // PauseRanks, where they are wanted, are due then

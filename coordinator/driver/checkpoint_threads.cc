@@ -165,6 +165,7 @@ CheckpointFound find_now(const FindCheckpoint& request) {
   const Path directory = request.directory;
   CheckpointFound found;
   found.job = request.job;
+  found.number = request.number;
   StoreListing listing = list_checkpoints(directory, request.job);
   for (const CheckpointInfo& info : listing.checkpoints) found.steps.push_back(info.step);
   const bool special = request.read_everything || request.steps_within || request.before ||

@@ -28,6 +28,7 @@ def rows_of(result):
             {"what": "events of worker agents", "count": result["worker_events"]},
             {"what": "attempts ended by failures", "count": result["restarts"]},
             {"what": "ranks restored from memory", "count": result["memory_starts"]},
+            {"what": "ranks restored from a copy", "count": result["copy_starts"]},
             {"what": "restarts to move experts", "count": result["rebalances"]},
             {"what": "suspended jobs resumed", "count": result["suspensions"]}]
     rows += [{"what": "fault: " + name, "count": count} for name, count in result["faults"].items()]

@@ -347,6 +347,7 @@ class CoreHarness {
   }
   void answer_find(CheckpointFound found) {
     ASSERT_FALSE(finds.empty());
+    found.number = finds.back().number;
     finds.pop_back();
     feed(found);
   }

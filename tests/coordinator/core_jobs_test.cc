@@ -623,6 +623,30 @@ TEST_F(CoreJobsTest, AResumedJobStartsFromItsNewestCheckpointInANewEpoch) {
   EXPECT_FALSE(h.record(job).last_step->replayed);
 }
 
+TEST_F(CoreJobsTest, OfSearchesForACheckpointOnlyTheAnswerToTheNewestCounts) {
+  h.add_worker("w0", 4);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.train(job, 1, 50);
+  h.checkpoint(job, 40);
+  h.cancel(job);
+  h.confirm_stops(job);
+  ASSERT_TRUE(h.resume(job).status.ok());
+  ASSERT_EQ(h.finds.size(), 1u);
+  h.cancel(job);
+  ASSERT_TRUE(h.resume(job).status.ok());
+  ASSERT_EQ(h.finds.size(), 2u);
+  CheckpointFound old;
+  old.job = job;
+  old.number = h.finds[0].number;
+  old.step = 20;
+  old.manifest = "/c/20.manifest";
+  h.feed(old);
+  EXPECT_EQ(h.state(job), JobState::kQueued);
+  h.answer_find();
+  EXPECT_EQ(h.record(job).restore_step, 40);
+}
+
 TEST_F(CoreJobsTest, AFindThatComesAfterACancelChangesNothing) {
   h.add_worker("w0", 4);
   const JobId job = h.submit_ok(four_rank_spec());

@@ -401,7 +401,7 @@ TEST_F(CoreMirrorsTest, AWidthThatIsAskedForWhileThereIsNoRoomIsTakenOver) {
   const int64_t step = mirror();
   train_to(60);
   lose("w1");
-  stopped({}, copies_of(step));
+  stopped(held_of_w0(), copies_of(step));
   h.pass(seconds(2));
   ASSERT_EQ(h.state(job), JobState::kRecovering) << "there is no room";
   ASSERT_TRUE(h.scale(job, 2).status.ok());

@@ -85,6 +85,16 @@ TEST_F(CorePaceTest, ASlowRankIsNamedOnceAndAgainWhenItIsOver) {
   EXPECT_TRUE(h.job(job).slow.empty());
 }
 
+TEST_F(CorePaceTest, WhoWasSlowIsForgottenWithTheAttempt) {
+  start(false);
+  train(seconds(20));
+  train(seconds(20), 1);
+  ASSERT_EQ(h.job(job).slow.size(), 1u);
+  h.kill_rank(job, 0);
+  h.confirm_stops(job);
+  EXPECT_TRUE(h.job(job).slow.empty());
+}
+
 TEST_F(CorePaceTest, TheJobMovesOffTheHostOfASlowRankWhenItsSpecSaysSo) {
   start(true);
   train(seconds(10));

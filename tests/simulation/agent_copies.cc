@@ -8,9 +8,8 @@ namespace penstock {
 namespace {
 
 using std::chrono::milliseconds;
-using std::chrono::seconds;
 
-constexpr Duration kStreamMax = seconds(1);
+constexpr Duration kStreamMax = milliseconds(300);
 constexpr Duration kRetry = milliseconds(300);
 
 }  // namespace

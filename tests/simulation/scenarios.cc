@@ -42,9 +42,12 @@ AgentClusterOptions calm() {
 
 AgentClusterOptions lost_daemons() {
   AgentClusterOptions options;
-  options.worker_count = 4;
-  options.rank_kills = 0.002;
+  options.worker_count = 5;
+  options.job_count = 4;
+  options.rank_kills = 0.0005;
+  options.rank_crashes = 0.0005;
   options.daemon_kills = 0.004;
+  options.cuts = 0.003;
   options.mirrors = true;
   return options;
 }

@@ -131,6 +131,7 @@ class Runner {
             {"worker_events", total_.worker_events},
             {"restarts", total_.restarts},
             {"memory_starts", total_.memory_starts},
+            {"copy_starts", total_.fetched},
             {"rebalances", total_.rebalances},
             {"suspensions", total_.suspensions},
             {"faults", faults},

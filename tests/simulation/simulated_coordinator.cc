@@ -301,6 +301,7 @@ CheckpointFound SimulatedCoordinator::look_for(const FindCheckpoint& find) {
   };
   CheckpointFound found;
   found.job = find.job;
+  found.number = find.number;
   found.step = step_to_restore(whole(), find);
   if (found.step > 0 && faulty_ && chance(coordinator_faults_.damage)) {
     damaged_.insert({find.job, found.step});
