@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -237,6 +238,18 @@ ExitStatus ChildProcess::wait() {
   PENSTOCK_CHECK(rc == 0, pid_, errno);
   exit_status_ = decode_wait(info);
   return *exit_status_;
+}
+
+void ChildProcess::give_up(Duration patience) {
+  PENSTOCK_CHECK(pid_ != 0);
+  if (!exit_status_.has_value()) {
+    ::kill(pid_, SIGKILL);  // unreaped, so the number still is this child's
+    pollfd end = {pidfd_.get(), POLLIN, 0};
+    const auto patience_ms = std::chrono::ceil<std::chrono::milliseconds>(patience);
+    (void)::poll(&end, 1, static_cast<int>(patience_ms.count()));
+    (void)try_wait();
+  }
+  pid_ = 0;
 }
 
 ProcessState process_state(pid_t pid) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/base/clock.h"
 #include "comm/base/file.h"
 #include "comm/base/status.h"
 #include "comm/run/flight_record.h"
@@ -65,6 +66,10 @@ class ChildProcess {
   std::optional<ExitStatus> try_wait();
   // Blocks until it ends.
   ExitStatus wait();
+  // Kills it and lets go of it, reaped if it ends within `patience`. One that the kernel holds, as
+  // for a disk that does not answer, ends when that lets it, and is then this process's zombie.
+  // Only destroying and assigning come after.
+  void give_up(Duration patience);
 
  private:
   ChildProcess(pid_t pid, FileDescriptor pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}

@@ -208,5 +208,14 @@ TEST(ProcessTest, SiblingsAreFoundBesideThisProgram) {
   EXPECT_NE(missing.status().message().find("penstock-nothing"), std::string::npos);
 }
 
+TEST(ProcessTest, OneThatIsGivenUpIsKilledAndReaped) {
+  Result<ChildProcess> child = ChildProcess::spawn(shell("exec tail -f /dev/null"));
+  ASSERT_TRUE(child.ok()) << child.status().to_string();
+  const pid_t pid = child->pid();
+  child->give_up(std::chrono::seconds(20));
+  EXPECT_EQ(kill(pid, 0), -1);
+  EXPECT_EQ(errno, ESRCH);
+}
+
 }  // namespace
 }  // namespace penstock

@@ -36,6 +36,12 @@ class HungFileSystem {
     pollfd request = {device_.get(), POLLIN, 0};
     PENSTOCK_CHECK(poll(&request, 1, -1) == 1, errno);
   }
+  // The same, and takes the call on: who waits for it cannot even be killed any more.
+  void take_call() const {
+    await_caller();
+    std::array<char, FUSE_MIN_READ_BUFFER> call;
+    PENSTOCK_CHECK(::read(device_.get(), call.data(), call.size()) > 0, errno);
+  }
   // Every call that waits, and every later one, fails.
   void release() { device_ = FileDescriptor(); }
 

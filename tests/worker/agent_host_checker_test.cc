@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "tests/support/cluster.h"
+#include "tests/support/hung_file_system.h"
 
 namespace penstock {
 namespace {
@@ -62,6 +63,47 @@ TEST_F(HostCheckerTest, ACheckThatCrashesOrNeverEndsHasFailed) {
   const Checked endless = check(script("exec tail -f /dev/null"), std::chrono::milliseconds(50));
   EXPECT_FALSE(endless.passed);
   EXPECT_NE(endless.report.find("did not end within"), std::string::npos) << endless.report;
+}
+
+// A check that a disk holds in the kernel, where SIGKILL does not reach it.
+class StuckHostCheckTest : public HostCheckerTest {
+ protected:
+  StuckHostCheckTest() : disk_(HungFileSystem::mount_at(folder_.path() / "disk")) {
+    const Path program = script("exec cat \"$3/file\"");
+    checker_.emplace(loop_,
+                     HostCheckerOptions{.rank_binary = program,
+                                        .directory = folder_.path() / "disk",
+                                        .limit = std::chrono::milliseconds(1)},
+                     [this](bool passed, std::string report) {
+                       reports_.push_back({passed, std::move(report)});
+                       loop_.stop();
+                     });
+    EXPECT_TRUE(checker_->begin().ok());
+    disk_->take_call();
+    loop_.run();
+  }
+  const std::unique_ptr<HungFileSystem> disk_;
+  EventLoop loop_;
+  std::vector<Checked> reports_;
+  std::optional<HostChecker> checker_;
+};
+
+TEST_F(StuckHostCheckTest, HasFailedAndNoOtherBeginsBeforeItIsGone) {
+  ASSERT_EQ(reports_.size(), 1u);
+  EXPECT_FALSE(reports_[0].passed);
+  EXPECT_NE(reports_[0].report.find("did not end within"), std::string::npos) << reports_[0].report;
+  const Status refused = checker_->begin();
+  EXPECT_EQ(refused.code(), Code::kUnavailable);
+  EXPECT_NE(refused.message().find("still stuck"), std::string::npos) << refused.message();
+  disk_->release();
+  EXPECT_TRUE(wait_until([&] { return checker_->begin().ok(); }, kPatience));
+  loop_.run();
+  EXPECT_EQ(reports_.size(), 2u) << "the stuck one is told of once";
+}
+
+TEST_F(StuckHostCheckTest, DoesNotKeepTheDaemonFromEnding) {
+  checker_.reset();
+  disk_->release();
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Has this host checked by `penstock-rank check-host`, in the background: the daemon links none of
-// the kernels that it checks, and a check that crashes or hangs takes nothing with it.
+// the kernels that it checks, and a check that crashes or hangs takes nothing with it, not even one
+// that a disk holds in the kernel where no signal reaches it.
 #pragma once
 
 #include <functional>
@@ -30,17 +31,21 @@ class HostChecker {
   HostChecker(const HostChecker&) = delete;
   HostChecker& operator=(const HostChecker&) = delete;
 
-  // REQUIRES: none is under way. Its end is told by `done`.
+  // Its end is told by `done`. kUnavailable: one that took too long has been told of, but does not
+  // end. REQUIRES: every check that was begun has been told of.
   Status begin();
 
  private:
-  void look(bool overdue);
-  void stop_watching();
+  void look();
+  void expire();
+  void tell(const ExitStatus& ended);
+  void forget();
 
   EventLoop& loop_;
   const HostCheckerOptions options_;
   const Done done_;
   std::optional<ChildProcess> child_;
+  bool told_ = false;  // child_ was killed and is awaited, but nobody waits for what it says
   FileDescriptor output_;
   WatchId watch_;
   TimerId timer_;
