@@ -65,6 +65,18 @@ TEST_F(HostCheckerTest, ACheckThatCrashesOrNeverEndsHasFailed) {
   EXPECT_NE(endless.report.find("did not end within"), std::string::npos) << endless.report;
 }
 
+TEST_F(HostCheckerTest, WhatACheckThatSaysNothingElseWritesToStderrIsItsReason) {
+  const Checked failed = check(script("echo 'no kernel for this processor' >&2; exit 127"));
+  EXPECT_FALSE(failed.passed);
+  EXPECT_EQ(failed.report,
+            "the check of this host exited with code 127: no kernel for this processor");
+  const Checked wordy =
+      check(script("yes something | head -c 40000 >&2; echo 'the last' >&2; exit 1"));
+  EXPECT_LT(wordy.report.size(), 2200u);
+  EXPECT_TRUE(wordy.report.ends_with("the last")) << wordy.report;
+  EXPECT_EQ(check(script("echo 'disk: slow'; echo more >&2; exit 19")).report, "disk: slow");
+}
+
 // A check that a disk holds in the kernel, where SIGKILL does not reach it.
 class StuckHostCheckTest : public HostCheckerTest {
  protected:

@@ -14,6 +14,7 @@ namespace {
 
 // More than that of what a check writes is of no use to anybody.
 constexpr size_t kReadBytesMax = 64 << 10;
+constexpr size_t kErrorBytesMax = 2048;
 // For a check that is killed because this object ends.
 constexpr Duration kEndPatience = std::chrono::milliseconds(100);
 
@@ -28,6 +29,12 @@ std::string read_all(int fd) {
   while (!text.empty() && text.back() == '\n') text.pop_back();
   for (size_t at = 0; (at = text.find('\n', at)) != std::string::npos;) text.replace(at, 1, "; ");
   return text;
+}
+
+// The end of it, where a check that crashed says why.
+std::string last_errors(int fd) {
+  const std::string text = read_all(fd);
+  return text.size() <= kErrorBytesMax ? text : "…" + text.substr(text.size() - kErrorBytesMax);
 }
 
 }  // namespace
@@ -57,6 +64,7 @@ Status HostChecker::begin() {
   // Before it has threads, which inherit it.
   (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(child.pid()), options_.niceness);
   output_ = child.take_stdout();
+  errors_ = child.take_stderr();
   child_ = std::move(child);
   watch_ = loop_.watch_readable(child_->pidfd(), [this] { look(); });
   timer_ = loop_.call_after(options_.limit, [this] { expire(); });
@@ -69,6 +77,7 @@ void HostChecker::forget() {
   child_.reset();
   told_ = false;
   output_ = {};
+  errors_ = {};
 }
 
 void HostChecker::look() {
@@ -92,6 +101,8 @@ void HostChecker::tell(const ExitStatus& ended) {
   if (!passed && report.empty()) {
     report =
         "the check of this host " + std::string(ended.signal != 0 ? "was " : "") + to_string(ended);
+    const std::string errors = last_errors(errors_.get());
+    if (!errors.empty()) report += ": " + errors;
   }
   forget();
   done_(passed, std::move(report));

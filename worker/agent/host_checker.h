@@ -47,6 +47,7 @@ class HostChecker {
   std::optional<ChildProcess> child_;
   bool told_ = false;  // child_ was killed and is awaited, but nobody waits for what it says
   FileDescriptor output_;
+  FileDescriptor errors_;
   WatchId watch_;
   TimerId timer_;
 };
