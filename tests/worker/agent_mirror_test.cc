@@ -1,12 +1,19 @@
 // Copies of ranks' state: taken while ranks train, kept by two daemons, and gone on from.
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <ctime>
 #include <thread>
 
 #include "comm/base/clock.h"
+#include "comm/control/pulse.h"
 #include "tests/worker/agent_harness.h"
 #include "worker/agent/state_holders.h"
 #include "worker/agent/state_mirror.h"
@@ -364,6 +371,74 @@ TEST_F(MirrorTest, WhatCannotBeFetchedSaysWhy) {
   const Status refused = fetch_state(start, file);
   EXPECT_EQ(refused.code(), Code::kPermissionDenied);
   EXPECT_NE(refused.message().find(b.mirror.address()), std::string::npos) << refused.message();
+}
+
+// ---- a host at its limits
+
+// While it lives this process gets no more file descriptors.
+class NoMoreDescriptors {
+ public:
+  NoMoreDescriptors() {
+    EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &before_), 0);
+    const FileDescriptor lowest_free(::dup(STDERR_FILENO));
+    rlimit limit = before_;
+    limit.rlim_cur = static_cast<rlim_t>(lowest_free.get());
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+  }
+  ~NoMoreDescriptors() { EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &before_), 0); }
+
+ private:
+  rlimit before_ = {};
+};
+
+// While it lives this process gets no more threads: none has room for such a stack.
+class NoMoreThreads {
+ public:
+  NoMoreThreads() { set_stack_bytes(size_t{1} << 47); }
+  ~NoMoreThreads() { set_stack_bytes(size_t{8} << 20); }
+
+ private:
+  static void set_stack_bytes(size_t bytes) {
+    pthread_attr_t attributes;
+    EXPECT_EQ(::pthread_attr_init(&attributes), 0);
+    EXPECT_EQ(::pthread_attr_setstacksize(&attributes, bytes), 0);
+    EXPECT_EQ(::pthread_setattr_default_np(&attributes), 0);
+    ::pthread_attr_destroy(&attributes);
+  }
+};
+
+Duration processor_time() {
+  timespec time = {};
+  EXPECT_EQ(::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time), 0);
+  return seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+}
+
+TEST_F(MirrorTest, WithoutDescriptorsCallersWaitAndNoProcessorIsBusy) {
+  constexpr int kLookMs = 500;
+  const Result<SocketAddress> to = resolve_endpoint("tcp://" + b.mirror.address());
+  ASSERT_TRUE(to.ok()) << to.status().to_string();
+  const FileDescriptor caller(::socket(to->storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const auto request = encode_stream_request(fetch_request(7));
+  pollfd answered = {caller.get(), POLLIN, 0};
+  {
+    const NoMoreDescriptors none;
+    ASSERT_EQ(::connect(caller.get(), to->get(), to->size), 0);
+    ASSERT_EQ(::send(caller.get(), request.data(), request.size(), 0), std::ssize(request));
+    const Duration before = processor_time();
+    EXPECT_EQ(::poll(&answered, 1, kLookMs), 0);
+    EXPECT_LT(processor_time() - before, std::chrono::milliseconds(kLookMs / 50));
+  }
+  EXPECT_EQ(::poll(&answered, 1, static_cast<int>(to_seconds(kPatience) * 1000)), 1);
+}
+
+TEST_F(MirrorTest, WithoutThreadsACallerIsDroppedAndALaterOneServed) {
+  SimpleRank rank(a.holders, 0);
+  mirror(rank, 7);
+  {
+    const NoMoreThreads none;
+    EXPECT_EQ(ask(b, fetch_request(7)), Code::kUnavailable);
+  }
+  EXPECT_EQ(ask(b, fetch_request(7)), Code::kOk);
 }
 
 using AgentMirrorTest = AgentTest;

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <system_error>
+#include <utility>
 
 #include "comm/base/check.h"
 #include "comm/base/ip_address.h"
@@ -22,6 +24,8 @@ namespace {
 constexpr Duration kWordPatience = std::chrono::seconds(5);
 // For a block, which its sender may hold back to keep to its rate.
 constexpr Duration kBlockPatience = std::chrono::seconds(20);
+// When there is no room for a caller, before another is looked for.
+constexpr int kPauseMs = 100;
 
 Digest random_key() {
   Digest key;
@@ -87,22 +91,49 @@ bool StateServer::is_expected(const StreamRequest& request) const {
 }
 
 void StateServer::run() {
+  bool refuses = false;  // and has said so
   while (!ending_) {
     pollfd waiting = {port_.get(), POLLIN, 0};
     if (::poll(&waiting, 1, -1) < 0 || ending_) continue;
-    FileDescriptor socket(::accept4(port_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-    callers_.remove_if([](Caller& caller) {
-      if (caller.served) caller.thread.join();
-      return caller.served.load();
-    });
-    if (!socket.valid() || callers_.size() >= kCallersMax) continue;
-    Caller& caller = callers_.emplace_back(std::move(socket));
+    drop_served();
+    const Status taken = take_caller();
+    if (!std::exchange(refuses, !taken.ok()) && refuses && !ending_) {
+      log_warning("copies of ranks' state are neither taken in nor handed out for now: {}",
+                  taken.message());
+    }
+    if (taken.ok()) continue;
+    waiting.events = 0;  // a caller waits already: only the end of this object ends the pause
+    (void)::poll(&waiting, 1, kPauseMs);
+  }
+}
+
+void StateServer::drop_served() {
+  callers_.remove_if([](Caller& caller) {
+    if (caller.served) caller.thread.join();
+    return caller.served.load();
+  });
+}
+
+// An error: this process or host has no room for another caller.
+Status StateServer::take_caller() {
+  FileDescriptor socket(::accept4(port_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+  if (!socket.valid()) {
+    const bool gone_again = errno == EAGAIN || errno == EINTR || errno == ECONNABORTED;
+    return gone_again ? Status() : errno_status(errno, "accept");
+  }
+  if (callers_.size() >= kCallersMax) return {};
+  Caller& caller = callers_.emplace_back(std::move(socket));
+  try {
     caller.thread = std::thread([this, &caller] {
       serve(caller.connection);
       caller.connection.shut_down();
       caller.served = true;
     });
+  } catch (const std::system_error& error) {
+    callers_.pop_back();
+    return errno_status(error.code().value(), "start a thread");
   }
+  return {};
 }
 
 void StateServer::serve(StateConnection& caller) {

@@ -53,6 +53,8 @@ class StateServer {
 
   StateServer(std::string address, FileDescriptor port, StateCopies& copies);
   void run();
+  void drop_served();
+  Status take_caller();
   void serve(StateConnection& caller);
   void take(StateConnection& caller, const StreamRequest& request);
   void give(StateConnection& caller, const StreamRequest& request);
