@@ -333,7 +333,7 @@ TEST_F(MirrorTest, ASenderThatIsFencedStops) {
   EXPECT_TRUE(b.mirror.copies(kJob, kEpoch).empty());
 }
 
-TEST_F(MirrorTest, MoreThanTheBoundIsRefusedAndSaidSo) {
+TEST_F(MirrorTest, MoreThanTheBoundIsRefusedWithWhereAndWhatToDo) {
   Site small(kStateBytes - 1);
   SimpleRank rank(a.holders, 0);
   rank.train(7);
@@ -342,9 +342,25 @@ TEST_F(MirrorTest, MoreThanTheBoundIsRefusedAndSaidSo) {
   order.send[0].to = small.place();
   a.order(order);
   const RanksMirrored outcome = a.next();
-  EXPECT_NE(outcome.failure.find("resource_exhausted"), std::string::npos) << outcome.failure;
+  for (const std::string& part :
+       {std::string("rank 0: "), small.mirror.address() + ": ",
+        std::string("memory for copies is full"), std::string("penstock-worker --copies-mib")}) {
+    EXPECT_NE(outcome.failure.find(part), std::string::npos) << outcome.failure;
+  }
   EXPECT_FALSE(outcome.missed);
   EXPECT_EQ(small.mirror.byte_count(), 0u);
+}
+
+TEST_F(MirrorTest, AWorkerThatWasStartedAnewIsNamed) {
+  SimpleRank rank(a.holders, 0);
+  rank.train(7);
+  b.order(order_of_b(7));
+  MirrorRanks order = order_of_a(7);
+  order.send[0].to.key.low ^= 1;
+  a.order(order);
+  const std::string failure = a.next().failure;
+  EXPECT_NE(failure.find(b.mirror.address() + ": it has another key"), std::string::npos)
+      << failure;
 }
 
 TEST_F(MirrorTest, ARankThatIsNotTrustedHasNoCopyHere) {

@@ -15,6 +15,27 @@ constexpr Duration kBlockPatience = std::chrono::seconds(20);
 constexpr Duration kAttemptsFor = std::chrono::seconds(10);
 constexpr Duration kAttemptPause = std::chrono::milliseconds(50);
 
+// What became of a copy on its way, in words: a daemon that refuses it answers with a code alone.
+Status told_of(const std::string& address, const Status& outcome) {
+  const auto say = [&](std::string_view what) {
+    return Status(outcome.code(), fmt::format("{}: {}", address, what));
+  };
+  switch (outcome.code()) {
+    case Code::kOk:
+      return {};
+    case Code::kResourceExhausted:
+      return say("its memory for copies is full; give it more with penstock-worker --copies-mib");
+    case Code::kPermissionDenied:
+      return say("it has another key: it is not the worker that was meant, or was started anew");
+    case Code::kFailedPrecondition:
+      return say("it was not told to keep that copy");
+    case Code::kDataLoss:
+      return say("what it received is not what was sent");
+    default:
+      return say(outcome.message());
+  }
+}
+
 }  // namespace
 
 StateMirror::StateMirror(uint64_t bytes_max, OnDone on_done)
@@ -216,10 +237,11 @@ Status StateMirror::send_over(StateConnection& buddy, const Task& task) {
                                    kWordPatience)
                               .status();
   if (accepted.code() == Code::kAlreadyExists) return {};  // its answer was lost
-  PENSTOCK_TRY(accepted);
-  PENSTOCK_TRY(buddy.send_state(state, kBlockPatience,
-                                [&](size_t byte_count) { return pace(task, byte_count); }));
-  return buddy.hear_answer(kWordPatience).status();
+  const auto told = [&](const Status& outcome) { return told_of(task.target.to.address, outcome); };
+  PENSTOCK_TRY(told(accepted));
+  PENSTOCK_TRY(told(buddy.send_state(state, kBlockPatience,
+                                     [&](size_t byte_count) { return pace(task, byte_count); })));
+  return told(buddy.hear_answer(kWordPatience).status());
 }
 
 // Before a block is sent: waits until it is due. What could not be sent in time is not made up for.
