@@ -1,5 +1,6 @@
 #include "comm/base/exit_codes.h"
 
+#include <csignal>
 #include <cstdlib>
 
 namespace penstock {
@@ -29,6 +30,13 @@ ExitCode exit_code_of(const Status& status) {
       return ExitCode::kFailure;
   }
   std::abort();
+}
+
+bool leaves_sound_state(int exit_code, int signal) {
+  if (signal != 0) return signal == SIGKILL || signal == SIGTERM;
+  const auto code = static_cast<ExitCode>(exit_code);
+  return code == ExitCode::kOk || code == ExitCode::kPeerLost || code == ExitCode::kUnreachable ||
+         code == ExitCode::kPreempted;
 }
 
 }  // namespace penstock

@@ -23,13 +23,18 @@ enum class ExitCode : int {
   kPeerLost = 15,     // rank only: a peer went away; the cause is elsewhere
   kDiverged = 16,     // loss or gradient norm is NaN or infinite; the same step ends so every time
   kNotReproduced = 17,  // steps that were trained again have other bits than were recorded
-  kMiscomputed = 18,  // rank only: a processor, memory or network changes bits (guards)
-  kUnhealthy = 19,    // worker only: its host failed a check
+  kMiscomputed = 18,    // rank only: a processor, memory or network changes bits (guards)
+  kUnhealthy = 19,      // worker only: its host failed a check
   kInterrupted = 130,
 };
 
 // How a command or daemon that ended with this error exits. Ranks have a rule of their own, which
 // tells lost peers from causes: worker/rank/rank_process.h.
 ExitCode exit_code_of(const Status& status);
+
+// Whether a rank that ended like this has left its state as it was, wherever there are copies of
+// it: it was done, it was killed or told to stop, a peer of it was gone, or its lease was over. One
+// that crashed or gave up may have written anything anywhere. `signal`: 0 when it exited by itself.
+bool leaves_sound_state(int exit_code, int signal);
 
 }  // namespace penstock

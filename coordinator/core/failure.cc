@@ -113,11 +113,4 @@ bool was_ordered(const RankExited& exited) {
   return as_ordered && exited.reason.starts_with(kStoppedByDaemon);
 }
 
-bool leaves_sound_state(const RankExited& exited) {
-  if (exited.signal != 0) return exited.signal == kSigKill || exited.signal == kSigTerm;
-  const auto code = static_cast<ExitCode>(exited.exit_code);
-  return code == ExitCode::kOk || code == ExitCode::kPeerLost || code == ExitCode::kUnreachable ||
-         code == ExitCode::kPreempted;
-}
-
 }  // namespace penstock

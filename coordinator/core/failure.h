@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/base/exit_codes.h"
 #include "comm/control/message.h"
 #include "coordinator/core/records.h"
 
@@ -34,10 +35,10 @@ enum class RankPhase : uint8_t {
   kTraining,
 };
 
-// Whether a rank that ended like this has left its state as it was, wherever there are copies of
-// it: it was killed or told to stop, a peer of it was gone, or its lease was over. One that crashed
-// or gave up may have written anything.
-bool leaves_sound_state(const RankExited& exited);
+// As comm/base/exit_codes.h says, by which its daemon goes, too.
+inline bool leaves_sound_state(const RankExited& exited) {
+  return leaves_sound_state(exited.exit_code, exited.signal);
+}
 
 // The failure that an exit other than a clean one is. Fatal, because a retry meets the same: wrong
 // usage; a loss or gradient norm that is not finite; damaged data, but while restoring, when it may

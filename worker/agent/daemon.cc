@@ -55,16 +55,6 @@ Path flight_file_of(const Path& state_dir, const RankKey& key) {
   return state_dir / kFlightFolder / fmt::format("job-{}.rank-{}.flight", key.job, key.rank);
 }
 
-// Whether a rank that ended like this has left its state as it was: it was killed or told to stop,
-// or a peer of it was, or its lease was over. One that crashed or gave up may have written anything
-// anywhere.
-bool leaves_sound_state(const ExitStatus& status) {
-  if (status.signal != 0) return status.signal == SIGKILL || status.signal == SIGTERM;
-  return status.exit_code == static_cast<int>(ExitCode::kPeerLost) ||
-         status.exit_code == static_cast<int>(ExitCode::kUnreachable) ||
-         status.exit_code == static_cast<int>(ExitCode::kPreempted);
-}
-
 RankKey key_of(const RankHello& hello) {
   return {hello.job, hello.epoch, hello.rank};
 }
@@ -437,7 +427,7 @@ void Daemon::on_process_end(const RankKey& key) {
     std::error_code ignored;
     std::filesystem::remove(process.flight_file, ignored);
     const std::string log_tail = process.output.log_tail();
-    if (!leaves_sound_state(*status)) {
+    if (!leaves_sound_state(status->exit_code, status->signal)) {
       state_.distrust(key.job, key.rank);
       mirror_.distrust(key.job, key.rank);
     }
