@@ -35,8 +35,10 @@ class Lines {
   // With its end; empty at the end of the file.
   Result<std::string> next() {
     ++number_;
-    size_t end = pending_.find('\n');
+    size_t end = pending_.find('\n', begin_);
     while (end == std::string::npos && unread_ > 0) {
+      // Not for every line: each byte is moved once for each kReadBytes of its own line at most.
+      pending_.erase(0, std::exchange(begin_, 0));
       if (pending_.size() > kLineBytesMax) return damaged("it is too long");
       const size_t had = pending_.size();
       pending_.resize(had + std::min<uint64_t>(unread_, kReadBytes));
@@ -46,9 +48,12 @@ class Lines {
       unread_ -= into.size();
       end = pending_.find('\n', had);
     }
-    if (end == std::string::npos && !pending_.empty()) return damaged("it has no end");
-    std::string line = pending_.substr(0, end + 1);
-    pending_.erase(0, line.size());
+    if (end == std::string::npos) {
+      if (begin_ < pending_.size()) return damaged("it has no end");
+      return std::string();
+    }
+    std::string line = pending_.substr(begin_, end + 1 - begin_);
+    begin_ += line.size();
     return line;
   }
 
@@ -62,7 +67,8 @@ class Lines {
   FileDescriptor fd_;
   uint64_t offset_ = 0;  // read up to here
   uint64_t unread_ = 0;  // bytes after it
-  std::string pending_;  // read and not handed out
+  std::string pending_;  // read
+  size_t begin_ = 0;     // in it, of what is not handed out
   uint64_t number_ = 0;  // of the line handed out last
 };
 
