@@ -19,7 +19,8 @@ constexpr std::string_view kFormat = "penstock-backup-1";
 // A record is a spec at most, escaped.
 constexpr size_t kLineBytesMax = 64 << 20;
 constexpr size_t kReadBytes = 1 << 20;
-constexpr size_t kRecordsPerScan = 64;
+// What a piece has no room for is read again with the next one, so few: most are small.
+constexpr size_t kRecordsPerScan = 16;
 constexpr size_t kBatchBytes = 1 << 20;
 
 // A file's lines, of which none may be longer than a bound.
@@ -106,13 +107,15 @@ Result<std::string> BackupText::next(size_t bytes) {
   while (!done_ && text.size() < bytes) {
     PENSTOCK_TRY_ASSIGN(const std::vector<Record> records,
                         records_->scan("", next_key_, kRecordsPerScan));
-    for (const Record& record : records) {
+    size_t taken = 0;
+    for (; taken < records.size() && text.size() < bytes; ++taken) {
+      const Record& record = records[taken];
+      next_key_ = record.key + '\0';
       if (record.key.starts_with(kStoreOwnPrefix)) continue;
       text += line_of({{"key", record.key}, {"value", record.value}});
       ++count_;
     }
-    done_ = records.size() < kRecordsPerScan;
-    if (!records.empty()) next_key_ = records.back().key + '\0';
+    done_ = taken == records.size() && records.size() < kRecordsPerScan;
   }
   digest_.update(as_bytes(text));
   if (done_) text += line_of({{"records", count_}, {"xxh3", to_hex(digest_.finish())}});

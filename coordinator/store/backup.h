@@ -22,7 +22,8 @@ namespace penstock {
 class BackupText {
  public:
   BackupText(std::unique_ptr<const RecordReader> records, Instant taken_at);
-  // The next whole lines, at least one and not many more than `bytes`. REQUIRES: !done().
+  // The next whole lines, at least one: up to and with the one that makes them `bytes`, or the end.
+  // REQUIRES: !done().
   Result<std::string> next(size_t bytes);
   bool done() const { return done_; }
 

@@ -96,6 +96,22 @@ TEST_F(BackupTest, WhatIsWrittenWhileItIsTakenIsNotInIt) {
   EXPECT_EQ(found, before);
 }
 
+TEST_F(BackupTest, APieceIsNoLongerThanWasAskedForAndOneRecord) {
+  constexpr size_t kValueBytes = 100'000;
+  constexpr size_t kPieceBytes = 150'000;
+  MemoryStore store;
+  for (int i = 0; i < 70; ++i) store.map["job/" + key_number(i)] = std::string(kValueBytes, 'x');
+  BackupText text(store.snapshot(), kTakenAt);
+  std::string whole;
+  while (!text.done()) {
+    const std::string piece = text.next(kPieceBytes).value();
+    EXPECT_LT(piece.size(), kPieceBytes + kValueBytes + 200);
+    whole += piece;
+  }
+  ASSERT_TRUE(read(whole).ok());
+  EXPECT_EQ(found, store.map);
+}
+
 TEST_F(BackupTest, AnyOtherTextIsRefused) {
   MemoryStore store;
   for (int i = 0; i < 3; ++i) store.map["job/" + key_number(i)] = "v" + std::to_string(i);
