@@ -357,14 +357,16 @@ struct PauseRanks {
   bool operator==(const PauseRanks&) const = default;
 };
 
-// Coordinator -> worker: copy the state of your ranks after `step`, to stay with you and with
-// others, and take in the copies of others' ranks. Repeated until RanksMirrored answers it; a newer
-// step takes its place.
+// Where the copy of a rank goes.
 struct MirrorTarget {
   Rank rank;
   StatePlace to;
   bool operator==(const MirrorTarget&) const = default;
 };
+
+// Coordinator -> worker: copy the state of your ranks after `step`, to stay with you and with
+// others, and take in the copies of others' ranks. Repeated until RanksMirrored answers it; a newer
+// step takes its place.
 struct MirrorRanks {
   JobId job;
   Epoch epoch;

@@ -97,10 +97,12 @@ struct AgentActions {
   // attempts before `epoch` is not needed.
   std::function<std::vector<HeldRank>(JobId)> held_state;
   std::function<void(JobId, Epoch epoch)> drop_state_before;
-  // To copy ranks' state (worker/agent/state_mirror.h); what there is of an attempt that is over,
-  // and that attempts up to `epoch` are.
+  // Begins to carry the order out (worker/agent/state_mirror.h); its end is told by on_mirrored.
   std::function<void(const MirrorRanks&)> mirror;
+  // The copies, of own ranks and others', of exactly that attempt.
   std::function<std::vector<HeldRank>(JobId, Epoch)> held_copies;
+  // Attempts of the job up to `epoch` are over: held_copies of them must not change any more, and
+  // copies of attempts before `epoch` may go.
   std::function<void(JobId, Epoch epoch)> fence_copies;
   // The coordinator has registered this daemon.
   std::function<void(const PulseThread::Registration&)> begin_pulses;
