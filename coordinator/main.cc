@@ -8,6 +8,7 @@
 #include "comm/base/ip_address.h"
 #include "comm/base/log.h"
 #include "comm/base/version.h"
+#include "coordinator/core/records.h"
 #include "coordinator/driver/driver.h"
 
 namespace penstock {
@@ -29,7 +30,7 @@ void add_health_options(CLI::App& app, DriverOptions& options) {
   app.add_option("--quarantine-failures", options.quarantine_failures,
                  "so many failures that point to one host put its worker in quarantine; 0: never")
       ->capture_default_str()
-      ->check(CLI::Range(0, 8));
+      ->check(CLI::Range(0, static_cast<int>(kHostEvidenceMax)));
   app.add_option("--quarantine-seconds", options.quarantine_seconds,
                  "within that time, and it stays there as long")
       ->capture_default_str()

@@ -102,7 +102,7 @@ struct Driver::Impl {
 
 Status Driver::Impl::start() {
   PENSTOCK_TRY_ASSIGN(lock, lock_state_directory(options.state_dir));
-  PENSTOCK_TRY_ASSIGN(store, open_rocks_store(options.state_dir / "state"));
+  PENSTOCK_TRY_ASSIGN(store, open_rocks_store(options.state_dir / kRecordsFolder));
   PENSTOCK_TRY_ASSIGN(const StoredState stored, read_stored_state(*store));
   PENSTOCK_TRY_ASSIGN(Effects effects, core.start(clock.now(), stored));
   metrics.emplace(registry, core);

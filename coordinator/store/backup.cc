@@ -195,7 +195,7 @@ Result<RestoredStore> restore_backup(const Path& file, const Path& state_dir, In
                     "directory",
                     records.string()));
   }
-  const Path partial = state_dir / "state.restoring";
+  const Path partial = state_dir / kRestoringFolder;
   std::error_code error;
   const auto removed = [&](const Path& path) {
     std::filesystem::remove_all(path, error);

@@ -7,6 +7,8 @@ namespace penstock {
 
 // Where in it the records are.
 inline constexpr const char* kRecordsFolder = "state";
+// Where they are made from a backup, before they take that name.
+inline constexpr const char* kRestoringFolder = "state.restoring";
 
 // Makes the directory if need be, and holds it until the descriptor is closed. kAlreadyExists names
 // who has it.
