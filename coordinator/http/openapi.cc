@@ -118,8 +118,8 @@ json build() {
       {"post", call("Trust it with no ranks, and move those it has", "202", "application/json",
                     json::array({worker, query("reason", "string", "why, for people")}))}};
   paths["/api/v1/workers/{worker}/release"] = {
-      {"post",
-       call("Take it out of quarantine", "202", "application/json", json::array({worker}))}};
+      {"post", call("Take it out of quarantine, as soon as its host has passed a check", "202",
+                    "application/json", json::array({worker}))}};
   paths["/api/v1/backups"] = {
       {"post", call("Begin a backup of the records", "201", "application/json", none)}};
   const json backup = {{"name", "backup"},
