@@ -1,7 +1,6 @@
 #include "comm/control/state_stream.h"
 
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 
