@@ -68,6 +68,15 @@ class CoreMirrorsTest : public ::testing::Test {
   static std::vector<HeldRank> copies_of(int64_t step) {
     return {{Rank{0}, {step}}, {Rank{1}, {step}}, {Rank{2}, {step}}, {Rank{3}, {step}}};
   }
+  // w1 is lost at step 60, and w0 has copies of the step that is returned.
+  int64_t start_and_lose_w1() {
+    start();
+    const int64_t step = mirror();
+    train_to(60);
+    lose("w1");
+    stopped(held_of_w0(), copies_of(step));
+    return step;
+  }
   void expect_from_checkpoint() {
     h.pass(seconds(2));
     ASSERT_EQ(h.finds.size(), 1u);
@@ -184,11 +193,7 @@ TEST_F(CoreMirrorsTest, AnotherHostIsPreferredToAnotherWorker) {
 }
 
 TEST_F(CoreMirrorsTest, ALostHostsRanksGoOnElsewhereFromTheirCopies) {
-  start();
-  const int64_t step = mirror();
-  train_to(60);
-  lose("w1");
-  stopped(held_of_w0(), copies_of(step));
+  const int64_t step = start_and_lose_w1();
   ASSERT_EQ(h.state(job), JobState::kStarting);
   EXPECT_TRUE(h.finds.empty()) << "nothing is looked for on disk";
   EXPECT_EQ(h.record(job).restore_step, step);
@@ -297,11 +302,7 @@ TEST_F(CoreMirrorsTest, ASpecThatDoesNotWantMemoryGetsTheCheckpoint) {
 }
 
 TEST_F(CoreMirrorsTest, AStartFromCopiesThatFailsIsFollowedByTheCheckpoint) {
-  start();
-  const int64_t step = mirror();
-  train_to(60);
-  lose("w1");
-  stopped(held_of_w0(), copies_of(step));
+  start_and_lose_w1();
   h.spawn_ranks(job);
   h.clear();
   h.exit_rank(job, 2, ExitCode::kUnreachable, "exited with code 14: fetch the state");
@@ -332,11 +333,7 @@ TEST_F(CoreMirrorsTest, WithoutRoomTheCopiesStayUntilTheDaemonIsBack) {
 }
 
 TEST_F(CoreMirrorsTest, ACoordinatorThatIsRestartedMeanwhileKnowsWhereTheCopiesAre) {
-  start();
-  const int64_t step = mirror();
-  train_to(60);
-  lose("w1");
-  stopped(held_of_w0(), copies_of(step));
+  const int64_t step = start_and_lose_w1();
   ASSERT_EQ(h.state(job), JobState::kStarting);
   h.restart_coordinator();
   h.clear();
@@ -353,11 +350,7 @@ TEST_F(CoreMirrorsTest, ACoordinatorThatIsRestartedMeanwhileKnowsWhereTheCopiesA
 }
 
 TEST_F(CoreMirrorsTest, AfterARecoveryCopiesAreMadeAnew) {
-  start();
-  const int64_t step = mirror();
-  train_to(60);
-  lose("w1");
-  stopped(held_of_w0(), copies_of(step));
+  const int64_t step = start_and_lose_w1();
   h.run(job);
   h.clear();
   h.train(job, step + 1, step + 1);
