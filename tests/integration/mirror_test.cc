@@ -9,23 +9,6 @@
 namespace penstock {
 namespace {
 
-struct Outcome {
-  std::map<int64_t, double> losses;
-  std::string weights_digest;
-  bool operator==(const Outcome&) const = default;
-};
-
-Outcome outcome(const Cluster& cluster, const std::string& id) {
-  EXPECT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
-  return {cluster.losses(id), cluster.job(id).at("checkpoint").at("weights_digest")};
-}
-
-Outcome undisturbed(const Cluster& cluster, TinyJob job) {
-  job.name += "-undisturbed";
-  job.mirror = "0";
-  return outcome(cluster, cluster.submit(tiny_job_yaml(cluster.folder(), job)));
-}
-
 // The newest step of which every rank's state is copied.
 int64_t wait_for_copies(const Cluster& cluster, const std::string& id) {
   int64_t step = 0;

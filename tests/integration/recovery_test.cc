@@ -9,24 +9,6 @@
 namespace penstock {
 namespace {
 
-// Trains one job undisturbed and returns its losses and the digest of its final weights.
-struct Outcome {
-  std::map<int64_t, double> losses;
-  std::string weights_digest;
-  bool operator==(const Outcome&) const = default;
-};
-
-Outcome outcome(const Cluster& cluster, const std::string& id) {
-  return {cluster.losses(id), cluster.job(id).at("checkpoint").at("weights_digest")};
-}
-
-Outcome undisturbed(const Cluster& cluster, TinyJob job) {
-  job.name += "-undisturbed";
-  const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
-  EXPECT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
-  return outcome(cluster, id);
-}
-
 TEST(RecoveryTest, AnUndisturbedJobSucceedsAndLearns) {
   const Cluster cluster;
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), {.steps = 60}));

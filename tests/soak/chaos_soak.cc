@@ -54,18 +54,18 @@ constexpr std::array<const char*, 6> kKindNames = {"rank killed",        "rank s
                                                    "daemon killed",      "daemon cut off",
                                                    "coordinator killed", "coordinator stopped"};
 
-struct Outcome {
+struct JobEnd {
   std::map<int64_t, double> losses;
   std::string weights_digest;
   double useful_seconds = 0.0;  // of the steps that counted
   double wall_seconds = 0.0;
 
-  bool same_bits(const Outcome& other) const {
+  bool same_bits(const JobEnd& other) const {
     return losses == other.losses && weights_digest == other.weights_digest;
   }
   double goodput() const { return wall_seconds > 0 ? useful_seconds / wall_seconds : 0.0; }
 };
-using Pair = std::array<Outcome, 2>;
+using Pair = std::array<JobEnd, 2>;
 
 class Soak {
  public:
@@ -166,8 +166,8 @@ class Soak {
     return job && (job->at("state") == "SUCCEEDED" || job->at("state") == "FAILED");
   }
 
-  Outcome outcome(const std::string& id) const {
-    Outcome ended;
+  JobEnd outcome(const std::string& id) const {
+    JobEnd ended;
     std::map<int64_t, double> seconds_of;  // the newest attempt's; what was trained before is lost
     for (int64_t after = 0;;) {
       const Json page =

@@ -47,12 +47,6 @@ struct Kills {
   int64_t total() const { return ranks + daemons + coordinators; }
 };
 
-struct Outcome {
-  std::map<int64_t, double> losses;
-  std::string weights_digest;
-  bool operator==(const Outcome&) const = default;
-};
-
 class Soak {
  public:
   explicit Soak(const Options& options)

@@ -369,4 +369,15 @@ ProgramRun penstock(const Cluster& cluster, std::vector<std::string> arguments) 
   return run_program(arguments);
 }
 
+Outcome outcome(const Cluster& cluster, const std::string& id) {
+  std::string weights_digest = cluster.final_weights(id);  // which waits for its end
+  return {cluster.losses(id), std::move(weights_digest)};
+}
+
+Outcome undisturbed(const Cluster& cluster, TinyJob job) {
+  job.name += "-undisturbed";
+  job.mirror = "0";
+  return outcome(cluster, cluster.submit(tiny_job_yaml(cluster.folder(), job)));
+}
+
 }  // namespace penstock

@@ -147,4 +147,15 @@ struct TinyJob {
 // `folder`.
 std::string tiny_job_yaml(const Path& folder, const TinyJob& job);
 
+// What a run comes to: equal, bit for bit, for runs of one job, whatever happens to them.
+struct Outcome {
+  std::map<int64_t, double> losses;
+  std::string weights_digest;
+  bool operator==(const Outcome&) const = default;
+};
+// Once it has succeeded; when it does not, what became of it stands in place of the digest.
+Outcome outcome(const Cluster& cluster, const std::string& id);
+// Of that job, under another name, when nothing happens to it and nothing is copied.
+Outcome undisturbed(const Cluster& cluster, TinyJob job);
+
 }  // namespace penstock
