@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "comm/base/counted.h"
@@ -38,6 +39,10 @@ constexpr milliseconds kLookEvery{20};
 constexpr int kDefaultPort = 7070;
 constexpr int kDefaultWorkers = 4;
 constexpr uint64_t kStateBytesMax = 1 << 20;
+
+std::string worker_name(int index) {
+  return fmt::format("worker-{}", index);
+}
 
 Path state_file(const Path& state_dir) {
   return state_dir / "dev.json";
@@ -94,16 +99,17 @@ Status died(const DevProcess& process) {
 
 using Note = std::function<void(std::string)>;
 
-// Looks until `done` says so. A process that has died, or the time ends it. `what` is said now and
-// then when it takes long.
-Status look_until(const std::vector<DevProcess>& processes, const std::string& what,
-                  const Note& note, const std::function<bool()>& done) {
+// Looks until `done` says so. A process that has died, or the time ends it. `what` it waits for is
+// said now and then when it takes long.
+Status look_until(const std::vector<DevProcess>& processes,
+                  const std::function<std::string()>& what, const Note& note,
+                  const std::function<bool()>& done) {
   const int64_t begun_ns = monotonic_ns();
   const int64_t deadline_ns = begun_ns + std::chrono::nanoseconds(kStartLimit).count();
   int64_t say_at_ns = begun_ns + std::chrono::nanoseconds(kSayEvery).count();
   while (!done()) {
     if (monotonic_ns() > say_at_ns) {
-      note(fmt::format("{} after {} s; waiting; logs are in {}", what,
+      note(fmt::format("{} after {} s; waiting; logs are in {}", what(),
                        (monotonic_ns() - begun_ns) / 1'000'000'000,
                        Path(processes.front().log).parent_path().string()));
       say_at_ns += std::chrono::nanoseconds(kSayEvery).count();
@@ -112,7 +118,7 @@ Status look_until(const std::vector<DevProcess>& processes, const std::string& w
       if (!is_alive(process.process)) return died(process);
     }
     if (monotonic_ns() > deadline_ns) {
-      return deadline_exceeded(fmt::format("{} after {} seconds; logs are in {}", what,
+      return deadline_exceeded(fmt::format("{} after {} seconds; logs are in {}", what(),
                                            kStartLimit.count(),
                                            Path(processes.front().log).parent_path().string()));
     }
@@ -181,6 +187,18 @@ bool is_ready(const std::string& server) {
   return reply.ok() && reply->status == 200;
 }
 
+// Process numbers of those that have a rank as their child.
+std::set<pid_t> parents_of_ranks() {
+  std::set<pid_t> parents;
+  for (const pid_t pid : all_processes()) {
+    const auto words = command_line_of(pid);
+    if (!words.empty() && Path(words[0]).filename() == "penstock-rank") {
+      parents.insert(parent_of(pid));
+    }
+  }
+  return parents;
+}
+
 // One start of a cluster: knows what it started, to undo it.
 class Starter {
  public:
@@ -190,9 +208,7 @@ class Starter {
   Result<DevState> run() {
     const Status status = start_all();
     if (status.ok()) return state_;
-    for (auto process = started_.rbegin(); process != started_.rend(); ++process) {
-      (void)send_signal(process->process, SIGKILL);
-    }
+    stop_started();
     std::erase_if(state_.processes, [](const DevProcess& p) { return !is_alive(p.process); });
     PENSTOCK_TRY(save(options_.state_dir, state_));
     return status;
@@ -201,10 +217,26 @@ class Starter {
  private:
   Status start_all() {
     if (!dev_coordinator_runs(state_)) PENSTOCK_TRY(start_coordinator());
-    before_ = incarnations_up();
+    for (const auto& [name, worker] : known_workers()) before_[name] = worker.incarnation;
     for (int i = 0; i < state_.worker_count_wanted; ++i) PENSTOCK_TRY(start_worker(i));
-    return look_until(state_.processes, "not every worker has registered", note_,
-                      [&] { return registered_workers() >= state_.worker_count_wanted; });
+    return look_until(
+        state_.processes, [&] { return missing_words(); }, note_,
+        [&] { return missing_workers().empty(); });
+  }
+
+  // Not a worker whose ranks train, nor then the coordinator, whom ranks of any worker may need.
+  void stop_started() {
+    const std::set<pid_t> parents = parents_of_ranks();
+    const auto has_ranks = [&](const DevProcess& p) { return parents.contains(p.process.pid); };
+    const bool any_ranks = std::any_of(state_.processes.begin(), state_.processes.end(), has_ranks);
+    for (auto process = started_.rbegin(); process != started_.rend(); ++process) {
+      const bool is_needed = process->name == "coordinator" ? any_ranks : has_ranks(*process);
+      if (!is_needed) {
+        (void)send_signal(process->process, SIGKILL);
+      } else if (is_alive(process->process)) {
+        note_(fmt::format("{} stays, since ranks of jobs run", process->name));
+      }
+    }
   }
 
   // Records the process before anything else can fail, so that nothing is ever started and
@@ -236,9 +268,9 @@ class Starter {
     PENSTOCK_TRY(start("coordinator", {"penstock-coordinator", "--state-dir", folder.string(),
                                        "--http-port", std::to_string(port), "--control-port",
                                        std::to_string(state_.control_port)}));
-    PENSTOCK_TRY(look_until({started_.back()}, "the coordinator does not answer", note_, [&] {
-      return read_endpoints(endpoints) && is_ready(state_.server());
-    }));
+    PENSTOCK_TRY(look_until(
+        {started_.back()}, [] { return "the coordinator does not answer"; }, note_,
+        [&] { return read_endpoints(endpoints) && is_ready(state_.server()); }));
     return save(options_.state_dir, state_);
   }
 
@@ -252,7 +284,7 @@ class Starter {
   }
 
   Status start_worker(int index) {
-    const std::string name = fmt::format("worker-{}", index);
+    const std::string name = worker_name(index);
     const DevProcess* known = state_.find(name);
     if (known != nullptr && is_alive(known->process)) return {};
     return start(name, {"penstock-worker", "--coordinator",
@@ -261,30 +293,49 @@ class Starter {
                         "--state-dir", (options_.state_dir / name).string(), "--allow-chaos"});
   }
 
-  // Of the workers that are up, by name.
-  std::map<std::string, std::string> incarnations_up() const {
-    std::map<std::string, std::string> incarnations;
+  struct KnownWorker {
+    std::string state;
+    std::string incarnation;
+  };
+
+  // What the coordinator knows, by name.
+  std::map<std::string, KnownWorker> known_workers() const {
+    std::map<std::string, KnownWorker> workers;
     const auto list = get_json(state_.server() + "/api/v1/workers");
-    if (!list) return incarnations;
+    if (!list) return workers;
     for (const Json& worker : list->value("items", Json::array())) {
-      if (field_string(worker, "state") != "up") continue;
-      incarnations[field_string(worker, "name")] = field_string(worker, "incarnation");
+      workers[field_string(worker, "name")] = {field_string(worker, "state"),
+                                               field_string(worker, "incarnation")};
     }
-    return incarnations;
+    return workers;
   }
 
-  // The coordinator takes a worker that died for up until its heartbeats are missed, so one that
-  // was started here counts only as a new process.
-  int registered_workers() const {
-    int count = 0;
-    for (const auto& [name, incarnation] : incarnations_up()) {
+  // Those that have not registered. One that takes no ranks (drained, in quarantine) has. The
+  // coordinator takes a worker that died for up until its heartbeats are missed, so one that was
+  // started here counts only as a new process.
+  std::vector<std::string> missing_workers() const {
+    const auto known = known_workers();
+    std::vector<std::string> missing;
+    for (int i = 0; i < state_.worker_count_wanted; ++i) {
+      const std::string name = worker_name(i);
       const bool started = std::any_of(started_.begin(), started_.end(),
                                        [&](const DevProcess& p) { return p.name == name; });
+      const auto worker = known.find(name);
       const auto old = before_.find(name);
-      const bool replaced = old == before_.end() || old->second != incarnation;
-      count += state_.find(name) != nullptr && (!started || replaced);
+      const bool gone =
+          worker == known.end() || worker->second.state == "lost" || worker->second.state == "left";
+      const bool stale =
+          started && !gone && old != before_.end() && old->second == worker->second.incarnation;
+      if (gone || stale) missing.push_back(name);
     }
-    return count;
+    return missing;
+  }
+
+  std::string missing_words() const {
+    const std::vector<std::string> missing = missing_workers();
+    if (missing.empty()) return "not every worker has registered";
+    return fmt::format("{} {} not registered", fmt::join(missing, ", "),
+                       missing.size() == 1 ? "has" : "have");
   }
 
   const DevOptions& options_;

@@ -54,9 +54,10 @@ Path dev_state_dir(const std::string& flag);
 Result<DevState> load_dev_state(const Path& state_dir);
 bool dev_coordinator_runs(const DevState& state);
 
-// Starts what is missing and waits until every worker has registered. `note` gets one line per
-// thing started. When something dies first, stops what this call started; the error holds the last
-// lines of its log.
+// Starts what is missing and waits until every worker has registered, whether it takes ranks or
+// not. `note` gets one line per thing started. When something dies first, or it takes too long,
+// stops what this call started, but no worker that runs ranks, nor then the coordinator; the error
+// holds the last lines of the log, or who is missing.
 Result<DevState> dev_up(const DevOptions& options, const std::function<void(std::string)>& note);
 
 // Stops everything, coordinator first, so that running jobs stay on record as running and go on at

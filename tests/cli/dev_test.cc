@@ -95,6 +95,80 @@ TEST_F(DevTest, AClusterThatWasDownComesBackAsItWasUnlessToldOtherwise) {
   EXPECT_EQ(dev({"down"})["stopped"].size(), 3u);
 }
 
+// Each with a cluster of its own.
+class OwnClusterTest : public DevTest {
+ protected:
+  static void SetUpTestSuite() { folder_ = std::make_unique<ScratchFolder>(); }
+  static void TearDownTestSuite() { folder_.reset(); }
+  void TearDown() override { EXPECT_EQ(run({"dev", "down"}).exit_code, 0); }
+
+  ProgramRun run(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.begin(), binary("penstock").string());
+    return run_program(arguments,
+                       {"PENSTOCK_DEV_STATE_DIR=" + state_, "PENSTOCK_SERVER=", "NO_COLOR=1"});
+  }
+  Json answer(std::vector<std::string> arguments) const {
+    arguments.insert(arguments.end(), {"-o", "json"});
+    const ProgramRun answered = run(arguments);
+    EXPECT_EQ(answered.exit_code, 0) << arguments[0] << ": " << answered.err;
+    return document(answered);
+  }
+  // The process of that name: "coordinator", "worker-0", …
+  LocalProcess process(const std::string& name) const {
+    const Json status = document(run({"dev", "status", "-o", "json"}));
+    for (const Json& process : status.at("processes")) {
+      if (process.at("name") != name) continue;
+      const auto found = find_process(process.at("pid").get<pid_t>());
+      if (found) return *found;
+    }
+    return {};
+  }
+  void kill(const std::string& name) const {
+    const LocalProcess found = process(name);
+    ASSERT_TRUE(send_signal(found, 9).ok()) << name;
+    EXPECT_TRUE(wait_for_end(found, seconds(10)));
+  }
+
+  inline static int count_ = 0;
+  const std::string state_ = path("own-" + std::to_string(++count_));
+};
+
+TEST_F(OwnClusterTest, WorkersThatTakeNoRanksHaveRegisteredToo) {
+  ASSERT_EQ(run({"dev", "up", "--workers", "3", "--port", "0"}).exit_code, 0);
+  ASSERT_EQ(run({"drain", "worker-1", "--wait"}).exit_code, 0);
+  ASSERT_EQ(run({"quarantine", "worker-2", "--reason", "ECC errors"}).exit_code, 0);
+  const ProgramRun more = run({"dev", "up", "--workers", "4"});
+  EXPECT_EQ(more.exit_code, 0) << more.err;
+  ASSERT_EQ(run({"dev", "down"}).exit_code, 0);
+  const ProgramRun again = run({"dev", "up"});
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  const Json workers = answer({"workers"});
+  EXPECT_EQ(workers.at("items").size(), 4u);
+  for (const Json& worker : workers.at("items")) {
+    EXPECT_EQ(worker.at("drain_reason").is_string(), worker.at("name") == "worker-1") << worker;
+    EXPECT_EQ(worker.at("quarantine").is_object(), worker.at("name") == "worker-2") << worker;
+  }
+}
+
+TEST_F(OwnClusterTest, AStartThatFailsLeavesWhatRanksNeed) {
+  ASSERT_EQ(run({"dev", "up", "--workers", "4", "--port", "0"}).exit_code, 0);
+  ASSERT_EQ(run({"submit", spec({.name = "steady", .steps = 1'000'000})}).exit_code, 0);
+  ASSERT_EQ(run({"wait", "steady", "--for", "step=5", "--timeout", "240s"}).exit_code, 0);
+  kill("coordinator");
+  std::ofstream(state_ + "/worker-4") << "no folder";
+  const ProgramRun up = run({"dev", "up", "--workers", "5"});
+  EXPECT_NE(up.exit_code, 0);
+  EXPECT_NE(up.err.find("worker-4"), std::string::npos) << up.err;
+  EXPECT_NE(up.err.find("coordinator stays"), std::string::npos) << up.err;
+  EXPECT_TRUE(is_alive(process("coordinator")));
+  const auto goes_on = [&] {
+    const Json job = document(run({"describe", "steady", "-o", "json"}));
+    return job.value("state", "") == "RUNNING" && job.value("restarts", -1) == 0;
+  };
+  EXPECT_TRUE(wait_until(goes_on, kPatience)) << run({"describe", "steady"}).out;
+  EXPECT_EQ(run({"cancel", "steady", "--grace", "0s"}).exit_code, 0);
+}
+
 TEST_F(DevTest, AWorkerThatDiedIsStartedAgainByDevUp) {
   const auto incarnation = [] {
     const Json workers = json_of({"workers"});
