@@ -431,6 +431,13 @@ Result<DevState> dev_up(const DevOptions& options, const std::function<void(std:
         fmt::format("a cluster runs at {} already; penstock dev down ends it", state.server()));
   }
   std::erase_if(state.processes, [](const DevProcess& p) { return !is_alive(p.process); });
+  if (options.devices_per_worker && state.worker_count() > 0 &&
+      *options.devices_per_worker != state.devices_per_worker) {
+    return failed_precondition(fmt::format(
+        "the workers that run have {} each; to change that: penstock dev down; penstock dev up "
+        "--devices-per-worker {}",
+        counted(state.devices_per_worker, "device"), *options.devices_per_worker));
+  }
   const auto choose = [](std::optional<int> given, int& kept, int otherwise) {
     if (given || kept <= 0) kept = given.value_or(otherwise);
   };

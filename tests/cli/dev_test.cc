@@ -62,6 +62,11 @@ TEST_F(DevTest, StartingAgainChangesNothing) {
   EXPECT_NE(again.err.find("runs already"), std::string::npos);
   EXPECT_EQ(document(again)["processes"], before["processes"]);
   EXPECT_EQ(penstock({"dev", "up", "--workers", "1"}).exit_code, 6);
+  EXPECT_EQ(penstock({"dev", "up", "--devices-per-worker", "1"}).exit_code, 0) << "as it is";
+  const ProgramRun wider = penstock({"dev", "up", "--devices-per-worker", "2"});
+  EXPECT_EQ(wider.exit_code, 6);
+  EXPECT_NE(wider.err.find("dev down; penstock dev up --devices-per-worker 2"), std::string::npos)
+      << wider.err;
 }
 
 TEST_F(DevTest, APortThatAnotherFoldersCoordinatorHasIsSaidToBeThat) {
