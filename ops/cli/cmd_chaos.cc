@@ -67,6 +67,20 @@ Result<DevState> own_cluster(const Cli& cli, const Client& client) {
       client.server(), folder.string()));
 }
 
+// What to do about a job that does not train now.
+Status not_training(const Json& job) {
+  const std::string state = field_string(job, "state");
+  const std::string name = field_text(job, "name");
+  const std::string next =
+      state_is_final(state)  ? "nothing of it runs any more; submit it again: penstock submit SPEC"
+      : state == "SUSPENDED" ? "nothing of it runs; penstock resume " + name
+                             : fmt::format(
+                                   "there is nothing to disturb before it trains; penstock "
+                                   "wait {} --for state=RUNNING",
+                                   name);
+  return failed_precondition(fmt::format("job {} is {}: {}", name, state, next));
+}
+
 Result<Target> find_target(const Cli& cli, const ChaosFlags& flags) {
   Target target{
       .client = cli.client(), .job = {}, .id = {}, .process = {}, .worker = {}, .fault = {}};
@@ -75,13 +89,7 @@ Result<Target> find_target(const Cli& cli, const ChaosFlags& flags) {
   const Json& job = target.job;
   target.id = field_text(job, "id");
   target.rank = flags.rank;
-  const std::string state = field_string(job, "state");
-  if (state != "RUNNING") {
-    return failed_precondition(
-        fmt::format("job {} is {}: there is nothing to disturb before it trains; penstock wait {} "
-                    "--for state=RUNNING",
-                    field_text(job, "name"), state, field_text(job, "name")));
-  }
+  if (field_string(job, "state") != "RUNNING") return not_training(job);
   const Json ranks = job.value("ranks", Json::array());
   if (flags.rank >= std::ssize(ranks)) {
     return not_found(fmt::format("job {} has ranks 0 to {}, no rank {}", field_text(job, "name"),

@@ -62,8 +62,8 @@ Result<ExitCode> up(Cli& cli, const DevFlags& flags) {
   cli.out.note(fmt::format("page     {0}/\nmetrics  {0}/metrics\nlogs     {1}", state.server(),
                            options.state_dir.string()));
   cli.out.note(
-      "next: ops/corpus; penstock submit docs/examples/quickstart.yaml --follow; penstock ps; "
-      "penstock dev down");
+      "next: ops/corpus; penstock submit docs/examples/quickstart.yaml; penstock ps; "
+      "penstock wait quickstart; penstock dev down");
   return ExitCode::kOk;
 }
 

@@ -140,6 +140,13 @@ TEST_F(ChaosTest, ADamagedCheckpointIsNoticedAndPassedOver) {
 
 TEST_F(ChaosTest, WhatCannotBeDisturbedIsRefused) {
   EXPECT_EQ(penstock({"chaos", "kill", "nobody", "--rank", "0"}).exit_code, 3);
+  std::ofstream(path("over.yaml")) << tiny_job_yaml(folder_->path(), {.name = "over", .steps = 2});
+  ASSERT_EQ(penstock({"submit", path("over.yaml"), "--follow"}).exit_code, 0);
+  const ProgramRun over = penstock({"chaos", "kill", "over", "--rank", "0"});
+  EXPECT_EQ(over.exit_code, 6);
+  EXPECT_NE(over.err.find("job over is SUCCEEDED: nothing of it runs any more; submit it again"),
+            std::string::npos)
+      << over.err;
   start_job("refusing");
   EXPECT_EQ(penstock({"chaos", "kill", "refusing", "--rank", "9"}).exit_code, 3);
   EXPECT_EQ(penstock({"chaos", "pause", "refusing", "--rank", "0", "--for", "-1s"}).exit_code, 2);
