@@ -119,7 +119,7 @@ Result<ExitCode> kill_rank(Cli& cli, const DevFlags& flags) {
                     {"pid", process.pid},
                     {"step", job.value("step", Json())}});
   cli.out.answer(std::to_string(process.pid));
-  cli.out.note(fmt::format("killed rank {} of job {} \"{}\" (process {}, SIGKILL) at step {}",
+  cli.out.note(fmt::format("killed rank {} of job {} \"{}\" (process {}, SIGKILL) after step {}",
                            flags.rank, id, field_text(job, "name"), process.pid,
                            field_text(job, "step")));
   return ExitCode::kOk;
