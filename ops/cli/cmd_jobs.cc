@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -15,6 +16,7 @@
 #include "ops/cli/follow.h"
 #include "ops/cli/spec_file.h"
 #include "ops/cli/text.h"
+#include "ops/cli/verdict.h"
 
 namespace penstock {
 
@@ -80,10 +82,30 @@ std::string guards_text(const Json& guards) {
   return text;
 }
 
-void describe_facts(Output& out, const Json& job) {
+using AddFact = std::function<void(const char* name, const std::string& value)>;
+
+// In full where it is what matters now; else one line, since what is below matters more.
+void describe_failure(const AddFact& fact, const Json& job, const std::vector<Json>& events) {
+  const Json failure = job.value("last_failure", Json());
+  if (!failure.is_object()) return;
+  const std::string state = field_string(job, "state");
+  const std::string message = field_text(failure, "message");
+  if (state != "FAILED" && state != "RECOVERING") {
+    const std::vector<Json> failures = failures_in(events);
+    const std::string when = failures.empty() ? "" : field_age(failures.back(), "time") + " ago: ";
+    return fact("failed",
+                fmt::format("{}{}; penstock doctor {}", when, message, field_text(job, "name")));
+  }
+  fact("failure", message);
+  std::istringstream log_tail(field_string(failure, "log_tail"));
+  const char* name = "last output";
+  for (std::string line; std::getline(log_tail, line); name = "") fact(name, line);
+}
+
+void describe_facts(Output& out, const Json& job, const std::vector<Json>& events) {
   const Json reason = job.value("reason", Json::object());
   std::string text;
-  const auto fact = [&](const char* name, const std::string& value) {
+  const AddFact fact = [&](const char* name, const std::string& value) {
     if (!value.empty() && value != "-") text += fmt::format("{:<12}{}\n", name, value);
   };
   fact("job", fmt::format("{} ({})", field_text(job, "name"), field_text(job, "id")));
@@ -128,15 +150,9 @@ void describe_facts(Output& out, const Json& job) {
     fact("held-out", fmt::format("{} nats/token after step {}", loss_text(evaluation),
                                  field_text(evaluation, "step")));
   }
-  if (job.contains("last_failure") && job["last_failure"].is_object()) {
-    fact("failure", field_text(job["last_failure"], "message"));
-    std::istringstream log_tail(field_string(job["last_failure"], "log_tail"));
-    const char* name = "last output";
-    for (std::string line; std::getline(log_tail, line); name = "") fact(name, line);
-    const std::string state = field_string(job, "state");
-    if (state == "CANCELLED" || is_worth_resuming(job)) {
-      fact("resume", fmt::format("penstock resume {}", field_text(job, "name")));
-    }
+  describe_failure(fact, job, events);
+  if (field_string(job, "state") == "CANCELLED" || is_worth_resuming(job)) {
+    fact("resume", fmt::format("penstock resume {}", field_text(job, "name")));
   }
   out.text(text);
 }
@@ -146,7 +162,9 @@ Result<ExitCode> describe(Cli& cli, const std::string& name) {
   PENSTOCK_TRY_ASSIGN(const Json job, client.job(name));
   cli.out.document(job);
   if (cli.out.json()) return ExitCode::kOk;
-  describe_facts(cli.out, job);
+  PENSTOCK_TRY_ASSIGN(const auto events,
+                      client.all_items(job_path(field_text(job, "id"), "/events")));
+  describe_facts(cli.out, job, events);
   std::vector<std::vector<std::string>> ranks;
   for (const Json& rank : job.value("ranks", Json::array())) {
     ranks.push_back({field_text(rank, "rank"), field_text(rank, "worker"), field_text(rank, "host"),
@@ -158,8 +176,6 @@ Result<ExitCode> describe(Cli& cli, const std::string& name) {
     cli.out.table({"RANK", "WORKER", "HOST", "DEVICE", "STATE", "STEP"}, ranks);
   }
   constexpr size_t kEventsShown = 12;
-  PENSTOCK_TRY_ASSIGN(const auto events,
-                      client.all_items(job_path(field_text(job, "id"), "/events")));
   std::vector<std::vector<std::string>> rows;
   for (size_t i = events.size() - std::min(events.size(), kEventsShown); i < events.size(); ++i) {
     rows.push_back({field_age(events[i], "time"), field_text(events[i], "state"),

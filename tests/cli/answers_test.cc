@@ -1,0 +1,118 @@
+// The real program with a coordinator that gives canned answers: what it makes of them for people.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "comm/control/event_loop.h"
+#include "comm/control/http_server.h"
+#include "tests/support/cluster.h"
+
+namespace penstock {
+namespace {
+
+class AnswersTest : public testing::Test {
+ protected:
+  ~AnswersTest() override {
+    loop_.stop();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  // Before the first ask(). `call`: "GET /api/v1/workers".
+  void answer(const std::string& call, const char* kind, Json body) {
+    body["apiVersion"] = "penstock/v1";
+    body["kind"] = kind;
+    answers_[call] = body.dump();
+  }
+
+  ProgramRun ask(std::vector<std::string> arguments) {
+    if (!server_) serve();
+    arguments.insert(arguments.begin(), binary("penstock").string());
+    arguments.insert(arguments.end(), {"--server", fmt::format("127.0.0.1:{}", server_->port())});
+    return run_program(
+        arguments, {"PENSTOCK_DEV_STATE_DIR=" + (folder_.path() / "dev").string(), "NO_COLOR=1"});
+  }
+
+ private:
+  void serve() {
+    auto started = HttpServer::start(
+        loop_.io_context(), {}, [this](const HttpRequest& request, HttpResponder respond) {
+          const auto known = answers_.find(request.method + " " + request.path);
+          if (known != answers_.end()) return respond(json_response(known->second));
+          respond({404, "application/json", R"({"error":{"code":"not_found","message":"none"}})"});
+        });
+    ASSERT_TRUE(started.ok()) << started.status().to_string();
+    server_ = *std::move(started);
+    thread_ = std::thread([this] { loop_.run(); });
+  }
+
+  ScratchFolder folder_;
+  std::map<std::string, std::string> answers_;  // constant once the server runs
+  EventLoop loop_;
+  std::unique_ptr<HttpServer> server_;
+  std::thread thread_;
+};
+
+Json list_of(const std::vector<Json>& items) {
+  Json list;
+  list["items"] = items;
+  return list;
+}
+
+Json job_in(const char* state) {
+  return {{"id", 7},
+          {"name", "quick"},
+          {"state", state},
+          {"reason", {{"code", "x"}, {"message", "as it is"}}},
+          {"step", 88},
+          {"target_steps", 300},
+          {"epoch", 2},
+          {"restarts", 1},
+          {"failures", 1},
+          {"max_restarts", 5},
+          {"last_failure",
+           {{"code", "rank_killed"},
+            {"message", "rank 2 on w2 was killed"},
+            {"rank", 2},
+            {"worker", "w2"},
+            {"log_tail", "one\ntwo\n"}}}};
+}
+
+bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+class DescribeTest : public AnswersTest {
+ protected:
+  std::string describe(const Json& job) {
+    answer("GET /api/v1/jobs/quick", "Job", job);
+    const Json killed = {{"time", "2026-11-21T00:00:10.000Z"},
+                         {"epoch", 1},
+                         {"from", "RUNNING"},
+                         {"state", "RECOVERING"},
+                         {"code", "rank_killed"},
+                         {"actor", "worker w2"},
+                         {"message", "rank 2 on w2 was killed"}};
+    answer("GET /api/v1/jobs/7/events", "EventList", list_of({killed}));
+    const ProgramRun run = ask({"describe", "quick"});
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return run.out;
+  }
+};
+
+TEST_F(DescribeTest, OfAJobThatTrainsAFailureIsOneLine) {
+  const std::string text = describe(job_in("RUNNING"));
+  EXPECT_TRUE(has(text, " ago: rank 2 on w2 was killed; penstock doctor quick\n")) << text;
+  EXPECT_FALSE(has(text, "last output")) << text;
+}
+
+TEST_F(DescribeTest, OfAJobThatFailedTheLastOutputIsShown) {
+  const std::string text = describe(job_in("FAILED"));
+  EXPECT_TRUE(has(text, "\nfailure     rank 2 on w2 was killed\n")) << text;
+  EXPECT_TRUE(has(text, "\nlast output one\n            two\n")) << text;
+  EXPECT_TRUE(has(text, "penstock resume quick\n")) << text;
+}
+
+}  // namespace
+}  // namespace penstock
