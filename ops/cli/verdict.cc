@@ -163,7 +163,9 @@ Advice advice(const Json& verdict, const Json& job, bool offline) {
   const auto saved = object_of(verdict, "checkpoint");
   const std::string checkpoint = saved ? field_text(*saved, "step") : "";
   const auto failure = object_of(verdict, "failure");
-  const std::string reason = field_string(job.value("reason", Json::object()), "message");
+  const Json why = job.value("reason", Json::object());
+  const std::string reason = field_string(why, "message");
+  const std::string code = field_string(why, "code");
   if (state == "SUCCEEDED") return {"nothing: it succeeded", "penstock describe " + name};
   if (state == "FAILED") {
     return advice_after_end(failure ? field_string(*failure, "code") : "", name, checkpoint);
@@ -177,6 +179,12 @@ Advice advice(const Json& verdict, const Json& job, bool offline) {
             "penstock describe " + name};
   }
   if (state == "RUNNING") return {"nothing: the job trains", "penstock wait " + name};
+  if (code == "waiting_for_devices") {
+    return {fmt::format("it goes on as soon as there is room ({}): penstock undrain or release a "
+                        "worker, or start more (penstock dev up, penstock-worker)",
+                        reason),
+            "penstock workers"};
+  }
   return {fmt::format("it goes on by itself; now: {}", reason), "penstock events " + name + " -w"};
 }
 

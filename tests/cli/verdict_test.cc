@@ -127,6 +127,17 @@ TEST(VerdictTest, AJobThatNeverFailedHasNoFailure) {
   EXPECT_EQ(verdict["verdict"], "quick has not failed; it is QUEUED: needs 8 devices, 4 are there");
 }
 
+TEST(VerdictTest, OfAJobThatWaitsForDevicesItSaysWhoHasThem) {
+  const Json verdict = verdict_of(
+      history("RECOVERING", "waiting_for_devices", "needs 4 devices; 4 more on drained workers"),
+      false);
+  EXPECT_EQ(verdict["command"], "penstock workers");
+  const std::string next = verdict["next"];
+  for (const char* part : {"4 more on drained workers", "undrain", "release", "dev up"}) {
+    EXPECT_NE(next.find(part), std::string::npos) << next;
+  }
+}
+
 TEST(VerdictTest, OfflineItDoesNotSayThatTheJobTrains) {
   const Json verdict = verdict_of(history("RUNNING", "running", "trains"), true);
   EXPECT_EQ(verdict["offline"], true);
