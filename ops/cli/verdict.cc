@@ -8,6 +8,7 @@
 #include <optional>
 #include <sstream>
 
+#include "coordinator/core/failure.h"
 #include "coordinator/core/job.h"
 #include "ops/cli/cli.h"
 #include "ops/cli/output.h"
@@ -228,7 +229,14 @@ std::vector<Json> failures_in(const std::vector<Json>& events) {
     const bool same_attempt = !failures.empty() && epoch_of(failures.back()) == epoch_of(event);
     Json failure = event;
     if (same_attempt) {
-      failure["time"] = failures.back()["time"];  // when it was first noticed
+      const Json& before = failures.back();
+      failure["time"] = before.value("time", Json());  // when it was first noticed
+      // The end of the job, said by the coordinator, names nobody.
+      const bool of_worker = field_string(event, "actor").starts_with("worker ");
+      if (!of_worker && field_text(event, "rank") == "-" &&
+          field_string(before, "code") != kCausePeerLost) {
+        for (const char* who : {"rank", "actor"}) failure[who] = before.value(who, Json());
+      }
       failures.pop_back();
     }
     failures.push_back(std::move(failure));

@@ -94,6 +94,20 @@ TEST(VerdictTest, AttemptsThatFailedAreListedTheFirstFirstEachWithItsCause) {
   EXPECT_EQ(failures[1]["code"], "rank_exited");
 }
 
+TEST(VerdictTest, AFailureThatUsesUpTheBudgetKeepsItsRankAndWorker) {
+  JobHistory known = history("FAILED", "restart_budget", "failure 2: rank 0 on w0 was killed");
+  known.events.push_back(event("2026-11-21T00:01:00.000Z", 2, "RUNNING", "STOPPING",
+                               "restart_budget", "failure 2: rank 0 on w0 was killed", 0,
+                               "worker w0"));
+  known.events.push_back(event("2026-11-21T00:01:01.000Z", 2, "STOPPING", "FAILED",
+                               "restart_budget", "failure 2: rank 0 on w0 was killed"));
+  const Json failures = verdict_of(known, false)["failures"];
+  ASSERT_EQ(failures.size(), 2u) << failures.dump(1);
+  EXPECT_EQ(failures[1]["rank"], 0);
+  EXPECT_EQ(failures[1]["worker"], "w0");
+  EXPECT_EQ(failures[1]["time"], "2026-11-21T00:01:00.000Z");
+}
+
 TEST(VerdictTest, AFailedJobIsResumedFromItsCheckpointUnlessThatCannotHelp) {
   const std::string budget = std::string("failure 6 with recovery.max_restarts 5: ") + kKilled;
   const Json used_up = verdict_of(history("FAILED", "restart_budget", budget.c_str()), false);
