@@ -52,14 +52,14 @@ Result<ExitCode> list_jobs(Cli& cli, bool all) {
     shown.push_back(job);
     rows.push_back({field_text(job, "id"), field_text(job, "name"), cli.out.coloured_state(state),
                     progress_text(job), loss_text(job), rate_text(job), eta_text(job),
-                    field_text(job, "restarts"), field_age(job, "created"),
+                    field_text(job, "failures"), field_age(job, "created"),
                     field_text(job.value("reason", Json::object()), "message")});
   }
   const size_t hidden = list.value("items", Json::array()).size() - rows.size();
   list["items"] = std::move(shown);
   cli.out.document(list);
   cli.out.table(
-      {"ID", "NAME", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "RESTARTS", "AGE", "REASON"}, rows);
+      {"ID", "NAME", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "FAILURES", "AGE", "REASON"}, rows);
   if (hidden > 0 && !cli.out.json()) {
     cli.out.note(fmt::format("{} not shown; penstock ps -a shows all",
                              counted(static_cast<int64_t>(hidden), "finished job")));
@@ -116,9 +116,9 @@ void describe_facts(Output& out, const Json& job, const std::vector<Json>& event
   fact("tokens", format_quantity(field_number(job, "tokens")));
   fact("tokens/s", rate_text(job));
   fact("eta", eta_text(job));
-  fact("attempt", fmt::format("{} ({}; {} of {} failures used)", field_text(job, "epoch"),
-                              field_counted(job, "restarts", "restart"),
-                              field_text(job, "failures"), field_text(job, "max_restarts")));
+  fact("attempt",
+       fmt::format("{} ({}, {} allowed)", field_text(job, "epoch"),
+                   field_counted(job, "failures", "failure"), field_text(job, "max_restarts")));
   fact("created", field_text(job, "created"));
   fact("started", field_text(job, "started"));
   fact("finished", field_text(job, "finished"));

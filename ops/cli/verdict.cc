@@ -318,11 +318,12 @@ std::string verdict_text(const Json& verdict, const std::string& state_in_colour
     if (!value.empty()) text += fmt::format("{:<12}{}\n", name, value);
   };
   fact("verdict", field_string(verdict, "verdict"));
-  fact("job", fmt::format("{} ({})  {}  step {}/{}, attempt {}, {} of {} restarts used",
-                          field_text(verdict, "name"), field_text(verdict, "job"), state_in_colour,
-                          field_text(verdict, "step"), field_text(verdict, "target_steps"),
-                          field_text(verdict, "epoch"), field_text(verdict, "failures_used"),
-                          field_text(verdict, "max_restarts")));
+  fact("job",
+       fmt::format("{} ({})  {}  step {}/{}, attempt {}, {}, {} allowed",
+                   field_text(verdict, "name"), field_text(verdict, "job"), state_in_colour,
+                   field_text(verdict, "step"), field_text(verdict, "target_steps"),
+                   field_text(verdict, "epoch"), field_counted(verdict, "failures_used", "failure"),
+                   field_text(verdict, "max_restarts")));
   const auto failure = object_of(verdict, "failure");
   if (failure) {
     fact("where", where_text(*failure));

@@ -105,6 +105,7 @@ TEST_F(DescribeTest, OfAJobThatTrainsAFailureIsOneLine) {
   const std::string text = describe(job_in("RUNNING"));
   EXPECT_TRUE(has(text, " ago: rank 2 on w2 was killed; penstock doctor quick\n")) << text;
   EXPECT_FALSE(has(text, "last output")) << text;
+  EXPECT_TRUE(has(text, "\nattempt     2 (1 failure, 5 allowed)\n")) << text;
 }
 
 TEST_F(DescribeTest, OfAJobThatFailedTheLastOutputIsShown) {

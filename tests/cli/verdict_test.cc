@@ -71,9 +71,10 @@ TEST(VerdictTest, OfARecoveredJobItSaysWhatFailedWhereAndWhatCameOfIt) {
   EXPECT_EQ(verdict["command"], "penstock wait quick");
   const std::string text = verdict_text(verdict, "RUNNING");
   EXPECT_EQ(text.find("verdict     rank 2 on w2 was killed"), 0u) << text;
-  for (const char* part : {"rank 2, w2, host kestrel, after step 60", "/c/60.manifest",
-                           "attempt 2 from the checkpoint of step 60, training again after 0.50 s",
-                           "last output one\n            two\n"}) {
+  for (const char* part :
+       {"attempt 2, 1 failure, 5 allowed\n", "rank 2, w2, host kestrel, after step 60",
+        "/c/60.manifest", "attempt 2 from the checkpoint of step 60, training again after 0.50 s",
+        "last output one\n            two\n"}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << "\n" << text;
   }
 }
