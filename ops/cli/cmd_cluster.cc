@@ -17,11 +17,26 @@ namespace penstock {
 
 namespace {
 
+bool is_drained(const Json& worker) {
+  return worker.value("drain_reason", Json()).is_string();
+}
+
+bool in_quarantine(const Json& worker) {
+  return worker.value("quarantine", Json()).is_object();
+}
+
+// It has been released, and its host is yet to pass a check.
+bool is_releasing(const Json& worker) {
+  return in_quarantine(worker) && worker.at("quarantine").value("releasing", false);
+}
+
 // Why the worker gets no ranks.
 std::string off_for(const Json& worker) {
-  const Json quarantine = worker.value("quarantine", Json());
-  if (!quarantine.is_object()) return field_string(worker, "drain_reason");
-  return field_string(quarantine, "reason");
+  const std::string drained = field_string(worker, "drain_reason");
+  if (!in_quarantine(worker)) return drained;
+  const std::string reason = field_string(worker.at("quarantine"), "reason");
+  if (!is_drained(worker)) return reason;
+  return fmt::format("drained{}; in quarantine: {}", drained.empty() ? "" : ": " + drained, reason);
 }
 
 Result<ExitCode> list_workers(Cli& cli) {
@@ -113,7 +128,12 @@ Result<ExitCode> undrain(Cli& cli, const std::string& name) {
                       client.post(fmt::format("/api/v1/workers/{}/undrain", name)));
   cli.out.document(worker);
   cli.out.answer(name);
-  if (worker.value("quarantine", Json()).is_object()) {
+  if (is_releasing(worker)) {
+    cli.out.note(fmt::format(
+        "worker {} is drained no more, and takes ranks again as soon as its host has passed a "
+        "check: penstock workers",
+        name));
+  } else if (in_quarantine(worker)) {
     cli.out.note(fmt::format("worker {} is drained no more, but in quarantine: penstock release {}",
                              name, name));
   } else {
@@ -141,17 +161,24 @@ Result<ExitCode> quarantine(Cli& cli, const std::string& name, const std::string
 Result<ExitCode> release(Cli& cli, const std::string& name) {
   const Client client = cli.client();
   PENSTOCK_TRY_ASSIGN(const Json known, find_worker(client, name));
-  if (!known.value("quarantine", Json()).is_object()) {
+  if (!in_quarantine(known)) {
     return failed_precondition(fmt::format("worker {} is not in quarantine", name));
   }
   PENSTOCK_TRY_ASSIGN(const Json worker,
                       client.post(fmt::format("/api/v1/workers/{}/release", name)));
   cli.out.document(worker);
   cli.out.answer(name);
-  cli.out.note(
-      fmt::format("worker {} takes ranks again as soon as its host has passed a check: "
-                  "penstock workers",
-                  name));
+  if (is_drained(worker)) {
+    cli.out.note(
+        fmt::format("worker {} leaves quarantine as soon as its host has passed a check, but is "
+                    "drained: penstock undrain {}",
+                    name, name));
+  } else {
+    cli.out.note(
+        fmt::format("worker {} takes ranks again as soon as its host has passed a check: "
+                    "penstock workers",
+                    name));
+  }
   return ExitCode::kOk;
 }
 

@@ -115,5 +115,45 @@ TEST_F(DescribeTest, OfAJobThatFailedTheLastOutputIsShown) {
   EXPECT_TRUE(has(text, "penstock resume quick\n")) << text;
 }
 
+// Of one worker, drained for a fan or in quarantine for a check, or both.
+class WorkerTest : public AnswersTest {
+ protected:
+  void worker_is(bool drained, bool quarantined, bool releasing = false) {
+    Json worker = {{"id", 1}, {"name", "w1"}, {"state", "drained"}};
+    worker["drain_reason"] = drained ? Json("fan") : Json();
+    worker["quarantine"] = Json();
+    if (quarantined) worker["quarantine"] = {{"reason", "ECC"}, {"releasing", releasing}};
+    answer("GET /api/v1/workers", "WorkerList", list_of({worker}));
+    // What the worker is once it was told.
+    Json undrained = worker;
+    undrained["drain_reason"] = Json();
+    answer("POST /api/v1/workers/w1/undrain", "Worker", undrained);
+    if (quarantined) worker["quarantine"]["releasing"] = true;
+    answer("POST /api/v1/workers/w1/release", "Worker", worker);
+  }
+  std::string note_of(const char* verb) {
+    const ProgramRun run = ask({verb, "w1"});
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return run.err;
+  }
+};
+
+TEST_F(WorkerTest, DrainedAndInQuarantineBothAreSaid) {
+  worker_is(/*drained=*/true, /*quarantined=*/true);
+  const std::string table = ask({"workers"}).out;
+  EXPECT_TRUE(has(table, "drained: fan; in quarantine: ECC\n")) << table;
+  const std::string released = note_of("release");
+  EXPECT_TRUE(has(released, "but is drained: penstock undrain w1\n")) << released;
+  const std::string undrained = note_of("undrain");
+  EXPECT_TRUE(has(undrained, "but in quarantine: penstock release w1\n")) << undrained;
+}
+
+TEST_F(WorkerTest, WhoIsReleasedAlreadyIsNotToBeReleasedAgain) {
+  worker_is(/*drained=*/true, /*quarantined=*/true, /*releasing=*/true);
+  const std::string undrained = note_of("undrain");
+  EXPECT_TRUE(has(undrained, "as soon as its host has passed a check")) << undrained;
+  EXPECT_FALSE(has(undrained, "penstock release")) << undrained;
+}
+
 }  // namespace
 }  // namespace penstock
