@@ -63,8 +63,9 @@ Result<Json> find_worker(const Client& client, const std::string& name) {
     names.push_back(field_string(worker, "name"));
     if (names.back() == name) return worker;
   }
-  return not_found(fmt::format("no worker is named \"{}\"{}; penstock workers lists them", name,
-                               did_you_mean(name, names)));
+  const std::string hint = did_you_mean(name, names);
+  return not_found(fmt::format("no worker is named \"{}\"{}", name,
+                               hint.empty() ? "; penstock workers lists them" : hint));
 }
 
 // Until nothing runs there any more.
@@ -123,7 +124,12 @@ Result<ExitCode> drain(Cli& cli, const DrainFlags& flags) {
 
 Result<ExitCode> undrain(Cli& cli, const std::string& name) {
   const Client client = cli.client();
-  PENSTOCK_TRY(find_worker(client, name).status());
+  PENSTOCK_TRY_ASSIGN(const Json known, find_worker(client, name));
+  if (!is_drained(known)) {
+    return failed_precondition(
+        fmt::format("worker {} is not drained{}", name,
+                    in_quarantine(known) ? ", but in quarantine: penstock release " + name : ""));
+  }
   PENSTOCK_TRY_ASSIGN(const Json worker,
                       client.post(fmt::format("/api/v1/workers/{}/undrain", name)));
   cli.out.document(worker);
@@ -162,7 +168,9 @@ Result<ExitCode> release(Cli& cli, const std::string& name) {
   const Client client = cli.client();
   PENSTOCK_TRY_ASSIGN(const Json known, find_worker(client, name));
   if (!in_quarantine(known)) {
-    return failed_precondition(fmt::format("worker {} is not in quarantine", name));
+    return failed_precondition(
+        fmt::format("worker {} is not in quarantine{}", name,
+                    is_drained(known) ? ", but drained: penstock undrain " + name : ""));
   }
   PENSTOCK_TRY_ASSIGN(const Json worker,
                       client.post(fmt::format("/api/v1/workers/{}/release", name)));

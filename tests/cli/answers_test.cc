@@ -131,9 +131,9 @@ class WorkerTest : public AnswersTest {
     if (quarantined) worker["quarantine"]["releasing"] = true;
     answer("POST /api/v1/workers/w1/release", "Worker", worker);
   }
-  std::string note_of(const char* verb) {
+  std::string note_of(const char* verb, int exit_code = 0) {
     const ProgramRun run = ask({verb, "w1"});
-    EXPECT_EQ(run.exit_code, 0) << run.err;
+    EXPECT_EQ(run.exit_code, exit_code) << run.err;
     return run.err;
   }
 };
@@ -146,6 +146,22 @@ TEST_F(WorkerTest, DrainedAndInQuarantineBothAreSaid) {
   EXPECT_TRUE(has(released, "but is drained: penstock undrain w1\n")) << released;
   const std::string undrained = note_of("undrain");
   EXPECT_TRUE(has(undrained, "but in quarantine: penstock release w1\n")) << undrained;
+}
+
+TEST_F(WorkerTest, WhatItIsNotCannotBeEnded) {
+  worker_is(/*drained=*/false, /*quarantined=*/true);
+  const std::string undrained = note_of("undrain", 6);
+  EXPECT_TRUE(has(undrained, "w1 is not drained, but in quarantine: penstock release w1\n"))
+      << undrained;
+  const ProgramRun other = ask({"undrain", "w2"});
+  EXPECT_EQ(other.exit_code, 3);
+  EXPECT_TRUE(has(other.err, "no worker is named \"w2\"; did you mean \"w1\"?\n")) << other.err;
+}
+
+TEST_F(WorkerTest, WhoIsDrainedOnlyIsNotInQuarantine) {
+  worker_is(/*drained=*/true, /*quarantined=*/false);
+  const std::string released = note_of("release", 6);
+  EXPECT_TRUE(has(released, "not in quarantine, but drained: penstock undrain w1\n")) << released;
 }
 
 TEST_F(WorkerTest, WhoIsReleasedAlreadyIsNotToBeReleasedAgain) {
