@@ -102,7 +102,25 @@ void describe_failure(const AddFact& fact, const Json& job, const std::vector<Js
   for (std::string line; std::getline(log_tail, line); name = "") fact(name, line);
 }
 
-void describe_facts(Output& out, const Json& job, const std::vector<Json>& events) {
+// What a job's record is told with besides.
+struct JobContext {
+  std::vector<Json> events;
+  bool copies_impossible = false;  // its spec asks for copies, which need two workers
+};
+
+bool wants_copies_on_one_worker(const Client& client, const Json& job) {
+  const Json ranks = job.value("ranks", Json::array());
+  const bool one_worker = std::all_of(ranks.begin(), ranks.end(), [&](const Json& rank) {
+    return field_text(rank, "worker") == field_text(ranks.front(), "worker");
+  });
+  if (ranks.empty() || !one_worker) return false;
+  const Result<Json> spec = client.get(job_path(field_text(job, "id"), "/spec"));
+  if (!spec.ok()) return false;
+  const Json mirror = spec->value("recovery", Json::object()).value("mirror", Json());
+  return mirror == "auto" || (mirror.is_number() && mirror.get<double>() > 0);
+}
+
+void describe_facts(Output& out, const Json& job, const JobContext& context) {
   const Json reason = job.value("reason", Json::object());
   std::string text;
   const AddFact fact = [&](const char* name, const std::string& value) {
@@ -130,6 +148,8 @@ void describe_facts(Output& out, const Json& job, const std::vector<Json>& event
   if (job.value("mirrored_step", Json()).is_number()) {
     fact("copies", fmt::format("step {}, in the memory of two workers each",
                                field_text(job, "mirrored_step")));
+  } else if (context.copies_impossible) {
+    fact("copies", "none: all ranks are on one worker");
   }
   const Json interval = job.value("checkpoint_interval", Json::object());
   fact("interval", field_string(interval, "reason"));
@@ -150,7 +170,7 @@ void describe_facts(Output& out, const Json& job, const std::vector<Json>& event
     fact("held-out", fmt::format("{} nats/token after step {}", loss_text(evaluation),
                                  field_text(evaluation, "step")));
   }
-  describe_failure(fact, job, events);
+  describe_failure(fact, job, context.events);
   if (field_string(job, "state") == "CANCELLED" || is_worth_resuming(job)) {
     fact("resume", fmt::format("penstock resume {}", field_text(job, "name")));
   }
@@ -162,9 +182,11 @@ Result<ExitCode> describe(Cli& cli, const std::string& name) {
   PENSTOCK_TRY_ASSIGN(const Json job, client.job(name));
   cli.out.document(job);
   if (cli.out.json()) return ExitCode::kOk;
-  PENSTOCK_TRY_ASSIGN(const auto events,
-                      client.all_items(job_path(field_text(job, "id"), "/events")));
-  describe_facts(cli.out, job, events);
+  JobContext context;
+  PENSTOCK_TRY_ASSIGN(context.events, client.all_items(job_path(field_text(job, "id"), "/events")));
+  context.copies_impossible = wants_copies_on_one_worker(client, job);
+  const std::vector<Json>& events = context.events;
+  describe_facts(cli.out, job, context);
   std::vector<std::vector<std::string>> ranks;
   for (const Json& rank : job.value("ranks", Json::array())) {
     ranks.push_back({field_text(rank, "rank"), field_text(rank, "worker"), field_text(rank, "host"),

@@ -115,6 +115,26 @@ TEST_F(DescribeTest, OfAJobThatFailedTheLastOutputIsShown) {
   EXPECT_TRUE(has(text, "penstock resume quick\n")) << text;
 }
 
+TEST_F(DescribeTest, CopiesThatAreAskedForAndCannotBeAreSaidToBeNone) {
+  Json job = job_in("RUNNING");
+  job["ranks"] = {{{"rank", 0}, {"worker", "w0"}}, {{"rank", 1}, {"worker", "w0"}}};
+  Json spec;
+  spec["recovery"]["mirror"] = "auto";
+  answer("GET /api/v1/jobs/7/spec", "TrainingRun", spec);
+  const std::string text = describe(job);
+  EXPECT_TRUE(has(text, "\ncopies      none: all ranks are on one worker\n")) << text;
+}
+
+TEST_F(DescribeTest, CopiesThatNobodyAskedForAreNotMentioned) {
+  Json job = job_in("RUNNING");
+  job["ranks"] = {{{"rank", 0}, {"worker", "w0"}}, {{"rank", 1}, {"worker", "w0"}}};
+  Json spec;
+  spec["recovery"]["mirror"] = 0;
+  answer("GET /api/v1/jobs/7/spec", "TrainingRun", spec);
+  const std::string text = describe(job);
+  EXPECT_FALSE(has(text, "\ncopies")) << text;
+}
+
 // Of one worker, drained for a fan or in quarantine for a check, or both.
 class WorkerTest : public AnswersTest {
  protected:
