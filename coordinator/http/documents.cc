@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -177,13 +178,19 @@ json layout_of(const Job& job) {
           {"micro_batch_size", grid.micro_batch_size}};
 }
 
+// Where the run is. After a restore the newest step reported may be ahead of that.
+int64_t step_of(const JobRecord& record) {
+  if (is_final(record.state)) return record.highest_step;
+  if (record.last_step && record.last_step->epoch == record.epoch) return record.last_step->step;
+  // Of a job that waits, restore_step is where the attempt before began.
+  const bool begins_later = !wants_ranks(record.state) && record.checkpoint;
+  return begins_later ? std::max(record.restore_step, record.checkpoint->step)
+                      : record.restore_step;
+}
+
 json job_body(const Coordinator& core, const Job& job) {
   const JobRecord& record = job.record;
-  // After a restore the newest step reported may be ahead of where the run is again.
-  const bool stepped = record.last_step && record.last_step->epoch == record.epoch;
-  const int64_t step = is_final(record.state) ? record.highest_step
-                       : stepped              ? record.last_step->step
-                                              : record.restore_step;
+  const int64_t step = step_of(record);
   const bool has_loss = record.last_step && record.last_step->step == step;
   return {{"id", record.id.value},
           {"name", record.name},

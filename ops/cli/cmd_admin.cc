@@ -106,6 +106,8 @@ Result<ExitCode> backup(Cli& cli, const std::string& path, const std::string& st
 }
 
 Result<ExitCode> restore(Cli& cli, const std::string& path, const std::string& state_dir) {
+  // Read whole first: a file that is no good makes no directory.
+  PENSTOCK_TRY(read_backup(path, [](const Record&) { return Status(); }).status());
   PENSTOCK_TRY_ASSIGN(const RestoredStore restored, restore_backup(path, state_dir, wall_now()));
   const std::string taken_at = format_utc(restored.backup.taken_at);
   cli.out.document({{"apiVersion", "penstock/v1"},
@@ -116,11 +118,14 @@ Result<ExitCode> restore(Cli& cli, const std::string& path, const std::string& s
                     {"jobs", restored.jobs},
                     {"open_jobs", restored.open_jobs}});
   cli.out.answer(state_dir);
+  const std::string going_on =
+      restored.open_jobs == 1
+          ? "1 goes on from its newest checkpoint"
+          : fmt::format("{} go on from their newest checkpoints", restored.open_jobs);
   cli.out.note(fmt::format(
-      "{} holds the records of {}: {}, of which {} go on from their newest checkpoints once a "
-      "coordinator is started; what was submitted later is not in them",
-      state_dir, taken_at, counted(static_cast<int64_t>(restored.jobs), "job"),
-      restored.open_jobs));
+      "{} holds the records of {}: {}, of which {} once a coordinator is started; what was "
+      "submitted later is not in them",
+      state_dir, taken_at, counted(static_cast<int64_t>(restored.jobs), "job"), going_on));
   cli.out.note(fmt::format("next: penstock-coordinator --state-dir {}", state_dir));
   return ExitCode::kOk;
 }

@@ -545,6 +545,13 @@ TEST_F(PenstockTest, DataMistakesHaveTheirExitCodes) {
   EXPECT_EQ(penstock({"data", "inspect", path("d")}).exit_code, 14);
 }
 
+TEST_F(PenstockTest, ARestoreFromABadFileLeavesNothing) {
+  const std::string file = write("a.backup", "no backup\n");
+  const ProgramRun run = penstock({"admin", "restore", file, "--state", path("restored")});
+  EXPECT_EQ(run.exit_code, 14) << run.err;
+  EXPECT_FALSE(std::filesystem::exists(path("restored")));
+}
+
 TEST_F(PenstockTest, ADevClusterThatDoesNotRunIsStatusThreeAndNothingToStop) {
   const ProgramRun status = penstock({"dev", "status", "-o", "json"});
   EXPECT_EQ(status.exit_code, 3);
