@@ -133,7 +133,10 @@ Result<ExitCode> restore(Cli& cli, const std::string& path, const std::string& s
 }  // namespace
 
 void add_admin_verbs(CLI::App& app, Cli& cli) {
-  CLI::App* admin = app.add_subcommand("admin", "Keep the coordinator's records safe");
+  CLI::App* admin =
+      add_verb(app, "admin", "Keep the coordinator's records safe",
+               "penstock admin backup penstock-$(date +%F).backup\n"
+               "penstock admin restore penstock-2026-11-23.backup --state /var/lib/penstock");
   admin->require_subcommand(1);
   struct Flags {
     std::string file, state_dir;

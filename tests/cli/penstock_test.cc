@@ -58,6 +58,8 @@ TEST_F(PenstockTest, HelpStartsWithExamples) {
     EXPECT_EQ(run.exit_code, 0);
     EXPECT_EQ(run.out.find("Examples:\n  "), 0u) << run.out;
   }
+  const std::string admin = penstock({"admin", "--help"}).out;
+  EXPECT_EQ(admin.find("Examples:\n  penstock admin "), 0u) << admin;
 }
 
 TEST_F(PenstockTest, HelpSaysWhatAValueIsInsteadOfWhichTypeHoldsIt) {
