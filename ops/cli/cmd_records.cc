@@ -149,7 +149,8 @@ struct ListKind {
 
 // As a table or, when followed as JSON, each as a document of its own. In one JSON document they
 // are printed by the caller.
-void print_items(Output& out, const ListKind& kind, const std::vector<Json>& items) {
+void print_items(Output& out, const ListKind& kind, const std::vector<Json>& items,
+                 std::vector<size_t>* widths = nullptr) {
   std::vector<std::vector<std::string>> rows;
   for (const Json& item : items) {
     rows.push_back(kind.row(item));
@@ -158,7 +159,7 @@ void print_items(Output& out, const ListKind& kind, const std::vector<Json>& ite
     document.update(item);
     out.document(document);
   }
-  out.table(kind.headers, rows);
+  out.table(kind.headers, rows, widths);
 }
 
 Result<ExitCode> show_list(Cli& cli, const RecordFlags& flags, const ListKind& kind) {
@@ -183,8 +184,15 @@ Result<ExitCode> show_list(Cli& cli, const RecordFlags& flags, const ListKind& k
     print_items(cli.out, kind, items);
     return ExitCode::kOk;
   }
-  print_items(cli.out, kind, items);
-  cli.out.set_headers(false);
+  // The first rows come with the headers and say how wide columns are.
+  std::vector<size_t> widths;
+  bool begun = false;
+  const auto print = [&](const std::vector<Json>& rows) {
+    print_items(cli.out, kind, rows, &widths);
+    cli.out.set_headers(false);
+    begun = true;
+  };
+  if (!items.empty()) print(items);
   PatientClient patient(client, cli.out);
   for (bool terminal = false; !terminal;) {
     PENSTOCK_TRY_ASSIGN(const Json page,
@@ -192,10 +200,11 @@ Result<ExitCode> show_list(Cli& cli, const RecordFlags& flags, const ListKind& k
                                                 after, kHoldBack.count()),
                                     kHoldBack));
     const auto news = page.value("items", std::vector<Json>());
-    if (!news.empty()) print_items(cli.out, kind, news);
+    if (!news.empty()) print(news);
     after = static_cast<int64_t>(field_number(page, "next_after", static_cast<double>(after)));
     terminal = page.value("terminal", false);
   }
+  if (!begun) print({});
   return ExitCode::kOk;
 }
 

@@ -65,8 +65,8 @@ void Output::document(const Json& document) {
 }
 
 void Output::table(const std::vector<std::string>& headers,
-                   const std::vector<std::vector<std::string>>& rows) {
-  if (!json()) write_stdout(format_table(headers, rows, with_headers_, width_));
+                   const std::vector<std::vector<std::string>>& rows, std::vector<size_t>* widths) {
+  if (!json()) write_stdout(format_table(headers, rows, with_headers_, width_, widths));
 }
 
 void Output::text(std::string_view text) {

@@ -36,8 +36,10 @@ class Output {
   // stdout. document() prints in the JSON formats only, the others in table format only. answer()
   // is one line for scripts: on a terminal the note that follows it says the same to people.
   void document(const Json& document);
+  // `widths`: as of format_table().
   void table(const std::vector<std::string>& headers,
-             const std::vector<std::vector<std::string>>& rows);
+             const std::vector<std::vector<std::string>>& rows,
+             std::vector<size_t>* widths = nullptr);
   void text(std::string_view text);
   void answer(std::string_view line);
 

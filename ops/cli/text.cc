@@ -125,16 +125,18 @@ std::string format_row(const std::vector<std::string>& cells, const std::vector<
 
 std::string format_table(const std::vector<std::string>& headers,
                          const std::vector<std::vector<std::string>>& rows, bool with_headers,
-                         int width_max) {
-  std::vector<size_t> widths;
-  for (const std::string& header : headers) {
-    widths.push_back(with_headers ? character_count(header) : 0);
+                         int width_max, std::vector<size_t>* widths_before) {
+  std::vector<size_t> widths(headers.size());
+  if (widths_before != nullptr && !widths_before->empty()) widths = *widths_before;
+  for (size_t c = 0; with_headers && c < headers.size(); ++c) {
+    widths[c] = std::max(widths[c], character_count(headers[c]));
   }
   for (const auto& row : rows) {
     for (size_t c = 0; c < row.size(); ++c) {
       widths[c] = std::max(widths[c], character_count(row[c]));
     }
   }
+  if (widths_before != nullptr) *widths_before = widths;
   std::string text = with_headers ? format_row(headers, widths, width_max) : "";
   for (const auto& row : rows) text += format_row(row, widths, width_max);
   return text;

@@ -24,10 +24,12 @@ Result<std::chrono::milliseconds> parse_duration(std::string_view text);
 Result<Instant> parse_utc(std::string_view text);
 
 // Columns under upper-case headers, two spaces apart, no borders; the last column is not padded.
-// `widths_max`: columns wider than the terminal are cut in the last column; 0 cuts nothing.
+// `width_max`: rows wider than the terminal are cut in the last column; 0 cuts nothing.
+// `widths`, where given: of the columns of the rows before, which these rows are to stand under;
+// wider ones widen them. Empty: there are none before.
 std::string format_table(const std::vector<std::string>& headers,
                          const std::vector<std::vector<std::string>>& rows, bool with_headers,
-                         int width_max);
+                         int width_max, std::vector<size_t>* widths = nullptr);
 
 // Characters of UTF-8 text (not bytes); colour codes take no room.
 size_t character_count(std::string_view text);

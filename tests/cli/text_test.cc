@@ -90,5 +90,17 @@ TEST(TextTest, OneOfAThingIsNotSeveral) {
   EXPECT_EQ(field_counted({{"steps", 1}}, "steps", "step"), "1 step");
 }
 
+TEST(TextTest, RowsThatComeLaterStandUnderTheFirst) {
+  std::vector<size_t> widths;
+  EXPECT_EQ(format_table({"STEP", "LOSS", "NOTE"}, {{"9", "5.1234", "a"}}, true, 0, &widths),
+            "STEP  LOSS    NOTE\n9     5.1234  a\n");
+  EXPECT_EQ(format_table({"STEP", "LOSS", "NOTE"}, {{"10", "-", "b"}}, false, 0, &widths),
+            "10    -       b\n");
+  EXPECT_EQ(format_table({"STEP", "LOSS", "NOTE"}, {{"10", "12.1234", "b"}}, false, 0, &widths),
+            "10    12.1234  b\n");
+  EXPECT_EQ(format_table({"STEP", "LOSS", "NOTE"}, {{"11", "-", "b"}}, false, 0, &widths),
+            "11    -        b\n");
+}
+
 }  // namespace
 }  // namespace penstock
