@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
+#include <set>
 #include <thread>
 
 #include "checkpoint/compare.h"
+#include "checkpoint/marks.h"
 #include "checkpoint/saved_slice.h"
 #include "checkpoint/state_files.h"
 #include "checkpoint/store.h"
@@ -197,11 +199,12 @@ Status remove_now(const RemoveCheckpoints& request) {
 Result<std::vector<ListedCheckpoint>> list_now(const Path& directory, JobId job) {
   const StoreListing listing = list_checkpoints(directory, job);
   PENSTOCK_TRY(listing.directory);
+  PENSTOCK_TRY_ASSIGN(const std::set<uint64_t> pinned, pinned_checkpoints(directory));
   std::vector<ListedCheckpoint> listed;
   for (const CheckpointInfo& info : listing.checkpoints) {
     ListedCheckpoint item{
-        info.step,          info.epoch,      (directory / info.manifest_file).string(),
-        info.payload_bytes, info.created_at, {}};
+        info.step,       info.epoch, (directory / info.manifest_file).string(), info.payload_bytes,
+        info.created_at, {},         pinned.contains(info.commit_seq)};
     const Result<StoredManifest> stored = read_manifest(item.manifest);
     const Status whole =
         stored.ok() ? check_segments(directory, stored->manifest) : stored.status();

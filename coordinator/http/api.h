@@ -27,6 +27,7 @@ struct ListedCheckpoint {
   uint64_t bytes = 0;
   Instant created;
   std::string damage;  // why it cannot be restored; empty: nothing known against it
+  bool pinned = false;
 };
 
 // What the API needs others to do. Callbacks run on the loop, at once or later.

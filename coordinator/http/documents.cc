@@ -439,6 +439,7 @@ std::string checkpoint_list_document(const Job& job, const std::vector<ListedChe
                      {"bytes", checkpoint.bytes},
                      {"time", time_of(checkpoint.created)},
                      {"weights_digest", digest_known ? json(newest->weights_digest) : json()},
+                     {"pinned", checkpoint.pinned},
                      {"damaged", !checkpoint.damage.empty()},
                      {"damage", checkpoint.damage.empty() ? json() : json(checkpoint.damage)}});
   }

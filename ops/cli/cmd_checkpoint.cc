@@ -4,7 +4,9 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 
+#include "checkpoint/marks.h"
 #include "checkpoint/store.h"
 #include "ops/cli/checkpoint_place.h"
 #include "ops/cli/text.h"
@@ -17,6 +19,7 @@ namespace {
 Result<Json> list_directory(const CheckpointPlace& place) {
   const StoreListing listing = list_checkpoints(place.directory, place.job);
   PENSTOCK_TRY(listing.directory);
+  PENSTOCK_TRY_ASSIGN(const std::set<uint64_t> pinned, pinned_checkpoints(place.directory));
   Json items = Json::array();
   for (const CheckpointInfo& info : listing.checkpoints) {
     const Path manifest = place.directory / info.manifest_file;
@@ -29,6 +32,7 @@ Result<Json> list_directory(const CheckpointPlace& place) {
                      {"bytes", info.payload_bytes},
                      {"time", format_utc(info.created_at)},
                      {"weights_digest", nullptr},
+                     {"pinned", pinned.contains(info.commit_seq)},
                      {"damaged", !whole.ok()},
                      {"damage", whole.ok() ? Json() : Json(whole.message())}});
   }
@@ -39,6 +43,7 @@ Result<Json> list_directory(const CheckpointPlace& place) {
                      {"bytes", 0},
                      {"time", nullptr},
                      {"weights_digest", nullptr},
+                     {"pinned", false},
                      {"damaged", true},
                      {"damage", refused.reason.message()}});
   }
@@ -66,9 +71,10 @@ Result<ExitCode> ls(Cli& cli, const std::string& what) {
     rows.push_back(
         {is_known ? field_text(item, "step") : "-", is_known ? field_text(item, "epoch") : "-",
          is_known ? format_bytes(field_number(item, "bytes")) : "-", field_age(item, "time"),
-         is_damaged ? "damaged" : "complete", field_text(item, "manifest")});
+         is_damaged ? "damaged" : "complete", item.value("pinned", Json()) == true ? "yes" : "",
+         field_text(item, "manifest")});
   }
-  cli.out.table({"STEP", "ATTEMPT", "SIZE", "AGE", "FILES", "MANIFEST"}, rows);
+  cli.out.table({"STEP", "ATTEMPT", "SIZE", "AGE", "FILES", "PINNED", "MANIFEST"}, rows);
   for (const std::string& damage : damages) cli.out.note(shown(damage));
   return ExitCode::kOk;
 }

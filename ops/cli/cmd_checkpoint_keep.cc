@@ -37,7 +37,7 @@ Result<ExitCode> set_pin(Cli& cli, const PinFlags& flags, bool pinned) {
                     {"pinned", pinned}});
   cli.out.answer(std::to_string(manifest.step));
   cli.out.note(fmt::format("the checkpoint of step {} {}", manifest.step,
-                           pinned ? "stays until it is unpinned" : "is not pinned"));
+                           pinned ? "stays until it is unpinned" : "is no longer pinned"));
   const Status whole = check_segments(chosen.directory, manifest);
   if (pinned && !whole.ok()) cli.out.note("it is pinned, but it is not whole: " + whole.message());
   return ExitCode::kOk;

@@ -262,13 +262,20 @@ TEST_F(CheckpointTest, DiffComparesByDigestAndByValue) {
 TEST_F(CheckpointTest, PinnedOnesSurvivePruning) {
   EXPECT_TRUE(json_of({"pin", text(), "--step", "10"}, 0)["pinned"]);
   EXPECT_TRUE(json_of({"show", text(), "--step", "10"}, 0)["pinned"]);
+  const Json listed = json_of({"ls", text()}, 0)["items"];
+  EXPECT_TRUE(listed[0]["pinned"]) << listed;
+  EXPECT_FALSE(listed[1]["pinned"]) << listed;
+  const std::string table = penstock({"ls", text()}).out;
+  EXPECT_NE(table.find("  complete  yes     "), std::string::npos) << table;
   const Json plan = json_of({"prune", text(), "--keep-last", "1", "--dry-run"}, 0);
   ASSERT_EQ(plan["items"].size(), 1u);
   EXPECT_EQ(plan["items"][0]["step"], 20);
   EXPECT_EQ(steps().size(), 3u);
   EXPECT_EQ(penstock({"prune", text(), "--keep-last", "1"}).exit_code, 0);
   EXPECT_EQ(steps(), (std::vector<int64_t>{10, 30}));
-  EXPECT_EQ(penstock({"unpin", text(), "--step", "10"}).exit_code, 0);
+  const ProgramRun unpinned = penstock({"unpin", text(), "--step", "10"});
+  EXPECT_EQ(unpinned.exit_code, 0);
+  EXPECT_NE(unpinned.err.find("step 10 is no longer pinned"), std::string::npos) << unpinned.err;
   EXPECT_EQ(penstock({"prune", text(), "--keep-last", "1", "--keep-every", "5"}).exit_code, 0);
   EXPECT_EQ(steps(), (std::vector<int64_t>{10, 30})) << "step 10 is divisible by 5";
   EXPECT_EQ(penstock({"prune", text(), "--keep-last", "1"}).exit_code, 0);
