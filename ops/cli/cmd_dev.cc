@@ -3,6 +3,7 @@
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -101,8 +102,11 @@ Result<ExitCode> status(Cli& cli) {
     if (!cli.out.json()) cli.out.note("server  " + state.server());
     return ExitCode::kOk;
   }
-  cli.out.note(
-      fmt::format("no cluster runs in {}; start one with: penstock dev up", state_dir.string()));
+  const bool any_alive = std::any_of(state.processes.begin(), state.processes.end(),
+                                     [](const DevProcess& p) { return is_alive(p.process); });
+  cli.out.note(any_alive ? "its coordinator does not run; penstock dev up starts it"
+                         : fmt::format("no cluster runs in {}; start one with: penstock dev up",
+                                       state_dir.string()));
   return ExitCode::kNotFound;
 }
 

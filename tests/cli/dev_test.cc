@@ -160,6 +160,11 @@ TEST_F(OwnClusterTest, AStartThatFailsLeavesWhatRanksNeed) {
   ASSERT_EQ(run({"submit", spec({.name = "steady", .steps = 1'000'000})}).exit_code, 0);
   ASSERT_EQ(run({"wait", "steady", "--for", "step=5", "--timeout", "240s"}).exit_code, 0);
   kill("coordinator");
+  const ProgramRun status = run({"dev", "status"});
+  EXPECT_EQ(status.exit_code, 3);
+  EXPECT_NE(status.err.find("its coordinator does not run; penstock dev up starts it"),
+            std::string::npos)
+      << status.err;
   std::ofstream(state_ + "/worker-4") << "no folder";
   const ProgramRun up = run({"dev", "up", "--workers", "5"});
   EXPECT_NE(up.exit_code, 0);
