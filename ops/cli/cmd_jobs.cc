@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #include "comm/base/counted.h"
@@ -46,9 +47,15 @@ Result<ExitCode> list_jobs(Cli& cli, bool all) {
   PENSTOCK_TRY_ASSIGN(Json list, cli.client().get("/api/v1/jobs?limit=10000"));
   Json shown = Json::array();
   std::vector<std::vector<std::string>> rows;
+  std::vector<std::string> failed;  // not shown, and no newer job has the name
+  std::set<std::string> names;
   for (const Json& job : list.value("items", Json::array())) {
     const std::string state = field_string(job, "state");
-    if (!all && state_is_final(state)) continue;
+    const bool is_newest = names.insert(field_string(job, "name")).second;
+    if (!all && state_is_final(state)) {
+      if (is_newest && state == "FAILED") failed.push_back(field_string(job, "name"));
+      continue;
+    }
     shown.push_back(job);
     rows.push_back({field_text(job, "id"), field_text(job, "name"), cli.out.coloured_state(state),
                     progress_text(job), loss_text(job), rate_text(job), eta_text(job),
@@ -61,8 +68,12 @@ Result<ExitCode> list_jobs(Cli& cli, bool all) {
   cli.out.table(
       {"ID", "NAME", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "FAILURES", "AGE", "REASON"}, rows);
   if (hidden > 0 && !cli.out.json()) {
-    cli.out.note(fmt::format("{} not shown; penstock ps -a shows all",
-                             counted(static_cast<int64_t>(hidden), "finished job")));
+    const std::string failures =
+        failed.empty()
+            ? ""
+            : fmt::format(", {} of them FAILED: penstock doctor {}", failed.size(), failed.front());
+    cli.out.note(fmt::format("{} not shown{}; penstock ps -a shows all",
+                             counted(static_cast<int64_t>(hidden), "finished job"), failures));
   }
   return ExitCode::kOk;
 }

@@ -322,7 +322,7 @@ void explain_failure(const Client& client, Output& out, const Json& job) {
       out.note(fmt::format("  [{}] {}", log.rank, log.lines[i]));
     }
   }
-  out.note(fmt::format("next: penstock describe {0}; penstock logs {0}{1}", name,
+  out.note(fmt::format("next: penstock doctor {0}; penstock logs {0}{1}", name,
                        is_worth_resuming(job) ? "; penstock resume " + name : ""));
 }
 

@@ -115,6 +115,24 @@ TEST_F(DescribeTest, OfAJobThatFailedTheLastOutputIsShown) {
   EXPECT_TRUE(has(text, "penstock resume quick\n")) << text;
 }
 
+TEST_F(AnswersTest, PsTellsOfAJobThatFailedUnlessANewerOneHasItsName) {
+  Json again = job_in("SUCCEEDED"), before = job_in("FAILED"), other = job_in("FAILED");
+  other["name"] = "slow";
+  answer("GET /api/v1/jobs", "JobList", list_of({again, other, before}));
+  const ProgramRun run = ask({"ps"});
+  EXPECT_TRUE(has(run.err, "3 finished jobs not shown, 1 of them FAILED: penstock doctor slow; "))
+      << run.err;
+}
+
+TEST_F(AnswersTest, WhoWaitedForAJobThatFailedIsSentToTheDoctor) {
+  answer("GET /api/v1/jobs/quick", "Job", job_in("FAILED"));
+  answer("GET /api/v1/jobs/7", "Job", job_in("FAILED"));
+  const ProgramRun run = ask({"wait", "quick"});
+  EXPECT_EQ(run.exit_code, 10) << run.err;
+  EXPECT_TRUE(has(run.err, "next: penstock doctor quick; penstock logs quick; penstock resume"))
+      << run.err;
+}
+
 TEST_F(DescribeTest, CopiesThatAreAskedForAndCannotBeAreSaidToBeNone) {
   Json job = job_in("RUNNING");
   job["ranks"] = {{{"rank", 0}, {"worker", "w0"}}, {{"rank", 1}, {"worker", "w0"}}};
