@@ -4,7 +4,11 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdlib>
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
 
 #include "comm/base/version.h"
 #include "comm/run/nearest_word.h"
@@ -15,14 +19,33 @@ namespace penstock {
 
 namespace {
 
+// What other programs call a verb, where no letters lead from that to ours.
+constexpr std::pair<std::string_view, std::string_view> kOtherNames[] = {
+    {"delete", "\"rm\""},     {"jobs", "\"ps\""},      {"kill", "\"cancel\" or \"dev kill-rank\""},
+    {"nodes", "\"workers\""}, {"queue", "\"ps\""},     {"run", "\"submit\""},
+    {"show", "\"describe\""}, {"start", "\"submit\""}, {"train", "\"submit\""},
+};
+
+// The end of a refusal of a word that is none of `names`, the verbs of `app`.
+std::string nearest_verb(const CLI::App& app, const std::string& word,
+                         const std::vector<std::string>& names) {
+  for (const auto& [other, ours] : kOtherNames) {
+    if (app.get_parent() == nullptr && word == other) {
+      return fmt::format("; did you mean {}?", ours);
+    }
+  }
+  return did_you_mean(word, names);
+}
+
 // What the words of a command line that cannot be parsed name: the verb, as far as they do, and
 // what is wrong with the first word that is no verb where a verb belongs; "" when there is none.
 struct Named {
   std::string verb;
   std::string unknown;
+  const CLI::App* app = nullptr;
 };
 Named named_verb(const CLI::App& app, int argc, char** argv) {
-  Named named{.verb = app.get_name(), .unknown = {}};
+  Named named{.verb = app.get_name(), .unknown = {}, .app = &app};
   const CLI::App* at = &app;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
@@ -40,16 +63,81 @@ Named named_verb(const CLI::App& app, int argc, char** argv) {
       if (verb->check_name(word)) next = verb;
     }
     if (next == nullptr) {
-      const std::string hint = did_you_mean(word, names);
+      const std::string hint = nearest_verb(*at, word, names);
       named.unknown =
           fmt::format("unknown command \"{}\"{}", word,
                       hint.empty() ? fmt::format("; {} --help lists all", named.verb) : hint);
       break;
     }
-    at = next;
+    at = named.app = next;
     named.verb += " " + at->get_name();
   }
   return named;
+}
+
+// "--state=x" as refused by `verb`, with the nearest flag that it takes.
+std::string unknown_flag(const CLI::App* verb, const std::string& word) {
+  const std::string flag = word.substr(0, word.find('='));
+  std::vector<std::string> names;
+  for (; verb != nullptr; verb = verb->get_parent()) {
+    for (const CLI::Option* option : verb->get_options()) {
+      const auto& of_option = option->get_lnames();
+      names.insert(names.end(), of_option.begin(), of_option.end());
+    }
+  }
+  const std::string nearest = nearest_word(flag.substr(flag.find_first_not_of('-')), names);
+  return fmt::format("unknown flag {}{}", flag,
+                     nearest.empty() ? "" : fmt::format("; did you mean --{}?", nearest));
+}
+
+// Of the words that the parser lists as not expected, in no order, the one to blame: a flag, whose
+// value is then listed too, or the first.
+std::string unexpected_word(const CLI::App* verb, const std::string& message, int argc,
+                            char** argv) {
+  std::istringstream stream(message.substr(message.find(": ") + 1));
+  const std::set<std::string> listed(std::istream_iterator<std::string>(stream), {});
+  std::string first;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (!listed.contains(word)) continue;
+    if (word.find_first_not_of('-') == std::string::npos) continue;
+    if (word.starts_with("-")) return unknown_flag(verb, word);
+    if (first.empty()) first = fmt::format("unexpected \"{}\"", word);
+  }
+  return first.empty() ? message : first;
+}
+
+// "--tail: Value x not in range 0 to 9" where x is no number at all.
+std::string out_of_range(const std::string& message) {
+  constexpr std::string_view kBefore = ": Value ";
+  constexpr std::string_view kBetween = " not in range ";
+  const size_t begin = message.find(kBefore);
+  const size_t end = message.find(kBetween, begin);
+  if (begin == std::string::npos || end == std::string::npos) return message;
+  const size_t from = begin + kBefore.size();
+  const std::string value = message.substr(from, end - from);
+  const std::string range = message.substr(end + kBetween.size());
+  const bool whole = range.find('.') == std::string::npos;
+  char* rest = nullptr;
+  if (whole) {
+    (void)std::strtoll(value.c_str(), &rest, 10);
+  } else {
+    (void)std::strtod(value.c_str(), &rest);
+  }
+  if (!value.empty() && *rest == '\0') return message;
+  return fmt::format("{}: \"{}\" is no {}number; expected one from {}", message.substr(0, begin),
+                     value, whole ? "whole " : "", range);
+}
+
+// Why the words could not be parsed.
+std::string parse_refusal(const CLI::App& app, const CLI::ParseError& error, int argc,
+                          char** argv) {
+  const Named named = named_verb(app, argc, argv);
+  if (!named.unknown.empty()) return named.unknown;
+  const bool has_extras = error.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError);
+  const std::string why = has_extras ? unexpected_word(named.app, error.what(), argc, argv)
+                                     : out_of_range(error.what());
+  return fmt::format("{}; see {} --help", why, named.verb);
 }
 
 // Asked for before parsing is done, so that a wrong flag beside it is still answered in JSON.
@@ -172,10 +260,7 @@ int run(int argc, char** argv) {
     app.parse(std::move(words));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);
-    const Named named = named_verb(app, argc, argv);
-    cli.out.error(invalid_argument(named.unknown.empty()
-                                       ? fmt::format("{}; see {} --help", error.what(), named.verb)
-                                       : named.unknown));
+    cli.out.error(invalid_argument(parse_refusal(app, error, argc, argv)));
     return static_cast<int>(ExitCode::kUsage);
   }
   cli.out.set_format(format == "json" ? OutputFormat::kJson : OutputFormat::kTable);

@@ -348,6 +348,23 @@ TEST_F(PenstockTest, AMistypedValueOfAFlagIsGivenTheNearest) {
             std::string::npos);
 }
 
+TEST_F(PenstockTest, WhatIsNotExpectedIsNamedAndANumberThatIsNoneToo) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> wrong = {
+      {{"ps", "--state", "RUNNING"}, "unknown flag --state; see penstock ps --help"},
+      {{"ps", "--al"}, "unknown flag --al; did you mean --all?; see penstock ps --help"},
+      {{"describe", "a", "b"}, "unexpected \"b\"; see penstock describe --help"},
+      {{"events", "--tail", "x"},
+       "--tail: \"x\" is no whole number; expected one from 0 to 1000000000; "},
+      {{"sample", "x", "--temperature", "hot"}, "\"hot\" is no number; expected one from 0.0"},
+      {{"jobs"}, "unknown command \"jobs\"; did you mean \"ps\"?"},
+      {{"kill", "x"}, "unknown command \"kill\"; did you mean \"cancel\" or \"dev kill-rank\"?"}};
+  for (const auto& [arguments, error] : wrong) {
+    const ProgramRun run = penstock(arguments);
+    EXPECT_EQ(run.exit_code, 2);
+    EXPECT_NE(run.err.find(error), std::string::npos) << error << " in " << run.err;
+  }
+}
+
 TEST_F(PenstockTest, WrongUseInJsonIsADocumentToo) {
   const ProgramRun run = penstock({"ps", "--colour", "-o", "json"});
   EXPECT_EQ(run.exit_code, 2);
