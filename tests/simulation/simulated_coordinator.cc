@@ -196,7 +196,7 @@ void SimulatedCoordinator::feed(const Event& event) {
     damaged_.erase({done->job, done->step});
   }
   if (const auto* found = std::get_if<CheckpointFound>(&event)) {
-    const Event answer = look_for(finds_[found->job]);
+    const Event answer = look_for(finds_.at({found->job, found->number}));
     return apply(&answer, core_->step(now_, answer));
   }
   apply(&event, core_->step(now_, event));
@@ -273,7 +273,8 @@ void SimulatedCoordinator::act(Effects effects) {
   for (const FindCheckpoint& find : effects.finds) {
     CheckpointFound found;
     found.job = find.job;
-    finds_[find.job] = find;
+    found.number = find.number;
+    finds_[{find.job, find.number}] = find;
     emit_from_disk(find.job, std::chrono::milliseconds(300), found);
   }
   // Of the checkpoint directory: nothing is kept here that would have to go.

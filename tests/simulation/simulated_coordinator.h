@@ -132,7 +132,7 @@ class SimulatedCoordinator {
   uint64_t events_told_ = 0;      // the number of the last event that was acted upon
   std::multimap<Instant, Event> disk_results_;
   std::map<JobId, Instant> disk_free_at_;  // one thread does a job's work on the disk, in order
-  std::map<JobId, FindCheckpoint> finds_;  // the newest
+  std::map<std::pair<JobId, uint64_t>, FindCheckpoint> finds_;  // by job and number
   std::set<std::pair<JobId, int64_t>> damaged_;
   CoreInvariants invariants_;
   bool keeps_transcript_ = false;
