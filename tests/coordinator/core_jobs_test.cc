@@ -9,6 +9,18 @@ namespace {
 
 class CoreJobsTest : public ::testing::Test {
  protected:
+  // It has trained 50 steps and saved step 40.
+  JobId cancelled_after_checkpoint() {
+    h.add_worker("w0", 4);
+    const JobId job = h.submit_ok(four_rank_spec());
+    h.run(job);
+    h.train(job, 1, 50);
+    h.checkpoint(job, 40);
+    h.cancel(job);
+    h.confirm_stops(job);
+    return job;
+  }
+
   CoreHarness h;
 };
 
@@ -600,13 +612,7 @@ TEST_F(CoreJobsTest, OnlyFailedOrCancelledJobsCanBeResumed) {
 }
 
 TEST_F(CoreJobsTest, AResumedJobStartsFromItsNewestCheckpointInANewEpoch) {
-  h.add_worker("w0", 4);
-  const JobId job = h.submit_ok(four_rank_spec());
-  h.run(job);
-  h.train(job, 1, 50);
-  h.checkpoint(job, 40);
-  h.cancel(job);
-  h.confirm_stops(job);
+  const JobId job = cancelled_after_checkpoint();
   ASSERT_TRUE(h.resume(job).status.ok());
   EXPECT_EQ(h.state(job), JobState::kQueued);
   h.clear();
@@ -624,13 +630,7 @@ TEST_F(CoreJobsTest, AResumedJobStartsFromItsNewestCheckpointInANewEpoch) {
 }
 
 TEST_F(CoreJobsTest, OfSearchesForACheckpointOnlyTheAnswerToTheNewestCounts) {
-  h.add_worker("w0", 4);
-  const JobId job = h.submit_ok(four_rank_spec());
-  h.run(job);
-  h.train(job, 1, 50);
-  h.checkpoint(job, 40);
-  h.cancel(job);
-  h.confirm_stops(job);
+  const JobId job = cancelled_after_checkpoint();
   ASSERT_TRUE(h.resume(job).status.ok());
   ASSERT_EQ(h.finds.size(), 1u);
   h.cancel(job);

@@ -77,6 +77,16 @@ class CoreMirrorsTest : public ::testing::Test {
     stopped(held_of_w0(), copies_of(step));
     return step;
   }
+  // The same with nowhere to go: w2 is away, too.
+  int64_t start_and_lose_w1_without_room() {
+    start();
+    h.workers.at("w2").alive = false;
+    lose("w2");
+    const int64_t step = mirror();
+    train_to(60);
+    lose("w1");
+    return step;
+  }
   void expect_from_checkpoint() {
     h.pass(seconds(2));
     ASSERT_EQ(h.finds.size(), 1u);
@@ -312,12 +322,7 @@ TEST_F(CoreMirrorsTest, AStartFromCopiesThatFailsIsFollowedByTheCheckpoint) {
 }
 
 TEST_F(CoreMirrorsTest, WithoutRoomTheCopiesStayUntilTheDaemonIsBack) {
-  start();
-  h.workers.at("w2").alive = false;
-  lose("w2");
-  const int64_t step = mirror();
-  train_to(60);
-  lose("w1");
+  const int64_t step = start_and_lose_w1_without_room();
   h.clear();
   stopped(held_of_w0(), copies_of(step));
   h.pass(seconds(2));
@@ -388,12 +393,7 @@ TEST_F(CoreMirrorsTest, AWidthThatIsAskedForWhileThereIsNoRoomIsTakenOver) {
   spec = flat_spec("flat", 4);
   spec.recovery.mirror_automatic = true;
   spec.training.steps = 1000;
-  start();
-  h.workers.at("w2").alive = false;
-  lose("w2");
-  const int64_t step = mirror();
-  train_to(60);
-  lose("w1");
+  const int64_t step = start_and_lose_w1_without_room();
   stopped(held_of_w0(), copies_of(step));
   h.pass(seconds(2));
   ASSERT_EQ(h.state(job), JobState::kRecovering) << "there is no room";
