@@ -178,10 +178,7 @@ void AgentCluster::leave_memory(Worker& worker, const RankKey& key, const ExitSt
   const auto left = worker.memory.find({key.job, key.rank});
   if (left == worker.memory.end()) return;
   Held& held = left->second;
-  const bool sound = status.signal == SIGKILL || status == ended_with(ExitCode::kPeerLost) ||
-                     status == ended_with(ExitCode::kUnreachable) ||
-                     status == ended_with(ExitCode::kPreempted);
-  if (!sound) {
+  if (!leaves_sound_state(status.exit_code, status.signal)) {
     held.steps.clear();
     std::erase_if(worker.copies.kept, [&](const auto& entry) {
       return std::get<JobId>(entry.first) == key.job && std::get<Rank>(entry.first) == key.rank;

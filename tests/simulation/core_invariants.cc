@@ -76,6 +76,7 @@ std::string CoreInvariants::after_event(Instant now, const Event* event, const C
   if (const auto* done = event == nullptr ? nullptr : std::get_if<CheckpointDone>(event)) {
     jobs_[done->job].commits_on_way.erase({done->epoch, done->step});
   }
+  note_crash(core);
   check_answers(core, effects);
   check_events(now, core, effects);
   check_steps(core, effects);
@@ -101,6 +102,7 @@ std::string CoreInvariants::after_restart(const Coordinator& core) {
     history.failed_at.reset();
     history.commits.clear();
     history.commits_on_way.clear();
+    history.crashed.clear();
     history.cursor = record.last_step ? record.last_step->cursor() : 0;
     history.failures_without_step =
         std::min(history.failures_without_step, record.failures_without_step);
@@ -298,12 +300,30 @@ void CoreInvariants::check_orders(const Coordinator& core, const Effects& effect
   }
 }
 
+// A rank that crashed may have written anything, and what others have of it came from it.
+void CoreInvariants::note_crash(const Coordinator& core) {
+  const auto* said = event_ == nullptr ? nullptr : std::get_if<WorkerMessage>(event_);
+  const auto* exited = said == nullptr ? nullptr : std::get_if<RankExited>(&said->message);
+  if (exited == nullptr || leaves_sound_state(*exited)) return;
+  const Job* const job = core.find_job(exited->job);
+  if (job == nullptr || job->record.epoch != exited->epoch || !job->placed()) return;
+  const size_t index = static_cast<size_t>(exited->rank.value);
+  const Worker& host = core.workers().at(job->record.placement.at(index).worker);
+  const bool heard = host.peer == said->peer && host.state == WorkerState::kUp;
+  if (heard) jobs_[exited->job].crashed.insert(exited->epoch);
+}
+
 void CoreInvariants::check_start(const Job& job, const StartRank& order) {
   const JobRecord& record = job.record;
   if (order.epoch != record.epoch || !wants_ranks(record.state)) {
     return violate(fmt::format("job {}: rank {} is ordered for epoch {} in epoch {}, {}", order.job,
                                order.rank, order.epoch, record.epoch,
                                job_state_name(record.state)));
+  }
+  const bool after_crash = jobs_[order.job].crashed.contains(Epoch{order.epoch.value - 1});
+  if (order.from_memory && after_crash) {
+    violate(fmt::format("job {}: epoch {} goes on from memory after a rank of it crashed",
+                        order.job, order.epoch));
   }
   std::optional<StartRank>& first = jobs_[order.job].order;
   if (!first) {

@@ -49,6 +49,7 @@ class CoreInvariants {
     using Commit = std::pair<Epoch, int64_t>;
     std::set<Commit> commits;         // that this core ordered
     std::set<Commit> commits_on_way;  // and of these those that it has heard nothing of
+    std::set<Epoch> crashed;  // of which it was told that a rank may have written anything
     bool suspend = false;             // a user was promised that it will be
     std::optional<int64_t> width;     // likewise, of its next start
   };
@@ -62,6 +63,7 @@ class CoreInvariants {
   void check_steps(const Coordinator& core, const Effects& effects);
   void check_commits(const Coordinator& core, const Effects& effects);
   void check_orders(const Coordinator& core, const Effects& effects);
+  void note_crash(const Coordinator& core);
   void check_start(const Job& job, const StartRank& order);
   void check_begin(const Job& job, const BeginTraining& order);
   void check_jobs(const Coordinator& core, const Effects& effects);
