@@ -220,7 +220,7 @@ SECTIONS = {"One epoch at a time": [
 ], "Memory, rollbacks, experts": [
     take("a start from memory needs the state of every rank", MEMORY, "rank < ‹job.world_size()›; ++rank) {\n      everywhere",
          "1"),
-    take("of one and the same step", MEMORY, "    return here || ‹copy_of(job, rank, step, usable)›;", "true"),
+    take("of one and the same step", MEMORY, "    return ‹here || copy_of(job, rank, step, usable)›;", "true"),
     take("that is no older than the newest checkpoint", MEMORY, "    if (‹*step < least› || *step > most) continue;", "false"),
     take("and on record", MEMORY, "std::min(‹record.highest_step›, record.target_steps - 1)", "record.target_steps - 1"),
     take("and not the last", MEMORY, "std::min(record.highest_step, ‹record.target_steps - 1›)", "record.target_steps"),
