@@ -109,6 +109,33 @@ TEST_F(CoreMemoryTest, WhatAnotherWorkerSaysItHoldsOfARankIsIgnored) {
   expect_from_checkpoint();
 }
 
+TEST(CoreHeldStateTest, WhatAnotherWorkerSaysItHoldsIsNotUsedThoughThereIsRoom) {
+  CoreHarness h;
+  h.add_worker("w0", 3);
+  h.add_worker("w1", 3);
+  const JobId job = h.submit_ok(four_rank_spec());
+  h.run(job);
+  h.train(job, 1, 30);
+  h.checkpoint(job, 20);
+  const std::string own = h.host_of(job, 0);
+  const std::string other = h.host_of(job, 3);
+  ASSERT_NE(own, other);
+  h.kill_rank(job, 0);
+  h.clear();
+  for (const std::string& worker : {own, other}) {
+    RanksStopped stopped{job, Epoch{1}, {}};
+    for (int32_t rank = 0; rank < 4; ++rank) {
+      const std::string& holder = rank == 0 ? other : h.host_of(job, rank);
+      if (holder == worker) stopped.held.push_back({Rank{rank}, {30}});
+    }
+    h.workers.at(worker).ranks.clear();
+    h.say(worker, stopped);
+  }
+  h.pass(seconds(2));
+  EXPECT_EQ(h.finds.size(), 1u);
+  EXPECT_FALSE(h.record(job).restored_from_memory);
+}
+
 TEST_F(CoreMemoryTest, NothingOlderThanTheCheckpointIsTaken) {
   h.kill_rank(job, 0);
   h.confirm_stops(job, {18, 19});

@@ -83,6 +83,7 @@ std::string CoreInvariants::after_event(Instant now, const Event* event, const C
   check_commits(core, effects);
   check_orders(core, effects);
   check_jobs(core, effects);
+  check_failed_save(core);
   check_exit(core, effects);
   check_incarnations(now, core);
   return violation_;
@@ -110,6 +111,18 @@ std::string CoreInvariants::after_restart(const Coordinator& core) {
     if (record.epoch < history.epoch) violate(fmt::format("job {} forgot its epoch", id));
   }
   return violation_;
+}
+
+// The event, when it is what a worker that is up says of a rank that it hosts in this epoch.
+template <typename Message>
+const Message* CoreInvariants::said_by_host(const Coordinator& core) const {
+  const auto* event = event_ == nullptr ? nullptr : std::get_if<WorkerMessage>(event_);
+  const auto* said = event == nullptr ? nullptr : std::get_if<Message>(&event->message);
+  const Job* const job = said == nullptr ? nullptr : core.find_job(said->job);
+  if (job == nullptr || job->record.epoch != said->epoch || !job->placed()) return nullptr;
+  const size_t index = static_cast<size_t>(said->rank.value);
+  const Worker& host = core.workers().at(job->record.placement.at(index).worker);
+  return host.peer == event->peer && host.state == WorkerState::kUp ? said : nullptr;
 }
 
 // ---- what clients were told
@@ -302,15 +315,20 @@ void CoreInvariants::check_orders(const Coordinator& core, const Effects& effect
 
 // A rank that crashed may have written anything, and what others have of it came from it.
 void CoreInvariants::note_crash(const Coordinator& core) {
-  const auto* said = event_ == nullptr ? nullptr : std::get_if<WorkerMessage>(event_);
-  const auto* exited = said == nullptr ? nullptr : std::get_if<RankExited>(&said->message);
+  const auto* exited = said_by_host<RankExited>(core);
   if (exited == nullptr || leaves_sound_state(*exited)) return;
-  const Job* const job = core.find_job(exited->job);
-  if (job == nullptr || job->record.epoch != exited->epoch || !job->placed()) return;
-  const size_t index = static_cast<size_t>(exited->rank.value);
-  const Worker& host = core.workers().at(job->record.placement.at(index).worker);
-  const bool heard = host.peer == said->peer && host.state == WorkerState::kUp;
-  if (heard) jobs_[exited->job].crashed.insert(exited->epoch);
+  jobs_[exited->job].crashed.insert(exited->epoch);
+}
+
+// Nobody waits any longer for the other ranks' parts of it.
+void CoreInvariants::check_failed_save(const Coordinator& core) {
+  const auto* failed = said_by_host<SaveFailed>(core);
+  if (failed == nullptr) return;
+  const Job& job = *core.find_job(failed->job);
+  if (job.record.state == JobState::kRunning && job.rounds.contains(failed->step)) {
+    violate(fmt::format("job {} waits for its checkpoint of step {}, which rank {} could not save",
+                        failed->job, failed->step, failed->rank));
+  }
 }
 
 void CoreInvariants::check_start(const Job& job, const StartRank& order) {

@@ -54,6 +54,8 @@ class CoreInvariants {
     std::optional<int64_t> width;     // likewise, of its next start
   };
 
+  template <typename Message>
+  const Message* said_by_host(const Coordinator& core) const;
   void check_events(Instant now, const Coordinator& core, const Effects& effects);
   void check_suspended(const Coordinator& core, const JobEvent& event);
   void check_transition(Instant now, const Coordinator& core, const JobEvent& event);
@@ -64,6 +66,7 @@ class CoreInvariants {
   void check_commits(const Coordinator& core, const Effects& effects);
   void check_orders(const Coordinator& core, const Effects& effects);
   void note_crash(const Coordinator& core);
+  void check_failed_save(const Coordinator& core);
   void check_start(const Job& job, const StartRank& order);
   void check_begin(const Job& job, const BeginTraining& order);
   void check_jobs(const Coordinator& core, const Effects& effects);

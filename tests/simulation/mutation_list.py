@@ -18,6 +18,7 @@ HANGS, VERDICT, EXPERTS = CORE + "coordinator_hangs.cc", CORE + "hang_verdict.cc
 MAIN, EFFECTS, RECORDS = CORE + "coordinator.cc", CORE + "effects.h", CORE + "records.cc"
 AGENT, REPORTING, QUEUE = "worker/agent/agent.cc", "worker/agent/agent_reporting.cc", "worker/agent/report_queue.cc"
 take = Mutation
+BOTH = "both of the two above"
 WITH_EVENT = "an event is in the same batch"
 HANGS_FOR_GOOD = "a simulated rank that hangs does so for good; `tests/coordinator/core_hangs_test.cc`"
 
@@ -205,6 +206,7 @@ SECTIONS = {"One epoch at a time": [
          "‹!worker.stale.empty() && now_ - worker.stale_ordered_at >= two_beats()›;", "false"),
     take("the same, on a heartbeat", WORKERS, "  if (!worker.stale.empty() && now_ - worker.stale_ordered_at >= two_beats()) "
          "stop_stale(worker);\n", "", "the next tick gives the order as well"),
+    take(BOTH, WORKERS, "", "", both=("an order that was lost is given again: to stop what is stale", "the same, on a heartbeat")),
     take("a second death of an attempt that is ending is no other failure", JOBS,
          "    if (!job.placed() || !failing || !stands_for_cause) return;", "    ++record.failures_without_step;\n"
          "    if (!job.placed() || !failing || !stands_for_cause) return;"),
@@ -236,6 +238,9 @@ SECTIONS = {"One epoch at a time": [
     take("no start from memory when steps are to be taken back", MEMORY, "      ‹record.guards.rolling_back›) {", "false"),
     take("no start from memory when something else than a failure ended the attempt", MEMORY,
          "  if (‹!failed› || !job.spec.recovery.from_memory", "false"),
+    take(BOTH, MEMORY, "", "",
+         both=("no start from memory when steps are to be taken back",
+               "no start from memory when something else than a failure ended the attempt")),
     take("daemons are told when nobody needs what they hold", MEMORY,
          "    send(worker, StopRanks{job.record.id, job.record.epoch, 0, \"its state is not needed\", false});\n", ""),
     take("and again, when one says that it still holds it", RUNS, "  let_go_of_held(worker, message);\n", ""),
@@ -268,6 +273,9 @@ SECTIONS = {"One epoch at a time": [
          "false"),
     take("an order of a new epoch ends older ones", AGENT, "    end_up_to(now_ns, message.job, before, Duration(0), \"a newer "
          "epoch of the job starts here\");\n", ""),
+    take("this and that the coordinator waits for it", AGENT, "", "",
+         both=("an order of a new epoch ends older ones",
+               "a new epoch waits until every worker of the old one has confirmed that its ranks are gone")),
     take("and fences them", AGENT, "    fence(message.job, before);\n", ""),
     take("ranks wait until those of older epochs are gone", AGENT, "    if (entry.pid == 0 && ‹alone›) waiting", "true"),
     take("a stop fences the epoch", AGENT, "‹  fence(message.job, message.epoch);\n›  end_up_to(now_ns, message.job, message.epoch", ""),
@@ -278,6 +286,8 @@ SECTIONS = {"One epoch at a time": [
          "    exit.resend_at_ns = now_ns + config_.resend_interval.count();\n",
          "exit.resend_at_ns = INT64_MAX;\n"),
     take("and at once on a new connection", AGENT, "  for (auto& [key, exit] : exits_) exit.resend_at_ns = now_ns;\n", ""),
+    take(BOTH, AGENT, "", "",
+         both=("the end of a rank is told until it is acknowledged", "and at once on a new connection")),
     take("and at least once", AGENT, "exit.second.acknowledged && ‹exit.second.told›", "true"),
     take("reports are told again on a new connection", AGENT, "  reports_.mark_all_unsent();\n", ""),
     take("reports of an attempt that is over are forgotten", AGENT, "‹is_report_of(report, job, epoch)›; });", "false"),
