@@ -3,23 +3,21 @@
 
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <array>
 #include <optional>
-
 #include <thread>
 #include <vector>
 
 #include "comm/base/random.h"
+#include "tests/support/cluster.h"
 
 namespace penstock {
 namespace {
 
 using std::chrono::milliseconds;
-using std::chrono::seconds;
-
-constexpr Duration kPatience = seconds(20);
 
 StreamRequest store_request() {
   return {.kind = StreamKind::kStore,
@@ -46,6 +44,7 @@ class StateStreamTest : public ::testing::Test {
     std::array<int, 2> fds = {};
     EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds.data()), 0);
     raw_fd = fds[0];
+    our_fd = fds[1];
     raw.emplace(FileDescriptor(fds[0]));
     ours.emplace(FileDescriptor(fds[1]));
   }
@@ -55,6 +54,7 @@ class StateStreamTest : public ::testing::Test {
   }
 
   int raw_fd = -1;
+  int our_fd = -1;
   std::optional<StateConnection> raw;
   std::optional<StateConnection> ours;
 };
@@ -182,6 +182,13 @@ TEST_F(StateStreamTest, AnotherThreadMayEndAWait) {
     std::vector<std::byte> into(8);
     EXPECT_EQ(ours->receive_state(into, kPatience).code(), Code::kUnavailable);
   });
+  put(std::vector<std::byte>(4));  // of a digest
+  const auto took_it = [&] {
+    int unread = -1;
+    EXPECT_EQ(::ioctl(our_fd, FIONREAD, &unread), 0);
+    return unread == 0;
+  };
+  EXPECT_TRUE(wait_until(took_it, kPatience)) << "it does not wait for more";
   ours->shut_down();
   waiter.join();
 }
