@@ -142,5 +142,16 @@ TEST_F(AgentMetricsTest, LossesOnlyGrow) {
   expect_line("penstock_worker_registered{node=\"w0\"} 0");
 }
 
+TEST_F(AgentMetricsTest, WhatCopiesTakeMayShrinkAndWhatWasSentAndMissedOnlyGrows) {
+  metrics_.set_copies(100, 70, 3);
+  metrics_.set_copies(40, 60, 2);
+  expect_line("penstock_worker_state_copies_bytes{node=\"w0\"} 40");
+  expect_line("penstock_worker_state_copies_sent_bytes_total{node=\"w0\"} 70");
+  expect_line("penstock_worker_state_copies_missed_total{node=\"w0\"} 3");
+  metrics_.set_copies(40, 90, 4);
+  expect_line("penstock_worker_state_copies_sent_bytes_total{node=\"w0\"} 90");
+  expect_line("penstock_worker_state_copies_missed_total{node=\"w0\"} 4");
+}
+
 }  // namespace
 }  // namespace penstock
