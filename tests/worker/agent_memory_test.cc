@@ -1,17 +1,23 @@
 // What the daemon holds in memory for ranks that ended, and when it lets go of it.
 #include <signal.h>
-#include <sys/mman.h>
 
-#include <algorithm>
-
-#include "tests/worker/agent_harness.h"
+#include "tests/worker/held_memory.h"
 #include "worker/agent/state_holders.h"
-#include "worker/engine/state_memory.h"
 
 namespace penstock {
 namespace {
 
-using AgentMemoryTest = AgentTest;
+class AgentMemoryTest : public AgentTest {
+ protected:
+  // What is said of it on a new connection.
+  std::vector<RanksStopped> reconnect() {
+    sent.clear();
+    agent->on_disconnected();
+    agent->on_connected(now);
+    coordinator(Registered{{3}, 1000, ""});
+    return sent_of<RanksStopped>();
+  }
+};
 
 TEST_F(AgentMemoryTest, AStopThatKeepsTheStateIsAnsweredWithWhatIsHeld) {
   register_agent();
@@ -31,18 +37,9 @@ TEST_F(AgentMemoryTest, WhatIsHeldIsSaidAgainOnEveryConnectionUntilItIsLetGo) {
   held = {{Rank{0}, {8, 9}}};
   coordinator(StopRanks{kJob, {1}, 0, "recovers", true});
   agent->on_rank_exit(now, key(1, 0), {-1, SIGKILL}, "");
-  const auto reconnect = [&] {
-    sent.clear();
-    agent->on_disconnected();
-    agent->on_connected(now);
-    coordinator(Registered{{3}, 1000, ""});
-  };
-  reconnect();
-  ASSERT_EQ(sent_of<RanksStopped>().size(), 1u);
-  EXPECT_EQ(sent_of<RanksStopped>()[0], (RanksStopped{kJob, {1}, held}));
+  EXPECT_EQ(reconnect(), (std::vector<RanksStopped>{{kJob, {1}, held}}));
   coordinator(StopRanks{kJob, {1}, 0, "its state is not needed"});
-  reconnect();
-  EXPECT_TRUE(sent_of<RanksStopped>().empty());
+  EXPECT_TRUE(reconnect().empty());
 }
 
 TEST_F(AgentMemoryTest, AnyOtherStopLetsGoOfIt) {
@@ -80,18 +77,11 @@ TEST_F(AgentMemoryTest, OnceTrainingBeginsOlderAttemptsAreLetGo) {
 
 constexpr uint64_t kBytes = 4096;
 
-HeldStateIdentity identity(int32_t rank) {
-  return {kJob, Rank{rank}, {5, 6}};
-}
-
 // What a rank does with its memory: trains through `step`, and leaves `value` in it.
 void train(const Path& file, int32_t rank, int64_t step, int value) {
   Result<StateMemory> memory = StateMemory::make(identity(rank), kBytes, file);
   ASSERT_TRUE(memory.ok()) << memory.status().to_string();
-  const auto g = static_cast<size_t>(step) % kStateGenerations;
-  memory->begin_writing(g);
-  std::fill_n(memory->generation(g), kBytes, std::byte(value));
-  memory->publish(g, step);
+  write_step(*memory, kBytes, step, std::byte(value));
 }
 
 TEST(StateHoldersTest, WhatARankLeavesIsThereForTheNextOne) {

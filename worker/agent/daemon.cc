@@ -173,7 +173,7 @@ void Daemon::make_agent() {
     state_.drop_before(job, epoch);
     mirror_.drop_before(job, epoch);
   };
-  actions.mirror = [this](const MirrorRanks& order) { mirror(order); };
+  actions.mirror = [this](const MirrorRanks& order) { mirror_.order(order, state_.share(order)); };
   actions.held_copies = [this](JobId job, Epoch epoch) { return mirror_.copies(job, epoch); };
   actions.fence_copies = [this](JobId job, Epoch epoch) { mirror_.fence(job, epoch); };
   actions.begin_pulses = [this](const PulseThread::Registration& registration) {
@@ -191,15 +191,6 @@ void Daemon::make_agent() {
   log_info("{} device(s), metrics on http://{}/metrics, state in {}", config.device_count,
            config.http_address, options_.state_dir.string());
   agent_ = std::make_unique<Agent>(std::move(config), std::move(actions));
-}
-
-void Daemon::mirror(const MirrorRanks& order) {
-  std::map<Rank, FileDescriptor> memory;
-  for (const MirrorTarget& target : order.send) {
-    FileDescriptor held = state_.share(order.job, order.epoch, target.rank);
-    if (held.valid()) memory.emplace(target.rank, std::move(held));
-  }
-  mirror_.order(order, std::move(memory));
 }
 
 Status Daemon::connect_coordinator() {

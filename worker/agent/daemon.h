@@ -83,7 +83,6 @@ class Daemon {
   Status connect_coordinator();
   Status partition(const HttpRequest& request);
   void make_agent();
-  void mirror(const MirrorRanks& order);
 
   Result<int32_t> spawn_rank(const StartRank& start);
   void signal_rank(const RankKey& key, int signal);

@@ -51,6 +51,15 @@ FileDescriptor StateHolders::share(JobId job, Epoch epoch, Rank rank) const {
   return FileDescriptor(::fcntl(found->second.memory.get(), F_DUPFD_CLOEXEC, 0));
 }
 
+std::map<Rank, FileDescriptor> StateHolders::share(const MirrorRanks& order) const {
+  std::map<Rank, FileDescriptor> memory;
+  for (const MirrorTarget& target : order.send) {
+    FileDescriptor held = share(order.job, order.epoch, target.rank);
+    if (held.valid()) memory.emplace(target.rank, std::move(held));
+  }
+  return memory;
+}
+
 std::vector<HeldRank> StateHolders::held(JobId job) const {
   std::vector<HeldRank> ranks;
   for (const auto& [key, holder] : holders_) {

@@ -20,6 +20,8 @@ class StateHolders {
   Result<Path> hold(JobId job, Epoch epoch, Rank rank, bool from_memory);
   // The memory of a rank of this attempt, to read; not valid: there is none.
   FileDescriptor share(JobId job, Epoch epoch, Rank rank) const;
+  // Of those ranks that the order has this worker send.
+  std::map<Rank, FileDescriptor> share(const MirrorRanks& order) const;
   // What is whole of the ranks of this job. REQUIRES: none of them runs.
   std::vector<HeldRank> held(JobId job) const;
   // The process may have written anything to it: it is not to be used.
