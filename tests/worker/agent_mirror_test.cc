@@ -88,12 +88,24 @@ class MirrorTest : public ::testing::Test {
   MirrorRanks order_of_b(int64_t step, int64_t kept = 0) {
     return {kJob, kEpoch, step, kept, int64_t{1} << 40, {}, {Rank{0}}};
   }
+  // Begins to send step 7: the first block, and then none for days.
+  void send_slowly(SimpleRank& rank) {
+    rank.train(7);
+    MirrorRanks slow = order_of_a(7);
+    slow.bytes_per_second = 1;
+    b.order(order_of_b(7));
+    a.order(slow);
+    EXPECT_TRUE(wait_until([&] { return a.mirror.bytes_sent() > 0; }, kPatience));
+  }
   void mirror(SimpleRank& rank, int64_t step, int64_t kept = 0) {
     b.order(order_of_b(step, kept));
     rank.train(step);
     a.order(order_of_a(step, kept));
     const RanksMirrored outcome = a.next();
     EXPECT_EQ(outcome, (RanksMirrored{kJob, kEpoch, step, "", false})) << outcome.failure;
+  }
+  static bool lets_go_of_all(const Site& site) {
+    return wait_until([&] { return site.mirror.byte_count() == 0; }, kPatience);
   }
   // What comes of a request that is not a rank's.
   static Code ask(const Site& site, StreamRequest request) {
@@ -305,14 +317,31 @@ TEST(StateCopiesTest, NothingIsAddedToAFencedEpoch) {
 
 TEST_F(MirrorTest, ASenderThatIsFencedStops) {
   SimpleRank rank(a.holders, 0);
-  rank.train(7);
-  MirrorRanks slow = order_of_a(7);
-  slow.bytes_per_second = 1;  // the first block, and then none for days
-  b.order(order_of_b(7));
-  a.order(slow);
-  EXPECT_TRUE(wait_until([&] { return a.mirror.bytes_sent() > 0; }, kPatience));
+  send_slowly(rank);
   a.mirror.fence(kJob, kEpoch);
+  a.mirror.drop_before(kJob, {2});
+  EXPECT_TRUE(lets_go_of_all(a)) << "it is sent to nobody's use";
   EXPECT_TRUE(b.mirror.copies(kJob, kEpoch).empty());
+  SimpleRank next(a.holders, 0, {2});
+  next.train(8);
+  MirrorRanks order = order_of_b(8);
+  order.epoch = {2};
+  b.order(order);
+  order = order_of_a(8);
+  order.epoch = {2};
+  a.order(order);
+  EXPECT_EQ(a.next().failure, "") << "the slow one holds it up";
+}
+
+TEST_F(MirrorTest, ANewerOrderEndsASlowSending) {
+  SimpleRank rank(a.holders, 0);
+  send_slowly(rank);
+  b.order(order_of_b(9));
+  a.order(order_of_a(9));
+  EXPECT_TRUE(lets_go_of_all(a)) << "it is sent to nobody's use";
+  rank.train(9);
+  a.mirror.progressed({.job = kJob, .epoch = kEpoch, .rank = {0}, .step = 9});
+  EXPECT_EQ(a.next().failure, "") << "the slow one holds it up";
 }
 
 TEST_F(MirrorTest, MoreThanTheBoundIsRefusedWithWhereAndWhatToDo) {

@@ -93,6 +93,7 @@ void StateMirror::order(const MirrorRanks& order, std::map<Rank, FileDescriptor>
   }
   if (known) return on_done_(*known);
   wake_copier_.notify_one();
+  wake_sender_.notify_one();  // what it is at may not be wanted any more
 }
 
 void StateMirror::progressed(const RankProgress& progress) {
@@ -122,6 +123,7 @@ void StateMirror::fence(JobId job, Epoch epoch) {
   const std::lock_guard lock(mutex_);
   const auto found = rounds_.find(job);
   if (found != rounds_.end() && found->second.order.epoch <= epoch) rounds_.erase(found);
+  wake_sender_.notify_one();
 }
 
 // ---- copying
@@ -203,9 +205,7 @@ Status StateMirror::send(const Task& task) {
     const bool may_come =
         status.code() == Code::kUnavailable || status.code() == Code::kFailedPrecondition;
     if (!may_come || monotonic_ns() >= give_up_ns) return status;
-    std::unique_lock lock(mutex_);
-    wake_sender_.wait_for(lock, kAttemptPause, [this] { return ending_; });
-    if (ending_ || !is_current(task)) return aborted("not wanted any more");
+    PENSTOCK_TRY(pause(task, kAttemptPause));
   }
 }
 
@@ -248,16 +248,22 @@ Status StateMirror::send_over(StateConnection& buddy, const Task& task) {
 Status StateMirror::pace(const Task& task, size_t byte_count) {
   constexpr double kNanosecondsPerSecond = 1e9;
   const auto span_ns =
-      static_cast<int64_t>(static_cast<double>(byte_count) * kNanosecondsPerSecond /
+      static_cast<int64_t>(static_cast<double>(last_block_bytes_) * kNanosecondsPerSecond /
                            static_cast<double>(task.bytes_per_second));
   const int64_t now_ns = monotonic_ns();
-  const int64_t due_ns = std::max(next_block_ns_, now_ns);
-  next_block_ns_ = due_ns + span_ns;
-  std::unique_lock lock(mutex_);
-  wake_sender_.wait_for(lock, Duration(due_ns - now_ns), [this] { return ending_; });
-  if (ending_ || !is_current(task)) return aborted("not wanted any more");
+  const int64_t due_ns = std::max(last_block_ns_ + span_ns, now_ns);
+  PENSTOCK_TRY(pause(task, Duration(due_ns - now_ns)));
+  last_block_ns_ = due_ns;
+  last_block_bytes_ = byte_count;
   bytes_sent_ += byte_count;
   return {};
+}
+
+// The sender's. kAborted: nobody wants that copy sent any more, which ends the pause.
+Status StateMirror::pause(const Task& task, Duration span) {
+  std::unique_lock lock(mutex_);
+  const auto is_over = [&] { return ending_ || !is_current(task); };
+  return wake_sender_.wait_for(lock, span, is_over) ? aborted("not wanted any more") : Status();
 }
 
 // REQUIRES: mutex_ is held.

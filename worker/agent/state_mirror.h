@@ -93,6 +93,7 @@ class StateMirror {
   Status send_once(const Task& task);
   Status send_over(StateConnection& buddy, const Task& task);
   Status pace(const Task& task, size_t byte_count);
+  Status pause(const Task& task, Duration span);
   bool is_current(const Task& task) const;
   void sent(const Task& task);
   void fail(const Task& task, const Status& why);
@@ -112,7 +113,8 @@ class StateMirror {
   bool ending_ = false;
   const StateConnection* sending_ = nullptr;
 
-  int64_t next_block_ns_ = 0;  // of the sender
+  int64_t last_block_ns_ = 0;    // of the sender: when one was due, and
+  size_t last_block_bytes_ = 0;  //   its size
   std::thread copier_;
   std::thread sender_;
 };
