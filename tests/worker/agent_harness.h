@@ -84,6 +84,7 @@ class AgentTest : public ::testing::Test {
     actions.drop_state_before = [this](JobId job, Epoch epoch) { dropped.push_back({job, epoch}); };
     actions.mirror = [this](const MirrorRanks& order) { mirrored.push_back(order); };
     actions.held_copies = [this](JobId job, Epoch epoch) {
+      EXPECT_GE(copies_fenced, epoch) << "one more may be added to those that are listed";
       return job == kJob ? copies[epoch] : std::vector<HeldRank>();
     };
     actions.fence_copies = [this](JobId job, Epoch epoch) {

@@ -42,6 +42,16 @@ TEST_F(AgentMemoryTest, WhatIsHeldIsSaidAgainOnEveryConnectionUntilItIsLetGo) {
   EXPECT_TRUE(reconnect().empty());
 }
 
+// It keeps them for others, and no rank of the job ran here.
+TEST_F(AgentMemoryTest, CopiesAloneAreSaidAgainToo) {
+  register_agent();
+  copies[{1}] = {{Rank{5}, {8, 9}}};
+  coordinator(StopRanks{kJob, {1}, 0, "recovers", true});
+  EXPECT_EQ(reconnect(), (std::vector<RanksStopped>{{kJob, {1}, {}, copies[{1}]}}));
+  coordinator(StopRanks{kJob, {1}, 0, "its state is not needed"});
+  EXPECT_TRUE(reconnect().empty());
+}
+
 TEST_F(AgentMemoryTest, AnyOtherStopLetsGoOfIt) {
   register_agent();
   held = {{Rank{0}, {8, 9}}};
