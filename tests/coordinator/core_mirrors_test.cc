@@ -11,14 +11,14 @@ using std::chrono::seconds;
 
 class CoreMirrorsTest : public ::testing::Test {
  protected:
-  // Ranks 0 and 1 on w0, 2 and 3 on w1; w2 is a spare. A first round is over when it has begun, and
-  // a second one is asked for.
   CoreMirrorsTest() {
     h.add_worker("w0", 2);
     h.add_worker("w1", 2);
     spec.recovery.mirror_automatic = true;
     spec.training.steps = 1000;
   }
+  // Ranks 0 and 1 on w0, 2 and 3 on w1; w2 is a spare. When it returns, a first round is over, if
+  // copies are made at all, and a second one is asked for.
   void start() {
     job = h.submit_ok(spec);
     h.add_worker("w2", 2);
@@ -27,7 +27,7 @@ class CoreMirrorsTest : public ::testing::Test {
     first = newest_order("w0").step;
     train_to(30);
     h.checkpoint(job, 20);
-    for (const std::string worker : {"w0", "w1"}) answer(worker, first);
+    if (first > 0) answer_all(first);
     h.clear();
     train_to(31);
   }
@@ -47,8 +47,11 @@ class CoreMirrorsTest : public ::testing::Test {
   int64_t mirror() {
     const int64_t step = newest_order("w0").step;
     train_to(step);
-    for (const std::string worker : {"w0", "w1"}) answer(worker, step);
+    answer_all(step);
     return step;
+  }
+  void answer_all(int64_t step) {
+    for (const std::string worker : {"w0", "w1"}) answer(worker, step);
   }
   void answer(const std::string& worker, int64_t step, const std::string& failure = {},
               bool missed = false) {
@@ -87,9 +90,10 @@ class CoreMirrorsTest : public ::testing::Test {
     lose("w1");
     return step;
   }
-  void expect_from_checkpoint() {
+  void expect_from_checkpoint(bool read_everything = false) {
     h.pass(seconds(2));
     ASSERT_EQ(h.finds.size(), 1u);
+    EXPECT_EQ(h.finds.back().read_everything, read_everything);
     h.answer_find();
     EXPECT_FALSE(h.record(job).restored_from_memory);
     EXPECT_EQ(h.record(job).restore_step, 20);
@@ -159,6 +163,46 @@ TEST_F(CoreMirrorsTest, AMissedStepIsFollowedByOneFurtherAhead) {
   EXPECT_FALSE(h.has_event("mirror_failed"));
 }
 
+// By steps that take so long; a rank must not have passed the step when it hears of it.
+TEST_F(CoreMirrorsTest, TheNextStepIsAsFarAheadAsOrdersTakeToArrive) {
+  spec.training.steps = 5000;
+  for (const auto& [step_seconds, lead] :
+       std::map<double, int64_t>{{0.5, 2}, {0.008, 14}, {1e-6, 1002}, {0.0, 2}}) {
+    job = h.submit_ok(spec);
+    h.run(job);
+    h.train(job, 1, 1, [&](StepReport& report) { report.step_seconds = step_seconds; });
+    EXPECT_EQ(newest_order("w0").step, 1 + lead) << step_seconds;
+    h.cancel(job);
+    h.confirm_stops(job);
+  }
+}
+
+TEST_F(CoreMirrorsTest, MissesDoubleHowFarAheadTheNextStepIsAndCopiesHalveIt) {
+  start();
+  const auto next_lead = [&] {
+    const int64_t step = h.record(job).last_step->step + 1;
+    train_to(step);
+    return newest_order("w0").step - step;
+  };
+  for (const int64_t lead : {4, 8, 16, 16, 16}) {
+    answer("w0", newest_order("w0").step, "rank 0: the step is overwritten", true);
+    EXPECT_EQ(next_lead(), lead);
+  }
+  for (const int64_t lead : {8, 4, 2, 2}) {
+    mirror();
+    EXPECT_EQ(next_lead(), lead);
+  }
+}
+
+TEST_F(CoreMirrorsTest, TheLastStepIsNotCopied) {
+  spec.training.steps = 36;
+  start();
+  ASSERT_EQ(mirror(), 33);
+  h.clear();
+  train_to(34);
+  EXPECT_TRUE(h.sent<MirrorRanks>().empty());
+}
+
 TEST_F(CoreMirrorsTest, AFailureIsToldOnceAndTriedAgainLater) {
   start();
   answer("w1", newest_order("w0").step, "rank 2: refused: resource_exhausted");
@@ -195,11 +239,33 @@ TEST_F(CoreMirrorsTest, AnotherHostIsPreferredToAnotherWorker) {
   const JobId id = two.submit_ok(spec);
   two.run(id);
   two.train(id, 1, 1);
+  ASSERT_EQ(two.job(id).mirror.buddies.size(), 4u);
+  std::set<WorkerId> all;
   for (const auto& [rank, buddy] : two.job(id).mirror.buddies) {
     const WorkerId own = two.record(id).placement[rank.value].worker;
     EXPECT_NE(two.core().find_worker(own)->host, two.core().find_worker(buddy)->host) << rank.value;
+    all.insert(buddy);
   }
-  EXPECT_EQ(two.job(id).mirror.buddies.size(), 4u);
+  EXPECT_EQ(all.size(), 4u) << "each has as many as the others";
+}
+
+// Ranks 0 and 1, of the first stage, on w0; 2 and 3, of the second, on w1 and w2.
+TEST_F(CoreMirrorsTest, OfWorkersWithAsManyCopiesTheOneWithTheSameWeightsIsTaken) {
+  CoreHarness three;
+  three.add_worker("w0", 2);
+  three.add_worker("w1", 1);
+  three.add_worker("w2", 1);
+  spec = flat_spec("stages", 2);
+  spec.parallelism.pipeline = 2;
+  spec.recovery.mirror_automatic = true;
+  const JobId id = three.submit_ok(spec);
+  three.run(id);
+  three.train(id, 1, 1);
+  std::vector<std::string> kept_by;
+  for (const auto& [rank, buddy] : three.job(id).mirror.buddies) {
+    kept_by.push_back(three.core().find_worker(buddy)->record.name);
+  }
+  EXPECT_EQ(kept_by, (std::vector<std::string>{"w1", "w2", "w0", "w1"}));
 }
 
 TEST_F(CoreMirrorsTest, ALostHostsRanksGoOnElsewhereFromTheirCopies) {
@@ -244,7 +310,9 @@ TEST_F(CoreMirrorsTest, WithoutALostHostWhatDaemonsHoldIsNewer) {
   h.say("w1",
         RanksStopped{job, Epoch{1}, {{Rank{2}, {59, 60}}, {Rank{3}, {59, 60}}}, copies_of(step)});
   EXPECT_EQ(h.record(job).restore_step, 60);
-  for (const StartRank& order : h.sent<StartRank>()) EXPECT_EQ(order.state_from, StatePlace());
+  const auto orders = h.sent<StartRank>();
+  ASSERT_EQ(orders.size(), 4u);
+  for (const StartRank& order : orders) EXPECT_EQ(order.state_from, StatePlace());
 }
 
 TEST_F(CoreMirrorsTest, ACopyOlderThanTheCheckpointIsNotTaken) {
@@ -301,24 +369,39 @@ TEST_F(CoreMirrorsTest, NorIsThatOfARankThatLeftNothing) {
   expect_from_checkpoint();
 }
 
-TEST_F(CoreMirrorsTest, ASpecThatDoesNotWantMemoryGetsTheCheckpoint) {
-  spec.recovery.mirror_automatic = false;
-  spec.recovery.from_memory = false;
+TEST_F(CoreMirrorsTest, CopiesThatMayBeNeededAreHeldOnThoughNothingElseIs) {
   start();
+  const int64_t step = mirror();
   train_to(60);
-  lose("w1");
-  stopped(held_of_w0(), copies_of(40));
-  expect_from_checkpoint();
+  h.kill_rank(job, 0);
+  h.clear();
+  for (int said = 0; said < 2; ++said) {
+    stopped({}, copies_of(step));
+    EXPECT_TRUE(h.sent<StopRanks>().empty()) << "w1 has not said what it holds";
+  }
 }
 
-TEST_F(CoreMirrorsTest, AStartFromCopiesThatFailsIsFollowedByTheCheckpoint) {
+// Whatever made the fetch fail: how a rank ends says it (run_rank_process).
+class FailedFetchTest : public CoreMirrorsTest, public ::testing::WithParamInterface<ExitCode> {};
+INSTANTIATE_TEST_SUITE_P(, FailedFetchTest,
+                         ::testing::Values(ExitCode::kFailure, ExitCode::kPeerLost,
+                                           ExitCode::kNotFound, ExitCode::kPermission,
+                                           ExitCode::kDataCorrupt),
+                         [](const auto& code) {
+                           return fmt::format("Code{}", static_cast<int>(code.param));
+                         });
+
+TEST_P(FailedFetchTest, AStartFromCopiesThatFailsIsFollowedByTheCheckpoint) {
   start_and_lose_w1();
   h.spawn_ranks(job);
   h.clear();
-  h.exit_rank(job, 2, ExitCode::kUnreachable, "exited with code 14: fetch the state");
-  for (const StopRanks& stop : h.sent<StopRanks>()) EXPECT_FALSE(stop.keep_state);
+  h.exit_rank(job, 2, GetParam(),
+              fmt::format("exited with code {}: fetch the state", static_cast<int>(GetParam())));
+  const auto stops = h.sent<StopRanks>();
+  ASSERT_EQ(stops.size(), 2u);
+  for (const StopRanks& stop : stops) EXPECT_FALSE(stop.keep_state);
   h.confirm_stops(job);
-  expect_from_checkpoint();
+  expect_from_checkpoint(/*read_everything=*/GetParam() == ExitCode::kDataCorrupt);
 }
 
 TEST_F(CoreMirrorsTest, WithoutRoomTheCopiesStayUntilTheDaemonIsBack) {
@@ -326,7 +409,8 @@ TEST_F(CoreMirrorsTest, WithoutRoomTheCopiesStayUntilTheDaemonIsBack) {
   h.clear();
   stopped(held_of_w0(), copies_of(step));
   h.pass(seconds(2));
-  if (!h.finds.empty()) h.answer_find();
+  ASSERT_EQ(h.finds.size(), 1u);
+  h.answer_find();
   EXPECT_EQ(h.state(job), JobState::kRecovering);
   EXPECT_TRUE(h.sent<StopRanks>().empty()) << "w0 lets go of nothing";
   h.workers.at("w1").alive = true;
@@ -367,7 +451,6 @@ TEST_F(CoreMirrorsTest, AfterARecoveryCopiesAreMadeAnew) {
 // A restarted coordinator knows neither what it named last nor what is kept.
 TEST_F(CoreMirrorsTest, AfterARestartCopiesGoOnFromWhatTheWorkersKnow) {
   start();
-  const int64_t step = newest_order("w0").step;
   h.restart_coordinator();
   h.register_worker("w0");
   h.register_worker("w1");
@@ -375,7 +458,10 @@ TEST_F(CoreMirrorsTest, AfterARestartCopiesGoOnFromWhatTheWorkersKnow) {
   train_to(32);
   ASSERT_LT(newest_order("w0").kept_step, first);
   h.clear();
-  const RanksMirrored outdated{job, Epoch{1}, 500, {}, false, true, first};
+  RanksMirrored outdated{job, Epoch{1}, spec.training.steps, {}, false, true, first};
+  h.say("w0", outdated);
+  EXPECT_TRUE(h.sent<MirrorRanks>().empty()) << "the last step is not copied";
+  outdated.step = 500;
   h.say("w0", outdated);
   for (const char* worker : {"w0", "w1"}) {
     EXPECT_EQ(newest_order(worker).step, 500);
@@ -384,9 +470,8 @@ TEST_F(CoreMirrorsTest, AfterARestartCopiesGoOnFromWhatTheWorkersKnow) {
   h.clear();
   h.say("w1", outdated);
   EXPECT_TRUE(h.sent<MirrorRanks>().empty()) << "it is known by now";
-  for (const std::string worker : {"w0", "w1"}) answer(worker, 500);
+  answer_all(500);
   EXPECT_EQ(h.job(job).mirror.kept_step, 500);
-  EXPECT_LT(step, 500);
 }
 
 TEST_F(CoreMirrorsTest, AWidthThatIsAskedForWhileThereIsNoRoomIsTakenOver) {
@@ -399,7 +484,8 @@ TEST_F(CoreMirrorsTest, AWidthThatIsAskedForWhileThereIsNoRoomIsTakenOver) {
   ASSERT_EQ(h.state(job), JobState::kRecovering) << "there is no room";
   ASSERT_TRUE(h.scale(job, 2).status.ok());
   h.pass(seconds(2));
-  if (!h.finds.empty()) h.answer_find();
+  ASSERT_EQ(h.finds.size(), 1u);
+  h.answer_find();
   EXPECT_EQ(h.state(job), JobState::kStarting) << h.record(job).reason.message;
   EXPECT_EQ(h.job(job).spec.parallelism.data, 2);
   EXPECT_FALSE(h.record(job).restored_from_memory) << "the copies are of another layout";
