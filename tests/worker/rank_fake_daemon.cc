@@ -93,6 +93,8 @@ void FakeDaemon::on_message(const PeerId& peer, ControlMessage message) {
     start.checkpoint_dir = options_.checkpoint_dir.string();
     start.restore_manifest = options_.restore_manifest;
     start.restore_step = options_.restore_step;
+    start.state_from = options_.state_from;
+    start.from_memory = !start.state_from.address.empty();
     start.save_interval = options_.save_interval;
     EXPECT_TRUE(channel_->send(peer, start).ok());
   } else if (const auto* ready = std::get_if<RankReady>(&message)) {

@@ -27,6 +27,7 @@ struct FakeDaemonOptions {
   Path checkpoint_dir;
   std::string restore_manifest;
   int64_t restore_step = 0;
+  StatePlace state_from = {};  // where ranks fetch the state of that step; no address: nowhere
   int64_t save_interval = 0;
   std::string state_file;                // --state-file of every rank; empty: none
   std::optional<std::string> spec_json;  // instead of the spec's own

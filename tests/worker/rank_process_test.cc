@@ -410,6 +410,23 @@ TEST_F(RankProcessTest, AMissingCheckpointEndsWithItsPath) {
   EXPECT_NE(exit.last_words.find("000000000009"), std::string::npos) << exit.last_words;
 }
 
+// It has no peers yet that could be lost.
+TEST_F(RankProcessTest, ADaemonThatCannotBeAskedForStateIsNoLostPeer) {
+  FakeDaemonOptions options = options_of({1, 1, 1, Schedule::kOneForwardOneBackward}, 6);
+  options.state_file = (directory_.path() / "memory").string();
+  ASSERT_TRUE(replace_file_durably(options.state_file, {}).ok());
+  options.restore_step = 2;
+  options.state_from = {"127.0.0.1:1", {}};  // where nobody listens
+  FakeDaemon daemon(options);
+  daemon.spawn_all();
+  const RankExit exit = daemon.wait_exit(0);
+  EXPECT_EQ(exit.status.exit_code, code(ExitCode::kFailure)) << exit.last_words;
+  EXPECT_NE(
+      exit.last_words.find("fetch the state of step 2 from the daemon at 127.0.0.1:1: connect"),
+      std::string::npos)
+      << exit.last_words;
+}
+
 TEST(ExitCodeTest, APeerThatWentAwayIsNeverTheRanksOwnFault) {
   EXPECT_EQ(exit_code_of({}, false), ExitCode::kOk);
   EXPECT_EQ(exit_code_of(unavailable("x"), false), ExitCode::kPeerLost);
