@@ -7,6 +7,7 @@
 
 #include "coordinator/core/restored_records.h"
 #include "coordinator/http/backups.h"
+#include "coordinator/http/documents.h"
 #include "coordinator/store/state_directory.h"
 #include "tests/coordinator/core_harness.h"
 #include "tests/support/cluster.h"
@@ -213,7 +214,7 @@ TEST_F(RestoredTest, RanksOfLaterAttemptsEndAndTheJobGoesOnFromItsNewestCheckpoi
   for (int i = 0; i < 4; ++i) h.add_worker("w" + std::to_string(i), 1);
   const JobId job = h.submit_ok(four_rank_spec());
   h.run(job);
-  h.train(job, 1, 20);
+  h.train(job, 1, 30);
   h.checkpoint(job, 20);
   backup = h.store;
   h.kill_rank(job, 1);
@@ -225,6 +226,8 @@ TEST_F(RestoredTest, RanksOfLaterAttemptsEndAndTheJobGoesOnFromItsNewestCheckpoi
   restore();
   EXPECT_EQ(h.record(job).reason.code, "restored");
   EXPECT_EQ(h.state(job), JobState::kRecovering);
+  EXPECT_EQ(Json::parse(job_document(h.core(), h.job(job))).at("step"), 20)
+      << "not where the attempt before the backup began";
   register_workers();
   const std::map<std::string, Epoch> ordered = stops(job);
   ASSERT_EQ(ordered.size(), 4u);
