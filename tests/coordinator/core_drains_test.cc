@@ -200,6 +200,14 @@ TEST_F(CoreDrainsTest, ADaemonThatEndsBeforeItsJobHasSavedCostsNoBudget) {
   EXPECT_EQ(h.record(job).failures, 0);
 }
 
+TEST_F(CoreDrainsTest, NorDoesOneThatEndsBeforeItHasSaidSo) {
+  start();
+  h.rank_ended_by_daemon(job, 0);
+  EXPECT_EQ(h.state(job), JobState::kRecovering);
+  EXPECT_EQ(h.record(job).reason.code, "worker_left");
+  EXPECT_EQ(h.record(job).failures, 0);
+}
+
 TEST_F(CoreDrainsTest, AnUnknownWorkerIsRefusedAndARepeatedDrainIsNone) {
   EXPECT_EQ(h.drain("w9", "").status.code(), Code::kNotFound);
   ASSERT_TRUE(h.drain("w0", "fan").status.ok());

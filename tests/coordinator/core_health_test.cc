@@ -369,7 +369,7 @@ TEST_F(CoreHealthTest, StateHeldOnAHostThatIsCheckedIsWaitedFor) {
   h.workers.at(host).answers_checks = false;
   expect_hang(ProcessState::kDiskSleep);
   ASSERT_EQ(h.record(job).reason.code, "rank_hung");
-  ASSERT_EQ(worker(host).evidence.size(), 1u) << "it hangs because it is stopped";
+  ASSERT_EQ(worker(host).evidence.size(), 1u) << "a disk holds it";
   h.confirm_stops(job, {9, 10});
   EXPECT_EQ(h.state(job), JobState::kRecovering);
   h.workers.at(host).answers_checks = true;
