@@ -56,6 +56,8 @@ TEST(MirrorTest, WhenTheHostWithTheCopiesIsLostTooTheCheckpointIsLeft) {
   const Outcome expected = undisturbed(cluster, job);
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
   wait_for_copies(cluster, id);
+  ASSERT_TRUE(wait_until([&] { return cluster.job(id).at("checkpoint").is_object(); }, kPatience))
+      << cluster.describe(id);
   const Json ranks = cluster.job(id).at("ranks");
   std::set<std::string> hosts;
   for (const Json& rank : ranks) hosts.insert(rank.at("worker"));
