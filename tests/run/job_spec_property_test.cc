@@ -129,8 +129,15 @@ JobSpec random_spec() {
                   .keep_last = between(1, 10),
                   .keep_every = between(0, 10),
                   .init_from = *rc::gen::arbitrary<bool>() ? random_path() : ""};
-  s.recovery.max_restarts = between(0, 100);
-  s.recovery.hang_timeout = between(0, 86'400);
+  const bool from_memory = *rc::gen::arbitrary<bool>();
+  const bool mirror_automatic = from_memory && *rc::gen::arbitrary<bool>();
+  s.recovery = {.max_restarts = between(0, 100),
+                .hang_timeout = between(0, 86'400),
+                .from_memory = from_memory,
+                .replace_slow = *rc::gen::arbitrary<bool>(),
+                .mirror = from_memory && !mirror_automatic ? between(0, 1'000'000) : 0,
+                .mirror_automatic = mirror_automatic,
+                .mirror_rate = between(1, 1 << 20)};
   s.guards = {.not_finite = *rc::gen::element(GuardPolicy::kSkip, GuardPolicy::kStop),
               .loss_spike = {*rc::gen::element(GuardPolicy::kNone, GuardPolicy::kWarn),
                              100.0 * fraction(), between(4, kGuardWindowMax)},

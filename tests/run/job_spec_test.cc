@@ -135,6 +135,34 @@ TEST(JobSpecTest, TheIntervalBetweenCheckpointsMayBeLeftToTheCoordinator) {
   EXPECT_NE(error_of(with("device_mtbf_hours: -1")).find("device_mtbf_hours"), std::string::npos);
 }
 
+TEST(JobSpecTest, CopiesOfStateAreMadeSoManyStepsApartOrAsOftenAsTheirRateAllows) {
+  const auto with = [](const std::string& recovery) {
+    return edited("checkpoint: {", "recovery: {" + recovery + "}\ncheckpoint: {");
+  };
+  const auto recovery = [&](const std::string& words) {
+    const auto spec = parse_job_spec(with(words), "s.yaml");
+    EXPECT_TRUE(spec.ok()) << spec.status().to_string();
+    return spec.ok() ? spec->recovery : RecoverySpec();
+  };
+  EXPECT_EQ(recovery("mirror: auto"), (RecoverySpec{.mirror_automatic = true}));
+  EXPECT_EQ(recovery("mirror: 20, mirror_rate: 1048576"),
+            (RecoverySpec{.mirror = 20, .mirror_rate = 1 << 20}));
+  EXPECT_EQ(recovery("mirror: 0, from_memory: false"), (RecoverySpec{.from_memory = false}));
+  EXPECT_EQ(error_of(with("mirror: often")),
+            "s.yaml:31:20: recovery.mirror must be an integer from 0 to 1000000000 or auto, "
+            "not often");
+  for (const std::string rate : {"0", "1048577"}) {
+    EXPECT_EQ(
+        error_of(with("mirror_rate: " + rate)),
+        "s.yaml:31:25: recovery.mirror_rate must be an integer from 1 to 1048576, not " + rate);
+  }
+  for (const std::string mirror : {"auto", "20"}) {
+    EXPECT_EQ(error_of(with("from_memory: false, mirror: " + mirror)),
+              "s.yaml:31:40: recovery.mirror copies the state that workers hold in memory, which "
+              "recovery.from_memory: false does without; leave one of them out");
+  }
+}
+
 TEST(JobSpecTest, AnUnknownKeyNearNothingListsTheValidOnes) {
   EXPECT_EQ(error_of(edited("checkpoint: {interval", "checkpoint: {colour")),
             "s.yaml:31:14: unknown key \"colour\" in checkpoint; valid keys: dir, interval, "
