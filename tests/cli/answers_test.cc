@@ -99,6 +99,14 @@ class DescribeTest : public AnswersTest {
     EXPECT_EQ(run.exit_code, 0) << run.err;
     return run.out;
   }
+  std::string describe_on_one_worker(const Json& mirror) {
+    Json job = job_in("RUNNING");
+    job["ranks"] = {{{"rank", 0}, {"worker", "w0"}}, {{"rank", 1}, {"worker", "w0"}}};
+    Json spec;
+    spec["recovery"]["mirror"] = mirror;
+    answer("GET /api/v1/jobs/7/spec", "TrainingRun", spec);
+    return describe(job);
+  }
 };
 
 TEST_F(DescribeTest, OfAJobThatTrainsAFailureIsOneLine) {
@@ -133,23 +141,20 @@ TEST_F(AnswersTest, WhoWaitedForAJobThatFailedIsSentToTheDoctor) {
       << run.err;
 }
 
-TEST_F(DescribeTest, CopiesThatAreAskedForAndCannotBeAreSaidToBeNone) {
+TEST_F(DescribeTest, CopiesAreSaidToBeOfTheirStep) {
   Json job = job_in("RUNNING");
-  job["ranks"] = {{{"rank", 0}, {"worker", "w0"}}, {{"rank", 1}, {"worker", "w0"}}};
-  Json spec;
-  spec["recovery"]["mirror"] = "auto";
-  answer("GET /api/v1/jobs/7/spec", "TrainingRun", spec);
+  job["mirrored_step"] = 87;
   const std::string text = describe(job);
+  EXPECT_TRUE(has(text, "\ncopies      step 87, in the memory of two workers each\n")) << text;
+}
+
+TEST_F(DescribeTest, CopiesThatAreAskedForAndCannotBeAreSaidToBeNone) {
+  const std::string text = describe_on_one_worker("auto");
   EXPECT_TRUE(has(text, "\ncopies      none: all ranks are on one worker\n")) << text;
 }
 
 TEST_F(DescribeTest, CopiesThatNobodyAskedForAreNotMentioned) {
-  Json job = job_in("RUNNING");
-  job["ranks"] = {{{"rank", 0}, {"worker", "w0"}}, {{"rank", 1}, {"worker", "w0"}}};
-  Json spec;
-  spec["recovery"]["mirror"] = 0;
-  answer("GET /api/v1/jobs/7/spec", "TrainingRun", spec);
-  const std::string text = describe(job);
+  const std::string text = describe_on_one_worker(0);
   EXPECT_FALSE(has(text, "\ncopies")) << text;
 }
 

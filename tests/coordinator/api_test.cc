@@ -149,6 +149,19 @@ TEST_F(ApiTest, ARunningJobShowsItsProgress) {
   EXPECT_TRUE(body["last_failure"].is_null());
 }
 
+TEST_F(ApiTest, AJobWhoseStateIsCopiedSaysOfWhichStep) {
+  h.add_worker("w1", 4);
+  JobSpec spec = flat_spec("copied", 8);
+  spec.recovery.mirror_automatic = true;
+  const JobId job = h.submit_ok(spec);
+  h.run(job);
+  h.train(job, 1, 1);
+  EXPECT_TRUE(get("/api/v1/jobs/copied")["mirrored_step"].is_null());
+  const int64_t step = h.sent<MirrorRanks>().at(0).step;
+  for (const char* worker : {"w0", "w1"}) h.say(worker, RanksMirrored{job, Epoch{1}, step, {}});
+  EXPECT_EQ(get("/api/v1/jobs/copied")["mirrored_step"], step);
+}
+
 TEST_F(ApiTest, AJobWithABatchSizeRampCountsTheTokensItHasTrained) {
   JobSpec spec = four_rank_spec("tiny");
   spec.parallelism.microbatch_levels = {{3, 8}};  // of 256 tokens each
@@ -163,6 +176,7 @@ TEST_F(ApiTest, ARecoveringJobShowsItsFailure) {
   h.train(job, 1, 7);
   h.say("w0", RankExited{job, Epoch{1}, Rank{2}, -1, 9, "killed by signal 9", "step 7\n"});
   sync();
+  EXPECT_EQ(get("/api/v1/jobs/1")["step"], 7);
   const Json failure = get("/api/v1/jobs/1")["last_failure"];
   EXPECT_EQ(failure["code"], "rank_killed");
   EXPECT_EQ(failure["message"], "rank 2 on w0 was killed by signal 9");

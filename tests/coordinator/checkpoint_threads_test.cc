@@ -202,6 +202,19 @@ TEST_F(CheckpointThreadsTest, ADirectoryThatCannotBeReadIsAnErrorAndNotNothing) 
   EXPECT_FALSE(find(true).status.ok());
 }
 
+TEST_F(CheckpointThreadsTest, AListingSaysWhatIsPinned) {
+  ASSERT_TRUE(CheckpointStore::open(path(), kJob, nullptr)->pin(rows_[0].commit_seq).ok());
+  EventLoop loop;
+  const auto threads = start(loop);
+  std::vector<bool> pinned;
+  threads->list(kJob, path(), [&](const Result<std::vector<ListedCheckpoint>>& answer) {
+    for (const ListedCheckpoint& listed : answer.value()) pinned.push_back(listed.pinned);
+    loop.stop();
+  });
+  loop.run();
+  EXPECT_EQ(pinned, (std::vector<bool>{true, false}));
+}
+
 TEST_F(CheckpointThreadsTest, ListingsBeyondTheBoundAreRefusedAtOnce) {
   EventLoop loop;
   const auto threads = start(loop);
