@@ -20,6 +20,7 @@ class DevTest : public testing::Test {
  protected:
   static void SetUpTestSuite() {
     folder_ = std::make_unique<ScratchFolder>();
+    state_ = path("dev");
     const ProgramRun up = penstock({"dev", "up", "--workers", "4", "--port", "0"});
     ASSERT_EQ(up.exit_code, 0) << up.err;
   }
@@ -33,7 +34,7 @@ class DevTest : public testing::Test {
   static ProgramRun penstock(std::vector<std::string> arguments) {
     arguments.insert(arguments.begin(), binary("penstock").string());
     return run_program(arguments,
-                       {"PENSTOCK_DEV_STATE_DIR=" + path("dev"), "PENSTOCK_SERVER=", "NO_COLOR=1"});
+                       {"PENSTOCK_DEV_STATE_DIR=" + state_, "PENSTOCK_SERVER=", "NO_COLOR=1"});
   }
   static Json document(const ProgramRun& run) {
     Json json = Json::parse(run.out, nullptr, false);
@@ -51,8 +52,24 @@ class DevTest : public testing::Test {
     std::ofstream(path(job.name + ".yaml")) << tiny_job_yaml(folder_->path(), job);
     return path(job.name + ".yaml");
   }
+  // The process of that name: "coordinator", "worker-0", …
+  static LocalProcess process(const std::string& name) {
+    const Json status = document(penstock({"dev", "status", "-o", "json"}));
+    for (const Json& process : status.at("processes")) {
+      if (process.at("name") != name) continue;
+      const auto found = find_process(process.at("pid").get<pid_t>());
+      if (found) return *found;
+    }
+    return {};
+  }
+  static void kill(const std::string& name) {
+    const LocalProcess found = process(name);
+    ASSERT_TRUE(send_signal(found, 9).ok()) << name;
+    EXPECT_TRUE(wait_for_end(found, kPatience));
+  }
 
   inline static std::unique_ptr<ScratchFolder> folder_;
+  inline static std::string state_;  // the cluster's
 };
 
 TEST_F(DevTest, StartingAgainChangesNothing) {
@@ -105,49 +122,22 @@ class OwnClusterTest : public DevTest {
  protected:
   static void SetUpTestSuite() { folder_ = std::make_unique<ScratchFolder>(); }
   static void TearDownTestSuite() { folder_.reset(); }
-  void TearDown() override { EXPECT_EQ(run({"dev", "down"}).exit_code, 0); }
-
-  ProgramRun run(std::vector<std::string> arguments) const {
-    arguments.insert(arguments.begin(), binary("penstock").string());
-    return run_program(arguments,
-                       {"PENSTOCK_DEV_STATE_DIR=" + state_, "PENSTOCK_SERVER=", "NO_COLOR=1"});
-  }
-  Json answer(std::vector<std::string> arguments) const {
-    arguments.insert(arguments.end(), {"-o", "json"});
-    const ProgramRun answered = run(arguments);
-    EXPECT_EQ(answered.exit_code, 0) << arguments[0] << ": " << answered.err;
-    return document(answered);
-  }
-  // The process of that name: "coordinator", "worker-0", …
-  LocalProcess process(const std::string& name) const {
-    const Json status = document(run({"dev", "status", "-o", "json"}));
-    for (const Json& process : status.at("processes")) {
-      if (process.at("name") != name) continue;
-      const auto found = find_process(process.at("pid").get<pid_t>());
-      if (found) return *found;
-    }
-    return {};
-  }
-  void kill(const std::string& name) const {
-    const LocalProcess found = process(name);
-    ASSERT_TRUE(send_signal(found, 9).ok()) << name;
-    EXPECT_TRUE(wait_for_end(found, seconds(10)));
-  }
+  void SetUp() override { state_ = path("own-" + std::to_string(++count_)); }
+  void TearDown() override { EXPECT_EQ(penstock({"dev", "down"}).exit_code, 0); }
 
   inline static int count_ = 0;
-  const std::string state_ = path("own-" + std::to_string(++count_));
 };
 
 TEST_F(OwnClusterTest, WorkersThatTakeNoRanksHaveRegisteredToo) {
-  ASSERT_EQ(run({"dev", "up", "--workers", "3", "--port", "0"}).exit_code, 0);
-  ASSERT_EQ(run({"drain", "worker-1", "--wait"}).exit_code, 0);
-  ASSERT_EQ(run({"quarantine", "worker-2", "--reason", "ECC errors"}).exit_code, 0);
-  const ProgramRun more = run({"dev", "up", "--workers", "4"});
+  ASSERT_EQ(penstock({"dev", "up", "--workers", "3", "--port", "0"}).exit_code, 0);
+  ASSERT_EQ(penstock({"drain", "worker-1", "--wait"}).exit_code, 0);
+  ASSERT_EQ(penstock({"quarantine", "worker-2", "--reason", "ECC errors"}).exit_code, 0);
+  const ProgramRun more = penstock({"dev", "up", "--workers", "4"});
   EXPECT_EQ(more.exit_code, 0) << more.err;
-  ASSERT_EQ(run({"dev", "down"}).exit_code, 0);
-  const ProgramRun again = run({"dev", "up"});
+  ASSERT_EQ(penstock({"dev", "down"}).exit_code, 0);
+  const ProgramRun again = penstock({"dev", "up"});
   EXPECT_EQ(again.exit_code, 0) << again.err;
-  const Json workers = answer({"workers"});
+  const Json workers = json_of({"workers"});
   EXPECT_EQ(workers.at("items").size(), 4u);
   for (const Json& worker : workers.at("items")) {
     EXPECT_EQ(worker.at("drain_reason").is_string(), worker.at("name") == "worker-1") << worker;
@@ -156,27 +146,27 @@ TEST_F(OwnClusterTest, WorkersThatTakeNoRanksHaveRegisteredToo) {
 }
 
 TEST_F(OwnClusterTest, AStartThatFailsLeavesWhatRanksNeed) {
-  ASSERT_EQ(run({"dev", "up", "--workers", "4", "--port", "0"}).exit_code, 0);
-  ASSERT_EQ(run({"submit", spec({.name = "steady", .steps = 1'000'000})}).exit_code, 0);
-  ASSERT_EQ(run({"wait", "steady", "--for", "step=5", "--timeout", "240s"}).exit_code, 0);
+  ASSERT_EQ(penstock({"dev", "up", "--workers", "4", "--port", "0"}).exit_code, 0);
+  ASSERT_EQ(penstock({"submit", spec({.name = "steady", .steps = 1'000'000})}).exit_code, 0);
+  ASSERT_EQ(penstock({"wait", "steady", "--for", "step=5", "--timeout", "240s"}).exit_code, 0);
   kill("coordinator");
-  const ProgramRun status = run({"dev", "status"});
+  const ProgramRun status = penstock({"dev", "status"});
   EXPECT_EQ(status.exit_code, 3);
   EXPECT_NE(status.err.find("its coordinator does not run; penstock dev up starts it"),
             std::string::npos)
       << status.err;
   std::ofstream(state_ + "/worker-4") << "no folder";
-  const ProgramRun up = run({"dev", "up", "--workers", "5"});
+  const ProgramRun up = penstock({"dev", "up", "--workers", "5"});
   EXPECT_NE(up.exit_code, 0);
   EXPECT_NE(up.err.find("worker-4"), std::string::npos) << up.err;
   EXPECT_NE(up.err.find("coordinator stays"), std::string::npos) << up.err;
   EXPECT_TRUE(is_alive(process("coordinator")));
   const auto goes_on = [&] {
-    const Json job = document(run({"describe", "steady", "-o", "json"}));
+    const Json job = document(penstock({"describe", "steady", "-o", "json"}));
     return job.value("state", "") == "RUNNING" && job.value("restarts", -1) == 0;
   };
-  EXPECT_TRUE(wait_until(goes_on, kPatience)) << run({"describe", "steady"}).out;
-  EXPECT_EQ(run({"cancel", "steady", "--grace", "0s"}).exit_code, 0);
+  EXPECT_TRUE(wait_until(goes_on, kPatience)) << penstock({"describe", "steady"}).out;
+  EXPECT_EQ(penstock({"cancel", "steady", "--grace", "0s"}).exit_code, 0);
 }
 
 TEST_F(DevTest, AWorkerThatDiedIsStartedAgainByDevUp) {
@@ -188,14 +178,7 @@ TEST_F(DevTest, AWorkerThatDiedIsStartedAgainByDevUp) {
     return std::string();
   };
   const std::string old = incarnation();
-  const Json status = json_of({"dev", "status"});
-  for (const Json& process : status["processes"]) {
-    if (process["name"] != "worker-3") continue;
-    const auto found = find_process(process["pid"].get<pid_t>());
-    ASSERT_TRUE(found);
-    ASSERT_TRUE(send_signal(*found, 9).ok());
-    EXPECT_TRUE(wait_for_end(*found, seconds(10)));
-  }
+  kill("worker-3");
   const ProgramRun again = penstock({"dev", "up", "--workers", "4"});
   EXPECT_EQ(again.exit_code, 0) << again.err;
   EXPECT_NE(again.err.find("started worker-3"), std::string::npos) << again.err;
@@ -299,7 +282,7 @@ TEST_F(DevTest, TheLogOfATrainingJobIsFollowedWhileItTrains) {
   ASSERT_EQ(penstock({"submit", spec({.name = "chatty", .steps = 100000})}).exit_code, 0);
   SpawnOptions options;
   options.argv = {binary("penstock").string(), "logs", "chatty", "--rank", "0", "--follow"};
-  options.environment = {"PENSTOCK_DEV_STATE_DIR=" + path("dev"), "PENSTOCK_SERVER="};
+  options.environment = {"PENSTOCK_DEV_STATE_DIR=" + state_, "PENSTOCK_SERVER="};
   auto follower = ChildProcess::spawn(options);
   ASSERT_TRUE(follower.ok()) << follower.status().to_string();
   const FileDescriptor out = follower->take_stdout();
