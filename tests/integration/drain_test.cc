@@ -71,14 +71,14 @@ TEST_F(DrainTest, ADaemonThatIsToldToEndLetsItsJobSaveAndMove) {
   const std::string id = submit("moved");
   ASSERT_TRUE(cluster_.wait_for_step(id, 5)) << cluster_.describe(id);
   const std::string worker = host_of_rank_0(id);
-  cluster_.kill_worker(worker.back() - '0', SIGTERM);
+  cluster_.kill_worker(worker, SIGTERM);
   EXPECT_EQ(state_of(worker), "left");
   const std::string weights = cluster_.final_weights(id);
   const Json job = cluster_.job(id);
   EXPECT_EQ(job.at("restarts"), 0) << cluster_.describe(id);
   EXPECT_EQ(job.at("failures"), 0);
   EXPECT_EQ(cluster_.trained_steps(id), size_t{kSteps}) << "none is trained twice";
-  cluster_.start_worker(worker.back() - '0');
+  cluster_.start_worker(worker);
   EXPECT_TRUE(wait_until([&] { return state_of(worker) == "up"; }, kPatience));
   EXPECT_EQ(weights, cluster_.final_weights(submit("undisturbed")));
 }

@@ -30,11 +30,9 @@ bool has_ended(pid_t pid) {
 class LeaseTest : public ::testing::Test {
  protected:
   LeaseTest() {
-    const TinyJob undisturbed{.name = "undisturbed", .steps = 300};
-    const std::string alone = cluster_.submit(tiny_job_yaml(cluster_.folder(), undisturbed));
-    EXPECT_TRUE(cluster_.wait_for_state(alone, "SUCCEEDED")) << cluster_.describe(alone);
-    expected_ = cluster_.losses(alone);
-    id_ = cluster_.submit(tiny_job_yaml(cluster_.folder(), {.steps = 300}));
+    const TinyJob job{.steps = 300};
+    expected_ = undisturbed(cluster_, job);
+    id_ = cluster_.submit(tiny_job_yaml(cluster_.folder(), job));
     EXPECT_TRUE(cluster_.wait_for_step(id_, 20)) << cluster_.describe(id_);
     old_ = cluster_.rank_pids(id_);
     std::erase(old_, 0);  // devices without a rank
@@ -67,9 +65,8 @@ class LeaseTest : public ::testing::Test {
     return LeaseFile::open(path.c_str()).value();
   }
   void expect_it_ends_as_if_nothing_had_been(int restarts) const {
-    ASSERT_TRUE(cluster_.wait_for_state(id_, "SUCCEEDED")) << cluster_.describe(id_);
+    EXPECT_EQ(outcome(cluster_, id_), expected_) << cluster_.describe(id_);
     EXPECT_EQ(cluster_.job(id_).at("restarts"), restarts) << cluster_.describe(id_);
-    EXPECT_EQ(cluster_.losses(id_), expected_) << cluster_.describe(id_);
   }
 
   // Each takes the whole job.
@@ -77,7 +74,7 @@ class LeaseTest : public ::testing::Test {
                     .devices_per_worker = 4,
                     .heartbeat_interval_ms = kBeatMs,
                     .allow_chaos = true}};
-  std::map<int64_t, double> expected_;
+  Outcome expected_;
   std::string id_;
   std::string worker_;
   std::vector<pid_t> old_;

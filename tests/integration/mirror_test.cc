@@ -23,15 +23,6 @@ int64_t wait_for_copies(const Cluster& cluster, const std::string& id) {
   return step;
 }
 
-std::vector<std::string> starts(const Cluster& cluster, const std::string& id) {
-  std::vector<std::string> messages;
-  const Json events = cluster.get("/api/v1/jobs/" + id + "/events?limit=1000");
-  for (const Json& item : events.at("items")) {
-    if (item.at("code") == "starting") messages.push_back(item.at("message"));
-  }
-  return messages;
-}
-
 TEST(MirrorTest, ALostHostsRanksGoOnFromCopiesWithoutAnyCheckpoint) {
   Cluster cluster({.worker_count = 3, .devices_per_worker = 2});
   // No checkpoint before the last step: what is not in memory would be trained from the beginning.
@@ -40,10 +31,10 @@ TEST(MirrorTest, ALostHostsRanksGoOnFromCopiesWithoutAnyCheckpoint) {
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
   const int64_t copied = wait_for_copies(cluster, id);
   const std::string lost = cluster.job(id).at("ranks")[0].at("worker");
-  cluster.kill_worker(lost.back() - '0');
+  cluster.kill_worker(lost);
   EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
   EXPECT_EQ(cluster.job(id).at("restarts"), 1) << cluster.describe(id);
-  const std::vector<std::string> sources = starts(cluster, id);
+  const std::vector<std::string> sources = cluster.event_messages(id, "starting");
   ASSERT_EQ(sources.size(), 2u);
   EXPECT_NE(sources[1].find("rank 0 from a copy in the memory of w"), std::string::npos)
       << sources[1];
@@ -62,9 +53,9 @@ TEST(MirrorTest, WhenTheHostWithTheCopiesIsLostTooTheCheckpointIsLeft) {
   std::set<std::string> hosts;
   for (const Json& rank : ranks) hosts.insert(rank.at("worker"));
   ASSERT_EQ(hosts.size(), 2u);
-  for (const std::string& host : hosts) cluster.kill_worker(host.back() - '0');
+  for (const std::string& host : hosts) cluster.kill_worker(host);
   EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
-  const std::vector<std::string> sources = starts(cluster, id);
+  const std::vector<std::string> sources = cluster.event_messages(id, "starting");
   ASSERT_GE(sources.size(), 2u);
   EXPECT_NE(sources.back().find("the checkpoint of step"), std::string::npos) << sources.back();
 }
@@ -77,7 +68,7 @@ TEST(MirrorTest, AKilledRankStillGoesOnFromTheNewestStepOfItsOwnHost) {
   wait_for_copies(cluster, id);
   ASSERT_EQ(kill(cluster.rank_pid(id, 1), 9), 0);
   EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
-  const std::vector<std::string> sources = starts(cluster, id);
+  const std::vector<std::string> sources = cluster.event_messages(id, "starting");
   ASSERT_EQ(sources.size(), 2u);
   EXPECT_NE(sources[1].find("held in memory"), std::string::npos) << sources[1];
   EXPECT_EQ(sources[1].find("copy"), std::string::npos) << sources[1];

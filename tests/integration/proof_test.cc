@@ -8,15 +8,6 @@
 namespace penstock {
 namespace {
 
-std::string message_of(const Cluster& cluster, const std::string& id, const std::string& code) {
-  const Json events = cluster.get("/api/v1/jobs/" + id + "/events?limit=1000");
-  std::string message;
-  for (const Json& item : events.at("items")) {
-    if (item.at("code") == code) message = item.at("message");
-  }
-  return message;
-}
-
 TEST(ProofTest, ACancelledRunIsProvedReproducibleAndGoesOn) {
   const Cluster cluster(kTwoByTwo);
   const std::string id = cluster.submit(
@@ -61,8 +52,9 @@ TEST(ProofTest, TheCoordinatorChoosesAnIntervalAndTheRunEndsAsWithAnyOther) {
   EXPECT_EQ(cluster.losses(automatic), cluster.losses(fixed));
   EXPECT_EQ(cluster.job(automatic).at("checkpoint").at("weights_digest"),
             cluster.job(fixed).at("checkpoint").at("weights_digest"));
-  const std::string chosen = message_of(cluster, automatic, "checkpoint_interval");
-  EXPECT_NE(chosen.find("a checkpoint every"), std::string::npos) << chosen;
+  const std::vector<std::string> chosen = cluster.event_messages(automatic, "checkpoint_interval");
+  ASSERT_FALSE(chosen.empty()) << cluster.describe(automatic);
+  EXPECT_NE(chosen.back().find("a checkpoint every"), std::string::npos) << chosen.back();
   const Json steps = cluster.get("/api/v1/jobs/" + automatic + "/steps");
   EXPECT_GT(steps.at("items").at(9).at("checkpoint_seconds"), 0.0) << "saved after step 10";
   EXPECT_EQ(steps.at("items").at(8).at("checkpoint_seconds"), 0.0);

@@ -49,11 +49,9 @@ TEST_P(KilledRankTest, IsReplacedAndTheRunEndsBitIdentical) {
   ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
   EXPECT_EQ(cluster.job(id).at("restarts"), 2) << cluster.describe(id);
   EXPECT_EQ(cluster.job(id).at("last_failure").at("rank"), 0) << "the killed rank is the cause";
-  const Json events = cluster.get("/api/v1/jobs/" + id + "/events?limit=1000");
   int64_t from_memory = 0;
-  for (const Json& item : events.at("items")) {
-    const std::string message = item.at("message");
-    from_memory += item.at("code") == "starting" && message.find("memory") != std::string::npos;
+  for (const std::string& message : cluster.event_messages(id, "starting")) {
+    from_memory += message.find("memory") != std::string::npos;
   }
   EXPECT_EQ(from_memory, GetParam() ? 2 : 0) << cluster.describe(id);
   EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
@@ -66,7 +64,7 @@ TEST(RecoveryTest, AKilledDaemonTakesItsRankAlongAndTheJobGoesOnWhenItIsBack) {
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
   ASSERT_TRUE(cluster.wait_for_step(id, 40)) << cluster.describe(id);
   const auto before = cluster.rank_pids(id);
-  cluster.kill_worker(1);
+  cluster.kill_worker("worker-1");
   // The other ranks lost a peer, its own rank died with its daemon: none of the old processes
   // stays.
   ASSERT_TRUE(wait_until(
@@ -79,7 +77,7 @@ TEST(RecoveryTest, AKilledDaemonTakesItsRankAlongAndTheJobGoesOnWhenItIsBack) {
       kPatience));
   EXPECT_NE(cluster.job(id).at("state"), "SUCCEEDED");
   EXPECT_NE(cluster.job(id).at("state"), "FAILED") << cluster.describe(id);
-  cluster.start_worker(1);
+  cluster.start_worker("worker-1");
   ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
   EXPECT_EQ(outcome(cluster, id), expected) << cluster.describe(id);
 }
@@ -91,7 +89,7 @@ TEST(RecoveryTest, ASpareWorkerTakesOverForALostOne) {
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
   ASSERT_TRUE(cluster.wait_for_step(id, 40)) << cluster.describe(id);
   const std::string lost = cluster.job(id).at("ranks")[0].at("worker");
-  cluster.kill_worker(lost.back() - '0');
+  cluster.kill_worker(lost);
   ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
   const Json events = cluster.get("/api/v1/jobs/" + id + "/events?limit=1000");
   for (const Json& item : events.at("items")) {
@@ -108,7 +106,7 @@ TEST(RecoveryTest, AKilledDaemonIsLostByProofAndNotBySilence) {
   const std::string id = cluster.submit(tiny_job_yaml(cluster.folder(), job));
   ASSERT_TRUE(cluster.wait_for_step(id, 40)) << cluster.describe(id);
   const std::string killed = cluster.job(id).at("ranks")[1].at("worker");
-  cluster.kill_worker(killed.back() - '0');
+  cluster.kill_worker(killed);
   ASSERT_TRUE(cluster.wait_for_state(id, "SUCCEEDED")) << cluster.describe(id);
   EXPECT_EQ(cluster.job(id).at("restarts"), 1) << cluster.describe(id);
   EXPECT_NE(cluster.job(id)

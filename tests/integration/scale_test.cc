@@ -8,14 +8,11 @@ namespace {
 
 class ScaleTest : public ::testing::Test {
  protected:
-  std::string submit(const std::string& name, int microbatches = 16) const {
-    return cluster_.submit(tiny_job_yaml(cluster_.folder(), {.name = name,
-                                                             .pipeline = 2,
-                                                             .expert = 1,
-                                                             .data = 1,
-                                                             .microbatches = microbatches,
-                                                             .steps = 300,
-                                                             .checkpoint_interval = 300}));
+  static TinyJob job_of(int microbatches) {
+    return {.expert = 1, .microbatches = microbatches, .steps = 300, .checkpoint_interval = 300};
+  }
+  std::string submit(const TinyJob& job) const {
+    return cluster_.submit(tiny_job_yaml(cluster_.folder(), job));
   }
   bool trains_with(const std::string& id, int64_t data) const {
     return wait_until(
@@ -51,9 +48,8 @@ class ScaleTest : public ::testing::Test {
 };
 
 TEST_F(ScaleTest, AJobGrowsAndShrinksWithTheSameLosses) {
-  const std::string undisturbed = submit("undisturbed");
-  ASSERT_TRUE(cluster_.wait_for_state(undisturbed, "SUCCEEDED")) << cluster_.describe(undisturbed);
-  const std::string id = submit("scaled");
+  const auto expected = undisturbed(cluster_, job_of(16)).losses;
+  const std::string id = submit(job_of(16));
   ASSERT_TRUE(trains_with(id, 1)) << cluster_.describe(id);
   for (const int64_t data : {4, 2}) {
     const ProgramRun run = penstock(cluster_, {"scale", id, "--data", std::to_string(data)});
@@ -67,7 +63,6 @@ TEST_F(ScaleTest, AJobGrowsAndShrinksWithTheSameLosses) {
   EXPECT_EQ(job.at("failures"), 0);
   EXPECT_EQ(job.at("epoch"), 3);
   EXPECT_EQ(cluster_.trained_steps(id), 300u) << "none is trained twice";
-  const auto expected = cluster_.losses(undisturbed);
   const auto losses = cluster_.losses(id);
   ASSERT_EQ(losses.size(), expected.size());
   expect_same_curve(losses, expected, first_change(id));
@@ -87,9 +82,9 @@ TEST_F(ScaleTest, AnElasticJobShrinksWhenAWorkerDiesAndGrowsWhenItIsBack) {
   };
   const std::string id = elastic("elastic");
   ASSERT_TRUE(trains_with(id, 4)) << cluster_.describe(id);
-  cluster_.kill_worker(1);
+  cluster_.kill_worker("worker-1");
   ASSERT_TRUE(trains_with(id, 2)) << cluster_.describe(id);
-  cluster_.start_worker(1);
+  cluster_.start_worker("worker-1");
   ASSERT_TRUE(trains_with(id, 4)) << cluster_.describe(id);
   EXPECT_EQ(cluster_.job(id).at("failures"), 1);
   EXPECT_EQ(penstock(cluster_, {"cancel", id}).exit_code, 0);
@@ -102,7 +97,7 @@ TEST_F(ScaleTest, AnElasticJobShrinksWhenAWorkerDiesAndGrowsWhenItIsBack) {
 }
 
 TEST_F(ScaleTest, WhatCannotBeIsRefusedWithWhatIsMissing) {
-  const std::string id = submit("scaled", 32);
+  const std::string id = submit(job_of(32));
   ASSERT_TRUE(cluster_.wait_for_step(id, 3)) << cluster_.describe(id);
   const ProgramRun devices = penstock(cluster_, {"scale", id, "--data", "8"});
   EXPECT_EQ(devices.exit_code, 6);

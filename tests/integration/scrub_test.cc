@@ -37,15 +37,6 @@ Path damage_first_checkpoint(const Cluster& cluster, const std::string& id) {
   return segment;
 }
 
-std::string damage_message(const Cluster& cluster, const std::string& id) {
-  std::string message;
-  const Json events = cluster.get("/api/v1/jobs/" + id + "/events?limit=1000");
-  for (const Json& event : events.at("items")) {
-    if (event.at("code") == "checkpoint_damaged") message = event.at("message");
-  }
-  return message;
-}
-
 TEST(ScrubTest, ADamagedCheckpointOfARunningJobIsAnEventThatSaysWhere) {
   Cluster cluster({.worker_count = 2, .devices_per_worker = 2});
   std::string yaml =
@@ -70,7 +61,7 @@ TEST(ScrubTest, ADamagedCheckpointOfARunningJobIsAnEventThatSaysWhere) {
   cluster.start_coordinator();
   ASSERT_TRUE(wait_until([&] { return cluster.has_event(id, "checkpoint_damaged"); }, kPatience))
       << cluster.describe(id);
-  const std::string message = damage_message(cluster, id);
+  const std::string message = cluster.event_messages(id, "checkpoint_damaged").back();
   for (const std::string& part :
        {segment.filename().string(), std::string("(rank "), std::string("bytes 4096:")}) {
     EXPECT_NE(message.find(part), std::string::npos) << part << " in " << message;
@@ -96,7 +87,9 @@ TEST(ScrubTest, ADamagedCheckpointOfAFinishedJobIsAnEventToo) {
   cluster.start_coordinator();
   ASSERT_TRUE(wait_until([&] { return cluster.has_event(id, "checkpoint_damaged"); }, kPatience))
       << cluster.describe(id);
-  EXPECT_NE(damage_message(cluster, id).find(segment.filename().string()), std::string::npos);
+  EXPECT_NE(
+      cluster.event_messages(id, "checkpoint_damaged").back().find(segment.filename().string()),
+      std::string::npos);
   EXPECT_EQ(metric(cluster, name + "damaged_total"), 1.0);
   EXPECT_EQ(cluster.job(id).at("state"), "SUCCEEDED");
 }

@@ -55,14 +55,10 @@ constexpr std::array<const char*, 6> kKindNames = {"rank killed",        "rank s
                                                    "coordinator killed", "coordinator stopped"};
 
 struct JobEnd {
-  std::map<int64_t, double> losses;
-  std::string weights_digest;
+  Outcome outcome;
   double useful_seconds = 0.0;  // of the steps that counted
   double wall_seconds = 0.0;
 
-  bool same_bits(const JobEnd& other) const {
-    return losses == other.losses && weights_digest == other.weights_digest;
-  }
   double goodput() const { return wall_seconds > 0 ? useful_seconds / wall_seconds : 0.0; }
 };
 using Pair = std::array<JobEnd, 2>;
@@ -96,7 +92,7 @@ class Soak {
       if (!pair) return false;
       print_round(fmt::format("round {}", round), *pair);
       for (size_t job = 0; job < pair->size(); ++job) {
-        if ((*pair)[job].same_bits((*alone)[job])) continue;
+        if ((*pair)[job].outcome == (*alone)[job].outcome) continue;
         fmt::print("job {} of round {} is DIFFERENT from its undisturbed run; seed {}\n", job,
                    round, options_.seed);
         return false;
@@ -149,7 +145,7 @@ class Soak {
                    cluster_.describe(ids[job]));
         return std::nullopt;
       }
-      pair[job] = outcome(ids[job]);
+      pair[job] = end_of(ids[job]);
       pair[job].wall_seconds = static_cast<double>(ended_ns[job] - begun_ns) / 1e9;
       if (disturbed) count_verdicts(ids[job]);
     }
@@ -166,7 +162,7 @@ class Soak {
     return job && (job->at("state") == "SUCCEEDED" || job->at("state") == "FAILED");
   }
 
-  JobEnd outcome(const std::string& id) const {
+  JobEnd end_of(const std::string& id) const {
     JobEnd ended;
     std::map<int64_t, double> seconds_of;  // the newest attempt's; what was trained before is lost
     for (int64_t after = 0;;) {
@@ -174,13 +170,13 @@ class Soak {
           cluster_.get(fmt::format("/api/v1/jobs/{}/steps?after={}&limit=10000", id, after));
       if (page.at("items").empty()) break;
       for (const Json& step : page.at("items")) {
-        ended.losses[step.at("step")] = step.at("loss");
+        ended.outcome.losses[step.at("step")] = step.at("loss");
         seconds_of[step.at("step")] = step.at("step_seconds");
       }
       after = page.at("next_after");
     }
     for (const auto& [step, took] : seconds_of) ended.useful_seconds += took;
-    ended.weights_digest = cluster_.job(id).at("checkpoint").at("weights_digest");
+    ended.outcome.weights_digest = cluster_.job(id).at("checkpoint").at("weights_digest");
     return ended;
   }
 
@@ -194,7 +190,7 @@ class Soak {
 
   void disturb(const std::array<std::string, 2>& ids) {
     const auto kind = static_cast<Kind>(random_.below(kKindNames.size()));
-    const int worker = static_cast<int>(random_.below(kWorkers));
+    const std::string worker = fmt::format("worker-{}", random_.below(kWorkers));
     const std::string& id = ids[random_.below(ids.size())];
     const int rank = static_cast<int>(random_.below(kRanks));
     const milliseconds pause(random_.below(8'000));
@@ -239,11 +235,11 @@ class Soak {
   }
 
   // False when the coordinator does not know where it listens now.
-  bool cut_off(int worker, milliseconds time) const {
+  bool cut_off(const std::string& worker, milliseconds time) const {
     const auto workers = cluster_.try_get("/api/v1/workers");
     if (!workers) return false;
     for (const Json& item : workers->at("items")) {
-      if (item.at("name") != fmt::format("worker-{}", worker)) continue;
+      if (item.at("name") != worker) continue;
       const auto reply =
           http_call({.method = "POST",
                      .url = fmt::format("http://{}/chaos/partition?for_ms={}",
@@ -258,7 +254,7 @@ class Soak {
     for (size_t job = 0; job < pair.size(); ++job) {
       fmt::print("{:<12} job {}: {:7.1f} s, goodput {:5.1f}%, weights {}\n", name, job,
                  pair[job].wall_seconds, 100.0 * pair[job].goodput(),
-                 pair[job].weights_digest.substr(0, 16));
+                 pair[job].outcome.weights_digest.substr(0, 16));
     }
     std::fflush(stdout);
   }

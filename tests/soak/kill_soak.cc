@@ -125,7 +125,7 @@ class Soak {
   // Nothing, when the rank that was chosen is not running.
   void kill_something(const std::string& id, int rank_count) {
     const uint64_t die = random_.below(20);
-    const int worker = static_cast<int>(random_.below(kWorkers));
+    const std::string worker = fmt::format("worker-{}", random_.below(kWorkers));
     const int rank = static_cast<int>(random_.below(rank_count));
     if (die < 2) {
       cluster_.kill_coordinator();

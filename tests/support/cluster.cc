@@ -89,7 +89,7 @@ ProgramRun run_program(const std::vector<std::string>& argv,
 
 Cluster::Cluster(const ClusterOptions& options) : options_(options) {
   start_coordinator();
-  for (int i = 0; i < options.worker_count; ++i) start_worker(i);
+  for (int i = 0; i < options.worker_count; ++i) start_worker(fmt::format("worker-{}", i));
   const bool all_up = wait_until(
       [&] {
         const auto workers = try_get("/api/v1/workers");
@@ -162,8 +162,7 @@ void Cluster::signal_coordinator(int signal) const {
   PENSTOCK_CHECK(::kill(daemons_.at("coordinator").pid(), signal) == 0, errno);
 }
 
-void Cluster::start_worker(int index) {
-  const std::string name = fmt::format("worker-{}", index);
+void Cluster::start_worker(const std::string& name) {
   std::vector<std::string> argv = {binary("penstock-worker"),
                                    "--coordinator",
                                    fmt::format("tcp://127.0.0.1:{}", control_port_),
@@ -187,8 +186,8 @@ void Cluster::start_worker(int index) {
   spawn(name, std::move(argv));
 }
 
-void Cluster::kill_worker(int index, int signal) {
-  ChildProcess& daemon = daemons_.at(fmt::format("worker-{}", index));
+void Cluster::kill_worker(const std::string& name, int signal) {
+  ChildProcess& daemon = daemons_.at(name);
   PENSTOCK_CHECK(daemon.send_signal(signal).ok());
   daemon.wait();
 }
@@ -260,12 +259,18 @@ std::string Cluster::final_weights(const std::string& id) const {
   return job(id).at("checkpoint").at("weights_digest");
 }
 
-bool Cluster::has_event(const std::string& id, const std::string& code) const {
+std::vector<std::string> Cluster::event_messages(const std::string& id,
+                                                 const std::string& code) const {
+  std::vector<std::string> messages;
   const Json events = get("/api/v1/jobs/" + id + "/events?limit=1000");
   for (const Json& item : events.at("items")) {
-    if (item.at("code") == code) return true;
+    if (item.at("code") == code) messages.push_back(item.at("message"));
   }
-  return false;
+  return messages;
+}
+
+bool Cluster::has_event(const std::string& id, const std::string& code) const {
+  return !event_messages(id, code).empty();
 }
 
 std::string Cluster::describe(const std::string& id) const {

@@ -79,9 +79,9 @@ class Cluster {
 
   void start_coordinator();  // on the ports it had before, if any
   void kill_coordinator(int signal = 9);
-  void signal_coordinator(int signal) const;  // that does not end it
-  void start_worker(int index);
-  void kill_worker(int index, int signal = 9);
+  void signal_coordinator(int signal) const;   // that does not end it
+  void start_worker(const std::string& name);  // "worker-0", …
+  void kill_worker(const std::string& name, int signal = 9);
 
   // REQUIRES: the answer is JSON with HTTP status 200, 201 or 202.
   Json get(const std::string& path) const;
@@ -101,6 +101,8 @@ class Cluster {
   size_t trained_steps(const std::string& id) const;
   // The digest of its weights, once it has succeeded; what became of it when it does not.
   std::string final_weights(const std::string& id) const;
+  // The messages of its events of that code, in order.
+  std::vector<std::string> event_messages(const std::string& id, const std::string& code) const;
   bool has_event(const std::string& id, const std::string& code) const;
   std::string describe(const std::string& id) const;  // job and events, for a failed expectation
 
