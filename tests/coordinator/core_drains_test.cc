@@ -117,7 +117,8 @@ TEST_F(CoreDrainsTest, AJobThatIsStartingMovesAtOnce) {
   ASSERT_TRUE(h.drain(worker, "").status.ok());
   EXPECT_EQ(h.state(job), JobState::kRecovering);
   h.confirm_stops(job);
-  if (!h.finds.empty()) h.answer_find();
+  ASSERT_EQ(h.finds.size(), 1u);
+  h.answer_find();
   ASSERT_EQ(h.state(job), JobState::kStarting);
   for (int32_t rank = 0; rank < 4; ++rank) EXPECT_NE(h.host_of(job, rank), worker);
 }
