@@ -26,11 +26,12 @@ DOCUMENT = ROOT / "docs/simulation-mutations.md"
 HEAD = """# Every safety rule of the control plane is needed
 
 One rule of the coordinator's core or of the worker's agent is taken away at a time, in a copy of the sources, and seeds
-of all scenarios of the simulation (`tests/simulation/scenarios.cc`), mixed, run until one is violated: {noticed} of {all}
-rules were missed, half of them within {median} seeds. What {seeds} seeds do not miss is what another rule makes good, what
-costs only time, or what takes a rare coincidence: {tested} of these are missed by a unit test, which the table names, and
-of the other {harmless} it says why nothing can miss them. With all rules in place the same seeds violate nothing and no test
-fails. `tests/simulation/mutations.py --build DIR` writes this page; the list is `tests/simulation/mutation_list.py`.
+of all scenarios of the simulation (`tests/simulation/scenarios.cc`), mixed, run until one is violated. Without {noticed} of
+the {all} rules one is, half of the time within {median} seeds. The others another rule makes good, or they save only time,
+or what they prevent takes a coincidence that {seeds} seeds do not have: without {tested} of them a unit test fails, which
+the table names, and of {harmless} it says why nothing can show them. With all rules in place the same seeds violate nothing
+and no test fails. `tests/simulation/mutations.py --build DIR` writes this page; the list is
+`tests/simulation/mutation_list.py`.
 """
 TESTS = ["coordinator_core_test", "coordinator_records_test", "worker_agent_test", "worker_agent_memory_test",
          "worker_agent_report_queue_test"]
@@ -48,6 +49,7 @@ def run(source, numbers, seeds, scenarios=()):
         return 1, "", "a seed does not end"
     if done.returncode == 0:
         return None
+    done.stderr = done.stderr.replace(f"{source}/", "")
     aborted = re.search(r"aborted in seed (\d+) of scenario (\S+), after (\d+) seeds", done.stderr)
     if aborted:
         check = re.search(r"check failed: ([^\n]*)|([^\n]*)\n", done.stderr)
@@ -104,7 +106,7 @@ def page(results, seeds):
     text = HEAD.format(noticed=len(counts), all=len(results), median=counts[len(counts) // 2] if counts else 0, seeds=seeds,
                        tested=tested, harmless=len(results) - len(counts) - tested)
     for title, section in SECTIONS.items():
-        text += f"\n## {title}\n\n| taken away | in | seeds | the last | what was violated, or misses it |\n|---|---|---|---|---|\n"
+        text += f"\n## {title}\n\n| taken away | in | seeds | the last | what was violated; or a test that fails, or why none can |\n|---|---|---|---|---|\n"
         for mutation in section:
             count, seed, what = words(results[mutation], mutation)
             text += f"| {mutation.what} | `{mutation.file}` | {count} | {seed} | {what} |\n"
