@@ -246,16 +246,29 @@ TEST_F(MirrorTest, AnOverwrittenStepIsMissedAndSaidSo) {
   EXPECT_EQ(a.next(), outcome) << "asked again, it says it again";
 }
 
-// The rank overwrites generations as fast as it can: each copy that is taken is of one step.
+// Each copy that is taken is of one step: every other time the rank overwrites generations as fast
+// as it can meanwhile, and else all but the one that is copied, so that some copies are whole
+// wherever training is the quicker of the two.
 TEST_F(MirrorTest, NoCopyIsOfTwoSteps) {
+  constexpr int64_t kNoBound = int64_t{1} << 60;
   SimpleRank rank(a.holders, 0);
-  rank.train(1);
-  std::atomic<int64_t> newest = 1;
+  rank.train(2);
+  std::atomic<int64_t> newest = 2;
+  std::atomic<int64_t> bound = 2;
   std::atomic<bool> enough = false;
+  const auto train_to = [&bound](int64_t step) {
+    bound = step;
+    bound.notify_one();
+  };
   std::thread trainer([&] {
     while (!enough) {
-      rank.train(newest + 1);
-      ++newest;
+      const int64_t last = bound;
+      if (newest >= last) {
+        bound.wait(last);
+      } else {
+        rank.train(newest + 1);
+        ++newest;
+      }
     }
   });
   StateCopies copies(1 << 30);
@@ -264,8 +277,10 @@ TEST_F(MirrorTest, NoCopyIsOfTwoSteps) {
   int whole = 0;
   int missed = 0;
   int torn = 0;
-  while ((whole < 20 || missed < 20) && monotonic_ns() < give_up_ns) {
-    const int64_t step = newest;
+  for (int turn = 0; (whole < 20 || missed < 20) && monotonic_ns() < give_up_ns; ++turn) {
+    const bool races = turn % 2 == 1;
+    const int64_t step = races ? newest - 1 : int64_t{newest};
+    train_to(races ? kNoBound : step + 2);
     const auto copy = copy_held_state(memory, kJob, kEpoch, Rank{0}, step, copies);
     if (!copy.ok()) {
       missed += copy.status().code() == Code::kAborted;
@@ -277,6 +292,7 @@ TEST_F(MirrorTest, NoCopyIsOfTwoSteps) {
     torn += static_cast<uint64_t>(count) != kStateBytes;
   }
   enough = true;
+  train_to(kNoBound + 1);
   trainer.join();
   EXPECT_GE(whole, 20);
   EXPECT_GE(missed, 20);
