@@ -8,8 +8,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kVectorsMax = 4;  // that a thread keeps of its row: more would cost occupancy
 
-// A team of kTeam threads has a row, each every kTeam-th vector of it, so that a row is read once. A
-// block has kThreads / kTeam teams.
+// A team of kTeam threads has a row, each every kTeam-th vector of it, so that a row is read once.
+// A block has kThreads / kTeam teams.
 template <int kTeam>
 struct RowTeam {
   int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / kTeam) + threadIdx.x / kTeam;
@@ -150,9 +150,11 @@ void for_width(int64_t rows, int64_t width, const Launch& launch) {
 // Block (x, y) sums rows y, y + kNormPartials, … of its columns, a thread for each.
 constexpr int kColumnThreads = 128;
 template <typename T>
-__global__ __launch_bounds__(kColumnThreads) void norm_weight_partials(
-    RowCount rows, int64_t width, View<const T> x, const float* inv_rms, View<const T> dy,
-    float* partials) {
+__global__ __launch_bounds__(kColumnThreads) void norm_weight_partials(RowCount rows, int64_t width,
+                                                                       View<const T> x,
+                                                                       const float* inv_rms,
+                                                                       View<const T> dy,
+                                                                       float* partials) {
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnThreads + threadIdx.x;
   if (column >= width) return;
   const int64_t count = rows_of(rows);
@@ -206,9 +208,9 @@ void rms_norm_weight_gradient(Stream& stream, const RowCount& rows, int64_t widt
   stream.launched("rms_norm_weight_gradient");
 }
 
-#define PENSTOCK_INSTANTIATE(T)                                                              \
-  template void rms_norm<T>(Stream&, const RmsNorm<T>&);                                     \
-  template void rms_norm_input_gradient<T>(Stream&, const RmsNormInputGradient<T>&);         \
+#define PENSTOCK_INSTANTIATE(T)                                                               \
+  template void rms_norm<T>(Stream&, const RmsNorm<T>&);                                      \
+  template void rms_norm_input_gradient<T>(Stream&, const RmsNormInputGradient<T>&);          \
   template void rms_norm_weight_gradient<T>(Stream&, const RowCount&, int64_t, View<const T>, \
                                             const float*, View<const T>, float*, float*);
 PENSTOCK_INSTANTIATE(Bf16)

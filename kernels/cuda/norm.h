@@ -44,7 +44,9 @@ void rms_norm_input_gradient(Stream& stream, const RmsNormInputGradient<T>& grad
 
 // dweight += sum_i dy[i, :] * xhat[i, :]. `partials`: norm_partials_floats(width), scratch.
 inline constexpr int64_t kNormPartials = 256;
-constexpr int64_t norm_partials_floats(int64_t width) { return kNormPartials * width; }
+constexpr int64_t norm_partials_floats(int64_t width) {
+  return kNormPartials * width;
+}
 template <typename T>
 void rms_norm_weight_gradient(Stream& stream, const RowCount& rows, int64_t width, View<const T> x,
                               const float* inv_rms, View<const T> dy, float* dweight,

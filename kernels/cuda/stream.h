@@ -1,8 +1,8 @@
 // A queue of work on one device, and what went wrong on it first.
 //
-// Operations are launched, not run: nothing that takes a Stream waits for the device. A failed launch
-// is kept with the operation's name, and so is what the device finds later, under the operation at
-// which it showed; the owner asks when it waits anyway.
+// Operations are launched, not run: nothing that takes a Stream waits for the device. A failed
+// launch is kept with the operation's name, and so is what the device finds later, under the
+// operation at which it showed; the owner asks when it waits anyway.
 //
 // Thread-safety: one thread at a time per instance.
 #pragma once

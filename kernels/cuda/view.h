@@ -1,8 +1,8 @@
 // What operations on the device take: rows in device memory.
 //
 // - View: row-major, element (i, j) is data[i * stride + j]. REQUIRES of every operation, unless it
-//   says otherwise: data is 16-byte aligned; widths and strides are multiples of 8 elements, so that
-//   every row begins aligned, too. Memory is padded when it is laid out, never while training.
+//   says otherwise: data is 16-byte aligned; widths and strides are multiples of 8 elements, so
+//   that every row begins aligned, too. Memory is padded when it is laid out, never while training.
 // - Elements are bf16 or fp32; sums are taken in fp32, in an order that depends on shapes alone, so
 //   the same inputs give the same bits in every run.
 // - RowCount: how many rows there are may be known to the device alone (tokens that arrived). Then
@@ -23,8 +23,8 @@ struct View {
   View() = default;
   View(T* rows, int64_t row_stride) : data(rows), stride(row_stride) {}
   template <typename U>
-    requires(std::is_same_v<const U, T>)
-  View(const View<U>& other) : data(other.data), stride(other.stride) {}  // NOLINT: const is added
+  requires(std::is_same_v<const U, T>) View(const View<U>& other)
+      : data(other.data), stride(other.stride) {}  // NOLINT: const is added
   T* data = nullptr;
   int64_t stride = 0;
 };

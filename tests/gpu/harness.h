@@ -1,5 +1,6 @@
 // What tests of operations on a device are written with. They need the CUDA toolkit and nothing
-// else, so that they can be built where it is all there is: a program of named cases, one line each.
+// else, so that they can be built where it is all there is: a program of named cases, one line
+// each.
 //
 //   GPU_CASE(rms_norm_bf16) {
 //     Data<Bf16> x(run, rows * width), y(run, rows * width);
@@ -8,8 +9,9 @@
 //     run.compare("y", y.read(run), expected, kBf16Tolerance);
 //   }
 //
-// Every Data lies between guard bytes and begins as NaN, so that what an operation does not write, or
-// writes beside it, is found. A case fails at the first thing that is wrong; the others still run.
+// Every Data lies between guard bytes and begins as NaN, so that what an operation does not write,
+// or writes beside it, is found. A case fails at the first thing that is wrong; the others still
+// run.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +41,9 @@ class Run {
 
   cuda::Stream& stream() { return stream_; }
   double normal() { return normal_(random_); }
-  int64_t below(int64_t bound) { return static_cast<int64_t>(random_() % static_cast<uint64_t>(bound)); }
+  int64_t below(int64_t bound) {
+    return static_cast<int64_t>(random_() % static_cast<uint64_t>(bound));
+  }
 
   // Both in row-major order; NaN equals NaN only.
   void compare(const std::string& what, const std::vector<double>& got,
@@ -123,7 +127,7 @@ struct Registration {
 
 }  // namespace penstock::gpu_test
 
-#define GPU_CASE(name)                                                                        \
-  static void gpu_case_##name(::penstock::gpu_test::Run& run);                                \
+#define GPU_CASE(name)                                                                         \
+  static void gpu_case_##name(::penstock::gpu_test::Run& run);                                 \
   static const ::penstock::gpu_test::Registration registration_##name(#name, gpu_case_##name); \
   static void gpu_case_##name([[maybe_unused]] ::penstock::gpu_test::Run& run)

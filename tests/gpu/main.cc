@@ -1,5 +1,6 @@
-// gpu_test [--list] [--seed N] [PREFIX...]: runs the cases whose names begin with a PREFIX, all without one.
-// Exit code 0: all passed, 1: one failed, 2: wrong use, 77: there is no device to run them on.
+// gpu_test [--list] [--seed N] [PREFIX...]: runs the cases whose names begin with a PREFIX, all
+// without one. Exit code 0: all passed, 1: one failed, 2: wrong use, 77: there is no device to run
+// them on.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -24,9 +25,8 @@ struct Options {
 
 bool chosen(const Case& one, const Options& options) {
   return options.prefixes.empty() ||
-         std::any_of(options.prefixes.begin(), options.prefixes.end(), [&](const auto& prefix) {
-           return std::string(one.name).starts_with(prefix);
-         });
+         std::any_of(options.prefixes.begin(), options.prefixes.end(),
+                     [&](const auto& prefix) { return std::string(one.name).starts_with(prefix); });
 }
 
 int run_cases(const Options& options) {
@@ -39,8 +39,8 @@ int run_cases(const Options& options) {
     one.run(run);
     run.finish();
     failures += run.failed();
-    std::printf("%-44s %-6s %5.1f%% of the tolerance  %s\n", one.name, run.failed() ? "FAILED" : "ok",
-                100 * run.worst_error(), run.failure().c_str());
+    std::printf("%-44s %-6s %5.1f%% of the tolerance  %s\n", one.name,
+                run.failed() ? "FAILED" : "ok", 100 * run.worst_error(), run.failure().c_str());
     std::fflush(stdout);
     // An illegal access leaves a context in which nothing runs any more.
     if (cudaGetLastError() != cudaSuccess) {

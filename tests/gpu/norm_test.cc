@@ -15,7 +15,8 @@ struct Shape {
   int64_t width;
 };
 // Every size of team, full and not; a row alone; none.
-constexpr Shape kShapes[] = {{1, 8}, {37, 256}, {64, 1536}, {513, 2048}, {19, 7168}, {5, 8192}, {0, 64}};
+constexpr Shape kShapes[] = {{1, 8},     {37, 256}, {64, 1536}, {513, 2048},
+                             {19, 7168}, {5, 8192}, {0, 64}};
 
 template <typename T>
 void check_norm(Run& run, const Shape& shape, bool adds) {
@@ -62,9 +63,9 @@ void check_norm(Run& run, const Shape& shape, bool adds) {
   gradient.dx = dx.view(width);
   cuda::rms_norm_input_gradient<T>(run.stream(), gradient);
   std::vector<double> d_x(r), d_weight = dweight.fill_random(run);
-  reference::rms_norm_backward<double>(rows, width, {h.data(), width}, w.data(), inverse.data(),
-                                       {g.data(), width}, adds ? Store::kAccumulate : Store::kOverwrite,
-                                       {d_x.data(), width}, d_weight.data());
+  reference::rms_norm_backward<double>(
+      rows, width, {h.data(), width}, w.data(), inverse.data(), {g.data(), width},
+      adds ? Store::kAccumulate : Store::kOverwrite, {d_x.data(), width}, d_weight.data());
   run.compare("dx", dx.read(run), d_x, tolerance_of<T>());
   cuda::rms_norm_weight_gradient<T>(run.stream(), rows, width, gradient.x, inv_rms.get(),
                                     dy.view(width), dweight.get(), partials.get());
