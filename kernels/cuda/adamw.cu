@@ -1,6 +1,7 @@
 #include "kernels/cuda/adamw.h"
 
 #include "kernels/cuda/lanes.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace penstock::cuda {
 namespace {
@@ -87,19 +88,17 @@ void adamw(Stream& stream, int64_t count, const AdamwStep& step, const AdamwPoin
            const float* gradient_factor) {
   if (count == 0) return;
   const auto blocks = static_cast<unsigned>(ceil_div(count, kThreads * kVector));
-  adamw_vectors<M><<<blocks, kThreads, 0, stream.get()>>>(count, step, at, gradient_factor);
-  stream.launched("adamw");
+  launch(stream, "adamw", blocks, kThreads, 0, adamw_vectors<M>, count, step, at, gradient_factor);
 }
 
 void sum_of_squares(Stream& stream, int64_t count, const float* x, double* partials, double* sum) {
-  square_partials<<<kSquarePartials, kThreads, 0, stream.get()>>>(count, x, partials);
-  square_sum<<<1, kThreads, 0, stream.get()>>>(partials, sum);
-  stream.launched("sum_of_squares");
+  launch(stream, "sum_of_squares", kSquarePartials, kThreads, 0, square_partials, count, x,
+         partials);
+  launch(stream, "sum_of_squares", 1, kThreads, 0, square_sum, partials, sum);
 }
 
 void clip_factor(Stream& stream, const double* sum, double scale, double limit, float* factor) {
-  clip_one<<<1, 1, 0, stream.get()>>>(sum, scale, limit, factor);
-  stream.launched("clip_factor");
+  launch(stream, "clip_factor", 1, 1, 0, clip_one, sum, scale, limit, factor);
 }
 
 template void adamw<float>(Stream&, int64_t, const AdamwStep&, const AdamwPointers<float>&,

@@ -1,6 +1,7 @@
 #include "kernels/cuda/loss.h"
 
 #include "kernels/cuda/lanes.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace penstock::cuda {
 namespace {
@@ -84,8 +85,8 @@ __global__ __launch_bounds__(kThreads) void cross_entropy_rows(CrossEntropy<T> i
 template <typename T>
 void cross_entropy(Stream& stream, const CrossEntropy<T>& in) {
   if (in.rows == 0) return;
-  cross_entropy_rows<T><<<static_cast<unsigned>(in.rows), kThreads, 0, stream.get()>>>(in);
-  stream.launched("cross_entropy");
+  launch(stream, "cross_entropy", static_cast<unsigned>(in.rows), kThreads, 0,
+         cross_entropy_rows<T>, in);
 }
 
 template void cross_entropy<Bf16>(Stream&, const CrossEntropy<Bf16>&);

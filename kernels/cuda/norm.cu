@@ -1,6 +1,7 @@
 #include "kernels/cuda/norm.h"
 
 #include "kernels/cuda/lanes.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace penstock::cuda {
 namespace {
@@ -182,18 +183,17 @@ template <typename T>
 void rms_norm(Stream& stream, const RmsNorm<T>& norm) {
   if (norm.rows.most == 0) return;
   for_width(norm.rows.most, norm.width, [&](unsigned blocks, auto team) {
-    norm_rows<T, team()><<<blocks, kThreads, 0, stream.get()>>>(norm);
+    launch(stream, "rms_norm", blocks, kThreads, 0, norm_rows<T, team()>, norm);
   });
-  stream.launched("rms_norm");
 }
 
 template <typename T>
 void rms_norm_input_gradient(Stream& stream, const RmsNormInputGradient<T>& gradient) {
   if (gradient.rows.most == 0) return;
   for_width(gradient.rows.most, gradient.width, [&](unsigned blocks, auto team) {
-    norm_rows_gradient<T, team()><<<blocks, kThreads, 0, stream.get()>>>(gradient);
+    launch(stream, "rms_norm_input_gradient", blocks, kThreads, 0, norm_rows_gradient<T, team()>,
+           gradient);
   });
-  stream.launched("rms_norm_input_gradient");
 }
 
 template <typename T>
@@ -202,10 +202,10 @@ void rms_norm_weight_gradient(Stream& stream, const RowCount& rows, int64_t widt
                               float* partials) {
   if (rows.most == 0) return;
   const auto columns = static_cast<unsigned>(ceil_div(width, kColumnThreads));
-  norm_weight_partials<T><<<dim3(columns, kNormPartials), kColumnThreads, 0, stream.get()>>>(
-      rows, width, x, inv_rms, dy, partials);
-  norm_weight_sum<<<columns, kColumnThreads, 0, stream.get()>>>(width, partials, dweight);
-  stream.launched("rms_norm_weight_gradient");
+  launch(stream, "rms_norm_weight_gradient", dim3(columns, kNormPartials), kColumnThreads, 0,
+         norm_weight_partials<T>, rows, width, x, inv_rms, dy, partials);
+  launch(stream, "rms_norm_weight_gradient", columns, kColumnThreads, 0, norm_weight_sum, width,
+         partials, dweight);
 }
 
 #define PENSTOCK_INSTANTIATE(T)                                                               \

@@ -1,6 +1,7 @@
 #include "kernels/cuda/permute.h"
 
 #include "kernels/cuda/lanes.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace penstock::cuda {
 namespace {
@@ -62,7 +63,8 @@ __global__ __launch_bounds__(kSortExpertsMax) void scan_blocks(CountSort sort, i
 
 // Within a block: those of earlier warps first, then those of lower lanes.
 __global__ __launch_bounds__(kSortBlock) void place_assignments(CountSort sort) {
-  extern __shared__ int before[];  // [kWarps][experts]: of this warp, then of earlier warps
+  int* const before =
+      dynamic_shared<int>();  // [kWarps][experts]: of this warp, then of earlier ones
   const int warp = threadIdx.x / kWarp;
   for (int i = threadIdx.x; i < kWarps * sort.experts; i += kSortBlock) before[i] = 0;
   __syncthreads();
@@ -160,18 +162,12 @@ __global__ __launch_bounds__(kRowThreads) void weights_to_places(int64_t assignm
 void count_sort(Stream& stream, const CountSort& sort) {
   const int64_t blocks = ceil_div(sort.assignments, kSortBlock);
   const auto grid = static_cast<unsigned>(blocks);
-  if (blocks > 0) count_blocks<<<grid, kSortBlock, 0, stream.get()>>>(sort);
-  scan_blocks<<<1, kSortExpertsMax, 0, stream.get()>>>(sort, blocks);
+  if (blocks > 0) launch(stream, "count_sort", grid, kSortBlock, 0, count_blocks, sort);
+  launch(stream, "count_sort", 1, kSortExpertsMax, 0, scan_blocks, sort, blocks);
   if (blocks > 0) {
     const size_t shared = sizeof(int) * kWarps * static_cast<size_t>(sort.experts);
-    if (shared > 48 * 1024) {
-      stream.note("count_sort", cudaFuncSetAttribute(place_assignments,
-                                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                     static_cast<int>(shared)));
-    }
-    place_assignments<<<grid, kSortBlock, shared, stream.get()>>>(sort);
+    launch(stream, "count_sort", grid, kSortBlock, shared, place_assignments, sort);
   }
-  stream.launched("count_sort");
 }
 
 template <typename T>
@@ -179,18 +175,16 @@ void expand_rows(Stream& stream, const PermuteRows<T>& rows, View<const T> x, co
                  View<T> sorted, View<const T> of, float* dots) {
   if (rows.rows.most == 0) return;
   const int64_t blocks = ceil_div(rows.rows.most * rows.topk, kRowsPerBlock);
-  expand<T><<<static_cast<unsigned>(blocks), kRowThreads, 0, stream.get()>>>(rows, x, weights,
-                                                                             sorted, of, dots);
-  stream.launched("expand_rows");
+  launch(stream, "expand_rows", static_cast<unsigned>(blocks), kRowThreads, 0, expand<T>, rows, x,
+         weights, sorted, of, dots);
 }
 
 void expand_weights(Stream& stream, int64_t assignments, const int32_t* place, const float* weights,
                     float* sorted_weights) {
   if (assignments == 0) return;
   const auto blocks = static_cast<unsigned>(ceil_div(assignments, kRowThreads));
-  weights_to_places<<<blocks, kRowThreads, 0, stream.get()>>>(assignments, place, weights,
-                                                              sorted_weights);
-  stream.launched("expand_weights");
+  launch(stream, "expand_weights", blocks, kRowThreads, 0, weights_to_places, assignments, place,
+         weights, sorted_weights);
 }
 
 template <typename T>
@@ -198,8 +192,7 @@ void combine_rows(Stream& stream, const PermuteRows<T>& rows, View<const T> sort
                   const float* weights, View<T> y) {
   if (rows.rows.most == 0) return;
   const auto blocks = static_cast<unsigned>(ceil_div(rows.rows.most, kRowsPerBlock));
-  combine<T><<<blocks, kRowThreads, 0, stream.get()>>>(rows, sorted, weights, y);
-  stream.launched("combine_rows");
+  launch(stream, "combine_rows", blocks, kRowThreads, 0, combine<T>, rows, sorted, weights, y);
 }
 
 #define PENSTOCK_INSTANTIATE(T)                                                              \

@@ -1,6 +1,7 @@
 #include "kernels/cuda/rope.h"
 
 #include "kernels/cuda/lanes.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace penstock::cuda {
 namespace {
@@ -41,9 +42,8 @@ template <typename T>
 void rope(Stream& stream, const Rope<T>& in) {
   const int64_t vectors = in.tokens * in.heads * (in.dim / kVector);
   if (vectors == 0) return;
-  rope_vectors<T>
-      <<<static_cast<unsigned>(ceil_div(vectors, kThreads)), kThreads, 0, stream.get()>>>(in);
-  stream.launched("rope");
+  launch(stream, "rope", static_cast<unsigned>(ceil_div(vectors, kThreads)), kThreads, 0,
+         rope_vectors<T>, in);
 }
 
 template void rope<Bf16>(Stream&, const Rope<Bf16>&);

@@ -1,6 +1,7 @@
 #include "kernels/cuda/router.h"
 
 #include "kernels/cuda/lanes.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace penstock::cuda {
 namespace {
@@ -141,15 +142,13 @@ void router(Stream& stream, const Router& in) {
   stream.note("router", cudaMemsetAsync(in.counts, 0, bytes, stream.get()));
   if (in.shape.tokens == 0) return;
   const auto blocks = static_cast<unsigned>(ceil_div(in.shape.tokens, kWarps * kTokensPerWarp));
-  route_tokens<<<blocks, kThreads, 0, stream.get()>>>(in);
-  stream.launched("router");
+  launch(stream, "router", blocks, kThreads, 0, route_tokens, in);
 }
 
 void router_gradient(Stream& stream, const RouterGradient& in) {
   if (in.shape.tokens == 0) return;
   const auto blocks = static_cast<unsigned>(ceil_div(in.shape.tokens, kWarps));
-  route_tokens_gradient<<<blocks, kThreads, 0, stream.get()>>>(in);
-  stream.launched("router_gradient");
+  launch(stream, "router_gradient", blocks, kThreads, 0, route_tokens_gradient, in);
 }
 
 }  // namespace penstock::cuda

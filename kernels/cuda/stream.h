@@ -33,8 +33,6 @@ class Stream {
   cudaStream_t get() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
 
-  // To be called right after `operation` was launched.
-  void launched(const char* operation) { note(operation, cudaPeekAtLastError()); }
   // Keeps the first error; of cudaSuccess nothing.
   void note(const char* operation, cudaError_t error);
 

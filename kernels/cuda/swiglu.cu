@@ -1,6 +1,7 @@
 #include "kernels/cuda/swiglu.h"
 
 #include "kernels/cuda/lanes.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace penstock::cuda {
 namespace {
@@ -77,15 +78,13 @@ unsigned blocks_of(const RowCount& rows) {
 template <typename T>
 void swiglu(Stream& stream, const Swiglu<T>& in) {
   if (in.rows.most == 0) return;
-  swiglu_rows<T><<<blocks_of(in.rows), kThreads, 0, stream.get()>>>(in);
-  stream.launched("swiglu");
+  launch(stream, "swiglu", blocks_of(in.rows), kThreads, 0, swiglu_rows<T>, in);
 }
 
 template <typename T>
 void swiglu_gradient(Stream& stream, const SwigluGradient<T>& in) {
   if (in.rows.most == 0) return;
-  swiglu_rows_gradient<T><<<blocks_of(in.rows), kThreads, 0, stream.get()>>>(in);
-  stream.launched("swiglu_gradient");
+  launch(stream, "swiglu_gradient", blocks_of(in.rows), kThreads, 0, swiglu_rows_gradient<T>, in);
 }
 
 template void swiglu<Bf16>(Stream&, const Swiglu<Bf16>&);
