@@ -11,6 +11,7 @@ if(NOT CMAKE_BUILD_TYPE)
 endif()
 
 set(PENSTOCK_SANITIZE "" CACHE STRING "address (with undefined) or thread; empty for none")
+option(PENSTOCK_CUDA "Build kernels/cuda and tests/gpu; needs the CUDA toolkit" OFF)
 option(PENSTOCK_FUZZ "Build the fuzzers of tests/fuzz; needs clang and PENSTOCK_SANITIZE=address" OFF)
 
 include(CTest)
