@@ -13,7 +13,7 @@ inline constexpr int kWarp = 32;
 inline constexpr int kVector = 8;  // elements that a lane moves at a time: 16 bytes of bf16
 inline constexpr unsigned kAllLanes = 0xffffffffU;
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
