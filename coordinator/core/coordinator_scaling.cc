@@ -27,9 +27,12 @@ int64_t device_count(const std::vector<FreeDevices>& workers) {
 Status Coordinator::check_scaling(const Job& job, const JobSpec& next) const {
   const JobState state = job.record.state;
   if (is_final(state)) {
-    return refused(job, fmt::format("is {}; penstock resume {} --spec FILE goes on in another "
-                                    "layout",
-                                    job_state_name(state), job.record.name));
+    const std::string next = state == JobState::kSucceeded
+                                 ? "submit another job"
+                                 : fmt::format("penstock resume {} --spec FILE goes on in another "
+                                               "layout",
+                                               job.record.name);
+    return refused(job, fmt::format("is {}; {}", job_state_name(state), next));
   }
   if (state == JobState::kStopping) return refused(job, "is being stopped");
   if (job.record.proof) return refused(job, "compares its steps with recorded ones; wait for that");

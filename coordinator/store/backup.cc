@@ -60,7 +60,9 @@ class Lines {
 
   Status damaged(std::string_view what) const {
     return data_loss(
-        fmt::format("{}: line {}: {}; this is no whole backup", file_.string(), number_, what));
+        fmt::format("{}: line {}: {}; this is no whole backup: use another, or make one (penstock "
+                    "admin backup)",
+                    file_.string(), number_, what));
   }
 
  private:
@@ -179,7 +181,10 @@ Result<RestoredStore> fill(RecordStore& store, const Path& file, Instant now) {
   Coordinator core({});
   PENSTOCK_TRY(core.start(now, stored).status());
   restored.jobs = core.jobs().size();
-  for (const auto& [id, job] : core.jobs()) restored.open_jobs += !is_final(job.record.state);
+  for (const auto& [id, job] : core.jobs()) {
+    const JobState state = job.record.state;
+    restored.open_jobs += !is_final(state) && state != JobState::kSuspended;
+  }
   return restored;
 }
 

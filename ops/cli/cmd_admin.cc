@@ -106,6 +106,7 @@ Result<ExitCode> backup(Cli& cli, const std::string& path, const std::string& st
 }
 
 Result<ExitCode> restore(Cli& cli, const std::string& path, const std::string& state_dir) {
+  PENSTOCK_TRY(check_own_state(state_dir));
   // Read whole first: a file that is no good makes no directory.
   PENSTOCK_TRY(read_backup(path, [](const Record&) { return Status(); }).status());
   PENSTOCK_TRY_ASSIGN(const RestoredStore restored, restore_backup(path, state_dir, wall_now()));

@@ -356,6 +356,9 @@ Result<ExitCode> wait(Cli& cli, const std::string& name, const std::string& want
   }
   const Client client = cli.client();
   PENSTOCK_TRY_ASSIGN(const Json found, client.job(name));
+  if (const int64_t last = found.value("target_steps", INT64_MAX); condition.step > last) {
+    return invalid_argument(fmt::format("--for {}: the job has {} steps", wanted, last));
+  }
   detach_on_interrupt(field_string(found, "name"));
   PENSTOCK_TRY_ASSIGN(const Json job,
                       wait_for_job(client, cli.out, field_text(found, "id"), condition));

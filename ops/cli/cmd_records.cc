@@ -34,9 +34,12 @@ Result<std::vector<int64_t>> chosen_ranks(const std::string& text, int64_t world
   }
   char* end = nullptr;
   const int64_t rank = std::strtoll(text.c_str(), &end, 10);
-  if (text.empty() || *end != '\0' || rank < 0 || rank >= world_size) {
+  if (text.empty() || *end != '\0' || rank < 0) {
     return invalid_argument(
         fmt::format("--rank {}: expected all or 0 to {}", text, world_size - 1));
+  }
+  if (rank >= world_size) {
+    return not_found(fmt::format("the job has no rank {}: it has 0 to {}", text, world_size - 1));
   }
   return std::vector<int64_t>{rank};
 }

@@ -11,4 +11,7 @@ namespace penstock {
 // changes nothing, so the coordinator may run. kNotFound: none are there.
 Result<std::unique_ptr<RecordStore>> open_coordinator_store(const Path& state_dir);
 
+// kFailedPrecondition: `state_dir` is a dev cluster's, whose coordinator has a folder of its own.
+Status check_own_state(const Path& state_dir);
+
 }  // namespace penstock

@@ -169,7 +169,7 @@ void add_exit_code_topic(CLI::App& app, Cli& cli) {
           {11, "the job was cancelled"},
           {12, "the job was preempted"},
           {13, "the job ran out of memory"},
-          {14, "a data set or checkpoint is damaged"},
+          {14, "a data set, checkpoint or backup is damaged"},
           {15, "a rank lost a peer; the cause is elsewhere"},
           {16, "diverged: a loss or gradient norm is NaN or infinite, or a guard stops it"},
           {17, "steps trained again have other bits than were recorded"},

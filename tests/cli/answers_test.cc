@@ -132,6 +132,12 @@ TEST_F(AnswersTest, PsTellsOfAJobThatFailedUnlessANewerOneHasItsName) {
       << run.err;
 }
 
+TEST_F(AnswersTest, AStepThatTheJobNeverReachesIsNotWaitedFor) {
+  answer("GET /api/v1/jobs/quick", "Job", job_in("RUNNING"));
+  const ProgramRun run = ask({"wait", "quick", "--for", "step=1000000"});
+  EXPECT_EQ(run.exit_code, 2) << run.err;
+}
+
 TEST_F(AnswersTest, WhoWaitedForAJobThatFailedIsSentToTheDoctor) {
   answer("GET /api/v1/jobs/quick", "Job", job_in("FAILED"));
   answer("GET /api/v1/jobs/7", "Job", job_in("FAILED"));

@@ -571,6 +571,15 @@ TEST_F(PenstockTest, ARestoreFromABadFileLeavesNothing) {
   EXPECT_FALSE(std::filesystem::exists(path("restored")));
 }
 
+TEST_F(PenstockTest, ARestoreIntoADevClustersFolderNamesItsCoordinators) {
+  std::filesystem::create_directories(path("dev/coordinator"));
+  const ProgramRun run =
+      penstock({"admin", "restore", write("a.backup", "no backup\n"), "--state", path("dev")});
+  EXPECT_EQ(run.exit_code, 6) << run.err;
+  EXPECT_NE(run.err.find(path("dev/coordinator")), std::string::npos) << run.err;
+  EXPECT_FALSE(std::filesystem::exists(path("dev/state")));
+}
+
 TEST_F(PenstockTest, ADevClusterThatDoesNotRunIsStatusThreeAndNothingToStop) {
   const ProgramRun status = penstock({"dev", "status", "-o", "json"});
   EXPECT_EQ(status.exit_code, 3);

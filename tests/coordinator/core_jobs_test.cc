@@ -609,6 +609,7 @@ TEST_F(CoreJobsTest, OnlyFailedOrCancelledJobsCanBeResumed) {
   h.confirm_stops(job);
   ASSERT_EQ(h.state(job), JobState::kSucceeded);
   EXPECT_EQ(h.resume(job).status.code(), Code::kFailedPrecondition);
+  EXPECT_EQ(h.scale(job, 1).status.message().find("penstock resume"), std::string::npos);
 }
 
 TEST_F(CoreJobsTest, AResumedJobStartsFromItsNewestCheckpointInANewEpoch) {
